@@ -1,0 +1,3 @@
+//! The operators' command line for a Hyperfactory hub.
+
+fn main() {}

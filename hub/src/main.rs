@@ -1,0 +1,3 @@
+//! The centre of a Hyperfactory fleet.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! What every Hyperfactory node does: identity, enrollment, session, spool, health.

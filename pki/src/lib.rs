@@ -1,0 +1,1 @@
+//! Issues and judges the certificates of a Hyperfactory fleet.

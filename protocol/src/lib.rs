@@ -1,0 +1,9 @@
+//! The contract between nodes and hub: ids, messages, frames, the telemetry codec, and the session and
+//! delivery state machines. Pure: no I/O, no clock, no runtime.
+
+pub mod frame;
+pub mod id;
+pub mod message;
+pub mod version;
+
+pub use id::{CommandId, NodeId, NodeKind, Sequence, SessionId, SpoolEpoch, TenantId, Timestamp};

@@ -1,0 +1,1 @@
+//! A durable, bounded segment log on disk.

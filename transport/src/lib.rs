@@ -1,0 +1,1 @@
+//! QUIC between Hyperfactory nodes and hub.
