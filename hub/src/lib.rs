@@ -2,5 +2,9 @@
 
 pub mod access;
 pub mod audit;
-mod ids;
+pub mod authorities;
+pub mod enrollment;
+mod rows;
 pub mod schema;
+pub mod telemetry;
+pub mod tenants;
