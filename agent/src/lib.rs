@@ -1,0 +1,5 @@
+//! Reports a host and its Compose services to a Hyperfactory hub.
+
+pub mod cgroup;
+pub mod host;
+mod kept;
