@@ -1,0 +1,5 @@
+//! The node's connection to its hub.
+
+mod status;
+
+pub use status::{Counted, Counters, LinkState, LinkStatus, Trouble, TroubleKind};
