@@ -4,6 +4,8 @@
 pub mod frame;
 pub mod id;
 pub mod message;
+pub mod metrics;
+pub mod telemetry;
 pub mod version;
 
 pub use id::{CommandId, NodeId, NodeKind, Sequence, SessionId, SpoolEpoch, TenantId, Timestamp};
