@@ -2,4 +2,5 @@
 
 mod status;
 
+pub(crate) use status::clock_state;
 pub use status::{Counted, Counters, LinkState, LinkStatus, Trouble, TroubleKind};

@@ -73,8 +73,6 @@ struct Gathered {
     told: Option<NodeStatus>,
     /// The next batch starts afresh: after the process's start, and after one that could not be stored.
     key_due: bool,
-    /// The next batch that holds samples must carry the schema.
-    samples_key_due: bool,
 }
 
 impl Recorder {
@@ -96,17 +94,22 @@ impl Recorder {
     /// Returns when the sample is gathered or its batch is stored.
     pub async fn record(&self, schema: &Arc<Schema>, row: Row) {
         self.0.pulse.beat();
+        if row.values.len() != schema.len() {
+            tracing::error!(values = row.values.len(), series = schema.len(), "a sample does not fit its schema");
+            return;
+        }
         let changed_schema = {
             let gathered = self.gathered();
             gathered.schema.as_ref().is_some_and(|known| !Arc::ptr_eq(known, schema) && **known != **schema)
         };
         if changed_schema {
             // Rows of one batch share one schema.
-            self.store(false).await;
+            self.store().await;
         }
         let due = {
             let mut gathered = self.gathered();
             if changed_schema {
+                // Those that could not be stored under the old one.
                 gathered.rows.clear();
             }
             gathered.schema = Some(Arc::clone(schema));
@@ -118,7 +121,7 @@ impl Recorder {
             gathered.rows.len() >= self.0.samples_per_batch || self.is_live()
         };
         if due {
-            self.store(false).await;
+            self.store().await;
         }
     }
 
@@ -134,7 +137,7 @@ impl Recorder {
             gathered.services.apply(change.services, change.removed) || engine_changed
         };
         if news {
-            self.store(true).await;
+            self.store().await;
         }
     }
 
@@ -146,7 +149,7 @@ impl Recorder {
 
     /// Stores what is gathered as a batch now.
     pub async fn flush(&self) {
-        self.store(false).await;
+        self.store().await;
     }
 
     /// The newest full state, as a batch that decodes alone and is not numbered.
@@ -196,15 +199,15 @@ impl Recorder {
         self.gathered().clock = Some(report);
     }
 
-    /// Encodes and stores what is gathered. `urgent`: the hub should know of it even if it can't be stored.
-    async fn store(&self, urgent: bool) {
+    /// Encodes and stores what is gathered.
+    async fn store(&self) {
         let _order = self.0.storing.lock().await;
         let needs_key = self.0.backlog.needs_key();
-        let (body, key, rows) = {
+        let (body, key, rows, schema) = {
             let mut gathered = self.gathered();
             let status = self.status(&gathered);
             let Some((body, rows)) = gathered.take(status, needs_key) else { return };
-            (body.encode_to_vec(), body.key, rows)
+            (body.encode_to_vec(), body.key, rows, gathered.schema.clone())
         };
         if body.len() > MAX_BODY {
             tracing::error!(bytes = body.len(), most = MAX_BODY, "a batch is too large to be sent and is dropped");
@@ -212,20 +215,22 @@ impl Recorder {
             return;
         }
         if let Err(error) = self.0.backlog.append(body, key).await {
-            self.not_stored(&error, rows, urgent);
+            self.not_stored(&error, rows, schema);
         }
     }
 
-    fn not_stored(&self, error: &BacklogError, rows: Vec<Row>, urgent: bool) {
+    /// Keeps the rows for the next attempt, and has the link tell the hub past the backlog.
+    fn not_stored(&self, error: &BacklogError, rows: Vec<Row>, schema: Option<Arc<Schema>>) {
         tracing::debug!(%error, "a batch could not be stored");
         let mut gathered = self.gathered();
         gathered.key_due = true;
-        let newer = std::mem::replace(&mut gathered.rows, rows);
-        gathered.rows.extend(newer);
-        let surplus = gathered.rows.len().saturating_sub(MOST_ROWS);
-        gathered.rows.drain(..surplus);
+        if gathered.schema == schema {
+            let newer = std::mem::replace(&mut gathered.rows, rows);
+            gathered.rows.extend(newer);
+            let surplus = gathered.rows.len().saturating_sub(MOST_ROWS);
+            gathered.rows.drain(..surplus);
+        }
         drop(gathered);
-        tracing::trace!(urgent, "the newest state goes past the backlog");
         self.0.snapshot_due.send_modify(|count| *count += 1);
     }
 
@@ -251,19 +256,16 @@ impl Gathered {
         let rows = std::mem::take(&mut self.rows);
         let mut key = needs_key || self.key_due;
         let samples = match &self.schema {
-            Some(schema) if !rows.is_empty() => {
-                let encoded = self.encoder.encode(schema, &rows, key || self.samples_key_due);
+            // A key batch carries the schema even without rows: the deltas after it build on it.
+            Some(schema) if key || !rows.is_empty() => {
+                let encoded = self.encoder.encode(schema, &rows, key);
                 key |= encoded.key;
-                self.samples_key_due = false;
                 encoded.bytes
             }
-            _ => {
-                // A key batch without samples leaves its reader without a state for the deltas after it.
-                self.samples_key_due |= key;
-                Vec::new()
-            }
+            _ => Vec::new(),
         };
-        let (services, removed) = if key { (self.services.take_all(), Vec::new()) } else { self.services.take_changed() };
+        let (services, removed) =
+            if key { (self.services.take_all(), Vec::new()) } else { self.services.take_changed() };
         let engine = (key || self.engine_changed).then(|| self.engine.clone()).flatten();
         let told = key || self.told.as_ref().is_none_or(|told| differs(told, &status));
         if told {

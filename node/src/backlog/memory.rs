@@ -17,6 +17,8 @@ pub(super) struct Memory {
     /// Sequence of the front batch, or of the next one when there is none.
     first: u64,
     last_key: u64,
+    /// The hub has everything up to here.
+    acknowledged: u64,
     /// Dropped before the hub had it; ends right before `first`.
     dropped: Option<RangeInclusive<u64>>,
     lost: u64,
@@ -25,7 +27,7 @@ pub(super) struct Memory {
 impl Memory {
     pub(super) fn new(epoch: u64, capacity: u64) -> Self {
         let batches = VecDeque::new();
-        Self { epoch, capacity, bytes: 0, batches, first: 1, last_key: 0, dropped: None, lost: 0 }
+        Self { epoch, capacity, bytes: 0, batches, first: 1, last_key: 0, acknowledged: 0, dropped: None, lost: 0 }
     }
 
     pub(super) fn first(&self) -> u64 {
@@ -34,6 +36,10 @@ impl Memory {
 
     pub(super) fn last(&self) -> u64 {
         self.first + self.batches.len() as u64 - 1
+    }
+
+    pub(super) fn pending(&self) -> u64 {
+        self.last() - self.acknowledged.max(self.first - 1).min(self.last())
     }
 
     pub(super) fn bytes(&self) -> u64 {
@@ -83,6 +89,7 @@ impl Memory {
     }
 
     pub(super) fn acknowledge(&mut self, through: u64) {
+        self.acknowledged = self.acknowledged.max(through.min(self.last()));
         self.dropped.take_if(|dropped| *dropped.end() <= through);
         // The key batch that the next one builds on stays: a session starts from it.
         let keep_from = self.last_key_at_or_before(through.saturating_add(1)).unwrap_or(self.first);
@@ -92,9 +99,11 @@ impl Memory {
     }
 
     fn drop_front(&mut self) {
-        let start = self.dropped.as_ref().map_or(self.first, |dropped| *dropped.start());
-        self.dropped = Some(start..=self.first);
-        self.lost += 1;
+        if self.first > self.acknowledged {
+            let start = self.dropped.as_ref().map_or(self.first, |dropped| *dropped.start());
+            self.dropped = Some(start..=self.first);
+            self.lost += 1;
+        }
         self.pop_front();
     }
 
