@@ -114,3 +114,56 @@ impl Memory {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn filled(capacity: u64, keys: &[bool]) -> Memory {
+        let mut memory = Memory::new(1, capacity);
+        for key in keys {
+            memory.append(&[0; 10], *key);
+        }
+        memory
+    }
+
+    #[test]
+    fn an_overflow_drops_up_to_the_next_key_batch_and_says_what() {
+        let memory = filled(40, &[true, false, false, true, false]);
+        assert_eq!((memory.first(), memory.last()), (4, 5));
+        assert_eq!((memory.dropped(), memory.lost()), (Some(1..=3), 3));
+    }
+
+    #[test]
+    fn what_the_hub_has_is_let_go_except_the_key_batch_the_next_builds_on() {
+        let mut memory = filled(1000, &[true, false, true, false, false]);
+        memory.acknowledge(4);
+        assert_eq!((memory.first(), memory.last(), memory.pending()), (3, 5, 1));
+        memory.acknowledge(5);
+        assert_eq!(memory.pending(), 0);
+        assert_eq!(memory.append(&[0; 10], false), 6);
+    }
+
+    #[test]
+    fn batches_the_hub_has_are_not_lost_when_dropped() {
+        let mut memory = filled(1000, &[true, false, false]);
+        memory.acknowledge(2);
+        memory.capacity = 20;
+        memory.append(&[0; 10], true);
+        assert_eq!((memory.first(), memory.dropped(), memory.lost()), (4, Some(3..=3), 1));
+        memory.acknowledge(3);
+        assert_eq!(memory.dropped(), None);
+    }
+
+    #[test]
+    fn key_batches_are_asked_for_at_the_start_and_now_and_then() {
+        let mut memory = filled(1_000_000, &[]);
+        assert!(memory.needs_key());
+        memory.append(&[0], true);
+        for _ in 0..KEY_EVERY {
+            assert!(!memory.needs_key());
+            memory.append(&[0], false);
+        }
+        assert!(memory.needs_key());
+    }
+}
