@@ -1,0 +1,4 @@
+//! What nodes report: committed before it is acknowledged, held as last state, kept as history.
+
+pub mod ingest;
+pub mod state;
