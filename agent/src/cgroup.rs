@@ -153,6 +153,11 @@ impl Group {
     }
 
     /// The figures now. Fails when the container has ended.
+    pub fn figures(&self) -> io::Result<Figures> {
+        self.read(&mut Page::new())
+    }
+
+    /// [`Group::figures`] with a buffer of the caller's.
     ///
     /// The CPU figure is read first because its file fails at once when the cgroup is gone, while `net/dev` of a dead
     /// process goes on answering for as long as it is kept open.
