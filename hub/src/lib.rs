@@ -1,6 +1,12 @@
 //! The centre of a Hyperfactory fleet: enrollment, telemetry, alerts, audit, and who may see them.
 
 pub mod access;
+pub mod api;
 pub mod audit;
-mod ids;
+pub mod authorities;
+pub mod dashboard;
+pub mod enrollment;
+mod rows;
 pub mod schema;
+pub mod telemetry;
+pub mod tenants;

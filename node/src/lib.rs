@@ -1,1 +1,15 @@
-//! What every Hyperfactory node does: identity, enrollment, session, spool, health.
+//! What every Hyperfactory node does, agent or bridge: identity, enrollment, session, spool, health.
+
+pub mod backlog;
+pub mod clock;
+mod file;
+pub mod health;
+pub mod identity;
+pub mod link;
+pub mod telemetry;
+
+pub use backlog::Backlog;
+pub use clock::Clock;
+pub use file::FileError;
+pub use identity::{Identity, IdentityStore};
+pub use telemetry::{Change, Recorder};

@@ -29,9 +29,9 @@ pub struct Admission {
     /// An enrollment that takes longer is dropped.
     pub enrollment_deadline: Duration,
     /// Enrollments a second, in all.
-    pub enrollments_per_second: f64,
+    pub enrollments_per_second: u32,
     /// Enrollments a second from one IPv4 address or IPv6 /64.
-    pub enrollments_per_source: f64,
+    pub enrollments_per_source: u32,
 }
 
 impl Default for Admission {
@@ -41,8 +41,8 @@ impl Default for Admission {
             handshake_deadline: Duration::from_secs(5),
             enrolling: 64,
             enrollment_deadline: Duration::from_secs(10),
-            enrollments_per_second: 500.0,
-            enrollments_per_source: 20.0,
+            enrollments_per_second: 500,
+            enrollments_per_source: 20,
         }
     }
 }
@@ -54,8 +54,8 @@ pub(crate) async fn accept(gateway: Arc<Gateway>, endpoint: Endpoint, tasks: Tas
         handshakes: Arc::new(Semaphore::new(admission.handshakes)),
         enrolling: Arc::new(Semaphore::new(admission.enrolling)),
         rate: RateLimit::new(
-            Rate(admission.enrollments_per_second),
-            Rate(admission.enrollments_per_source),
+            Rate(admission.enrollments_per_second.into()),
+            Rate(admission.enrollments_per_source.into()),
             Instant::now(),
         ),
     });

@@ -1,0 +1,3 @@
+//! What nodes report: committed before it is acknowledged, held as last state, kept as history.
+
+pub mod state;
