@@ -117,7 +117,7 @@ async fn run(verb: Verb, config: &Config) -> anyhow::Result<ExitCode> {
         }
         Verb::ApiToken(who) => {
             let domain = Domain::open(config).await?;
-            let grant = who.grant(None);
+            let grant = who.grant();
             let (_, token) = domain.access.create_api_token(grant, &Actor::operator("hyperfactory-hub"), now()).await?;
             say(&token);
         }

@@ -75,10 +75,8 @@ pub(crate) async fn accept(gateway: Arc<Gateway>, endpoint: Endpoint, tasks: Tas
         let Some(incoming) = incoming else { return };
         // Under load an address must prove itself first (RFC 9000, section 8.1.2), so that forged ones cost us no handshake.
         if door.handshakes.available_permits() < admission.handshakes / 2 && !incoming.validated() {
-            // Only an address that is validated can't be asked, and this one is not.
-            if incoming.retry().is_ok() {
-                gateway.metrics.retries.inc();
-            }
+            gateway.metrics.retries.inc();
+            incoming.retry();
             continue;
         }
         tasks.spawn(admit(gateway.clone(), door.clone(), incoming, permit, shutdown.clone()));
