@@ -65,6 +65,12 @@ impl Endpoints {
             .unwrap_or_else(|| format!("http://{}", reachable(config.http_listen)))
     }
 
+    fn write(&self, state_dir: &Path) -> anyhow::Result<()> {
+        let (file, new) = (state_dir.join(Self::FILE), state_dir.join("endpoints.json.new"));
+        let write = || std::fs::write(&new, serde_json::to_vec(self)?).and_then(|()| std::fs::rename(&new, &file));
+        write().with_context(|| format!("cannot write {}", file.display()))
+    }
+
     /// Those of the hub that runs, or last ran, in `state_dir`.
     pub fn read(state_dir: &Path) -> Option<Self> {
         serde_json::from_slice(&std::fs::read(state_dir.join(Self::FILE)).ok()?).ok()
@@ -230,9 +236,7 @@ impl Hub {
     /// # Errors
     /// When it can't say where it listens, or HTTP breaks down.
     pub async fn run(self, shutdown: CancellationToken) -> anyhow::Result<()> {
-        let file = self.state_dir.join(Endpoints::FILE);
-        std::fs::write(&file, serde_json::to_vec(&self.endpoints)?)
-            .with_context(|| format!("cannot write {}", file.display()))?;
+        self.endpoints.write(&self.state_dir)?;
         info!(quic = %self.endpoints.quic, http = %self.endpoints.http, "the hub listens");
 
         let sessions = TaskTracker::new();
