@@ -140,7 +140,7 @@ impl Access {
         check(&grant)?;
         let secret = Secret::generate(Purpose::ApiToken);
         let token = ApiToken {
-            id: crate::ids::uuid(now),
+            id: crate::rows::uuid(now),
             name: grant.name,
             role: grant.role,
             tenant: grant.tenant,

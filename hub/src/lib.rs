@@ -1,8 +1,13 @@
 //! The centre of a Hyperfactory fleet: enrollment, telemetry, alerts, audit, and who may see them.
 
 pub mod access;
+pub mod alerts;
 pub mod api;
 pub mod audit;
+pub mod authorities;
 pub mod dashboard;
-mod ids;
+pub mod enrollment;
+mod rows;
 pub mod schema;
+pub mod telemetry;
+pub mod tenants;
