@@ -23,12 +23,14 @@ use tracing::{info, warn};
 use transport::{CloseCode, Endpoint, ServerLimits};
 
 use crate::access::Access;
+use crate::alerts::Alerts;
 use crate::authorities::{Authorities, HubServer};
 use crate::config::Config;
 use crate::enrollment::{self, Enrollment};
 use crate::gateway::{self, Gateway};
 use crate::metrics::Metrics;
 use crate::schema;
+use crate::telemetry::history::Upkeep;
 use crate::telemetry::ingest::Ingest;
 use crate::telemetry::state::Fleet;
 use crate::tenants::Tenants;
@@ -63,6 +65,12 @@ impl Endpoints {
         configured
             .or_else(|| Self::read(&config.state_dir).map(|endpoints| endpoints.http))
             .unwrap_or_else(|| format!("http://{}", reachable(config.http_listen)))
+    }
+
+    fn write(&self, state_dir: &Path) -> anyhow::Result<()> {
+        let (file, new) = (state_dir.join(Self::FILE), state_dir.join("endpoints.json.new"));
+        let write = || std::fs::write(&new, serde_json::to_vec(self)?).and_then(|()| std::fs::rename(&new, &file));
+        write().with_context(|| format!("cannot write {}", file.display()))
     }
 
     /// Those of the hub that runs, or last ran, in `state_dir`.
@@ -172,6 +180,11 @@ impl Hub {
             Ingest::start(database.clone(), fleet.clone(), Limits::default(), stop_storing.clone()).await?;
         storing.spawn(committing);
         storing.spawn(fleet.clone().keep(database.clone(), now, stop_storing.clone()));
+        let (alerts, judging) =
+            Alerts::start(database.clone(), fleet.clone(), config.alert_policy(), now, stop_storing.clone()).await?;
+        storing.spawn(judging);
+        storing.spawn(Upkeep::new(database.clone(), config.retention.get()).keep(now, stop_storing.clone()));
+        let _ = alerts;
 
         let scheme = if config.http_certificate.is_some() { "https" } else { "http" };
         let http = match &config.public_url {
@@ -230,9 +243,7 @@ impl Hub {
     /// # Errors
     /// When it can't say where it listens, or HTTP breaks down.
     pub async fn run(self, shutdown: CancellationToken) -> anyhow::Result<()> {
-        let file = self.state_dir.join(Endpoints::FILE);
-        std::fs::write(&file, serde_json::to_vec(&self.endpoints)?)
-            .with_context(|| format!("cannot write {}", file.display()))?;
+        self.endpoints.write(&self.state_dir)?;
         info!(quic = %self.endpoints.quic, http = %self.endpoints.http, "the hub listens");
 
         let sessions = TaskTracker::new();

@@ -1,6 +1,7 @@
 //! The centre of a Hyperfactory fleet: enrollment, telemetry, alerts, audit, and who may see them.
 
 pub mod access;
+pub mod alerts;
 pub mod api;
 pub mod audit;
 pub mod authorities;
