@@ -135,11 +135,10 @@ async fn identity(
         return Ok(Some(identity));
     }
     let Some(token) = &config.token else {
-        return Err(anyhow::anyhow!(
+        return Err(Failure::usage(anyhow::anyhow!(
             "this machine is not enrolled: make a join token on the hub's \"Add a node\" page and run the command it \
              shows, or set `token` in the configuration"
-        )
-        .into());
+        )));
     };
     let token = enroll::parse(token.expose())?;
     match stop.run_until_cancelled(enroll::enroll(config, store, &token, clock)).await {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 use settings::{Period, Secret, Size};
-use tracing_subscriber::filter::Targets;
+use tracing_subscriber::filter::{LevelFilter, Targets};
 
 use crate::engine::{self, Address};
 
@@ -97,8 +97,13 @@ impl Config {
         if self.spool_size < Size::mebibytes(1) {
             return wrong("spool-size", "use 1MiB or more".into());
         }
-        if let Err(error) = self.log.parse::<Targets>() {
-            return wrong("log", format!("{error}; use error, warn, info, debug or trace"));
+        // A lone word that is no level would count as the name of a part, and all else would be silent.
+        let is_level = |part: &str| part.contains('=') || part.trim().parse::<LevelFilter>().is_ok();
+        if self.log.parse::<Targets>().is_err() || !self.log.split(',').all(is_level) {
+            return wrong(
+                "log",
+                "use off, error, warn, info, debug or trace, or part=level, with commas between".into(),
+            );
         }
         self.engine(None)?;
         Ok(self)
