@@ -15,14 +15,15 @@ use memory::Memory;
 pub struct Backlog(Arc<Shared>);
 
 struct Shared {
-    store: Mutex<Store>,
+    store: Mutex<Spool>,
     /// On disk: calls go to a thread that may block.
     blocks: bool,
     known: watch::Sender<Known>,
     status: watch::Sender<SpoolStatus>,
 }
 
-enum Store {
+/// The backlog itself, in the hands of one who may block.
+pub(crate) enum Spool {
     Memory(Memory),
 }
 
@@ -32,7 +33,6 @@ pub(crate) struct Known {
     pub(crate) epoch: SpoolEpoch,
     pub(crate) first: Sequence,
     pub(crate) last: Sequence,
-    needs_key: bool,
 }
 
 /// What stands next in the backlog.
@@ -43,16 +43,26 @@ pub(crate) enum Entry {
         sequence: Sequence,
         key: bool,
         /// An encoded `BatchBody`.
-        body: Arc<[u8]>,
+        body: Vec<u8>,
     },
     /// Numbers that can't be delivered any more.
     Lost { first: Sequence, last: Sequence, reason: LostReason },
 }
 
+impl Entry {
+    /// Its first number.
+    pub(crate) fn first(&self) -> Sequence {
+        match self {
+            Self::Batch { sequence, .. } => *sequence,
+            Self::Lost { first, .. } => *first,
+        }
+    }
+}
+
 impl Backlog {
     /// A backlog of at most `capacity` bytes that is gone with the process. `epoch` is random.
     pub fn in_memory(epoch: SpoolEpoch, capacity: u64) -> Self {
-        Self::of(Store::Memory(Memory::new(epoch.0, capacity)), false)
+        Self::of(Spool::Memory(Memory::new(epoch.0, capacity)), false)
     }
 
     /// Its depth, size and faults.
@@ -63,22 +73,6 @@ impl Backlog {
     /// Its depth, size and faults as they change.
     pub fn watch(&self) -> watch::Receiver<SpoolStatus> {
         self.0.status.subscribe()
-    }
-
-    /// Whether the next batch must decode alone.
-    pub fn needs_key(&self) -> bool {
-        self.0.known.borrow().needs_key
-    }
-
-    /// Stores a batch; on return it is durable.
-    ///
-    /// # Errors
-    /// [`BacklogError`] when the disk refused it; no number is taken then.
-    pub async fn append(&self, body: Vec<u8>, key: bool) -> Result<Sequence, BacklogError> {
-        self.with(move |store| match store {
-            Store::Memory(memory) => Ok(Sequence(memory.append(&body, key))),
-        })
-        .await
     }
 
     /// The numbers it holds, as Hello tells them.
@@ -96,7 +90,7 @@ impl Backlog {
     /// entries otherwise.
     pub(crate) async fn read(&self, from: Sequence, count: usize, bytes: usize) -> Result<Vec<Entry>, BacklogError> {
         self.with(move |store| match store {
-            Store::Memory(memory) => Ok(read_memory(memory, from, count, bytes)),
+            Spool::Memory(memory) => Ok(read_memory(memory, from, count, bytes)),
         })
         .await
     }
@@ -104,31 +98,33 @@ impl Backlog {
     /// The last batch at or before `sequence` that decodes alone.
     pub(crate) async fn last_key_at_or_before(&self, sequence: Sequence) -> Result<Option<Sequence>, BacklogError> {
         self.with(move |store| match store {
-            Store::Memory(memory) => Ok(memory.last_key_at_or_before(sequence.0).map(Sequence)),
+            Spool::Memory(memory) => Ok(memory.last_key_at_or_before(sequence.0).map(Sequence)),
         })
         .await
     }
 
-    /// Lets go of everything up to and including `through`: the hub has it.
-    pub(crate) async fn acknowledge(&self, through: Sequence) -> Result<(), BacklogError> {
+    /// Lets go of everything up to and including `through`: the hub has it. Gives the number of batches.
+    pub(crate) async fn acknowledge(&self, through: Sequence) -> Result<u64, BacklogError> {
         self.with(move |store| match store {
-            Store::Memory(memory) => {
+            Spool::Memory(memory) => {
+                let before = memory.pending();
                 memory.acknowledge(through.0);
-                Ok(())
+                Ok(before - memory.pending())
             }
         })
         .await
     }
 
-    fn of(store: Store, blocks: bool) -> Self {
+    fn of(store: Spool, blocks: bool) -> Self {
         let (known, status) = store.describe();
         let (known, status) = (watch::Sender::new(known), watch::Sender::new(status));
         Self(Arc::new(Shared { store: Mutex::new(store), blocks, known, status }))
     }
 
-    async fn with<T: Send + 'static>(
+    /// Gives the backlog to `act`, which may block; it runs to its end also when nobody waits for it any more.
+    pub(crate) async fn with<T: Send + 'static>(
         &self,
-        act: impl FnOnce(&mut Store) -> Result<T, BacklogError> + Send + 'static,
+        act: impl FnOnce(&mut Spool) -> Result<T, BacklogError> + Send + 'static,
     ) -> Result<T, BacklogError> {
         if !self.0.blocks {
             return self.0.act(act);
@@ -139,7 +135,7 @@ impl Backlog {
 }
 
 impl Shared {
-    fn act<T>(&self, act: impl FnOnce(&mut Store) -> Result<T, BacklogError>) -> Result<T, BacklogError> {
+    fn act<T>(&self, act: impl FnOnce(&mut Spool) -> Result<T, BacklogError>) -> Result<T, BacklogError> {
         let mut store = self.store.lock().unwrap_or_else(PoisonError::into_inner);
         let result = act(&mut store);
         let (known, status) = store.describe();
@@ -150,7 +146,21 @@ impl Shared {
     }
 }
 
-impl Store {
+impl Spool {
+    /// Whether the next batch must decode alone.
+    pub(crate) fn needs_key(&self) -> bool {
+        match self {
+            Self::Memory(memory) => memory.needs_key(),
+        }
+    }
+
+    /// Stores a batch; on return it is durable.
+    pub(crate) fn append(&mut self, body: &[u8], key: bool) -> Result<Sequence, BacklogError> {
+        match self {
+            Self::Memory(memory) => Ok(Sequence(memory.append(body, key))),
+        }
+    }
+
     fn describe(&self) -> (Known, SpoolStatus) {
         match self {
             Self::Memory(memory) => (
@@ -158,7 +168,6 @@ impl Store {
                     epoch: SpoolEpoch(memory.epoch),
                     first: Sequence(memory.first()),
                     last: Sequence(memory.last()),
-                    needs_key: memory.needs_key(),
                 },
                 SpoolStatus {
                     pending_batches: memory.pending(),
@@ -186,7 +195,7 @@ fn read_memory(memory: &Memory, from: Sequence, count: usize, bytes: usize) -> V
             break;
         }
         room = room.saturating_sub(body.len());
-        entries.push(Entry::Batch { sequence: Sequence(sequence), key, body: Arc::clone(body) });
+        entries.push(Entry::Batch { sequence: Sequence(sequence), key, body: body.to_vec() });
     }
     entries
 }

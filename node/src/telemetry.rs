@@ -6,14 +6,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use prost::Message;
-use protocol::message::{BatchBody, ClockReport, Engine, NodeStatus, Service, ServiceKey, SpoolStatus};
+use protocol::message::{BatchBody, Engine, NodeStatus, Service, ServiceKey, SpoolStatus};
+use protocol::session::ClockReading;
 use protocol::telemetry::{Encoder, Row, Schema};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use crate::backlog::{Backlog, BacklogError};
+use crate::backlog::{Backlog, BacklogError, Spool};
 use crate::health::Pulse;
-use crate::link::clock_state;
 
 use services::Services;
 
@@ -52,8 +52,6 @@ struct Shared {
     backlog: Backlog,
     pulse: Arc<Pulse>,
     gathered: Mutex<Gathered>,
-    /// Held from the encoding of a batch until it is stored: batches are stored in the order of their deltas.
-    storing: tokio::sync::Mutex<()>,
     live_until: watch::Sender<Option<Instant>>,
     /// Counts what can't go through the backlog, so that the link sends a snapshot.
     snapshot_due: watch::Sender<u64>,
@@ -69,7 +67,7 @@ struct Gathered {
     services: Services,
     engine: Option<Engine>,
     engine_changed: bool,
-    clock: Option<ClockReport>,
+    clock: Option<ClockReading>,
     told: Option<NodeStatus>,
     /// The next batch starts afresh: after the process's start, and after one that could not be stored.
     key_due: bool,
@@ -83,7 +81,6 @@ impl Recorder {
             backlog,
             pulse: Arc::default(),
             gathered: Mutex::new(Gathered { key_due: true, ..Gathered::default() }),
-            storing: tokio::sync::Mutex::default(),
             live_until: watch::Sender::new(None),
             snapshot_due: watch::Sender::new(0),
         }))
@@ -194,27 +191,44 @@ impl Recorder {
         self.0.snapshot_due.subscribe()
     }
 
-    /// Takes the clock's offset, as measured when a session came up.
-    pub(crate) fn clock_measured(&self, report: ClockReport) {
-        self.gathered().clock = Some(report);
+    /// Takes the clock's reading, as measured when a session came up.
+    pub(crate) fn clock_measured(&self, reading: ClockReading) {
+        self.gathered().clock = Some(reading);
     }
 
-    /// Encodes and stores what is gathered.
+    /// Encodes and stores what is gathered. Nothing is left half done when the caller is gone before it ends.
     async fn store(&self) {
-        let _order = self.0.storing.lock().await;
-        let needs_key = self.0.backlog.needs_key();
-        let (body, key, rows, schema) = {
+        let shared = Arc::clone(&self.0);
+        let stored = self.0.backlog.with(move |spool| Ok(shared.store(spool)));
+        if let Err(error) = stored.await {
+            tracing::debug!(%error, "a batch was not stored");
+        }
+    }
+
+    fn status(&self, gathered: &Gathered) -> NodeStatus {
+        self.0.status(gathered)
+    }
+
+    fn gathered(&self) -> MutexGuard<'_, Gathered> {
+        self.0.gathered()
+    }
+}
+
+impl Shared {
+    /// Encodes what is gathered and appends it, in one go: batches are stored in the order of their deltas.
+    fn store(&self, spool: &mut Spool) {
+        let taken = {
             let mut gathered = self.gathered();
             let status = self.status(&gathered);
-            let Some((body, rows)) = gathered.take(status, needs_key) else { return };
-            (body.encode_to_vec(), body.key, rows, gathered.schema.clone())
+            let schema = gathered.schema.clone();
+            gathered.take(status, spool.needs_key()).map(|(body, rows)| (body, rows, schema))
         };
-        if body.len() > MAX_BODY {
-            tracing::error!(bytes = body.len(), most = MAX_BODY, "a batch is too large to be sent and is dropped");
+        let Some((body, rows, schema)) = taken else { return };
+        let (bytes, key) = (body.encode_to_vec(), body.key);
+        if bytes.len() > MAX_BODY {
+            tracing::error!(bytes = bytes.len(), most = MAX_BODY, "a batch is too large to be sent and is dropped");
             self.gathered().key_due = true;
-            return;
-        }
-        if let Err(error) = self.0.backlog.append(body, key).await {
+        } else if let Err(error) = spool.append(&bytes, key) {
             self.not_stored(&error, rows, schema);
         }
     }
@@ -231,19 +245,19 @@ impl Recorder {
             gathered.rows.drain(..surplus);
         }
         drop(gathered);
-        self.0.snapshot_due.send_modify(|count| *count += 1);
+        self.snapshot_due.send_modify(|count| *count += 1);
     }
 
     fn status(&self, gathered: &Gathered) -> NodeStatus {
         NodeStatus {
-            clock: gathered.clock,
-            clock_state: gathered.clock.map_or(0, |report| clock_state(&report).into()),
-            spool: Some(self.0.backlog.status()),
+            clock: gathered.clock.map(Into::into),
+            clock_state: gathered.clock.map_or(0, |reading| reading.state().into()),
+            spool: Some(self.backlog.status()),
         }
     }
 
     fn gathered(&self) -> MutexGuard<'_, Gathered> {
-        self.0.gathered.lock().unwrap_or_else(PoisonError::into_inner)
+        self.gathered.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -10,7 +10,7 @@ use sqlx::{AnyPool, ConnectOptions, Executor};
 use crate::error::StoreError;
 use crate::migrate::{self, Migration};
 
-/// An open write transaction; dropped without a commit, it is rolled back.
+/// An open transaction; dropped without a commit, it is rolled back.
 pub type Transaction = sqlx::Transaction<'static, sqlx::Any>;
 
 /// Longest wait for a connection, or for the one writer. Over it, callers get [`StoreError::Unavailable`].
@@ -92,6 +92,19 @@ impl Database {
             Engine::Postgres => "BEGIN",
         };
         Ok(self.0.writers.begin_with(statement).await?)
+    }
+
+    /// Starts a transaction whose statements all see the database as it is now, whatever is written meanwhile. Hold
+    /// it for moments: a SQLite log can't be cut short under it.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`] when no connection is to be had within 15 s.
+    pub async fn begin_read(&self) -> Result<Transaction, StoreError> {
+        let statement = match self.0.engine {
+            Engine::Sqlite => "BEGIN",
+            Engine::Postgres => "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY",
+        };
+        Ok(self.0.readers.begin_with(statement).await?)
     }
 
     /// Ends all connections, waiting for those in use.

@@ -23,6 +23,11 @@ pub trait Apply: Send + 'static {
         transaction: &mut Transaction,
         operations: &[&Self::Operation],
     ) -> impl Future<Output = Result<Vec<Self::Outcome>, StoreError>> + Send;
+
+    /// These operations are committed; called before any of their submitters is answered.
+    fn committed(&mut self, operations: &[&Self::Operation], outcomes: &[Self::Outcome]) {
+        let _ = (operations, outcomes);
+    }
 }
 
 /// Bounds of a group.
@@ -166,6 +171,7 @@ async fn attempt<A: Apply>(
     let mut transaction = database.begin_write().await?;
     let outcomes = apply.apply(&mut transaction, &operations).await?;
     transaction.commit().await?;
+    apply.committed(&operations, &outcomes);
     Ok(outcomes)
 }
 

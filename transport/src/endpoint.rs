@@ -189,13 +189,12 @@ impl Incoming {
         self.quic.remote_address_validated()
     }
 
-    /// Makes the client prove its address before the hub spends anything on it (RFC 9000, section 8.1.2).
-    ///
-    /// # Errors
-    /// Gives the attempt back when it already has.
-    pub fn retry(self) -> Result<(), Self> {
-        let handshake = self.handshake;
-        self.quic.retry().map_err(|error| Self { quic: error.into_incoming(), handshake })
+    /// Makes the client prove its address before the hub spends anything on it (RFC 9000, section 8.1.2). One that is
+    /// [`Incoming::validated`] already cannot be asked again, and is refused.
+    pub fn retry(self) {
+        if let Err(error) = self.quic.retry() {
+            error.into_incoming().refuse();
+        }
     }
 
     /// Tells the client that there is no room; it comes back after its back-off.

@@ -13,6 +13,7 @@ use protocol::telemetry::Schemas;
 use protocol::{NodeId, NodeKind, SessionId, TenantId, Timestamp};
 use tokio::sync::broadcast;
 
+pub(crate) use latest::scaled;
 pub use latest::{Latest, Sample};
 pub use view::{Attention, Certificate, Level, NodeView, Presence, Reason, service_name};
 
@@ -73,6 +74,9 @@ pub enum Ended {
 /// What one batch or snapshot says, decoded.
 #[derive(Clone, Debug, Default)]
 pub struct Report {
+    /// It is about now. A batch that was written before a snapshot that is already in is not: of it, only rows newer
+    /// than the newest known count.
+    pub current: bool,
     /// It names every service: those it does not name are gone.
     pub complete: bool,
     /// Services that changed.
@@ -83,8 +87,8 @@ pub struct Report {
     pub engine: Option<Engine>,
     /// The node's own state, when it changed.
     pub status: Option<NodeStatus>,
-    /// The newest row.
-    pub sample: Option<Sample>,
+    /// The newest rows, oldest first; more than two are of no use.
+    pub samples: Vec<Sample>,
 }
 
 impl Fleet {
@@ -176,15 +180,13 @@ impl Fleet {
         self.update(node, Dirty::No, |view| view.attention = Arc::new(attention));
     }
 
-    /// A node has reported. Rows older than the newest known are left out; so is the rest when `state` is false,
-    /// as it must be for a batch that was written before a snapshot that is already in.
-    pub fn report(&self, node: NodeId, reports: Vec<Report>, state: bool, now: Timestamp) {
-        let changes_state = state && reports.iter().any(Report::changes_state);
-        let dirty = if changes_state { Dirty::State } else { Dirty::Figures };
+    /// A node has reported.
+    pub fn report(&self, node: NodeId, reports: Vec<Report>, now: Timestamp) {
+        let dirty = if reports.iter().any(Report::changes_state) { Dirty::State } else { Dirty::Figures };
         self.update(node, dirty, |view| {
             view.last_seen = Some(now);
             for report in reports {
-                view.apply(report, state);
+                view.apply(report);
             }
         });
     }
@@ -218,6 +220,6 @@ impl Default for Fleet {
 impl Report {
     /// Whether it says anything but figures.
     fn changes_state(&self) -> bool {
-        !self.services.is_empty() || !self.removed.is_empty() || self.engine.is_some()
+        self.current && (!self.services.is_empty() || !self.removed.is_empty() || self.engine.is_some())
     }
 }

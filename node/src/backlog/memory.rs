@@ -9,7 +9,7 @@ const KEY_EVERY: u64 = 64;
 
 /// Numbered batches, the oldest dropped when there are too many bytes of them.
 #[derive(Debug)]
-pub(super) struct Memory {
+pub(crate) struct Memory {
     pub(super) epoch: u64,
     capacity: u64,
     bytes: u64,

@@ -173,7 +173,7 @@ async fn the_status_is_told_when_it_changes_and_not_with_every_batch() {
     let (recorder, schema) = (recorder(), schema(&["eth0"]));
     let mut told = Vec::new();
     for (at, offset) in [(1, 0), (2, 0), (3, 40), (4, 5_000)] {
-        recorder.clock_measured(ClockReport { offset_ms: offset, delay_ms: 10 });
+        recorder.clock_measured(ClockReading { offset_ms: offset, delay_ms: 10 });
         recorder.record(&schema, row(at, &[1])).await;
         recorder.flush().await;
         told = stored(&recorder).await.iter().map(|batch| batch.status.is_some()).collect();

@@ -5,20 +5,22 @@ use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use prost::Message;
+use protocol::Timestamp;
 use protocol::message::{BatchBody, NodeFacts};
 use protocol::telemetry::{Decoder, Encoder};
-use protocol::Timestamp;
-use store::sqlx::{self, AssertSqlSafe, Row, any::AnyRow};
-use store::{Database, StoreError, Transaction};
+use store::sqlx::{self, Row, any::AnyRow};
+use store::{Database, StoreError};
 use tokio_util::sync::CancellationToken;
 
-use super::{Dirty, Fleet, Latest, Member, NodeView, Presence, Report, Sample, Tracked};
+use crate::rows::Insert;
+
+use super::{Dirty, Fleet, Member, NodeView, Presence, Report, Sample, Tracked};
 
 /// Figures alone are copied so often; what lies in between is in the history.
 const FIGURES_EVERY: Duration = Duration::from_secs(60);
 /// How often it is looked what must be copied.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
-/// Nodes in one transaction, and in one statement: 9 values each, far below both engines' limits.
+/// Nodes in one transaction.
 const AT_ONCE: usize = 256;
 
 impl Fleet {
@@ -131,30 +133,23 @@ impl Fleet {
         // An older hub's copy that can't be read costs nothing but the time until the node reports.
         view.facts = Arc::new(NodeFacts::decode(&*facts).unwrap_or_default());
         let body = BatchBody::decode(&*state).unwrap_or_default();
-        let mut samples = Vec::new();
-        let mut decoder = Decoder::sharing(self.schemas());
         let mut rows = Vec::new();
+        let mut decoder = Decoder::sharing(self.schemas());
         if !body.samples.is_empty() {
             drop(decoder.decode(&body.samples, |_, at, values| rows.push((at, values.to_vec()))));
         }
-        if let Some(schema) = decoder.schema() {
-            samples
-                .extend(rows.into_iter().map(|(at, values)| Sample::new(at, Arc::clone(schema), values.into_iter())));
-        }
-        let report = Report {
+        let schema = decoder.schema();
+        let samples =
+            rows.into_iter().filter_map(|(at, values)| Some(Sample::new(at, Arc::clone(schema?), values.into_iter())));
+        view.apply(Report {
+            current: true,
             complete: true,
             services: body.services,
             removed: Vec::new(),
             engine: body.engine,
             status: body.status,
-            sample: None,
-        };
-        view.apply(report, true);
-        let mut samples = samples.into_iter();
-        view.latest = samples.next().map(|sample| Latest { sample, previous: None });
-        if let (Some(latest), Some(newest)) = (&mut view.latest, samples.next()) {
-            latest.advance(newest);
-        }
+            samples: samples.collect(),
+        });
         Ok(Some(view))
     }
 }
@@ -166,34 +161,14 @@ fn spread(now: Timestamp) -> Timestamp {
 
 async fn write(database: &Database, views: &[Arc<NodeView>], now: Timestamp) -> Result<(), StoreError> {
     let mut transaction = database.begin_write().await?;
-    let mut rest = views;
-    // Powers of two: few different statements, each prepared once.
-    while !rest.is_empty() {
-        let (part, more) = rest.split_at(1 << rest.len().ilog2());
-        write_part(&mut transaction, part, now).await?;
-        rest = more;
-    }
-    transaction.commit().await?;
-    Ok(())
-}
-
-async fn write_part(transaction: &mut Transaction, views: &[Arc<NodeView>], now: Timestamp) -> Result<(), StoreError> {
-    let sql = format!(
-        "INSERT INTO node_states (node, tenant, presence, since, last_seen, remote, facts, state_at, state)
-         VALUES {} ON CONFLICT (node) DO UPDATE SET presence = excluded.presence, since = excluded.since,
-         last_seen = excluded.last_seen, remote = excluded.remote, facts = excluded.facts,
-         state_at = excluded.state_at, state = excluded.state",
-        crate::rows::placeholders(views.len(), 9)
-    );
-    let mut query = sqlx::query(AssertSqlSafe(sql));
-    for view in views {
+    crate::rows::write(&mut transaction, UPSERT, views, |query, view| {
         let (presence, since, remote) = match &view.presence {
             Presence::NeverSeen => ("never", view.enrolled_at, None),
             Presence::Online { since, remote } => ("online", *since, Some(remote.to_string())),
             Presence::Lost { since } => ("lost", *since, None),
             Presence::Left { since, reason } => ("left", *since, Some(reason.clone())),
         };
-        query = query
+        query
             .bind(view.node.to_string())
             .bind(view.tenant.to_string())
             .bind(presence)
@@ -202,11 +177,20 @@ async fn write_part(transaction: &mut Transaction, views: &[Arc<NodeView>], now:
             .bind(remote)
             .bind(view.facts.encode_to_vec())
             .bind(now.millis())
-            .bind(encode(view));
-    }
-    query.execute(&mut **transaction).await?;
+            .bind(encode(view))
+    })
+    .await?;
+    transaction.commit().await?;
     Ok(())
 }
+
+const UPSERT: Insert = Insert {
+    into: "node_states (node, tenant, presence, since, last_seen, remote, facts, state_at, state)",
+    columns: 9,
+    on_conflict: "(node) DO UPDATE SET presence = excluded.presence, since = excluded.since,
+        last_seen = excluded.last_seen, remote = excluded.remote, facts = excluded.facts,
+        state_at = excluded.state_at, state = excluded.state",
+};
 
 /// A view as the key batch that would say the same.
 fn encode(view: &NodeView) -> Vec<u8> {

@@ -166,14 +166,14 @@ impl NodeView {
     }
 
     /// Takes over what a report says.
-    pub(super) fn apply(&mut self, report: Report, state: bool) {
-        if let Some(sample) = report.sample {
+    pub(super) fn apply(&mut self, report: Report) {
+        for sample in report.samples {
             match &mut self.latest {
                 Some(latest) => latest.advance(sample),
                 None => self.latest = Some(Latest { sample, previous: None }),
             }
         }
-        if !state {
+        if !report.current {
             return;
         }
         if let Some(engine) = report.engine {
