@@ -34,12 +34,10 @@ impl Usage {
         let marked = |id: u32| {
             std::fs::read(format!("/proc/{id}/cmdline")).is_ok_and(|line| String::from_utf8_lossy(&line).contains(mark))
         };
-        Ok(add(
-            processes
-                .iter()
-                .filter(|(id, stat)| names.iter().any(|name| stat.name.starts_with(name)) && marked(**id))
-                .map(|(id, stat)| (*id, stat)),
-        ))
+        Ok(add(processes
+            .iter()
+            .filter(|(id, stat)| names.iter().any(|name| stat.name.starts_with(name)) && marked(**id))
+            .map(|(id, stat)| (*id, stat))))
     }
 }
 

@@ -6,6 +6,7 @@
 mod figures;
 mod peers;
 mod stack;
+mod stored;
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -14,8 +15,9 @@ use anyhow::{Context, Result};
 use clap::Parser;
 use hyperfactory_tests::rig::{Agent, Engine, Hub, Netns, SOON, Usage, until};
 
-use figures::{Figures, Noise, OnTheWire};
-use peers::{NetData, NodeExporter, Scraper};
+use figures::{Figures, Mark, Rate, Span};
+use peers::{NetData, NodeExporter, Scraped, Scraper};
+use stored::Stored;
 
 #[derive(Parser)]
 struct Options {
@@ -46,14 +48,14 @@ fn main() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let node_exporter = NodeExporter::start(folder.path())?;
     let netdata = NetData::start(folder.path())?;
-    let scraper = Scraper::start(INTERVAL, node_exporter.url(), netdata.url())?;
+    let scraper = Scraper::start(INTERVAL, node_exporter.target(), netdata.target());
     settle("the peers to settle");
 
-    progress(&format!("engine without the agent, {} s", length.as_secs()));
-    let without = Noise::measure(length, || engine_cpu(&engine))?;
+    progress(&format!("the engine without the agent, {} s", length.as_secs()));
+    let engine_without = Rate::measure(length, || engine_cpu(&engine))?;
 
     let mut agent = Agent::create()?
-        .set("docker", engine.socket().to_string_lossy())
+        .set("docker-host", format!("unix://{}", engine.socket().display()))
         .set("interval", format!("{}s", INTERVAL.as_secs()));
     agent.enroll(&hub.join_token("bench")?)?;
     agent.run()?;
@@ -61,16 +63,15 @@ fn main() -> Result<()> {
     settle("the agent to settle");
 
     progress(&format!("all three side by side, {} s", length.as_secs()));
-    let id = agent.process()?.id();
-    let wire = OnTheWire::start(&netns, &agent)?;
-    scraper.reset();
-    let before = (Usage::of_tree(id)?, node_exporter.usage()?, netdata.usage()?);
-    let begun = Instant::now();
-    let with = Noise::measure(length, || engine_cpu(&engine))?;
-    let elapsed = begun.elapsed();
-    let after = (Usage::of_tree(id)?, node_exporter.usage()?, netdata.usage()?);
-    let scraped = scraper.bytes();
-    let sent = wire.finish(&netns, &agent)?;
+    let look = |agent: &mut Agent| -> Result<(Usage, Usage, Usage, Scraped)> {
+        Ok((Usage::of_tree(agent.process()?.id())?, node_exporter.usage()?, netdata.usage()?, scraper.bytes()?))
+    };
+    let mark = Mark::set(&netns, &agent)?;
+    let (begun, before) = (Instant::now(), look(&mut agent)?);
+    let engine_with = Rate::measure(length, || engine_cpu(&engine))?;
+    let (elapsed, after) = (begun.elapsed(), look(&mut agent)?);
+    let wire = mark.since(&netns, &agent)?;
+    let stored = Stored::read(hub.state_dir())?;
     drop((scraper, node_exporter, netdata));
 
     progress(&format!("a host with 8 services every 15 s, {} s", length.as_secs()));
@@ -79,11 +80,23 @@ fn main() -> Result<()> {
     let mut agent = agent.set("interval", "15s");
     agent.run()?;
     settle("the agent to settle");
-    let wire = OnTheWire::start(&netns, &agent)?;
+    let mark = Mark::set(&netns, &agent)?;
     std::thread::sleep(length);
-    let small = wire.finish(&netns, &agent)?;
+    let small_wire = mark.since(&netns, &agent)?;
 
-    Figures { elapsed, before, after, with, without, sent, small, scraped }.report(options.json.as_deref())
+    Figures {
+        elapsed,
+        agent: Span(before.0, after.0),
+        node_exporter: Span(before.1, after.1),
+        netdata: Span(before.2, after.2),
+        engine_without,
+        engine_with,
+        wire,
+        small_wire,
+        scraped: after.3 - before.3,
+        stored,
+    }
+    .report(options.json.as_deref())
 }
 
 /// CPU time of the engine and all that belongs to it: daemon, containerd, one shim for each container.
