@@ -23,12 +23,14 @@ use tracing::{info, warn};
 use transport::{CloseCode, Endpoint, ServerLimits};
 
 use crate::access::Access;
+use crate::alerts::Alerts;
 use crate::authorities::{Authorities, HubServer};
 use crate::config::Config;
 use crate::enrollment::{self, Enrollment};
 use crate::gateway::{self, Gateway};
 use crate::metrics::Metrics;
 use crate::schema;
+use crate::telemetry::history::Upkeep;
 use crate::telemetry::ingest::Ingest;
 use crate::telemetry::state::Fleet;
 use crate::tenants::Tenants;
@@ -178,6 +180,11 @@ impl Hub {
             Ingest::start(database.clone(), fleet.clone(), Limits::default(), stop_storing.clone()).await?;
         storing.spawn(committing);
         storing.spawn(fleet.clone().keep(database.clone(), now, stop_storing.clone()));
+        let (alerts, judging) =
+            Alerts::start(database.clone(), fleet.clone(), config.alert_policy(), now, stop_storing.clone()).await?;
+        storing.spawn(judging);
+        storing.spawn(Upkeep::new(database.clone(), config.retention.get()).keep(now, stop_storing.clone()));
+        let _ = alerts;
 
         let scheme = if config.http_certificate.is_some() { "https" } else { "http" };
         let http = match &config.public_url {
