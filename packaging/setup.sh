@@ -52,6 +52,12 @@ package_installed() {
     case "$(dpkg-query -W -f='${db:Status-Abbrev}' "$1" 2>/dev/null)" in ii*) ;; *) return 1 ;; esac
 }
 
+# have_packages NAME…: whether all of them are installed.
+have_packages() {
+    local name
+    for name in "$@"; do package_installed "$name" || return 1; done
+}
+
 # need_packages NAME…: installs those that are missing. A NAME may be "a|b": the first that is
 # installed, or that this release has, counts. Services that come with a package are not started.
 need_packages() {

@@ -1,1 +1,3 @@
 //! End-to-end tests, fleet simulator and benchmarks of Hyperfactory.
+
+pub mod rig;
