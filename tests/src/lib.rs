@@ -1,3 +1,4 @@
 //! End-to-end tests, fleet simulator and benchmarks of Hyperfactory.
 
+pub mod report;
 pub mod rig;

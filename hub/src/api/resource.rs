@@ -68,8 +68,10 @@ pub struct NodeCounts {
     pub total: u32,
     /// With a live session.
     pub online: u32,
-    /// Without one, after having had one.
+    /// Without one, after it broke off.
     pub lost: u32,
+    /// Without one, after saying goodbye.
+    pub left: u32,
     /// Enrolled, but never connected.
     pub never_seen: u32,
     /// Attention critical.
@@ -87,6 +89,7 @@ impl NodeCounts {
         match node.presence.state {
             PresenceState::Online => self.online += 1,
             PresenceState::Lost => self.lost += 1,
+            PresenceState::Left => self.left += 1,
             PresenceState::NeverSeen => self.never_seen += 1,
         }
         match node.attention.level {
@@ -146,8 +149,10 @@ impl From<Kind> for protocol::NodeKind {
 pub enum PresenceState {
     /// It has one.
     Online,
-    /// It had one.
+    /// It had one, and it broke off.
     Lost,
+    /// It had one, and said goodbye.
+    Left,
     /// It enrolled and never opened one.
     NeverSeen,
 }
@@ -163,6 +168,9 @@ pub struct Presence {
     /// Address and port the session comes from.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub remote: Option<String>,
+    /// Why it said goodbye.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
 }
 
 /// How much something needs somebody; greater is worse.
@@ -184,8 +192,21 @@ pub enum AttentionLevel {
 pub struct Attention {
     /// The worst of its reasons.
     pub level: AttentionLevel,
-    /// One sentence each, worst first.
-    pub reasons: Vec<String>,
+    /// Worst first.
+    pub reasons: Vec<Reason>,
+}
+
+/// One thing that needs attention.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct Reason {
+    /// How urgent.
+    pub level: AttentionLevel,
+    /// The alert rule behind it.
+    pub rule: String,
+    /// The service, or empty for the node itself.
+    pub subject: String,
+    /// What it is, in a sentence.
+    pub message: String,
 }
 
 /// An amount of something bounded, in bytes.
@@ -635,6 +656,10 @@ pub struct ApiToken {
     pub tenant: Option<String>,
     /// When it was made.
     pub created_at: Time,
+    /// By whom.
+    pub created_by: String,
+    /// When it ends by itself.
+    pub expires_at: Option<Time>,
     /// When it was revoked.
     pub revoked_at: Option<Time>,
 }

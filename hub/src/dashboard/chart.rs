@@ -132,7 +132,7 @@ impl Chart {
                     }
                     svg.x-axis aria-hidden="true" {
                         @for (x, anchor, share) in [("0", "start", 1.0), ("25%", "middle", 0.75), ("50%", "middle", 0.5), ("75%", "middle", 0.25), ("100%", "end", 0.0)] {
-                            text x=(x) y="14" text-anchor=(anchor) { (self.back(share)) }
+                            text x=(x) y="14" text-anchor=(anchor) .minor[share == 0.25 || share == 0.75] { (self.back(share)) }
                         }
                     }
                 }
@@ -183,7 +183,7 @@ impl Chart {
     fn path(&self, scale: &Scale, line: &Line) -> String {
         let mut d = String::new();
         for run in self.runs(line) {
-            for (i, (at, value)) in run.iter().enumerate() {
+            for (i, (at, value)) in run.iter().filter(|point| point.1.is_finite()).enumerate() {
                 d.push_str(&format!("{}{:.1} {:.2}", if i == 0 { 'M' } else { 'L' }, self.x(*at), scale.y(*value)));
             }
             if let [(at, value)] = run {
@@ -198,7 +198,9 @@ impl Chart {
         for run in self.runs(line) {
             if let (Some(first), Some(last)) = (run.first(), run.last()) {
                 d.push_str(&format!("M{:.1} 100", self.x(first.0)));
-                run.iter().for_each(|(at, value)| d.push_str(&format!("L{:.1} {:.2}", self.x(*at), scale.y(*value))));
+                run.iter()
+                    .filter(|point| point.1.is_finite())
+                    .for_each(|(at, value)| d.push_str(&format!("L{:.1} {:.2}", self.x(*at), scale.y(*value))));
                 d.push_str(&format!("L{:.1} 100Z", self.x(last.0)));
             }
         }

@@ -149,6 +149,7 @@ pub fn level(level: AttentionLevel) -> Standing {
 pub fn node(node: &Node) -> Standing {
     match (node.presence.state, node.attention.level) {
         (PresenceState::Lost, _) => Standing { class: "critical", word: "Lost" },
+        (PresenceState::Left, _) => Standing { class: "away", word: "Signed off" },
         (PresenceState::NeverSeen, _) => Standing { class: "away", word: "Never seen" },
         (PresenceState::Online, AttentionLevel::Ok) => Standing { class: "ok", word: "Online" },
         (PresenceState::Online, worse) => level(worse),

@@ -10,7 +10,8 @@ use super::varint::{self, Reader};
 use super::{MAX_SAMPLES, MAX_SAMPLES_PER_BYTE};
 use crate::Timestamp;
 
-/// Reads the batches of one encoder. Holds 16 bytes per series and 3 KiB, beside the schema, which it can share.
+/// Reads the batches of one encoder. Holds 16 bytes per series and about 1 KiB, beside the schema, which it can
+/// share.
 #[derive(Clone, Default)]
 pub struct Decoder {
     state: Option<State>,
