@@ -51,11 +51,13 @@ pub(crate) struct Script {
     pub(crate) lose_renew_replies: usize,
     /// Stops storing, and so acknowledging.
     pub(crate) hold: bool,
-    /// Ends the session once this many batches came in it.
+    /// Ends the session at the batch after this many.
     pub(crate) break_after: Option<usize>,
     pub(crate) renew_now: bool,
     pub(crate) refuse_session: Option<Refusal>,
     pub(crate) denied: Vec<Serial>,
+    /// Puts what it renews on the denylist.
+    pub(crate) deny_renewed: bool,
 }
 
 /// What a test has the hub do in every session.
@@ -208,6 +210,13 @@ impl Shared {
         self.script.lock().expect("whole").clone()
     }
 
+    fn breaks_now(&self) -> bool {
+        let mut script = self.script.lock().expect("whole");
+        let breaks = script.break_after == Some(0);
+        script.break_after = script.break_after.and_then(|left| left.checked_sub(1));
+        breaks
+    }
+
     async fn enroll(&self, connection: &Connection) -> Result<(), String> {
         let (mut writer, mut reader) = connection.accept(frame::MAX_ENROLL).await.map_err(|error| error.to_string())?;
         let request: EnrollRequest = reader.recv().await.map_err(text)?.ok_or("no request")?;
@@ -355,8 +364,12 @@ impl Shared {
                             let again = || self.issue(&requested, identity.node);
                             renewals.entry(requested.spki_sha256()).or_insert_with(again).clone()
                         };
+                        let issued = self.seen.borrow().issued[&requested.spki_sha256()];
                         let lose = {
                             let mut script = self.script.lock().expect("whole");
+                            if script.deny_renewed {
+                                script.denied.push(issued);
+                            }
                             let lose = script.lose_renew_replies > 0;
                             script.lose_renew_replies = script.lose_renew_replies.saturating_sub(1);
                             script.renew_now = lose;
@@ -377,7 +390,7 @@ impl Shared {
 
     async fn telemetry(&self, connection: &Connection, node: NodeId, mut inbox: Inbox) -> Result<(), String> {
         let Ok((mut writer, mut reader)) = connection.accept(frame::MAX_TELEMETRY).await else { return Ok(()) };
-        let (mut first, mut came) = (true, 0);
+        let mut first = true;
         loop {
             let upload = match reader.recv::<Upload>().await {
                 Ok(Some(upload)) => upload.message,
@@ -392,7 +405,10 @@ impl Shared {
             match upload {
                 Some(upload::Message::Snapshot(body)) => self.note(|seen| seen.snapshots.push(body)),
                 Some(upload::Message::Batch(batch)) => {
-                    came += 1;
+                    if self.breaks_now() {
+                        connection.close(CloseCode::Internal, "broken off");
+                        return Ok(());
+                    }
                     let body = BatchBody::decode(&*batch.body).map_err(|error| error.to_string())?;
                     let verdict = inbox.batch(&batch, body.key).map_err(|error| error.to_string())?;
                     if !script.hold {
@@ -407,11 +423,6 @@ impl Shared {
                     self.note(|seen| seen.lost.push((lost.first, lost.last)));
                 }
                 None => return Err("an empty upload".into()),
-            }
-            if script.break_after == Some(came) {
-                self.script.lock().expect("whole").break_after = None;
-                connection.close(CloseCode::Internal, "broken off");
-                return Ok(());
             }
             if !script.hold
                 && let Some(acknowledge) = inbox.committed(inbox.accepted())
