@@ -1,4 +1,5 @@
 //! End-to-end tests, fleet simulator and benchmarks of Hyperfactory.
 
+pub mod fleet;
 pub mod report;
 pub mod rig;
