@@ -79,7 +79,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> Result<(), Failure>
         counters: link.counters(),
         spool: backlog.watch(),
     };
-    let server = Server::bind(config.health, vitals).await?;
+    let server = Server::bind(config.health_listen, vitals).await?;
     let mut services = JoinSet::new();
     services.spawn({
         let stop = sources_stop.clone();
