@@ -407,7 +407,12 @@ mod tests {
         services.inspected(Inspected { started: Some(at(1990)), ..c.clone() }, at(1995));
         services.event(&event(&c, 2001, Action::Died(137)));
         let restarting = Inspected {
-            state: ServiceState::Restarting, started: Some(at(1990)), finished: Some(at(2001)), exit_code: 137, pid: None, ..c.clone()
+            state: ServiceState::Restarting,
+            started: Some(at(1990)),
+            finished: Some(at(2001)),
+            exit_code: 137,
+            pid: None,
+            ..c.clone()
         };
         services.inspected(restarting, at(2002));
         assert!(only(&mut services).oom_killed);
@@ -416,7 +421,12 @@ mod tests {
             services.event(&event(&c, millis, action));
         }
         let failed = Inspected {
-            state: ServiceState::Restarting, started: Some(at(2990)), finished: Some(at(3001)), exit_code: 1, pid: None, ..c
+            state: ServiceState::Restarting,
+            started: Some(at(2990)),
+            finished: Some(at(3001)),
+            exit_code: 1,
+            pid: None,
+            ..c
         };
         services.inspected(failed, at(3002));
         let service = only(&mut services);
@@ -427,7 +437,10 @@ mod tests {
     fn an_oom_event_after_the_end_counts_for_it() {
         let (mut services, c) = running("greedy");
         services.event(&event(&c, 2000, Action::Died(137)));
-        services.inspected(Inspected { state: ServiceState::Exited, exit_code: 137, pid: None, finished: Some(at(2000)), ..c.clone() }, at(2000));
+        services.inspected(
+            Inspected { state: ServiceState::Exited, exit_code: 137, pid: None, finished: Some(at(2000)), ..c.clone() },
+            at(2000),
+        );
         assert!(!only(&mut services).oom_killed);
         services.event(&event(&c, 2003, Action::OutOfMemory));
         assert!(only(&mut services).oom_killed);
