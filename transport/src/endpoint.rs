@@ -11,7 +11,7 @@ use quinn::{ConnectionError, EndpointConfig, TokioRuntime};
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
 use crate::close::{CloseCode, Closed, alert, distrust, explained, readable};
-use crate::connection::Connection;
+use crate::connection::{Connection, canonical};
 use crate::peer::{Alpn, Peer};
 use crate::settings;
 
@@ -29,7 +29,8 @@ const NO_APPLICATION_PROTOCOL: u8 = 120;
 /// Bounds of a hub's endpoint.
 #[derive(Clone, Copy, Debug)]
 pub struct ServerLimits {
-    /// Connection attempts that may wait for [`Endpoint::accept`]; more are refused.
+    /// Connection attempts that may wait for [`Endpoint::accept`]. More are not heard: answering them would cost what
+    /// the others need, and they try again by themselves.
     pub waiting: usize,
     /// How long a client has to complete its handshake after [`Incoming::accept`].
     pub handshake: Duration,
@@ -179,9 +180,9 @@ pub struct Incoming {
 }
 
 impl Incoming {
-    /// Where it says it is.
+    /// Where it says it is; an IPv4 address is given as one, whatever the socket.
     pub fn remote_address(&self) -> SocketAddr {
-        self.quic.remote_address()
+        canonical(self.quic.remote_address())
     }
 
     /// Whether it has proved to be there, by answering a Retry.
@@ -213,7 +214,7 @@ impl Incoming {
     /// Why there is no connection, for the hub's log. A client without a certificate that wants a session is refused
     /// here.
     pub async fn accept(self) -> Result<Connection, ConnectError> {
-        let address = self.quic.remote_address();
+        let address = self.remote_address();
         let connecting = self.quic.accept().map_err(|error| ConnectError::of_node(error, address))?;
         let quic = tokio::time::timeout(self.handshake, connecting)
             .await
