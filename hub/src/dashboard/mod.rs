@@ -1,0 +1,13 @@
+//! The dashboard.
+pub mod alerts;
+pub mod api_tokens;
+pub mod assets;
+pub mod audit;
+pub mod chart;
+pub mod fleet;
+pub mod format;
+pub mod join;
+pub mod layout;
+pub mod node;
+pub mod sign_in;
+pub mod tenants;
