@@ -115,7 +115,7 @@ pub enum Trouble {
     /// The socket is there, but not for us.
     #[error(
         "the agent may not use the Docker Engine at {0}: let its user into the group that owns the socket (usermod \
-         --append --groups docker hyperfactory) and restart the agent"
+         --append --groups docker hyperfactory-agent) and restart the agent"
     )]
     PermissionDenied(Address),
     /// The socket is there, and nothing useful comes from it.

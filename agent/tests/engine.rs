@@ -1,5 +1,7 @@
 //! The agent against a real Docker Engine: `./test` starts one, and says where in `HYPERFACTORY_TEST_DOCKER`.
 
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;

@@ -1,5 +1,6 @@
 //! `hyperfactory-hub`: arguments, logging, exit codes.
 
+use std::io::IsTerminal as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -75,7 +76,11 @@ struct Who {
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default_filter(&arguments.verb)));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .init();
     let config = if matches!(arguments.verb, Verb::Quickstart { .. }) {
         quickstart::config(arguments.place.config.as_deref(), arguments.place.state_dir)
     } else {

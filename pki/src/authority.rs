@@ -4,6 +4,7 @@
 use std::fmt;
 use std::time::Duration;
 
+use data_encoding::HEXLOWER;
 use protocol::{NodeId, NodeKind, TenantId, Timestamp};
 use rcgen::string::Ia5String;
 use rcgen::{
@@ -63,7 +64,7 @@ impl Authority {
     pub fn create_root(now: Timestamp, validity: Duration) -> Result<Self, AuthorityError> {
         // No path length: a later root may be signed by this one to be introduced to nodes that know only this one.
         let key = PrivateKey::generate()?;
-        let mut params = authority_params("Hyperfactory fleet root", None, life(now, validity, None)?)?;
+        let mut params = authority_params("Hyperfactory fleet root", None, &key, life(now, validity, None)?)?;
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let certificate = params.self_signed(&key).map_err(AuthorityError::Issue)?;
         Self::with_key(certificate.der().clone(), key)
@@ -75,11 +76,12 @@ impl Authority {
     /// [`AuthorityError::NotAllowed`] when this is not a root, [`AuthorityError::NotValid`] when it is not valid at `now`.
     pub fn issue_hub_intermediate(&self, now: Timestamp) -> Result<Self, AuthorityError> {
         self.must_be(&Role::Root, "an intermediate")?;
-        let mut params = authority_params("Hyperfactory hub authority", None, self.child(now, INTERMEDIATE_LIFETIME)?)?;
+        let (key, life) = (PrivateKey::generate()?, self.child(now, INTERMEDIATE_LIFETIME)?);
+        let mut params = authority_params("Hyperfactory hub authority", None, &key, life)?;
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
         params.name_constraints = Some(only_dns(HUB_SERVER_NAME));
-        self.issue_authority(params)
+        self.issue_authority(params, key)
     }
 
     /// Issues the intermediate that signs the certificates of `tenant`'s nodes, and no other tenant's.
@@ -88,12 +90,12 @@ impl Authority {
     /// As [`Authority::issue_hub_intermediate`].
     pub fn issue_tenant_intermediate(&self, tenant: &TenantId, now: Timestamp) -> Result<Self, AuthorityError> {
         self.must_be(&Role::Root, "an intermediate")?;
-        let life = self.child(now, INTERMEDIATE_LIFETIME)?;
-        let mut params = authority_params("Hyperfactory node authority", Some(tenant), life)?;
+        let (key, life) = (PrivateKey::generate()?, self.child(now, INTERMEDIATE_LIFETIME)?);
+        let mut params = authority_params("Hyperfactory node authority", Some(tenant), &key, life)?;
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
         params.name_constraints = Some(only_dns(&name::tenant_subtree(tenant)));
-        self.issue_authority(params)
+        self.issue_authority(params, key)
     }
 
     /// Issues the hub's server certificate for [`HUB_SERVER_LIFETIME`]; gives it in DER.
@@ -186,8 +188,7 @@ impl Authority {
         Ok(Self { role, certificate, not_before, not_after, issuer })
     }
 
-    fn issue_authority(&self, params: CertificateParams) -> Result<Self, AuthorityError> {
-        let key = PrivateKey::generate()?;
+    fn issue_authority(&self, params: CertificateParams, key: PrivateKey) -> Result<Self, AuthorityError> {
         let certificate = params.signed_by(&key, &self.issuer).map_err(AuthorityError::Issue)?;
         Self::with_key(certificate.der().clone(), key)
     }
@@ -280,12 +281,20 @@ fn params(life: Life) -> Result<CertificateParams, AuthorityError> {
     Ok(params)
 }
 
-fn authority_params(name: &str, tenant: Option<&TenantId>, life: Life) -> Result<CertificateParams, AuthorityError> {
+/// The name ends in a part of the key's hash. Were all fleets' roots called alike, a certificate of another fleet would
+/// look like one of this fleet with a bad signature, and the advice would be wrong.
+fn authority_params(
+    name: &str,
+    tenant: Option<&TenantId>,
+    key: &PrivateKey,
+    life: Life,
+) -> Result<CertificateParams, AuthorityError> {
     let mut params = params(life)?;
     if let Some(tenant) = tenant {
         params.distinguished_name.push(DnType::OrganizationName, tenant.as_str());
     }
-    params.distinguished_name.push(DnType::CommonName, name);
+    let id = HEXLOWER.encode(&key.spki_sha256()[..4]);
+    params.distinguished_name.push(DnType::CommonName, format!("{name} {id}"));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     Ok(params)
 }

@@ -16,6 +16,7 @@ pub mod tls;
 
 pub mod token;
 pub mod trust;
+mod verifier;
 
 pub use authority::{Authority, AuthorityError, Role};
 pub use distrust::Distrust;

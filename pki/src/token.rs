@@ -3,10 +3,11 @@
 //! `hfj_` and base64url (RFC 4648, section 5, no padding) of: version (1 byte), length of the address (1), the
 //! root's pin (32), the secret (32), the address, and the first 4 bytes of SHA-256 over all of that.
 
+use std::cmp::Ordering;
 use std::fmt;
 use std::str::FromStr;
 
-use data_encoding::{BASE64URL_NOPAD, DecodeKind};
+use data_encoding::BASE64URL_NOPAD;
 use ring::rand::{SecureRandom, SystemRandom};
 use zeroize::{Zeroize, Zeroizing};
 
@@ -102,20 +103,23 @@ impl FromStr for JoinToken {
         let Some(body) = text.strip_prefix(PREFIX) else {
             return Err(if PREFIX.starts_with(text.as_str()) { TokenError::Truncated } else { TokenError::Prefix });
         };
-        let bytes = Zeroizing::new(decode(body)?);
-        let (&version, &length) = match bytes.as_slice() {
-            [version, length, ..] => (version, length),
-            _ => return Err(TokenError::Truncated),
-        };
+        if let Some(stray) = body.chars().find(|c| !c.is_ascii_alphanumeric() && !matches!(c, '-' | '_')) {
+            return Err(TokenError::Character(stray));
+        }
+        // The first two bytes tell the length; a cut may have left the last characters undecodable.
+        let head = body.get(..4).ok_or(TokenError::Truncated)?;
+        let head = BASE64URL_NOPAD.decode(head.as_bytes()).map_err(|_| TokenError::Altered)?;
+        let (version, length) = (head[0], head[1]);
         if version != VERSION {
             return Err(TokenError::Version(version));
         }
         let checked = ADDRESS_AT + usize::from(length);
-        match bytes.len() {
-            have if have < checked + CHECK => return Err(TokenError::Truncated),
-            have if have > checked + CHECK => return Err(TokenError::TooLong),
-            _ => {}
+        match body.len().cmp(&BASE64URL_NOPAD.encode_len(checked + CHECK)) {
+            Ordering::Less => return Err(TokenError::Truncated),
+            Ordering::Greater => return Err(TokenError::TooLong),
+            Ordering::Equal => {}
         }
+        let bytes = Zeroizing::new(BASE64URL_NOPAD.decode(body.as_bytes()).map_err(|_| TokenError::Altered)?);
         if sha256(&bytes[..checked])[..CHECK] != bytes[checked..] {
             return Err(TokenError::Altered);
         }
@@ -130,24 +134,6 @@ impl FromStr for JoinToken {
 impl Drop for JoinToken {
     fn drop(&mut self) {
         self.secret.zeroize();
-    }
-}
-
-/// Decodes as much as a cut can have left: the last character of a cut may hold only part of a byte.
-fn decode(body: &str) -> Result<Vec<u8>, TokenError> {
-    match BASE64URL_NOPAD.decode(body.as_bytes()) {
-        Ok(bytes) => Ok(bytes),
-        Err(error) => match error.kind {
-            DecodeKind::Symbol => {
-                let found = body.get(error.position..).and_then(|rest| rest.chars().next()).unwrap_or('?');
-                Err(TokenError::Character(found))
-            }
-            _ => {
-                let whole = body.len() / 4 * 4;
-                let start = body.get(..whole).unwrap_or_default();
-                Ok(BASE64URL_NOPAD.decode(start.as_bytes()).unwrap_or_default())
-            }
-        },
     }
 }
 

@@ -1,5 +1,7 @@
 //! The contract as a peer sees it: bytes on the wire, real samples, hostile input, and both ends against each other.
 
+#![allow(clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
 extern crate hyperfactory_protocol as protocol;
 
 #[path = "../fixtures/host.rs"]

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sqlx::any::{AnyConnectOptions, AnyPoolOptions};
-use sqlx::{AnyPool, ConnectOptions, Executor};
+use sqlx::{AnyConnection, AnyPool, ConnectOptions, Connection, Executor};
 
 use crate::error::StoreError;
 use crate::migrate::{self, Migration};
@@ -173,8 +173,19 @@ fn pool(connections: u32, test: bool) -> AnyPoolOptions {
         .max_connections(connections)
         .acquire_timeout(ACQUIRE_TIMEOUT)
         .test_before_acquire(test)
+        .before_acquire(|connection, _| Box::pin(async { at_rest(connection).await }))
         .idle_timeout(None)
         .max_lifetime(None)
+}
+
+/// Whether a connection is in no transaction. SQLite ends a transaction by itself when the disk is full, the driver
+/// then fails to end it again and counts it as open for ever: such a connection is replaced.
+async fn at_rest(connection: &mut AnyConnection) -> Result<bool, sqlx::Error> {
+    if connection.is_in_transaction() {
+        // The rollback of a dropped transaction may still be on its way.
+        connection.ping().await?;
+    }
+    Ok(!connection.is_in_transaction())
 }
 
 fn sqlite_path(url: &str) -> Option<&Path> {

@@ -1,3 +1,5 @@
 //! End-to-end tests, fleet simulator and benchmarks of Hyperfactory.
 
+pub mod chaos;
+pub mod report;
 pub mod rig;

@@ -12,6 +12,7 @@ mod hub;
 mod netns;
 mod postgres;
 mod process;
+mod usage;
 mod wait;
 
 pub use agent::{Agent, AgentEndpoints};
@@ -23,6 +24,7 @@ pub use hub::{Endpoints, Hub, HubBuilder};
 pub use netns::Netns;
 pub use postgres::{Postgres, TestDatabase};
 pub use process::Process;
+pub use usage::Usage;
 pub use wait::{SOON, until, until_async};
 
 /// The value that `./test` exports under `name`, or how to get it.

@@ -158,17 +158,16 @@ impl Actor {
         }
     }
 
-    /// Goes back to the credential before a renewal when the hub does not accept the new one.
-    pub(super) async fn distrusted(&mut self, trouble: &Trouble) {
+    /// Goes back to the credential before a renewal when the hub does not accept the new one; says so if it did.
+    pub(super) async fn go_back(&mut self, trouble: &Trouble) -> Option<Trouble> {
         if !matches!(trouble.kind, TroubleKind::Trust | TroubleKind::Revoked) {
-            return;
+            return None;
         }
-        if let Some(previous) = self.options.identity.previous.take() {
-            tracing::warn!("the hub does not accept the renewed certificate; going back to the one before");
-            self.options.identity.credential = previous;
-            self.save("the identity file holds a certificate that the hub does not accept").await;
-            self.publish_certificate();
-        }
+        self.options.identity.credential = self.options.identity.previous.take()?;
+        self.save("the identity file holds a certificate that the hub does not accept").await;
+        self.publish_certificate();
+        let message = format!("going back to the certificate before the renewal: {trouble}");
+        Some(Trouble::new(TroubleKind::Trust, message))
     }
 
     async fn save(&self, otherwise: &str) {

@@ -2,14 +2,14 @@
 
 use std::time::Duration;
 
-use protocol::message::{Refusal, RefusalCode, ToNode};
+use protocol::message::{Refusal, RefusalCode, ToHub, ToNode, to_hub};
 use protocol::session::{NodeOutput, NodeSession, Welcomed};
 use protocol::{Timestamp, frame, version};
 use tokio::time::Instant;
 use transport::{CloseCode, Closed, Connection, FrameReader, FrameWriter, StreamError};
 
 use super::renewal::Renewal;
-use super::upload::Upload;
+use super::upload::{Stream, Upload};
 use super::{Actor, LinkState, Trouble, TroubleKind};
 use crate::clock::Clock;
 use crate::identity::Identity;
@@ -99,19 +99,23 @@ impl Actor {
             Ok(opened) => opened,
             Err(failure) => {
                 connection.close(CloseCode::Done, "");
-                self.distrusted(&failure.trouble).await;
-                return ending(failure, Duration::ZERO);
+                let went_back = self.go_back(&failure.trouble).await;
+                return ending(went_back.map_or(failure, Failure::from), Duration::ZERO);
             }
         };
         let up_since = Instant::now();
         self.came_up(&connection, &welcomed).await;
 
-        let mut upload = Upload::new(self, &connection, range, &welcomed);
+        let mut stream = match Stream::open(&connection).await {
+            Ok(stream) => stream,
+            Err(failure) => return ending(failure, Duration::ZERO),
+        };
+        let mut upload = Upload::new(self, range, &welcomed);
         let mut renewal = Renewal::new(&self.options, &welcomed);
         let ended = tokio::select! {
             biased;
             ended = self.control(&mut control, &mut renewal) => ended.map(Some),
-            ended = upload.run() => ended.map(|()| None),
+            ended = upload.run(&mut stream) => ended.map(|()| None),
             () = self.shut_down_and(DRAIN_WITHIN) => Ok(None),
         };
         match ended {
@@ -188,6 +192,13 @@ impl Actor {
                     {
                         control.writer.send(&message).await?;
                     }
+                    Vec::new()
+                }
+                () = self.options.endpoint.knocked() => {
+                    // Anything will do: a hub that has forgotten this connection answers with its end.
+                    let reading = self.status.borrow().clock;
+                    let report = to_hub::Message::Clock(reading.map(Into::into).unwrap_or_default());
+                    control.writer.send(&ToHub { message: Some(report) }).await?;
                     Vec::new()
                 }
             };

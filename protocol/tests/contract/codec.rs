@@ -35,7 +35,7 @@ fn row(at: i64, values: &[Option<i64>]) -> Row {
 
 /// Bytes per sample of the delta batches of real samples, `rows` to a batch.
 fn bytes_per_sample(rows: usize) -> f64 {
-    let (schema, samples) = crate::host::samples();
+    let (schema, samples) = crate::host::samples().expect("a good fixture");
     let mut encoder = Encoder::new();
     let batches: Vec<_> = samples.chunks(rows).map(|rows| encoder.encode(&schema, rows, false)).collect();
     let bytes: Vec<_> = batches.iter().map(|batch| batch.bytes.clone()).collect();
@@ -54,7 +54,7 @@ fn a_real_host_takes_less_than_two_fifths_of_a_byte_per_sample() {
 
 #[test]
 fn a_key_batch_of_a_real_host_takes_less_than_four_bytes_per_series() {
-    let (schema, samples) = crate::host::samples();
+    let (schema, samples) = crate::host::samples().expect("a good fixture");
     let key = Encoder::new().encode(&schema, &samples[..1], true).bytes;
     assert!(key.len() < 4 * schema.len(), "{}", key.len());
     assert_eq!(decoded(&mut Decoder::default(), &[key]).expect("alone"), samples[..1]);

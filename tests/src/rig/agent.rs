@@ -8,7 +8,7 @@ use serde::Deserialize;
 use tempfile::TempDir;
 
 use super::binary::binary;
-use super::netns::Netns;
+use super::netns::{self, Netns};
 use super::process::Process;
 use super::wait::{SOON, until};
 
@@ -21,14 +21,14 @@ pub struct AgentEndpoints {
 
 /// An agent with a state directory of its own; killed when dropped.
 #[derive(Debug)]
-pub struct Agent<'a> {
+pub struct Agent {
     state: TempDir,
     settings: Vec<(String, String)>,
-    netns: Option<&'a Netns>,
+    netns: Option<String>,
     process: Option<Process>,
 }
 
-impl<'a> Agent<'a> {
+impl Agent {
     /// One that has not enrolled and does not run.
     pub fn create() -> Result<Self> {
         let settings = vec![("HYPERFACTORY_AGENT_HEALTH_LISTEN".to_owned(), "127.0.0.1:0".to_owned())];
@@ -42,8 +42,8 @@ impl<'a> Agent<'a> {
     }
 
     /// Lets everything it does happen inside a namespace.
-    pub fn inside(mut self, netns: &'a Netns) -> Self {
-        self.netns = Some(netns);
+    pub fn inside(mut self, netns: &Netns) -> Self {
+        self.netns = Some(netns.name().to_owned());
         self
     }
 
@@ -109,8 +109,7 @@ impl<'a> Agent<'a> {
     }
 
     fn program(&self) -> Result<Command> {
-        let path = binary("hyperfactory-agent")?;
-        let mut command = self.netns.map_or_else(|| Command::new(&path), |netns| netns.command(&path));
+        let mut command = netns::command(self.netns.as_deref(), binary("hyperfactory-agent")?);
         command
             .env("HYPERFACTORY_AGENT_STATE_DIR", self.state.path())
             .envs(self.settings.iter().map(|(name, value)| (name, value)));

@@ -11,6 +11,7 @@ use tempfile::TempDir;
 
 use super::api::Api;
 use super::binary::binary;
+use super::netns::{self, Netns};
 use super::process::Process;
 use super::wait::{SOON, until};
 
@@ -28,6 +29,7 @@ pub struct Endpoints {
 pub struct Hub {
     state: TempDir,
     settings: Vec<(String, String)>,
+    netns: Option<String>,
     endpoints: Endpoints,
     api: Api,
     process: Option<Process>,
@@ -38,6 +40,7 @@ pub struct Hub {
 pub struct HubBuilder {
     settings: Vec<(String, String)>,
     address: IpAddr,
+    netns: Option<String>,
 }
 
 impl Hub {
@@ -48,7 +51,7 @@ impl Hub {
 
     /// One with settings of its own.
     pub fn builder() -> HubBuilder {
-        HubBuilder { settings: Vec::new(), address: Ipv4Addr::LOCALHOST.into() }
+        HubBuilder { settings: Vec::new(), address: Ipv4Addr::LOCALHOST.into(), netns: None }
     }
 
     /// Where it listens; the same after a restart.
@@ -86,7 +89,7 @@ impl Hub {
         if self.process.is_some() {
             bail!("the hub is running: kill or stop it first");
         }
-        let (process, _) = serve(self.state.path(), &self.settings)?;
+        let (process, _) = serve(self.netns.as_deref(), self.state.path(), &self.settings)?;
         self.process = Some(process);
         Ok(())
     }
@@ -128,6 +131,12 @@ impl HubBuilder {
         self
     }
 
+    /// Runs it inside a namespace, where it listens with the namespace's address for nodes and for people.
+    pub fn inside(mut self, netns: &Netns) -> Self {
+        self.netns = Some(netns.name().to_owned());
+        self.at(netns.inside())
+    }
+
     /// Starts it and waits until it answers.
     pub fn start(self) -> Result<Hub> {
         let state = tempfile::tempdir()?;
@@ -141,7 +150,7 @@ impl HubBuilder {
         ] {
             settings.push((format!("HYPERFACTORY_HUB_{key}"), value));
         }
-        let (process, endpoints) = serve(state.path(), &settings)?;
+        let (process, endpoints) = serve(self.netns.as_deref(), state.path(), &settings)?;
         let http = endpoints.http.rsplit('/').next().unwrap_or_default().to_owned();
         settings.retain(|(name, _)| name != "HYPERFACTORY_HUB_HTTP_LISTEN");
         settings.push(("HYPERFACTORY_HUB_HTTP_LISTEN".to_owned(), http));
@@ -150,12 +159,12 @@ impl HubBuilder {
         let token = printed.split_ascii_whitespace().find(|word| word.starts_with("hft_"));
         let token = token.with_context(|| format!("no API token in: {printed}"))?;
         let api = Api::new(endpoints.http.clone()).with_token(token);
-        Ok(Hub { state, settings, endpoints, api, process: Some(process) })
+        Ok(Hub { state, settings, netns: self.netns, endpoints, api, process: Some(process) })
     }
 }
 
 /// Starts `serve` and waits for the file in which it says where it listens.
-fn serve(state: &Path, settings: &[(String, String)]) -> Result<(Process, Endpoints)> {
+fn serve(netns: Option<&str>, state: &Path, settings: &[(String, String)]) -> Result<(Process, Endpoints)> {
     let file = state.join("endpoints.json");
     match std::fs::remove_file(&file) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
@@ -163,7 +172,7 @@ fn serve(state: &Path, settings: &[(String, String)]) -> Result<(Process, Endpoi
         }
         _ => {}
     }
-    let mut command = program(state, settings)?;
+    let mut command = program(netns, state, settings)?;
     let mut process = Process::start(command.arg("serve"), &log(state))?;
     let endpoints: Endpoints = until("the hub to listen", SOON, || {
         process.check()?;
@@ -178,15 +187,15 @@ fn serve(state: &Path, settings: &[(String, String)]) -> Result<(Process, Endpoi
 }
 
 fn run(state: &Path, settings: &[(String, String)], arguments: &[&str]) -> Result<String> {
-    let output = program(state, settings)?.args(arguments).output().context("running the hub's program")?;
+    let output = program(None, state, settings)?.args(arguments).output().context("running the hub's program")?;
     if !output.status.success() {
         bail!("hyperfactory-hub {}: {}", arguments.join(" "), String::from_utf8_lossy(&output.stderr).trim());
     }
     String::from_utf8(output.stdout).context("the hub printed what is no text")
 }
 
-fn program(state: &Path, settings: &[(String, String)]) -> Result<Command> {
-    let mut command = Command::new(binary("hyperfactory-hub")?);
+fn program(netns: Option<&str>, state: &Path, settings: &[(String, String)]) -> Result<Command> {
+    let mut command = netns::command(netns, binary("hyperfactory-hub")?);
     command.env("HYPERFACTORY_HUB_STATE_DIR", state).envs(settings.iter().map(|(name, value)| (name, value)));
     Ok(command)
 }
