@@ -168,3 +168,6 @@ fn verdict(verdict: Result<(), String>) -> Response {
         Err(reason) => (StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n")).into_response(),
     }
 }
+
+#[cfg(test)]
+mod tests;
