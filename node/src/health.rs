@@ -136,7 +136,7 @@ impl Server {
 #[derive(Debug, thiserror::Error)]
 #[error(
     "cannot serve /healthz and /metrics on {address}: is another agent or bridge running, or another program on \
-     that port? Choose another with the key `health` in the configuration file"
+     that port? Choose another with the key `health-listen` in the configuration file"
 )]
 pub struct HealthError {
     address: SocketAddr,

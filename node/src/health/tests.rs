@@ -164,6 +164,9 @@ async fn a_port_that_is_taken_is_an_error_that_names_the_key_to_change() {
         spool: probed.spool.subscribe(),
     };
     let error = Server::bind(address, vitals).await.err().expect("taken");
-    assert!(error.to_string().contains(&address.to_string()) && error.to_string().contains("`health`"), "{error}");
+    assert!(
+        error.to_string().contains(&address.to_string()) && error.to_string().contains("`health-listen`"),
+        "{error}"
+    );
     probed.stop().await;
 }
