@@ -30,10 +30,11 @@ use crate::enrollment::{self, Enrollment};
 use crate::gateway::{self, Gateway};
 use crate::metrics::Metrics;
 use crate::schema;
-use crate::telemetry::history::Upkeep;
+use crate::telemetry::history::{History, Upkeep};
 use crate::telemetry::ingest::Ingest;
 use crate::telemetry::state::Fleet;
 use crate::tenants::Tenants;
+use crate::web::{self, AppState};
 
 /// How long sessions may take to say goodbye, and what is queued to be stored, when the hub stops.
 const DRAIN_DEADLINE: Duration = Duration::from_secs(10);
@@ -194,13 +195,29 @@ impl Hub {
             Alerts::start(database.clone(), fleet.clone(), config.alert_policy(), now, stop_storing.clone()).await?;
         storing.spawn(judging);
         storing.spawn(Upkeep::new(database.clone(), config.retention.get()).keep(now, stop_storing.clone()));
-        let _ = alerts;
 
         let scheme = if config.http_certificate.is_some() { "https" } else { "http" };
         let http = match &config.public_url {
             Some(url) => url.trim_end_matches('/').to_owned(),
             None => format!("{scheme}://{}", reachable(listener.local_addr()?)),
         };
+        let router = web::router(AppState {
+            database: database.clone(),
+            tenants: domain.tenants.clone(),
+            enrollment: enrollment.clone(),
+            fleet: fleet.clone(),
+            ingest: ingest.clone(),
+            history: History::new(database.clone()),
+            alerts,
+            access: domain.access.clone(),
+            metrics: Arc::new({
+                let metrics = Arc::clone(&metrics);
+                move || metrics.text()
+            }),
+            secure: http.starts_with("https://"),
+            clock: now,
+            shutdown: shutdown.clone(),
+        });
         let gateway = Arc::new(Gateway {
             admission: config.admission(),
             database,
@@ -210,8 +227,6 @@ impl Hub {
             registry: Arc::default(),
             metrics,
         });
-        let router = axum::Router::new();
-        let _ = shutdown;
         Ok(Self {
             domain,
             fleet,
