@@ -201,23 +201,6 @@ impl Hub {
             Some(url) => url.trim_end_matches('/').to_owned(),
             None => format!("{scheme}://{}", reachable(listener.local_addr()?)),
         };
-        let router = web::router(AppState {
-            database: database.clone(),
-            tenants: domain.tenants.clone(),
-            enrollment: enrollment.clone(),
-            fleet: fleet.clone(),
-            ingest: ingest.clone(),
-            history: History::new(database.clone()),
-            alerts,
-            access: domain.access.clone(),
-            metrics: Arc::new({
-                let metrics = Arc::clone(&metrics);
-                move || metrics.text()
-            }),
-            secure: http.starts_with("https://"),
-            clock: now,
-            shutdown: shutdown.clone(),
-        });
         let gateway = Arc::new(Gateway {
             admission: config.admission(),
             database,
@@ -226,6 +209,27 @@ impl Hub {
             ingest,
             registry: Arc::default(),
             metrics,
+        });
+        let metrics = Arc::clone(&gateway.metrics);
+        let router = web::router(AppState {
+            database: gateway.database.clone(),
+            tenants: domain.tenants.clone(),
+            enrollment: gateway.enrollment.clone(),
+            fleet: fleet.clone(),
+            ingest: gateway.ingest.clone(),
+            history: History::new(gateway.database.clone()),
+            alerts,
+            access: domain.access.clone(),
+            metrics: Arc::new(move || metrics.text()),
+            watch: Arc::new({
+                let gateway = Arc::clone(&gateway);
+                move |node, live_for| {
+                    let _ = gateway.registry.direct(node, gateway::Directive::Pace(live_for));
+                }
+            }),
+            secure: http.starts_with("https:"),
+            clock: now,
+            shutdown: shutdown.clone(),
         });
         Ok(Self {
             domain,

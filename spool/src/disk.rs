@@ -119,6 +119,9 @@ impl DiskLog {
         if self.unsaved {
             self.save()?;
         }
+        if flushed.is_ok() {
+            self.failure = None;
+        }
         if self.short {
             self.top_up();
         }

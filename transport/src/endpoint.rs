@@ -14,7 +14,7 @@ use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 use tokio::sync::Notify;
 
 use crate::close::{CloseCode, Closed, alert, distrust, explained, readable};
-use crate::connection::Connection;
+use crate::connection::{Connection, canonical};
 use crate::knock::{KNOCK, Listening};
 use crate::peer::{Alpn, Peer};
 use crate::settings;
@@ -33,7 +33,8 @@ const NO_APPLICATION_PROTOCOL: u8 = 120;
 /// Bounds of a hub's endpoint.
 #[derive(Clone, Copy, Debug)]
 pub struct ServerLimits {
-    /// Connection attempts that may wait for [`Endpoint::accept`]; more are refused.
+    /// Connection attempts that may wait for [`Endpoint::accept`]. More are not heard: answering them would cost what
+    /// the others need, and they try again by themselves.
     pub waiting: usize,
     /// How long a client has to complete its handshake after [`Incoming::accept`].
     pub handshake: Duration,
@@ -134,7 +135,12 @@ impl Endpoint {
     /// does not arrive.
     pub fn knock(&self, address: SocketAddr) {
         let Some(socket) = &self.knocker else { return };
-        // A hub on an IPv6 socket knows its IPv4 nodes by mapped addresses, as it must name them.
+        let mapped = self.quic.local_addr().is_ok_and(|local| local.is_ipv6());
+        let address = match address {
+            // The only way to name an IPv4 node to an IPv6 socket.
+            SocketAddr::V4(v4) if mapped => (v4.ip().to_ipv6_mapped(), v4.port()).into(),
+            address => address,
+        };
         if let Err(error) = socket.send_to(KNOCK, address) {
             tracing::debug!(%address, %error, "could not knock");
         }
@@ -231,9 +237,9 @@ pub struct Incoming {
 }
 
 impl Incoming {
-    /// Where it says it is.
+    /// Where it says it is; an IPv4 address is given as one, whatever the socket.
     pub fn remote_address(&self) -> SocketAddr {
-        self.quic.remote_address()
+        canonical(self.quic.remote_address())
     }
 
     /// Whether it has proved to be there, by answering a Retry.
@@ -265,7 +271,7 @@ impl Incoming {
     /// Why there is no connection, for the hub's log. A client without a certificate that wants a session is refused
     /// here.
     pub async fn accept(self) -> Result<Connection, ConnectError> {
-        let address = self.quic.remote_address();
+        let address = self.remote_address();
         let connecting = self.quic.accept().map_err(|error| ConnectError::of_node(error, address))?;
         let quic = tokio::time::timeout(self.handshake, connecting)
             .await

@@ -201,9 +201,9 @@ impl Life {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
     #[test]
-    fn what_was_promised_is_delivered_or_its_loss_is_reported(steps in prop::collection::vec(step(), 1..120)) {
+    fn what_was_promised_is_delivered_or_its_loss_is_reported(steps in prop::collection::vec(step(), 1..250)) {
         let mut life = Life::begin();
         for step in steps {
             life.take(step);
