@@ -221,6 +221,12 @@ impl Hub {
             alerts,
             access: domain.access.clone(),
             metrics: Arc::new(move || metrics.text()),
+            watch: Arc::new({
+                let gateway = Arc::clone(&gateway);
+                move |node, live_for| {
+                    let _ = gateway.registry.direct(node, gateway::Directive::Pace(live_for));
+                }
+            }),
             secure: http.starts_with("https:"),
             clock: now,
             shutdown: shutdown.clone(),
