@@ -126,14 +126,15 @@ impl Fleet {
         self.wait_for(limit, || self.nodes.iter().all(|node| node.pending() == 0)).await
     }
 
-    /// Ends every session in order, within `limit`, and gives the summary.
+    /// Ends every session in order, within `limit`, and gives the summary; `up` in it is from before the end.
     pub async fn stop(self, limit: Duration) -> Summary {
+        let up = self.up();
         self.shutdown.cancel();
         let drained = tokio::time::timeout(limit, self.tasks.wait()).await;
         if drained.is_err() {
             tracing::warn!("some nodes did not end in time");
         }
-        let summary = self.summary();
+        let summary = Summary { up, ..self.summary() };
         for endpoint in &self.endpoints {
             endpoint.close(CloseCode::Done, "the fleet stops");
         }
