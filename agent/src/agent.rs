@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use transport::Endpoint;
 
+use crate::cgroup::Hierarchies;
 use crate::config::Config;
 use crate::docker::Follower;
 use crate::enroll;
@@ -52,7 +53,8 @@ pub async fn run(config: Config, stop: CancellationToken) -> Result<(), Failure>
     let sources_stop = CancellationToken::new();
     let mut sources = JoinSet::new();
     let (follower, mut followed) = Follower::new(address, recorder.clone());
-    let sampler = Sampler::new(config.interval.get(), clock.clone(), recorder.clone(), followed.clone());
+    let hierarchies = Hierarchies::of_this_host();
+    let sampler = Sampler::new(config.interval.get(), clock.clone(), recorder.clone(), followed.clone(), hierarchies);
     sources.spawn(follower.run(sources_stop.clone()));
     sources.spawn(sampler.run(sources_stop.clone()));
     let _ = tokio::time::timeout(ENGINE, followed.wait_for(|followed| followed.settled)).await;
