@@ -12,6 +12,8 @@ pub struct Figures {
     pub cpu: Option<i64>,
     /// Memory in KiB, less the page cache that the kernel would drop first: what `docker stats` shows.
     pub memory: Option<i64>,
+    /// Processes and threads.
+    pub processes: Option<i64>,
     /// Bytes received on all its interfaces since it started.
     pub received: Option<i64>,
     /// Bytes sent on all its interfaces since it started.
@@ -28,6 +30,7 @@ pub struct Hierarchies {
     cpu: Option<Mount>,
     memory: Option<Mount>,
     block: Option<Mount>,
+    processes: Option<Mount>,
     unified: Option<Mount>,
 }
 
@@ -62,6 +65,7 @@ impl Hierarchies {
                             "cpuacct" => found.cpu = place(),
                             "memory" => found.memory = place(),
                             "blkio" => found.block = place(),
+                            "pids" => found.processes = place(),
                             _ => {}
                         }
                     }
@@ -79,6 +83,7 @@ pub struct Group {
     cpu: Cpu,
     memory: Option<(Kept, Reclaimable)>,
     block: Option<Block>,
+    processes: Option<Kept>,
     network: Option<Kept>,
 }
 
@@ -142,11 +147,17 @@ impl Group {
             .or_else(|| version1(&hierarchies.block, "blkio", "blkio.throttle.io_service_bytes"))
             .map(Block::Version1)
             .or_else(|| version2("io.stat").map(Block::Version2));
+        let processes = version1(&hierarchies.processes, "pids", "pids.current").or_else(|| version2("pids.current"));
         let network = own_network.then(|| Kept::open(process.join("net/dev")).ok()).flatten();
-        Ok(Self { cpu, memory, block, network })
+        Ok(Self { cpu, memory, block, processes, network })
     }
 
     /// The figures now. Fails when the container has ended.
+    pub fn figures(&self) -> io::Result<Figures> {
+        self.read(&mut Page::new())
+    }
+
+    /// [`Group::figures`] with a buffer of the caller's.
     ///
     /// The CPU figure is read first because its file fails at once when the cgroup is gone, while `net/dev` of a dead
     /// process goes on answering for as long as it is kept open.
@@ -167,6 +178,9 @@ impl Group {
                 Block::Version2(file) => block_version2(file.read(page)?),
             };
             (figures.read, figures.written) = (Some(read), Some(written));
+        }
+        if let Some(processes) = &self.processes {
+            figures.processes = number(processes.read(page)?);
         }
         if let Some(network) = &self.network {
             let (received, sent) = traffic(network.read(page)?);
@@ -277,6 +291,7 @@ mod tests {
     const ALL: Figures = Figures {
         cpu: Some(504),
         memory: Some(104),
+        processes: Some(5),
         received: Some(1406),
         sent: Some(176),
         read: Some(12_288),
@@ -288,6 +303,7 @@ mod tests {
         32 31 0:29 / /sys/fs/cgroup/cpu,cpuacct rw,relatime - cgroup cgroup rw,cpu,cpuacct\n\
         35 31 0:32 / /sys/fs/cgroup/memory rw,relatime - cgroup cgroup rw,memory\n\
         38 31 0:35 / /sys/fs/cgroup/blkio rw,relatime shared:9 - cgroup cgroup rw,blkio\n\
+        39 31 0:36 / /sys/fs/cgroup/pids rw,relatime - cgroup cgroup rw,pids\n\
         40 31 0:37 / /sys/fs/cgroup/systemd rw,relatime - cgroup cgroup rw,name=systemd\n";
     const VERSION2: &str = "25 22 0:22 / /sys/fs/cgroup rw,nosuid shared:4 - cgroup2 cgroup2 rw,nsdelegate\n";
 
@@ -303,6 +319,7 @@ mod tests {
                 format!("cgroup/blkio{prefix}/blkio.throttle.io_service_bytes_recursive"),
                 "254:0 Read 4096\n254:0 Write 512\n254:0 Sync 4608\n254:0 Total 4608\n254:16 Read 8192\n254:16 Write 0\nTotal 12800\n",
             ),
+            (format!("cgroup/pids{prefix}/pids.current"), "5\n"),
             ("proc/42/net/dev".to_owned(), NET_DEV),
         ]
         .into()
@@ -316,8 +333,7 @@ mod tests {
 
     #[test]
     fn version_1_with_the_cgroupfs_driver() {
-        let proc =
-            "9:name=systemd:/docker/c0ba\n4:memory:/docker/c0ba\n3:blkio:/docker/c0ba\n2:cpu,cpuacct:/docker/c0ba\n";
+        let proc = "9:name=systemd:/docker/c0ba\n8:pids:/docker/c0ba\n4:memory:/docker/c0ba\n3:blkio:/docker/c0ba\n2:cpu,cpuacct:/docker/c0ba\n";
         assert_eq!(machine(&version1_files("/docker/c0ba"), proc).figures(VERSION1), ALL);
     }
 
@@ -326,7 +342,7 @@ mod tests {
         let group = "/system.slice/docker-c0ba.scope";
         let mut files = version1_files(group);
         files.push((format!("cgroup/unified{group}/cpu.stat"), "usage_usec 1\n"));
-        let proc = format!("4:memory:{group}\n3:blkio:{group}\n2:cpu,cpuacct:{group}\n0::{group}\n");
+        let proc = format!("8:pids:{group}\n4:memory:{group}\n3:blkio:{group}\n2:cpu,cpuacct:{group}\n0::{group}\n");
         let mounts = format!("{VERSION1}41 31 0:38 / /sys/fs/cgroup/unified rw,relatime - cgroup2 cgroup2 rw\n");
         assert_eq!(machine(&files, &proc).figures(&mounts), ALL);
     }
@@ -338,6 +354,7 @@ mod tests {
                 "usage_usec 504503\nuser_usec 250000\nsystem_usec 254503\nnr_periods 0\nnr_throttled 0\nthrottled_usec 0\n",
             ),
             (format!("cgroup{group}/memory.current"), "212992\n"),
+            (format!("cgroup{group}/pids.current"), "5\n"),
             (
                 format!("cgroup{group}/memory.stat"),
                 "anon 106496\nfile 106496\nkernel_stack 16384\ninactive_anon 98304\nactive_anon 8192\ninactive_file 106496\nactive_file 0\n",

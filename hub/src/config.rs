@@ -7,6 +7,7 @@ use std::time::Duration;
 use serde::Deserialize;
 use settings::{Period, Secret};
 
+use crate::alerts;
 use crate::gateway::Admission;
 
 /// Where the hub keeps its state unless told otherwise.
@@ -92,6 +93,15 @@ impl Config {
     /// File with the master key.
     pub fn master_key_path(&self) -> PathBuf {
         self.master_key_file.clone().unwrap_or_else(|| self.state_dir.join("master.key"))
+    }
+
+    /// How patient the alert rules are.
+    pub fn alert_policy(&self) -> alerts::Policy {
+        alerts::Policy {
+            lost_after: self.alert_node_lost_after.get(),
+            service_after: self.alert_unhealthy_after.get(),
+            ..alerts::Policy::default()
+        }
     }
 
     /// Admission as configured.

@@ -250,6 +250,9 @@ pub enum IdentityError {
     /// No key could be made.
     #[error("cannot make a private key")]
     Key(#[source] KeyError),
+    /// A certificate is not this node's.
+    #[error("the hub sent a certificate that can't be used; look at the hub's log")]
+    Credential(#[from] CredentialError),
 }
 
 pub use format::Damage;
@@ -263,4 +266,4 @@ fn lock(memory: &Mutex<Memory>) -> std::sync::MutexGuard<'_, Memory> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -1,7 +1,9 @@
 //! What every Hyperfactory node does, agent or bridge: identity, enrollment, session, spool, health.
 
 pub mod backlog;
+pub mod check;
 pub mod clock;
+pub mod enroll;
 mod file;
 pub mod health;
 pub mod identity;
@@ -10,6 +12,8 @@ pub mod telemetry;
 
 pub use backlog::Backlog;
 pub use clock::Clock;
+pub use enroll::{Applicant, EnrollError, enroll};
 pub use file::FileError;
 pub use identity::{Identity, IdentityStore};
+pub use link::{Link, LinkOptions, LinkState, LinkStatus};
 pub use telemetry::{Change, Recorder};

@@ -6,14 +6,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use prost::Message;
-use protocol::message::{BatchBody, ClockReport, Engine, NodeStatus, Service, ServiceKey, SpoolStatus};
+use protocol::message::{BatchBody, Engine, NodeStatus, Service, ServiceKey, SpoolStatus};
+use protocol::session::ClockReading;
 use protocol::telemetry::{Encoder, Row, Schema};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use crate::backlog::{Backlog, BacklogError};
+use crate::backlog::{Backlog, SpoolError, Store};
 use crate::health::Pulse;
-use crate::link::clock_state;
 
 use services::Services;
 
@@ -24,8 +24,6 @@ pub const SAMPLES_PER_BATCH: usize = 4;
 const MOST_ROWS: usize = 64;
 /// Longest the hub may ask for live samples at a time.
 const LONGEST_LIVE: Duration = Duration::from_secs(600);
-/// Largest body: a frame's limit less the numbers around the body.
-const MAX_BODY: usize = protocol::frame::MAX_TELEMETRY - 64;
 /// A clock that moved less than this against the hub's is not worth telling again.
 const CLOCK_STEP_MS: u64 = 100;
 
@@ -52,15 +50,12 @@ struct Shared {
     backlog: Backlog,
     pulse: Arc<Pulse>,
     gathered: Mutex<Gathered>,
-    /// Held from the encoding of a batch until it is stored: batches are stored in the order of their deltas.
-    storing: tokio::sync::Mutex<()>,
     live_until: watch::Sender<Option<Instant>>,
     /// Counts what can't go through the backlog, so that the link sends a snapshot.
     snapshot_due: watch::Sender<u64>,
 }
 
 /// What is known and not yet in a batch.
-#[derive(Default)]
 struct Gathered {
     encoder: Encoder,
     schema: Option<Arc<Schema>>,
@@ -69,7 +64,7 @@ struct Gathered {
     services: Services,
     engine: Option<Engine>,
     engine_changed: bool,
-    clock: Option<ClockReport>,
+    clock: Option<ClockReading>,
     told: Option<NodeStatus>,
     /// The next batch starts afresh: after the process's start, and after one that could not be stored.
     key_due: bool,
@@ -78,12 +73,12 @@ struct Gathered {
 impl Recorder {
     /// A recorder that stores batches of `samples_per_batch` samples in `backlog`.
     pub fn new(backlog: Backlog, samples_per_batch: usize) -> Self {
+        let gathered = Gathered::new(backlog.max_body() / 2);
         Self(Arc::new(Shared {
             samples_per_batch: samples_per_batch.clamp(1, MOST_ROWS),
             backlog,
             pulse: Arc::default(),
-            gathered: Mutex::new(Gathered { key_due: true, ..Gathered::default() }),
-            storing: tokio::sync::Mutex::default(),
+            gathered: Mutex::new(gathered),
             live_until: watch::Sender::new(None),
             snapshot_due: watch::Sender::new(0),
         }))
@@ -194,60 +189,88 @@ impl Recorder {
         self.0.snapshot_due.subscribe()
     }
 
-    /// Takes the clock's offset, as measured when a session came up.
-    pub(crate) fn clock_measured(&self, report: ClockReport) {
-        self.gathered().clock = Some(report);
+    /// Takes the clock's reading, as measured when a session came up.
+    pub(crate) fn clock_measured(&self, reading: ClockReading) {
+        self.gathered().clock = Some(reading);
     }
 
-    /// Encodes and stores what is gathered.
+    /// Encodes and stores what is gathered. Nothing is left half done when the caller is gone before it ends.
     async fn store(&self) {
-        let _order = self.0.storing.lock().await;
-        let needs_key = self.0.backlog.needs_key();
-        let (body, key, rows, schema) = {
-            let mut gathered = self.gathered();
-            let status = self.status(&gathered);
-            let Some((body, rows)) = gathered.take(status, needs_key) else { return };
-            (body.encode_to_vec(), body.key, rows, gathered.schema.clone())
+        let shared = Arc::clone(&self.0);
+        // Fails only when the process goes down.
+        let _ = self.0.backlog.with(move |store| shared.store(store)).await;
+    }
+
+    fn status(&self, gathered: &Gathered) -> NodeStatus {
+        self.0.status(gathered)
+    }
+
+    fn gathered(&self) -> MutexGuard<'_, Gathered> {
+        self.0.gathered()
+    }
+}
+
+impl Shared {
+    /// Encodes what is gathered and appends it, in one go: batches are stored in the order of their deltas.
+    fn store(&self, store: &mut Store) {
+        let appended = match self.append(store, store.needs_key()) {
+            // It turned out to begin a segment, or to follow a loss.
+            Err(SpoolError::NeedsKey) => self.append(store, true),
+            other => other,
         };
-        if body.len() > MAX_BODY {
-            tracing::error!(bytes = body.len(), most = MAX_BODY, "a batch is too large to be sent and is dropped");
-            self.gathered().key_due = true;
-            return;
-        }
-        if let Err(error) = self.0.backlog.append(body, key).await {
-            self.not_stored(&error, rows, schema);
+        match appended.and_then(|appended| if appended { store.sync() } else { Ok(()) }) {
+            Ok(()) => {}
+            Err(error) => {
+                // Its status tells it to everyone who looks; the hub learns of it and of the newest state past it.
+                tracing::debug!("the spool: {error}");
+                self.snapshot_due.send_modify(|count| *count += 1);
+            }
         }
     }
 
-    /// Keeps the rows for the next attempt, and has the link tell the hub past the backlog.
-    fn not_stored(&self, error: &BacklogError, rows: Vec<Row>, schema: Option<Arc<Schema>>) {
-        tracing::debug!(%error, "a batch could not be stored");
+    /// Whether there was something to append. What is not appended is kept for the next attempt.
+    fn append(&self, store: &mut Store, key: bool) -> Result<bool, SpoolError> {
         let mut gathered = self.gathered();
-        gathered.key_due = true;
-        if gathered.schema == schema {
-            let newer = std::mem::replace(&mut gathered.rows, rows);
-            gathered.rows.extend(newer);
-            let surplus = gathered.rows.len().saturating_sub(MOST_ROWS);
-            gathered.rows.drain(..surplus);
+        let status = self.status(&gathered);
+        let Some((body, rows)) = gathered.take(status, key) else { return Ok(false) };
+        let (bytes, most) = (body.encode_to_vec(), store.max_body());
+        if bytes.len() > most {
+            tracing::error!(bytes = bytes.len(), most, "a batch is too large to be stored and is dropped");
+            gathered.key_due = true;
+            return Ok(false);
         }
-        drop(gathered);
-        self.0.snapshot_due.send_modify(|count| *count += 1);
+        store.append(&bytes, body.key).inspect_err(|_| gathered.put_back(rows)).map(|()| true)
     }
 
     fn status(&self, gathered: &Gathered) -> NodeStatus {
         NodeStatus {
-            clock: gathered.clock,
-            clock_state: gathered.clock.map_or(0, |report| clock_state(&report).into()),
-            spool: Some(self.0.backlog.status()),
+            clock: gathered.clock.map(Into::into),
+            clock_state: gathered.clock.map_or(0, |reading| reading.state().into()),
+            spool: Some(self.backlog.status()),
         }
     }
 
     fn gathered(&self) -> MutexGuard<'_, Gathered> {
-        self.0.gathered.lock().unwrap_or_else(PoisonError::into_inner)
+        self.gathered.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Gathered {
+    fn new(most_service_bytes: usize) -> Self {
+        Self {
+            encoder: Encoder::new(),
+            schema: None,
+            rows: Vec::new(),
+            newest: None,
+            services: Services::new(most_service_bytes),
+            engine: None,
+            engine_changed: false,
+            clock: None,
+            told: None,
+            key_due: true,
+        }
+    }
+
     /// The next batch and the rows in it, or `None` when there is nothing to tell.
     fn take(&mut self, status: NodeStatus, needs_key: bool) -> Option<(BatchBody, Vec<Row>)> {
         if self.rows.is_empty() && !self.services.changed() && !self.engine_changed {
@@ -274,6 +297,14 @@ impl Gathered {
         self.engine_changed = false;
         self.key_due = false;
         Some((BatchBody { key, samples, services, removed, engine, status: told.then_some(status) }, rows))
+    }
+
+    /// Takes back the rows of a batch that was not stored, and whatever else was in it.
+    fn put_back(&mut self, mut rows: Vec<Row>) {
+        self.key_due = true;
+        rows.append(&mut self.rows);
+        rows.drain(..rows.len().saturating_sub(MOST_ROWS));
+        self.rows = rows;
     }
 }
 

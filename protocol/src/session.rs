@@ -48,6 +48,3 @@ pub enum SessionError {
         fault: &'static str,
     },
 }
-
-#[cfg(test)]
-mod tests;

@@ -56,6 +56,3 @@ pub struct Row {
     /// integer / 10^[`Metric::decimals`].
     pub values: Vec<Option<i64>>,
 }
-
-#[cfg(test)]
-mod tests;

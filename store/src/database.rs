@@ -5,12 +5,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sqlx::any::{AnyConnectOptions, AnyPoolOptions};
-use sqlx::{AnyPool, ConnectOptions, Executor};
+use sqlx::{AnyConnection, AnyPool, ConnectOptions, Connection, Executor};
 
 use crate::error::StoreError;
 use crate::migrate::{self, Migration};
 
-/// An open write transaction; dropped without a commit, it is rolled back.
+/// An open transaction; dropped without a commit, it is rolled back.
 pub type Transaction = sqlx::Transaction<'static, sqlx::Any>;
 
 /// Longest wait for a connection, or for the one writer. Over it, callers get [`StoreError::Unavailable`].
@@ -94,6 +94,19 @@ impl Database {
         Ok(self.0.writers.begin_with(statement).await?)
     }
 
+    /// Starts a transaction whose statements all see the database as it is now, whatever is written meanwhile. Hold
+    /// it for moments: a SQLite log can't be cut short under it.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`] when no connection is to be had within 15 s.
+    pub async fn begin_read(&self) -> Result<Transaction, StoreError> {
+        let statement = match self.0.engine {
+            Engine::Sqlite => "BEGIN",
+            Engine::Postgres => "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY",
+        };
+        Ok(self.0.readers.begin_with(statement).await?)
+    }
+
     /// Ends all connections, waiting for those in use.
     pub async fn close(&self) {
         self.0.readers.close().await;
@@ -160,8 +173,19 @@ fn pool(connections: u32, test: bool) -> AnyPoolOptions {
         .max_connections(connections)
         .acquire_timeout(ACQUIRE_TIMEOUT)
         .test_before_acquire(test)
+        .before_acquire(|connection, _| Box::pin(async { at_rest(connection).await }))
         .idle_timeout(None)
         .max_lifetime(None)
+}
+
+/// Whether a connection is in no transaction. SQLite ends a transaction by itself when the disk is full, the driver
+/// then fails to end it again and counts it as open for ever: such a connection is replaced.
+async fn at_rest(connection: &mut AnyConnection) -> Result<bool, sqlx::Error> {
+    if connection.is_in_transaction() {
+        // The rollback of a dropped transaction may still be on its way.
+        connection.ping().await?;
+    }
+    Ok(!connection.is_in_transaction())
 }
 
 fn sqlite_path(url: &str) -> Option<&Path> {

@@ -18,6 +18,7 @@ services_up() {
 }
 
 services_down() {
+    [ -n "${rig_run:-}" ] || return 0
     postgres_down
     engine_down
     rig_close
@@ -51,7 +52,6 @@ rig_open() {
 }
 
 rig_close() {
-    [ -n "${rig_run:-}" ] || return 0
     as_root rm -rf --one-file-system "$rig_run" "$rig_sockets"
     rig_run=''
 }

@@ -3,22 +3,28 @@
 //! `./test` starts the engine and the database and says in the environment where they are; for one test by hand
 //! there is `tests/rig/with cargo nextest run …`. Everything a test starts through here ends with its handle.
 
+mod agent;
 mod api;
 mod binary;
 mod browser;
 mod engine;
+mod hub;
 mod netns;
 mod postgres;
 mod process;
+mod usage;
 mod wait;
 
+pub use agent::{Agent, AgentEndpoints};
 pub use api::{Api, Reply};
 pub use binary::binary;
 pub use browser::{Browser, Theme, View};
 pub use engine::{Engine, Project};
+pub use hub::{Endpoints, Hub, HubBuilder};
 pub use netns::Netns;
 pub use postgres::{Postgres, TestDatabase};
 pub use process::Process;
+pub use usage::Usage;
 pub use wait::{SOON, until, until_async};
 
 /// The value that `./test` exports under `name`, or how to get it.

@@ -46,8 +46,10 @@ fn filled<'de, D: serde::Deserializer<'de>, T: Deserialize<'de>>(deserializer: D
 pub enum StateFilter {
     /// With a live session.
     Online,
-    /// Without one, after having had one.
+    /// Without one, after it broke off.
     Lost,
+    /// Without one, after saying goodbye.
+    Left,
     /// Enrolled, never connected.
     NeverSeen,
     /// Anything but attention `ok`.
@@ -68,6 +70,7 @@ impl StateFilter {
         match self {
             Self::Online => "online",
             Self::Lost => "lost",
+            Self::Left => "left",
             Self::NeverSeen => "never_seen",
             Self::Attention => "attention",
             Self::Critical => "critical",
@@ -81,6 +84,7 @@ impl StateFilter {
         match self {
             Self::Online => node.presence.state == PresenceState::Online,
             Self::Lost => node.presence.state == PresenceState::Lost,
+            Self::Left => node.presence.state == PresenceState::Left,
             Self::NeverSeen => node.presence.state == PresenceState::NeverSeen,
             Self::Attention => node.attention.level > AttentionLevel::Ok,
             Self::Critical => node.attention.level == AttentionLevel::Critical,
@@ -320,7 +324,7 @@ pub(crate) mod tests {
             tenant: tenant.into(),
             kind: Kind::Agent,
             name: name.into(),
-            presence: Presence { state: PresenceState::Online, since: None, remote: None },
+            presence: Presence { state: PresenceState::Online, since: None, remote: None, reason: None },
             attention: Attention { level, reasons: vec![] },
             last_seen: None,
             enrolled_at: Time(Timestamp::from_millis(0)),

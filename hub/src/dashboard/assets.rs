@@ -3,7 +3,7 @@
 use std::sync::LazyLock;
 
 use axum::extract::Path;
-use axum::http::{HeaderValue, header};
+use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use data_encoding::HEXLOWER;
 use ring::digest::{SHA256, digest};
@@ -39,14 +39,14 @@ pub static ICON: LazyLock<Asset> =
     LazyLock::new(|| Asset::new("icon", "svg", "image/svg+xml", include_bytes!("../../assets/icon.svg")));
 
 /// `GET /assets/{name}`.
-pub async fn serve(Path(name): Path<String>) -> Option<Response> {
-    let asset = [&STYLE, &SCRIPT, &ICON].into_iter().find(|asset| asset.name == name)?;
+pub async fn serve(Path(name): Path<String>) -> Result<Response, StatusCode> {
+    let asset = [&STYLE, &SCRIPT, &ICON].into_iter().find(|asset| asset.name == name).ok_or(StatusCode::NOT_FOUND)?;
     let mut response = asset.content.into_response();
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(asset.media_type));
     response
         .headers_mut()
         .insert(header::CACHE_CONTROL, HeaderValue::from_static("public, max-age=31536000, immutable"));
-    Some(response)
+    Ok(response)
 }
 
 #[cfg(test)]
@@ -58,6 +58,6 @@ mod tests {
         let name = STYLE.url().rsplit('/').next().expect("a name").to_owned();
         let response = serve(Path(name)).await.expect("found");
         assert_eq!(response.headers().get(header::CACHE_CONTROL).expect("set"), "public, max-age=31536000, immutable");
-        assert!(serve(Path("app-0000000000000000.css".into())).await.is_none());
+        assert!(serve(Path("app-0000000000000000.css".into())).await.is_err());
     }
 }

@@ -91,6 +91,8 @@ pub struct Chart {
     pub to: Timestamp,
     /// Top of the scale, where it is known.
     pub top: Option<f64>,
+    /// The time one point stands for, ms; where points lie much further apart, nothing was measured in between.
+    pub step: u64,
     /// At most [`MAX_SERIES`] are drawn.
     pub lines: Vec<Line>,
     /// What to say when there is nothing to draw.
@@ -132,7 +134,7 @@ impl Chart {
                     }
                     svg.x-axis aria-hidden="true" {
                         @for (x, anchor, share) in [("0", "start", 1.0), ("25%", "middle", 0.75), ("50%", "middle", 0.5), ("75%", "middle", 0.25), ("100%", "end", 0.0)] {
-                            text x=(x) y="14" text-anchor=(anchor) { (self.back(share)) }
+                            text x=(x) y="14" text-anchor=(anchor) .minor[share == 0.25 || share == 0.75] { (self.back(share)) }
                         }
                     }
                 }
@@ -176,14 +178,15 @@ impl Chart {
     fn runs<'a>(&self, line: &'a Line) -> Vec<&'a [(i64, f64)]> {
         let mut steps: Vec<i64> = line.points.windows(2).filter_map(|w| Some(w.get(1)?.0 - w.first()?.0)).collect();
         steps.sort_unstable();
-        let usual = steps.get(steps.len() / 2).copied().unwrap_or(i64::MAX / 4);
+        // A node that measures less often than once a step has its own usual distance.
+        let usual = steps.get(steps.len() / 2).copied().unwrap_or(i64::MAX / 4).max(self.step as i64);
         line.points.chunk_by(|a, b| b.0 - a.0 <= usual.saturating_mul(3)).collect()
     }
 
     fn path(&self, scale: &Scale, line: &Line) -> String {
         let mut d = String::new();
         for run in self.runs(line) {
-            for (i, (at, value)) in run.iter().enumerate() {
+            for (i, (at, value)) in run.iter().filter(|point| point.1.is_finite()).enumerate() {
                 d.push_str(&format!("{}{:.1} {:.2}", if i == 0 { 'M' } else { 'L' }, self.x(*at), scale.y(*value)));
             }
             if let [(at, value)] = run {
@@ -198,7 +201,9 @@ impl Chart {
         for run in self.runs(line) {
             if let (Some(first), Some(last)) = (run.first(), run.last()) {
                 d.push_str(&format!("M{:.1} 100", self.x(first.0)));
-                run.iter().for_each(|(at, value)| d.push_str(&format!("L{:.1} {:.2}", self.x(*at), scale.y(*value))));
+                run.iter()
+                    .filter(|point| point.1.is_finite())
+                    .for_each(|(at, value)| d.push_str(&format!("L{:.1} {:.2}", self.x(*at), scale.y(*value))));
                 d.push_str(&format!("L{:.1} 100Z", self.x(last.0)));
             }
         }
@@ -318,6 +323,7 @@ mod tests {
             from: Timestamp::from_millis(0),
             to: Timestamp::from_millis(3_600_000),
             top,
+            step: 10_000,
             lines: vec![Line { label: "busy".into(), points }],
             empty: "Nothing yet.",
         }

@@ -38,6 +38,24 @@ pub struct View<'a> {
     pub no_tenants: bool,
 }
 
+/// Title, and the way to add a node.
+pub fn heading(view: &View<'_>, tenants: usize) -> Markup {
+    html! {
+        div.head {
+            div {
+                h1 { "Fleet" }
+                @if tenants > 0 { p { (size(view.counts)) " of " (format::count(tenants, "tenant", "tenants")) } }
+            }
+            @if view.operates && view.counts.total > 0 { div.actions { a.button.primary href="/join" { "Add a node" } } }
+        }
+    }
+}
+
+/// How many nodes there are, for the heading.
+pub fn size(counts: NodeCounts) -> Markup {
+    html! { span #fleet-size { (format::count(counts.total as usize, "node", "nodes")) } }
+}
+
 /// Everything under the heading.
 pub fn view(view: &View<'_>, clock: Clock) -> Markup {
     html! {
@@ -80,6 +98,7 @@ pub fn counts(view: &View<'_>) -> Markup {
             (item(Some(StateFilter::Warning), Some("warning"), c.warning, "warning"))
             @if c.notice > 0 || view.query.state == Some(StateFilter::Notice) { (item(Some(StateFilter::Notice), Some("notice"), c.notice, "notice")) }
             (item(Some(StateFilter::Lost), Some("critical"), c.lost, "lost"))
+            @if c.left > 0 || view.query.state == Some(StateFilter::Left) { (item(Some(StateFilter::Left), Some("away"), c.left, "signed off")) }
             @if c.never_seen > 0 || view.query.state == Some(StateFilter::NeverSeen) { (item(Some(StateFilter::NeverSeen), Some("away"), c.never_seen, "never seen")) }
             p.visually-hidden role="status" { (c.critical) " critical, " (c.warning) " warning, " (c.lost) " lost of " (c.total) " nodes" }
         }
@@ -98,10 +117,10 @@ pub fn attention(worst: &[Arc<Node>], counts: NodeCounts, clock: Clock) -> Marku
                     ul.attention {
                         @for node in worst {
                             li {
-                                span.state class=(format::node(node).class) { (format::mark(format::node(node).class)) }
+                                span class={ "state " (format::node(node).class) } { (format::mark(format::node(node).class)) }
                                 a.who href={ "/nodes/" (node.id) } { (node.name) }
                                 span.quiet { (node.tenant) }
-                                span.why { (node.attention.reasons.join(" ")) }
+                                span.why { (format::because(&node.attention.reasons)) }
                                 @if let Some(at) = node.presence.since.filter(|_| node.presence.state == PresenceState::Lost) {
                                     span.since { (clock.ago(at)) }
                                 }
@@ -214,7 +233,7 @@ fn services(counts: ServiceCounts) -> Markup {
 }
 
 /// What the rows leave out.
-fn remainder(view: &View<'_>) -> Markup {
+pub fn remainder(view: &View<'_>) -> Markup {
     html! {
         div #remainder {
             @if view.matched == 0 {

@@ -81,7 +81,6 @@ pub fn heading(node: &NodeDetail, clock: Clock) -> Markup {
 /// What it needs, each with what to do.
 pub fn notes(node: &NodeDetail, alerts: &[Alert], clock: Clock) -> Markup {
     let n = &node.node;
-    let class = format::node(n).class;
     html! {
         div.notes #notes {
             @match n.presence.state {
@@ -94,14 +93,19 @@ pub fn notes(node: &NodeDetail, alerts: &[Alert], clock: Clock) -> Markup {
                     p { "No session. Everything below is what was last known. The node keeps measuring into its spool and catches up when it is back. "
                         "On its machine, " code { "hyperfactory-" (n.kind.as_str()) " check" } " tests the clock, the hub's address, the certificate and the disk, and says what to do." }
                 },
+                PresenceState::Left => div.note {
+                    span.away { (format::mark("away")) }
+                    p { "The " (n.kind.as_str()) " was stopped and said goodbye" @if let Some(reason) = n.presence.reason.as_ref().filter(|r| !r.is_empty()) { " (" (reason) ")" } ". Everything below is what was last known." }
+                },
                 PresenceState::Online => {},
             }
             @for reason in n.attention.reasons.iter().filter(|_| n.presence.state == PresenceState::Online) {
-                div class={ "note " (class) } { span.state class=(class) { (format::mark(class)) } p { (reason) } }
+                @let class = format::level(reason.level).class;
+                div class={ "note " (class) } { span class={ "state " (class) } { (format::mark(class)) } p { (format::sentence(&reason.subject, &reason.message)) } }
             }
-            @for alert in alerts.iter().filter(|alert| !n.attention.reasons.contains(&alert.message) && alert.rule != "node.lost") {
+            @for alert in alerts.iter().filter(|alert| !n.attention.reasons.iter().any(|reason| reason.rule == alert.rule && reason.subject == alert.subject) && alert.rule != "node.lost") {
                 @let class = format::level(alert.severity).class;
-                div class={ "note " (class) } { span.state class=(class) { (format::mark(class)) } p { (alert.message) " " span.quiet { (clock.ago(alert.opened_at)) } } }
+                div class={ "note " (class) } { span class={ "state " (class) } { (format::mark(class)) } p { (format::sentence(&alert.subject, &alert.message)) " " span.quiet { (clock.ago(alert.opened_at)) } } }
             }
         }
     }
@@ -204,7 +208,7 @@ fn engine(node: &NodeDetail) -> Markup {
         ),
     };
     html! {
-        div.notes { div class={ "note " (class) } { span.state class=(class) { (format::mark(class)) } p { (said) @if !node.engine.message.is_empty() { " " span.quiet { (node.engine.message) } } } } }
+        div.notes { div class={ "note " (class) } { span class={ "state " (class) } { (format::mark(class)) } p { (said) @if !node.engine.message.is_empty() { " " span.quiet { (format::sentence("", &node.engine.message)) "." } } } } }
     }
 }
 
@@ -222,7 +226,7 @@ fn service(s: &Service, clock: Clock) -> Markup {
                     @if let Some(limit) = s.memory_limit.filter(|limit| *limit > 0.0) { span.sub { "of " (format::bytes(limit)) } }
                 }
             }
-            td.num data-name="Restarts" class={ @if s.restart_count > 0 && s.attention > AttentionLevel::Ok { "warning" } } { (s.restart_count) }
+            td data-name="Restarts" class={ "num" @if s.restart_count > 0 && s.attention > AttentionLevel::Ok { " warning" } } { (s.restart_count) }
             td data-name="Last exit" {
                 @if s.oom_killed { span.state.critical { (format::mark("critical")) "Out of memory" } }
                 @if let Some(code) = s.exit_code { @if s.oom_killed { span.sub { "code " (code) } } @else { "code " (code) } } @else if !s.oom_killed { span.quiet.drop { "–" } }
@@ -243,7 +247,7 @@ pub fn facts(node: &NodeDetail, coverage: &[Coverage], clock: Clock) -> Markup {
                 div.card {
                     h3 { "Session" }
                     dl {
-                        dt { "State" } dd { @match n.presence.state { PresenceState::Online => "Connected", PresenceState::Lost => "Not connected", PresenceState::NeverSeen => "Never connected" } @if let Some(at) = n.presence.since { " " span.quiet { (clock.ago(at)) } } }
+                        dt { "State" } dd { @match n.presence.state { PresenceState::Online => "Connected", PresenceState::Lost => "Broke off", PresenceState::Left => "Signed off", PresenceState::NeverSeen => "Never connected" } @if let Some(at) = n.presence.since { " " span.quiet { (clock.ago(at)) } } }
                         @if let Some(remote) = &n.presence.remote { dt { "From" } dd.mono { (remote) } }
                         @if let Some(session) = &node.session { dt { "Session" } dd.mono.small { (session) } }
                         dt { "Last seen" } dd { @match n.last_seen { Some(at) => (clock.ago(at)), None => "never" } }

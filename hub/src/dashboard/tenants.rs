@@ -60,8 +60,7 @@ pub fn list(tenants: &[Tenant], viewer: &Viewer, clock: Clock) -> Markup {
 
 /// A tenant's nodes in one word.
 pub fn state(counts: NodeCounts) -> Markup {
-    let line =
-        |class: &str, n: u32, word: &str| html! { span.state class=(class) { (format::mark(class)) (n) " " (word) } };
+    let line = |class: &str, n: u32, word: &str| html! { span class={ "state " (class) } { (format::mark(class)) (n) " " (word) } };
     html! {
         @if counts.total == 0 { span.quiet { "no nodes yet" } }
         @else if counts.critical > 0 { (line("critical", counts.critical, "critical")) }

@@ -11,7 +11,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
-use transport::{CloseCode, Connection, Endpoint, Incoming, Peer};
+use transport::{Alpn, CloseCode, Connection, Endpoint, Incoming};
 
 use super::Gateway;
 use super::rate::{Rate, RateLimit};
@@ -112,16 +112,18 @@ async fn admit(
     };
     drop(permit);
     gateway.metrics.handshakes.inc();
-    match connection.peer() {
-        Peer::Anonymous => enroll(&gateway, &door, connection, remote).await,
+    match (connection.alpn(), connection.peer().node().cloned()) {
         // Boxed: the task of a refused or enrolling connection need not be as large as a session's.
-        Peer::Node(identity) => Box::pin(session::run(gateway, connection, identity, shutdown)).await,
+        (Alpn::Session, Some(identity)) => Box::pin(session::run(gateway, connection, identity, shutdown)).await,
+        (Alpn::Enroll, _) => enroll(&gateway, &door, connection, remote).await,
+        // The endpoint lets none of these through.
+        (Alpn::Session, None) => connection.close(CloseCode::Refused, "a session needs a certificate"),
     }
 }
 
 async fn enroll(gateway: &Gateway, door: &Door, connection: Connection, remote: SocketAddr) {
     let Ok(_place) = door.enrolling.try_acquire() else {
-        connection.close(CloseCode::Busy, "too many enrollments at once; try again");
+        connection.close(CloseCode::Draining, "too many enrollments at once; try again");
         return;
     };
     let deadline = gateway.admission.enrollment_deadline;
@@ -140,16 +142,15 @@ async fn enroll(gateway: &Gateway, door: &Door, connection: Connection, remote: 
             }
         };
         writer.send(&EnrollReply { reply: Some(reply) }).await?;
-        writer.finish();
-        // The node closes when it has read the reply; closing here could overtake it.
-        connection.closed().await;
-        Ok::<(), transport::StreamError>(())
+        writer.finish().await?;
+        // Closing must not overtake the reply.
+        writer.delivered().await
     };
     match tokio::time::timeout(deadline, exchange).await {
-        Ok(Ok(())) => {}
+        Ok(Ok(())) => connection.close(CloseCode::Done, ""),
         Ok(Err(error)) => {
             debug!(%remote, %error, "enrollment broken off");
-            connection.close(error.close_code(), &error.to_string());
+            connection.close(CloseCode::Malformed, &error.to_string());
         }
         Err(_) => connection.close(CloseCode::Timeout, "enrollment took too long"),
     }
@@ -162,7 +163,10 @@ async fn judge(gateway: &Gateway, request: EnrollRequest, remote: SocketAddr) ->
             code: RefusalCode::Version.into(),
             message: format!(
                 "This hub speaks protocol versions {} to {}, the node {} to {}. Upgrade the older of the two.",
-                version::SPOKEN.oldest, version::SPOKEN.newest, theirs.oldest, theirs.newest
+                version::SPOKEN.oldest,
+                version::SPOKEN.newest,
+                theirs.oldest,
+                theirs.newest
             ),
             retry_after_ms: 0,
         });

@@ -13,6 +13,7 @@ use protocol::telemetry::Schemas;
 use protocol::{NodeId, NodeKind, SessionId, TenantId, Timestamp};
 use tokio::sync::broadcast;
 
+pub(crate) use latest::scaled;
 pub use latest::{Latest, Sample};
 pub use view::{Attention, Certificate, Level, NodeView, Presence, Reason, service_name};
 

@@ -5,7 +5,8 @@ use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use protocol::message::{ClockReport, ClockState};
+use protocol::message::ClockState;
+use protocol::session::ClockReading;
 use protocol::{SessionId, Timestamp};
 use tokio::time::Instant;
 
@@ -19,7 +20,7 @@ pub struct LinkStatus {
     /// When a session last ended, on the monotonic clock; `None` before the first.
     pub last_up: Option<Instant>,
     /// This node's clock beside the hub's, from the newest session.
-    pub clock: Option<ClockReport>,
+    pub clock: Option<ClockReading>,
     /// When the certificate in use ends.
     pub certificate_not_after: Timestamp,
     /// When it is due to be renewed.
@@ -41,7 +42,7 @@ impl LinkStatus {
 
     /// The clock's named state; unspecified before the first session.
     pub fn clock_state(&self) -> ClockState {
-        self.clock.map_or(ClockState::Unspecified, |report| clock_state(&report))
+        self.clock.map_or(ClockState::Unspecified, ClockReading::state)
     }
 }
 
@@ -115,6 +116,10 @@ pub enum TroubleKind {
     Displaced,
     /// The hub refused this node.
     Refused,
+    /// The hub no longer knows this node, or has revoked its certificate; only a new enrollment helps.
+    Revoked,
+    /// The hub has no room, or failed.
+    Busy,
     /// The hub said goodbye; it is draining or restarting.
     Goodbye,
     /// The session broke off.
@@ -131,7 +136,6 @@ pub struct Counters {
     resent: AtomicU64,
     sent_bytes: AtomicU64,
     acknowledged: AtomicU64,
-    lost: AtomicU64,
 }
 
 /// The figures of [`Counters`] at one moment.
@@ -147,8 +151,6 @@ pub struct Counted {
     pub sent_bytes: u64,
     /// Batches the hub acknowledged.
     pub acknowledged: u64,
-    /// Batches reported lost.
-    pub lost: u64,
 }
 
 impl Counters {
@@ -160,7 +162,6 @@ impl Counters {
             resent: self.resent.load(Ordering::Relaxed),
             sent_bytes: self.sent_bytes.load(Ordering::Relaxed),
             acknowledged: self.acknowledged.load(Ordering::Relaxed),
-            lost: self.lost.load(Ordering::Relaxed),
         }
     }
 
@@ -176,38 +177,5 @@ impl Counters {
 
     pub(crate) fn acknowledged(&self, batches: u64) {
         self.acknowledged.fetch_add(batches, Ordering::Relaxed);
-    }
-
-    pub(crate) fn lost(&self, batches: u64) {
-        self.lost.fetch_add(batches, Ordering::Relaxed);
-    }
-}
-
-/// Beyond this a clock is called wrong.
-const SYNCHRONIZED_WITHIN_MS: i64 = 2_000;
-
-/// Names a clock's offset; half of the round trip is given the benefit of the doubt (RFC 5905, section 8).
-pub(crate) fn clock_state(report: &ClockReport) -> ClockState {
-    let doubt = i64::try_from(report.delay_ms / 2).unwrap_or(i64::MAX);
-    match report.offset_ms {
-        ahead if ahead.saturating_sub(doubt) > SYNCHRONIZED_WITHIN_MS => ClockState::Ahead,
-        behind if behind.saturating_add(doubt) < -SYNCHRONIZED_WITHIN_MS => ClockState::Behind,
-        _ => ClockState::Synchronized,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_clock_is_wrong_beyond_two_seconds_and_the_doubt_of_the_round_trip() {
-        let state = |offset_ms, delay_ms| clock_state(&ClockReport { offset_ms, delay_ms });
-        assert_eq!(state(2_000, 0), ClockState::Synchronized);
-        assert_eq!(state(2_001, 0), ClockState::Ahead);
-        assert_eq!(state(-2_001, 0), ClockState::Behind);
-        assert_eq!(state(2_400, 1_000), ClockState::Synchronized);
-        assert_eq!(state(i64::MIN, u64::MAX), ClockState::Synchronized);
-        assert_eq!(state(i64::MAX, 10), ClockState::Ahead);
     }
 }

@@ -2,25 +2,35 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use prost::Message;
 use protocol::message::{Service, ServiceKey};
 
 type Key = (String, String, u32);
 
 /// Every service as it was last reported.
-#[derive(Default)]
 pub(super) struct Services {
     all: BTreeMap<Key, Service>,
     changed: BTreeSet<Key>,
     removed: BTreeSet<Key>,
+    /// What they take together, and the most they may: a key batch and a snapshot name all of them, and have to fit a
+    /// frame and a segment beside the samples.
+    bytes: usize,
+    most_bytes: usize,
 }
 
 impl Services {
+    /// No services yet, and room for `most_bytes` of them.
+    pub(super) fn new(most_bytes: usize) -> Self {
+        Self { all: BTreeMap::new(), changed: BTreeSet::new(), removed: BTreeSet::new(), bytes: 0, most_bytes }
+    }
+
     /// Takes what is new, different or gone; whether any of it is news.
     pub(super) fn apply(&mut self, services: Vec<Service>, removed: Vec<ServiceKey>) -> bool {
         let mut news = false;
         for gone in removed {
             let key = of(&gone);
-            if self.all.remove(&key).is_some() {
+            if let Some(service) = self.all.remove(&key) {
+                self.bytes -= service.encoded_len();
                 self.changed.remove(&key);
                 self.removed.insert(key);
                 news = true;
@@ -28,7 +38,14 @@ impl Services {
         }
         for service in services {
             let Some(key) = service.key.as_ref().map(of) else { continue };
-            if self.all.get(&key) != Some(&service) {
+            let known = self.all.get(&key);
+            if known != Some(&service) {
+                let bytes = self.bytes - known.map_or(0, Message::encoded_len) + service.encoded_len();
+                if bytes > self.most_bytes {
+                    tracing::warn!(service = %key.1, "more services than fit a batch; this one is not reported");
+                    continue;
+                }
+                self.bytes = bytes;
                 self.removed.remove(&key);
                 self.changed.insert(key.clone());
                 self.all.insert(key, service);

@@ -25,7 +25,7 @@ fn recorder() -> Recorder {
 }
 
 async fn stored(recorder: &Recorder) -> Vec<BatchBody> {
-    let entries = recorder.backlog().read(Sequence::FIRST, 1000, 1 << 20).await.expect("readable");
+    let entries = recorder.backlog().read(Sequence::FIRST, 1 << 20).await.expect("readable");
     entries
         .iter()
         .map(|entry| match entry {
@@ -139,7 +139,9 @@ async fn a_new_schema_starts_a_new_key_batch_and_loses_no_row() {
 
 #[tokio::test]
 async fn deltas_after_a_key_batch_without_samples_decode() {
-    let (recorder, schema) = (recorder(), schema(&["eth0"]));
+    // So small that key batches are asked for often.
+    let recorder = Recorder::new(Backlog::in_memory(SpoolEpoch(7), 40 * 1024), SAMPLES_PER_BATCH);
+    let schema = schema(&["eth0"]);
     recorder.change(Change { services: vec![service("web", ServiceHealth::Healthy)], ..Change::default() }).await;
     for at in 0..4 {
         recorder.record(&schema, row(at, &[at])).await;
@@ -173,10 +175,21 @@ async fn the_status_is_told_when_it_changes_and_not_with_every_batch() {
     let (recorder, schema) = (recorder(), schema(&["eth0"]));
     let mut told = Vec::new();
     for (at, offset) in [(1, 0), (2, 0), (3, 40), (4, 5_000)] {
-        recorder.clock_measured(ClockReport { offset_ms: offset, delay_ms: 10 });
+        recorder.clock_measured(ClockReading { offset_ms: offset, delay_ms: 10 });
         recorder.record(&schema, row(at, &[1])).await;
         recorder.flush().await;
         told = stored(&recorder).await.iter().map(|batch| batch.status.is_some()).collect();
     }
     assert_eq!(told, [true, false, false, true]);
+}
+
+#[tokio::test]
+async fn services_beyond_what_fits_a_batch_are_left_out_and_the_others_stay() {
+    let recorder = recorder();
+    let services = (0..2_000)
+        .map(|index| Service { image: "x".repeat(300), ..service(&format!("web-{index:04}"), ServiceHealth::Healthy) });
+    recorder.replace_services(services.collect()).await;
+    let reported = recorder.snapshot().services.len();
+    assert!((200..1_500).contains(&reported), "{reported}");
+    assert_eq!(stored(&recorder).await[0].services.len(), reported);
 }

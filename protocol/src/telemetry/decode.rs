@@ -10,7 +10,8 @@ use super::varint::{self, Reader};
 use super::{MAX_SAMPLES, MAX_SAMPLES_PER_BYTE};
 use crate::Timestamp;
 
-/// Reads the batches of one encoder. Holds 16 bytes per series and 3 KiB, beside the schema, which it can share.
+/// Reads the batches of one encoder. Holds 16 bytes per series and about 1 KiB, beside the schema, which it can
+/// share.
 #[derive(Clone, Default)]
 pub struct Decoder {
     state: Option<State>,
@@ -91,6 +92,11 @@ impl Decoder {
     /// The newest row's time and values; `None` before the first and after an error.
     pub fn latest(&self) -> Option<(Timestamp, impl ExactSizeIterator<Item = Option<i64>>)> {
         self.state.as_ref()?.latest()
+    }
+
+    /// Bytes of memory it holds, without the schema.
+    pub fn memory(&self) -> usize {
+        size_of::<Self>() + self.state.as_ref().map_or(0, State::memory)
     }
 
     fn declared(&self, reader: &mut Reader<'_>, previous: Option<State>) -> Result<Arc<Schema>, CodecError> {

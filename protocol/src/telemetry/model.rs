@@ -10,6 +10,8 @@ use super::schema::Kind;
 const FRACTION: u32 = 4;
 /// `lean` moves by 1/2^`LEAN_RATE` toward what it averages.
 const LEAN_RATE: u32 = 2;
+/// Larger steps move `lean` like this one, so that it stays within 31 bits.
+const MAX_STEP: i64 = 1 << 25;
 /// `size` moves by 1/2^`SIZE_RATE`.
 const SIZE_RATE: u32 = 2;
 /// How fast probabilities move, see [`Chance`].
@@ -17,9 +19,13 @@ const FLAG_RATE: u32 = 5;
 const BIT_RATE: u32 = 5;
 
 /// Bit lengths are told as steps up or down from the expected one, with a probability per step up to this many.
-const STEPS: usize = 8;
-/// Classes of expected bit length, in half bits.
-const SIZES: usize = 64;
+const STEPS: usize = 5;
+/// Rows that tell how likely the next surprise is.
+const HISTORY: u32 = 6;
+/// Highest [`Series::size`].
+const MAX_SIZE: u8 = 252;
+/// Classes of expected bit length; the last one has all that are longer.
+const SIZES: usize = 24;
 
 /// Where decisions go to or come from.
 pub(super) trait Coder {
@@ -68,6 +74,7 @@ pub(super) struct Series {
     size: u8,
     /// Positive: of late `lean` would have predicted better than the last value alone.
     trust: i8,
+    /// The flags below, and above them, from bit [`GRAIN`] on: the number of zero bits at the end of all values.
     flags: u8,
 }
 
@@ -77,9 +84,22 @@ const PRESENT: u8 = 1;
 const NEGATIVE: u8 = 2;
 /// There has been a value since the key batch.
 const KNOWN: u8 = 4;
+/// Where the grain starts.
+const GRAIN: u32 = 3;
+/// Bits of a grain.
+const GRAIN_BITS: u32 = 5;
 
 impl Series {
     pub(super) const NEW: Self = Self { value: 0, lean: 0, surprises: 0, size: 0, trust: 0, flags: 0 };
+
+    #[inline(always)]
+    fn grain(&self) -> u32 {
+        u32::from(self.flags >> GRAIN)
+    }
+
+    fn set_grain(&mut self, grain: u32) {
+        self.flags = self.flags & !(u8::MAX << GRAIN) | (grain << GRAIN) as u8;
+    }
 
     /// Whether the newest row was not as predicted.
     #[inline(always)]
@@ -96,8 +116,8 @@ impl Series {
 /// Probabilities that all series of one stream share.
 #[derive(Clone)]
 pub(super) struct Model {
-    /// By the series' last 8 surprises, and whether the neighbour was one in this row.
-    surprise: [Chance; 512],
+    /// By the series' last [`HISTORY`] surprises, and whether the neighbour was one in this row.
+    surprise: [Chance; 2 << HISTORY],
     /// Whether an absent series returns.
     returns: [Chance; 2],
     /// Bit length of the first value, as a binary tree.
@@ -109,14 +129,16 @@ pub(super) struct Model {
     negative: [Chance; 8],
     /// The bit below an error's highest, by its length.
     second: [Chance; 65],
+    /// Whether a value ends in fewer zero bits than all before, by their number.
+    finer: [Chance; 1 << GRAIN_BITS],
 }
 
 impl Model {
     pub(super) fn new() -> Self {
-        let mut surprise = [Chance::EVEN; 512];
+        let mut surprise = [Chance::EVEN; 2 << HISTORY];
         for (context, chance) in surprise.iter_mut().enumerate() {
-            let history = (context & 0xff).count_ones();
-            *chance = Chance::of(1 + 3 * history + 2 * (context as u32 >> 8), 29);
+            let history = (context & ((1 << HISTORY) - 1)).count_ones();
+            *chance = Chance::of(1 + 3 * history + 2 * (context as u32 >> HISTORY), 23);
         }
         Self {
             surprise,
@@ -126,6 +148,7 @@ impl Model {
             below: [[Chance::EVEN; STEPS]; SIZES],
             negative: [Chance::EVEN; 8],
             second: [Chance::EVEN; 65],
+            finer: [Chance::of(1, 4); 1 << GRAIN_BITS],
         }
     }
 
@@ -143,21 +166,21 @@ impl Model {
         if series.flags & PRESENT == 0 {
             return self.absent(coder, series, actual);
         }
-        let lean = i64::from((series.lean + (1 << (FRACTION - 1))) >> FRACTION);
+        let grain = series.grain();
+        let lean = ((i64::from(series.lean) + (1 << (FRACTION + grain - 1))) >> (FRACTION + grain)) << grain;
         let expected = if series.trust > 0 { series.value.wrapping_add(lean) } else { series.value };
-        let context = usize::from(series.surprises) | usize::from(beside) << 8;
+        let context = usize::from(series.surprises) & ((1 << HISTORY) - 1) | usize::from(beside) << HISTORY;
         let surprised = coder.decide::<FLAG_RATE>(&mut self.surprise[context], actual != Some(expected));
         series.surprises = series.surprises << 1 | u8::from(surprised);
         let mut value = expected;
         if surprised {
             let error = actual.map_or(0, |actual| actual.wrapping_sub(expected));
-            match self.error(coder, kind, series, error) {
-                0 => {
-                    series.flags &= !PRESENT;
-                    return None;
-                }
-                error => value = expected.wrapping_add(error),
+            let error = self.error(coder, kind, series, error);
+            if error == 0 {
+                series.flags &= !PRESENT;
+                return None;
             }
+            value = expected.wrapping_add(error);
         }
         let step = value.wrapping_sub(series.value);
         if step != 0 || series.lean != 0 {
@@ -166,7 +189,7 @@ impl Model {
             let with = length(step.wrapping_sub(lean)) as i32;
             let trust = i32::from(series.trust);
             series.trust = (trust - (trust >> 3) + 2 * (without - with)).clamp(-100, 100) as i8;
-            let scaled = step.clamp(-(1 << 26), 1 << 26) as i32 * (1 << FRACTION);
+            let scaled = step.clamp(-MAX_STEP, MAX_STEP) as i32 * (1 << FRACTION);
             let lean = series.lean;
             series.lean = match kind {
                 Kind::Counter => lean + ((scaled - lean) >> LEAN_RATE),
@@ -207,7 +230,9 @@ impl Model {
             difference = 0;
         }
         if !known {
-            series.size = (bits.min(63) * 2) as u8;
+            let grain = grain(difference);
+            series.set_grain(grain);
+            series.size = (bits.saturating_sub(grain).min(63) * 2) as u8;
         }
         series.value = series.value.wrapping_add(difference);
         series.flags |= PRESENT | KNOWN;
@@ -217,8 +242,19 @@ impl Model {
     /// Tells or learns an error other than 0; 0 stands for "no value".
     #[inline(always)]
     fn error(&mut self, coder: &mut impl Coder, kind: Kind, series: &mut Series, error: i64) -> i64 {
+        let mut grain = series.grain();
+        if grain > 0 {
+            let own = self::grain(error);
+            if coder.decide::<BIT_RATE>(&mut self.finer[grain as usize], own < grain) {
+                let own = coder.plain(own.into(), GRAIN_BITS) as u32;
+                series.size = series.size.saturating_add(4 * grain.saturating_sub(own) as u8).min(MAX_SIZE);
+                series.set_grain(own);
+                grain = own;
+            }
+        }
+        let error = error >> grain;
         let actual = length(error);
-        let class = usize::from(series.size >> 1).min(SIZES - 1);
+        let class = usize::from(series.size >> 2).min(SIZES - 1);
         let mut bits = u32::from(series.size + 2) >> 2;
         if coder.decide::<BIT_RATE>(&mut self.above[class][0], actual > bits) {
             bits += 1;
@@ -254,8 +290,8 @@ impl Model {
         }
         series.flags = series.flags & !NEGATIVE | if negative { NEGATIVE } else { 0 };
         let size = i32::from(series.size);
-        series.size = (size + ((bits.min(60) as i32 * 4 - size + 1) >> SIZE_RATE)).clamp(0, 252) as u8;
-        let magnitude = magnitude as i64;
+        series.size = (size + ((bits as i32 * 4 - size + 1) >> SIZE_RATE)).clamp(0, MAX_SIZE.into()) as u8;
+        let magnitude = (magnitude as i64) << grain;
         if negative { magnitude.wrapping_neg() } else { magnitude }
     }
 }
@@ -264,4 +300,10 @@ impl Model {
 #[inline(always)]
 fn length(number: i64) -> u32 {
     64 - number.unsigned_abs().leading_zeros()
+}
+
+/// Zero bits at the end of a number, as far as a grain goes.
+#[inline(always)]
+fn grain(number: i64) -> u32 {
+    number.trailing_zeros().min((1 << GRAIN_BITS) - 1)
 }

@@ -24,14 +24,11 @@ impl Chance {
         (range >> SCALE) * u32::from(self.0)
     }
 
-    /// Moves by 1/2^`RATE` toward what happened. Never reaches 0 or 1: the step is 0 within 2^RATE of either end.
+    /// Moves by 1/2^`RATE` toward what happened, and stays 2^`RATE` - 1 away from either end.
     #[inline(always)]
     fn learn<const RATE: u32>(&mut self, happened: bool) {
-        if happened {
-            self.0 += (u16::MAX - self.0) >> RATE;
-        } else {
-            self.0 -= self.0 >> RATE;
-        }
+        let target = if happened { 1 << SCALE } else { (1 << RATE) - 1 };
+        self.0 = (i32::from(self.0) + ((target - i32::from(self.0)) >> RATE)) as u16;
     }
 }
 
@@ -50,12 +47,9 @@ impl<'a> RangeEncoder<'a> {
     #[inline(always)]
     pub(super) fn decide<const RATE: u32>(&mut self, chance: &mut Chance, happens: bool) {
         let bound = chance.bound(self.range);
-        if happens {
-            self.range = bound;
-        } else {
-            self.low += u64::from(bound);
-            self.range -= bound;
-        }
+        // Selected, not branched on: the outcome is often a coin's toss.
+        self.low += if happens { 0 } else { u64::from(bound) };
+        self.range = if happens { bound } else { self.range - bound };
         chance.learn::<RATE>(happens);
         while self.range < REFILL {
             self.shift();
@@ -131,12 +125,8 @@ impl<'a> RangeDecoder<'a> {
     pub(super) fn decide<const RATE: u32>(&mut self, chance: &mut Chance) -> bool {
         let bound = chance.bound(self.range);
         let happens = self.code < bound;
-        if happens {
-            self.range = bound;
-        } else {
-            self.code -= bound;
-            self.range -= bound;
-        }
+        self.code -= if happens { 0 } else { bound };
+        self.range = if happens { bound } else { self.range - bound };
         chance.learn::<RATE>(happens);
         self.refill();
         happens

@@ -1,5 +1,6 @@
 //! A host of its own on the network: a namespace joined to this machine by a cable that can be pulled.
 
+use std::ffi::OsStr;
 use std::net::Ipv4Addr;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -57,10 +58,13 @@ impl Netns {
     }
 
     /// A command that runs `program` inside; its process id is the program's.
-    pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
-        let mut command = Command::new("ip");
-        command.args(["netns", "exec", &self.name]).arg(program);
-        command
+    pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
+        command(Some(&self.name), program)
+    }
+
+    /// Its name, as `ip netns` lists it.
+    pub fn name(&self) -> &str {
+        &self.name
     }
 
     /// Pulls the cable.
@@ -98,6 +102,14 @@ impl Drop for Netns {
     }
 }
 
+/// A command that runs `program` inside the namespace of that name, or outside of any.
+pub(super) fn command(netns: Option<&str>, program: impl AsRef<OsStr>) -> Command {
+    let Some(name) = netns else { return Command::new(program) };
+    let mut command = Command::new("ip");
+    command.args(["netns", "exec", name]).arg(program);
+    command
+}
+
 fn ip(arguments: &str) -> Result<()> {
     let output = Command::new("ip")
         .args(arguments.split_ascii_whitespace())
@@ -119,13 +131,8 @@ mod tests {
         let netns = Netns::create()?;
         let machine = netns.outside().to_string();
         let answers = || -> Result<bool> {
-            let status = netns
-                .command("ping")
-                .args(["-c1", "-W2", &machine])
-                .stdout(Stdio::null())
-                .stderr(Stdio::null())
-                .status();
-            Ok(status?.success())
+            let mut ping = netns.command("busybox");
+            Ok(ping.args(["ping", "-c1", "-W2", &machine]).stdout(Stdio::null()).status()?.success())
         };
         assert!(answers()?, "the machine does not answer");
         netns.cut()?;

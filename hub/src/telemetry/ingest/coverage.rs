@@ -49,11 +49,7 @@ impl Coverage {
 /// When the database does not answer.
 pub async fn coverage(database: &Database, node: NodeId) -> Result<Vec<Coverage>, StoreError> {
     // One snapshot for all statements: compaction moves rows from table to table meanwhile.
-    let begin = match database.engine() {
-        store::Engine::Sqlite => "BEGIN",
-        store::Engine::Postgres => "BEGIN ISOLATION LEVEL REPEATABLE READ",
-    };
-    let mut snapshot = database.reader().begin_with(begin).await?;
+    let mut snapshot = database.begin_read().await?;
     let streams =
         sqlx::query("SELECT id, epoch, opened_at, through, deleted_through FROM streams WHERE node = $1 ORDER BY id")
             .bind(node.to_string())

@@ -1,0 +1,404 @@
+//! The log on disk: groups of records go to the newest segment, acknowledged segments are given back, and when all
+//! room is used the oldest is dropped.
+
+use std::collections::VecDeque;
+
+use crate::cursor::Cursor;
+use crate::error::SpoolError;
+use crate::file::{Directory, SpoolFile};
+use crate::ledger::Ledger;
+use crate::lost::LostReason;
+use crate::options::Options;
+use crate::room::Room;
+use crate::segment::{self, HEADER, PAGE, Seed, SegmentHeader};
+use crate::walk::Walk;
+
+/// Most bytes that wait in memory for a sync. An append that would pass it writes first; when the disk refuses, the
+/// new record is lost.
+const MAX_GROUP: usize = 1 << 20;
+/// Memory a group keeps while there is nothing in it.
+const IDLE_GROUP: usize = 64 << 10;
+/// Segments tried for one group before the disk is taken for broken.
+const ATTEMPTS: usize = 3;
+
+/// The log on disk.
+#[derive(Debug)]
+pub(crate) struct DiskLog {
+    pub(crate) options: Options,
+    pub(crate) directory: Directory,
+    pub(crate) cursor: Cursor,
+    pub(crate) ledger: Ledger,
+    /// Oldest first; the last may be the one that is written.
+    pub(crate) segments: VecDeque<Segment>,
+    pub(crate) active: Option<Active>,
+    pub(crate) room: Room,
+    pub(crate) group: Group,
+    /// The last number that is durable, as a record or as a loss.
+    pub(crate) durable: u64,
+    /// The next record has to be a key, whatever the segment says.
+    pub(crate) key_due: bool,
+    /// The ledger knows of losses that the cursor file does not.
+    pub(crate) unsaved: bool,
+    /// Why the last write failed.
+    pub(crate) failure: Option<Failure>,
+    /// The disk has no room for the reserve.
+    pub(crate) short: bool,
+}
+
+/// A segment file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Segment {
+    /// Number of its first record; the file is named after it.
+    pub(crate) first: u64,
+    pub(crate) bytes: u64,
+    pub(crate) starts_with_key: bool,
+    /// Damage was found in it: it is set aside, not given back.
+    pub(crate) damaged: bool,
+}
+
+/// The segment that is written.
+#[derive(Debug)]
+pub(crate) struct Active {
+    pub(crate) file: SpoolFile,
+    pub(crate) seed: Seed,
+    /// Where its durable records end.
+    pub(crate) end: u64,
+}
+
+/// Records that are not durable yet. They stay here until they are, so that a failed segment loses none of them.
+#[derive(Debug, Default)]
+pub(crate) struct Group {
+    bytes: Vec<u8>,
+    first: u64,
+    last: u64,
+    starts_with_key: bool,
+}
+
+/// Why a write failed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Failure {
+    Full,
+    Io(String),
+}
+
+impl DiskLog {
+    pub(crate) fn needs_key(&self) -> bool {
+        self.key_due || self.planned_end() == HEADER || self.planned_end() >= self.options.full_at()
+    }
+
+    /// Longest record.
+    pub(crate) fn max_record(&self) -> usize {
+        self.options.max_record().min(MAX_GROUP / 2)
+    }
+
+    /// Numbers a record and keeps it for the next sync; the caller has checked its length.
+    pub(crate) fn append(&mut self, record: &[u8], key: bool) -> Result<u64, SpoolError> {
+        let size = segment::record_size(record.len());
+        let fits = self.planned_end() + size <= self.options.segment_bytes;
+        if !key && (self.needs_key() || !fits) {
+            self.key_due = true;
+            return Err(SpoolError::NeedsKey);
+        }
+        let rolls = !fits || (key && self.planned_end() >= self.options.full_at());
+        let overflows = self.group.bytes.len() as u64 + size > MAX_GROUP as u64;
+        if (rolls || overflows) && self.flush().is_err() {
+            return Ok(self.lose_new());
+        }
+        if rolls {
+            self.active = None;
+        }
+        let number = self.ledger.take();
+        self.group.push(number, key, record);
+        self.key_due = false;
+        Ok(number)
+    }
+
+    /// Makes every record and loss durable, and sees to the reserve.
+    pub(crate) fn sync(&mut self) -> Result<(), SpoolError> {
+        let flushed = self.flush();
+        if self.unsaved {
+            self.save()?;
+        }
+        if flushed.is_ok() {
+            self.failure = None;
+        }
+        if self.short {
+            self.top_up();
+        }
+        flushed
+    }
+
+    /// Takes note that everything through `through` has arrived, and gives back the segments that nobody needs.
+    pub(crate) fn acknowledge(&mut self, through: u64) -> Result<(), SpoolError> {
+        let last = self.ledger.last();
+        if !self.ledger.acknowledge(through) {
+            return Ok(());
+        }
+        if through > last {
+            self.group.clear();
+            self.active = None;
+            self.key_due = true;
+            self.durable = through;
+            self.save()?;
+        }
+        self.retire()?;
+        if through > last { Err(SpoolError::Ahead { through, last }) } else { Ok(()) }
+    }
+
+    /// Bytes of the segments that hold pending records.
+    pub(crate) fn bytes(&self) -> u64 {
+        let from = self.locate(self.ledger.first()).unwrap_or(0);
+        let sealed = self.segments.len() - usize::from(self.active.is_some());
+        let backlog: u64 = self.segments.range(from.min(sealed)..sealed).map(|segment| segment.bytes).sum();
+        backlog + self.active.as_ref().map_or(0, |active| active.end) + self.group.bytes.len() as u64
+    }
+
+    /// Index of the segment that would hold `number`.
+    pub(crate) fn locate(&self, number: u64) -> Option<usize> {
+        self.segments.partition_point(|segment| segment.first <= number).checked_sub(1)
+    }
+
+    /// The last number that belongs to the segment at `index`.
+    pub(crate) fn last_of(&self, index: usize) -> u64 {
+        self.segments.get(index + 1).map_or(self.durable, |next| next.first - 1)
+    }
+
+    /// Opens the segment at `index` to read its durable records.
+    pub(crate) fn walk(&self, index: usize) -> Result<Option<Walk>, SpoolError> {
+        let Some(segment) = self.segments.get(index) else { return Ok(None) };
+        let name = segment::name(segment.first);
+        let end = self.readable_end(index);
+        match self.directory.open_file(&name) {
+            Ok(file) => Ok(Some(Walk::new(file, Seed::of(self.ledger.epoch, segment.first), end))),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(source) => Err(SpoolError::Io { doing: "open", path: self.directory.path().join(name), source }),
+        }
+    }
+
+    /// Where the readable bytes of the segment at `index` end.
+    pub(crate) fn readable_end(&self, index: usize) -> u64 {
+        match &self.active {
+            Some(active) if index + 1 == self.segments.len() => active.end,
+            _ => self.segments.get(index).map_or(0, |segment| segment.bytes),
+        }
+    }
+
+    /// Notes a loss that was found while reading. It is durable before anybody hears of it.
+    pub(crate) fn lose_damaged(&mut self, index: Option<usize>, first: u64, last: u64) -> Result<(), SpoolError> {
+        if let Some(segment) = index.and_then(|index| self.segments.get_mut(index)) {
+            segment.damaged = true;
+        }
+        if self.ledger.lose(first, last, LostReason::Corrupt) {
+            self.save()?;
+        }
+        Ok(())
+    }
+
+    /// Saves the ledger.
+    pub(crate) fn save(&mut self) -> Result<(), SpoolError> {
+        self.unsaved = true;
+        let mut ledger = self.ledger.clone();
+        // What only waits in memory is not given out yet as far as the disk is concerned.
+        let lost = ledger.lost.last().unwrap_or(0);
+        ledger.next = self.durable.max(lost).max(ledger.acknowledged) + 1;
+        if let Err(error) = self.cursor.save(&self.directory, &ledger) {
+            self.note(&error);
+            return Err(error);
+        }
+        self.unsaved = false;
+        Ok(())
+    }
+
+    /// Notes a failure that is not the caller's business, for the status.
+    pub(crate) fn note(&mut self, error: &SpoolError) {
+        self.failure = Some(Failure::of(error));
+    }
+
+    /// Allocates what is missing of the reserve.
+    pub(crate) fn top_up(&mut self) {
+        let segments = self.segment_bytes();
+        self.short = !self.room.top_up(&self.directory, &self.options, segments);
+    }
+
+    /// Gives back the segments before the one that the first pending record needs.
+    pub(crate) fn retire(&mut self) -> Result<(), SpoolError> {
+        let pending = self.ledger.first();
+        let keep = self.segments.iter().rposition(|segment| segment.starts_with_key && segment.first <= pending);
+        let Some(count @ 1..) = keep else { return Ok(()) };
+        self.save()?;
+        for segment in self.segments.drain(..count) {
+            let name = segment::name(segment.first);
+            let gone = if segment.damaged {
+                self.room.quarantine(&self.directory, &name).map(drop)
+            } else {
+                self.room.recycle(&self.directory, &self.options, &name)
+            };
+            // A file that will not go is in nobody's way; the next start finds it.
+            self.failure = gone.err().map(|error| Failure::of(&error)).or(self.failure.take());
+        }
+        self.directory.sync()
+    }
+
+    /// Where the newest segment will end once the group is in it.
+    fn planned_end(&self) -> u64 {
+        self.active.as_ref().map_or(HEADER, |active| active.end) + self.group.bytes.len() as u64
+    }
+
+    fn segment_bytes(&self) -> u64 {
+        self.segments.iter().map(|segment| segment.bytes).sum()
+    }
+
+    /// Gives the new record a number only to say that it is lost; the sync that follows makes that durable.
+    fn lose_new(&mut self) -> u64 {
+        let number = self.ledger.take();
+        self.ledger.lose(number, number, LostReason::DiskFull);
+        self.unsaved = true;
+        self.key_due = true;
+        number
+    }
+
+    /// Writes the group and syncs it. A segment that fails is left as it is, and the whole group goes into the next.
+    fn flush(&mut self) -> Result<(), SpoolError> {
+        if self.group.bytes.is_empty() {
+            return Ok(());
+        }
+        let flushed = self.try_flush();
+        self.failure = flushed.as_ref().err().map(Failure::of);
+        flushed
+    }
+
+    fn try_flush(&mut self) -> Result<(), SpoolError> {
+        let mut failed = None;
+        for _ in 0..ATTEMPTS {
+            let mut active = match self.active.take() {
+                Some(active) => active,
+                None => self.begin_segment()?,
+            };
+            segment::stamp(&mut self.group.bytes, active.seed);
+            let written = active.file.write_at(&self.group.bytes, active.end);
+            match written.map_err(|source| active.file.failed("write", source)).and_then(|()| active.file.sync()) {
+                Ok(()) => {
+                    active.end += self.group.bytes.len() as u64;
+                    self.durable = self.group.last;
+                    self.group.clear();
+                    self.active = Some(active);
+                    return Ok(());
+                }
+                Err(error) => {
+                    failed = Some(error);
+                    self.abandon(&active);
+                }
+            }
+        }
+        Err(failed.unwrap_or_else(|| self.directory.full()))
+    }
+
+    /// The newest segment is written no more. Without a durable record in it there is no reason to keep it.
+    fn abandon(&mut self, active: &Active) {
+        if active.end == HEADER
+            && let Some(segment) = self.segments.pop_back()
+        {
+            // It is in nobody's way: the next segment has the same name and takes its place.
+            let _ = self.directory.remove(&segment::name(segment.first));
+        }
+    }
+
+    /// Makes a durable segment for the group.
+    fn begin_segment(&mut self) -> Result<Active, SpoolError> {
+        let (spare, file) = loop {
+            let segments = self.segment_bytes();
+            match self.room.take(&self.directory, &self.options, segments)? {
+                Some(taken) => break taken,
+                None => self.drop_oldest()?,
+            }
+        };
+        let (epoch, first, starts_with_key) = (self.ledger.epoch, self.group.first, self.group.starts_with_key);
+        let pages = u32::try_from(self.options.segment_bytes / PAGE).unwrap_or(u32::MAX);
+        let header = SegmentHeader { epoch, first, starts_with_key, pages }.to_bytes();
+        let written = file.write_at(&header, 0).map_err(|source| file.failed("write", source));
+        let named = written.and_then(|()| file.sync()).and_then(|()| {
+            self.directory.rename(&spare, &segment::name(first))?;
+            self.directory.sync()
+        });
+        if let Err(error) = named {
+            // Whatever name it has now, it is not in use.
+            let _ = self.directory.remove(&spare);
+            let _ = self.directory.remove(&segment::name(first));
+            return Err(error);
+        }
+        let bytes = self.options.segment_bytes;
+        self.segments.push_back(Segment { first, bytes, starts_with_key, damaged: false });
+        self.ledger.newest_segment = first;
+        // That the cursor names the newest segment only serves to notice when somebody removes the file.
+        let _ = self.save();
+        self.top_up();
+        Ok(Active { file, seed: Seed::of(epoch, first), end: HEADER })
+    }
+
+    /// Drops the oldest segment, and what cannot be read without it.
+    fn drop_oldest(&mut self) -> Result<(), SpoolError> {
+        let (Some(oldest), true) = (self.segments.front().copied(), self.segments.len() > 1) else {
+            return Err(self.directory.full());
+        };
+        let key = self.first_key(1)?;
+        self.ledger.lose(oldest.first, key - 1, LostReason::Overflow);
+        self.save()?;
+        self.segments.pop_front();
+        self.room.recycle(&self.directory, &self.options, &segment::name(oldest.first))?;
+        self.directory.sync()
+    }
+
+    /// Number of the first key from the segment at `index` on.
+    fn first_key(&self, index: usize) -> Result<u64, SpoolError> {
+        for index in index..self.segments.len() {
+            let segment = self.segments[index];
+            if segment.starts_with_key {
+                return Ok(segment.first);
+            }
+            let Some(mut walk) = self.walk(index)? else { continue };
+            let read = |source| SpoolError::Io { doing: "read", path: self.directory.path().to_owned(), source };
+            while let Some(place) = walk.resync(segment.first).map_err(read)? {
+                if place.header.key && place.header.sequence <= self.last_of(index) {
+                    return Ok(place.header.sequence);
+                }
+            }
+        }
+        Ok(self.durable + 1)
+    }
+}
+
+impl Drop for DiskLog {
+    /// Writes what is left and saves the acknowledgements. Nobody is promised that: it spares sending twice.
+    fn drop(&mut self) {
+        let _ = self.flush();
+        let _ = self.save();
+    }
+}
+
+impl Group {
+    fn push(&mut self, number: u64, key: bool, record: &[u8]) {
+        if self.bytes.is_empty() {
+            self.first = number;
+            self.starts_with_key = key;
+        }
+        self.last = number;
+        segment::push_record(&mut self.bytes, number, key, record);
+    }
+
+    fn clear(&mut self) {
+        self.bytes.clear();
+        self.bytes.shrink_to(IDLE_GROUP);
+    }
+}
+
+impl Failure {
+    fn of(error: &SpoolError) -> Self {
+        match error {
+            SpoolError::NoSpace { .. } => Self::Full,
+            other => {
+                let cause = std::error::Error::source(other).map(|cause| format!(": {cause}"));
+                Self::Io(format!("{other}{}", cause.unwrap_or_default()))
+            }
+        }
+    }
+}

@@ -1,0 +1,94 @@
+//! Where a spool is and how large it may become.
+
+use std::path::PathBuf;
+
+use crate::error::SpoolError;
+use crate::segment::PAGE;
+
+/// Smallest segment: one page of records.
+const MIN_SEGMENT: u64 = PAGE;
+/// Largest segment: it is what is lost at once when all room is used.
+const MAX_SEGMENT: u64 = 1 << 30;
+/// Fewest segments: one written, one spare, two of backlog, so that dropping the oldest leaves something.
+const MIN_SEGMENTS: u64 = 4;
+
+/// Where a spool is and how large it may become.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The directory; it is created when it does not exist, and holds nothing else.
+    pub directory: PathBuf,
+    /// Most bytes the directory may take, segments, spares and quarantined files together.
+    pub capacity_bytes: u64,
+    /// Size of one segment, the unit in which room is taken, given back and, when all is full, lost.
+    pub segment_bytes: u64,
+    /// Bytes kept allocated at all times, so that a disk filled by others does not stop the spool at once. The
+    /// segment being written counts.
+    pub reserve_bytes: u64,
+}
+
+impl Options {
+    /// A spool of `capacity_bytes` in segments of a sixteenth of it (64 KiB to 16 MiB), with two of them in reserve.
+    pub fn new(directory: impl Into<PathBuf>, capacity_bytes: u64) -> Self {
+        let segment_bytes = (capacity_bytes / 16 / PAGE * PAGE).clamp(64 << 10, 16 << 20);
+        Self { directory: directory.into(), capacity_bytes, segment_bytes, reserve_bytes: 2 * segment_bytes }
+    }
+
+    /// Refuses sizes that cannot work.
+    pub(crate) fn check(&self) -> Result<(), SpoolError> {
+        let Self { capacity_bytes, segment_bytes, reserve_bytes, .. } = *self;
+        let wrong = |text| Err(SpoolError::Options(text));
+        if !(MIN_SEGMENT..=MAX_SEGMENT).contains(&segment_bytes) || segment_bytes % PAGE != 0 {
+            return wrong(format!(
+                "a segment of {segment_bytes} bytes is not a multiple of {PAGE} up to {MAX_SEGMENT}"
+            ));
+        }
+        if capacity_bytes < MIN_SEGMENTS * segment_bytes {
+            return wrong(format!(
+                "{capacity_bytes} bytes hold less than {MIN_SEGMENTS} segments of {segment_bytes}; give it more"
+            ));
+        }
+        if reserve_bytes > capacity_bytes / 2 {
+            return wrong(format!("a reserve of {reserve_bytes} bytes is over half of {capacity_bytes}"));
+        }
+        Ok(())
+    }
+
+    /// Spare segments to keep beside the one being written.
+    pub(crate) fn spares(&self) -> usize {
+        usize::try_from(self.reserve_bytes.div_ceil(self.segment_bytes).saturating_sub(1)).unwrap_or(usize::MAX)
+    }
+
+    /// Longest record: two have to fit a segment.
+    pub(crate) fn max_record(&self) -> usize {
+        usize::try_from(self.segment_bytes / 2 - PAGE / 8).unwrap_or(usize::MAX)
+    }
+
+    /// Bytes after which a segment takes no more deltas; the last eighth makes it rare that one does not fit before.
+    pub(crate) fn full_at(&self) -> u64 {
+        self.segment_bytes / 8 * 7
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_defaults_fit_together() {
+        for capacity in [1 << 20, 5_000_000, 64 << 20, 10 << 30] {
+            let options = Options::new("/x", capacity);
+            assert!(options.check().is_ok(), "{options:?}");
+            assert_eq!(options.spares(), 1);
+        }
+    }
+
+    #[test]
+    fn sizes_that_cannot_work_are_refused() {
+        let good = Options::new("/x", 64 << 20);
+        assert!(Options { segment_bytes: 0, ..good.clone() }.check().is_err());
+        assert!(Options { segment_bytes: 5000, ..good.clone() }.check().is_err());
+        assert!(Options { segment_bytes: 32 << 20, ..good.clone() }.check().is_err());
+        assert!(Options { reserve_bytes: 60 << 20, ..good }.check().is_err());
+        assert!(Options::new("/x", 1000).check().is_err());
+    }
+}
