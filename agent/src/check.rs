@@ -7,6 +7,7 @@ use node::check::{Check, Outcome, Subject};
 use node::health::{self, Report};
 use node::{Clock, IdentityStore};
 
+use crate::agent::Endpoints;
 use crate::config::Config;
 use crate::engine::{Address, Trouble};
 use crate::failure::Failure;
@@ -25,7 +26,7 @@ pub async fn check(config: &Config) -> Result<(String, bool), Failure> {
             store: &store,
             state_directory: &config.state_dir,
             spool_capacity: config.spool_size.0,
-            health: config.health_listen,
+            health: Endpoints::health(config),
             clock: &clock,
         })
         .await,
@@ -77,7 +78,7 @@ fn lines(checks: &[Check]) -> String {
 
 /// The running agent's state: in words, or as JSON. Also says whether it runs and has a session.
 pub async fn status(config: &Config, json: bool) -> Result<(String, bool), Failure> {
-    let report = match health::ask(config.health_listen).await {
+    let report = match health::ask(Endpoints::health(config)).await {
         Ok(report) => report,
         Err(error) => {
             let identity = IdentityStore::directory(&config.state_dir).load()?;

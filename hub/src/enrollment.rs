@@ -509,7 +509,7 @@ fn refused(code: RefusalCode, message: String) -> Failure {
 }
 
 fn malformed(error: RequestError) -> Failure {
-    refused(RefusalCode::Malformed, error.to_string())
+    refused(RefusalCode::Malformed, format!("{error}: bring the node's program up to date, and try again"))
 }
 
 /// The hub's own trouble: the node is told to come back, the log says what it was.

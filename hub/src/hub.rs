@@ -30,10 +30,11 @@ use crate::enrollment::{self, Enrollment};
 use crate::gateway::{self, Gateway};
 use crate::metrics::Metrics;
 use crate::schema;
-use crate::telemetry::history::Upkeep;
+use crate::telemetry::history::{History, Upkeep};
 use crate::telemetry::ingest::Ingest;
 use crate::telemetry::state::Fleet;
 use crate::tenants::Tenants;
+use crate::web::{self, AppState};
 
 /// How long sessions may take to say goodbye, and what is queued to be stored, when the hub stops.
 const DRAIN_DEADLINE: Duration = Duration::from_secs(10);
@@ -194,7 +195,6 @@ impl Hub {
             Alerts::start(database.clone(), fleet.clone(), config.alert_policy(), now, stop_storing.clone()).await?;
         storing.spawn(judging);
         storing.spawn(Upkeep::new(database.clone(), config.retention.get()).keep(now, stop_storing.clone()));
-        let _ = alerts;
 
         let scheme = if config.http_certificate.is_some() { "https" } else { "http" };
         let http = match &config.public_url {
@@ -210,8 +210,27 @@ impl Hub {
             registry: Arc::default(),
             metrics,
         });
-        let router = axum::Router::new();
-        let _ = shutdown;
+        let metrics = Arc::clone(&gateway.metrics);
+        let router = web::router(AppState {
+            database: gateway.database.clone(),
+            tenants: domain.tenants.clone(),
+            enrollment: gateway.enrollment.clone(),
+            fleet: fleet.clone(),
+            ingest: gateway.ingest.clone(),
+            history: History::new(gateway.database.clone()),
+            alerts,
+            access: domain.access.clone(),
+            metrics: Arc::new(move || metrics.text()),
+            watch: Arc::new({
+                let gateway = Arc::clone(&gateway);
+                move |node, live_for| {
+                    let _ = gateway.registry.direct(node, gateway::Directive::Pace(live_for));
+                }
+            }),
+            secure: http.starts_with("https:"),
+            clock: now,
+            shutdown: shutdown.clone(),
+        });
         Ok(Self {
             domain,
             fleet,

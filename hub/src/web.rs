@@ -1,8 +1,9 @@
 //! The hub's HTTP side: REST API, dashboard, health and metrics, on one router.
 
+use std::collections::HashMap;
 use std::ops::Deref;
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::extract::{DefaultBodyLimit, State};
@@ -10,7 +11,7 @@ use axum::http::{HeaderName, HeaderValue, StatusCode, Uri, header};
 use axum::middleware::map_response;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use protocol::Timestamp;
+use protocol::{NodeId, Timestamp};
 use store::Database;
 use store::sqlx;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -32,6 +33,8 @@ use crate::{api, dashboard};
 pub(crate) const BODY_LIMIT: usize = 64 * 1024;
 /// Live streams at once, of pages and of the API. One more is told to come back.
 const STREAMS: usize = 512;
+/// How long a node sends every sample at once after somebody looked at it.
+const WATCHED_FOR: Duration = Duration::from_secs(60);
 /// How long the database may take to answer before the hub is not ready.
 const READY_WITHIN: Duration = Duration::from_secs(2);
 
@@ -60,6 +63,8 @@ pub struct AppState {
     pub access: Access,
     /// `/metrics`, in the Prometheus text format.
     pub metrics: Arc<dyn Fn() -> String + Send + Sync>,
+    /// Asks a node to send every sample at once for a while, because somebody looks at it.
+    pub watch: Arc<dyn Fn(NodeId, Duration) + Send + Sync>,
     /// Served by TLS, here or by a proxy in front: cookies are then sent over TLS alone.
     pub secure: bool,
     /// The wall clock.
@@ -76,6 +81,8 @@ pub(crate) struct Inner {
     pub(crate) state: AppState,
     pub(crate) roster: Roster,
     pub(crate) answers: Answers,
+    /// Until when nodes send every sample at once.
+    watched: Mutex<HashMap<NodeId, Instant>>,
     streams: Arc<Semaphore>,
 }
 
@@ -91,12 +98,24 @@ impl App {
     fn new(state: AppState) -> Self {
         let roster = Roster::new(state.fleet.clone());
         let streams = Arc::new(Semaphore::new(STREAMS));
-        Self(Arc::new(Inner { state, roster, answers: Answers::default(), streams }))
+        Self(Arc::new(Inner { state, roster, answers: Answers::default(), watched: Mutex::default(), streams }))
     }
 
     /// Now.
     pub(crate) fn now(&self) -> Timestamp {
         (self.state.clock)()
+    }
+
+    /// Somebody looks at `node`: asks it to send every sample at once, however many look and however often.
+    pub(crate) fn watch(&self, node: NodeId) {
+        let now = Instant::now();
+        let mut watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
+        watched.retain(|_, until| *until > now);
+        // Asked again while it still lasts, so that there is no break.
+        if watched.get(&node).is_none_or(|until| *until < now + WATCHED_FOR / 2) {
+            watched.insert(node, now + WATCHED_FOR);
+            (self.state.watch)(node, WATCHED_FOR);
+        }
     }
 
     /// Room for one more live stream.

@@ -163,6 +163,8 @@ impl SpoolFile {
     }
 
     pub(crate) fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        #[cfg(test)]
+        hook::writing();
         self.file.write_all_at(bytes, offset)
     }
 

@@ -31,6 +31,9 @@ struct Stage {
     removed: HashMap<usize, Vec<u8>>,
     /// What the directory may list after a cut; the first is durable.
     listings: Vec<BTreeMap<String, usize>>,
+    /// A cut that is to come after so many operations.
+    planned: Option<(usize, Choices)>,
+    cut: Option<TempDir>,
 }
 
 /// Random choices that a failing case repeats.
@@ -61,6 +64,8 @@ pub(crate) fn watch(directory: &Path) {
         failed: HashSet::new(),
         removed: HashMap::new(),
         listings: Vec::new(),
+        planned: None,
+        cut: None,
     };
     for (path, inode) in files(directory) {
         let identity = stage.identify(inode);
@@ -75,28 +80,29 @@ pub(crate) fn fail_syncs(count: usize) {
     with(|stage| stage.failing = count);
 }
 
-/// A directory as a power cut now would leave it.
+/// Cuts the power after `operations` more operations on files; [`cut`] gives what is left.
+pub(crate) fn cut_after(operations: usize, choices: Choices) {
+    with(|stage| stage.planned = Some((operations, choices)));
+}
+
+/// A directory as the power cut that was planned left it, or one now would.
 pub(crate) fn cut(choices: &mut Choices) -> TempDir {
-    let after = tempfile::tempdir_in(fast()).expect("a directory");
+    let mut after = None;
     with(|stage| {
-        let listing = &stage.listings[choices.below(stage.listings.len())];
-        let present: HashMap<usize, Vec<u8>> = files(&stage.directory)
-            .filter_map(|(path, inode)| Some((*stage.identities.get(&inode)?, std::fs::read(path).ok()?)))
-            .collect();
-        for (name, identity) in listing {
-            let nothing = Vec::new();
-            let old = stage.durable.get(identity).unwrap_or(&nothing);
-            let new = present.get(identity).or_else(|| stage.removed.get(identity)).unwrap_or(old);
-            std::fs::write(after.path().join(name), mixed(old, new, choices)).expect("written");
-        }
+        stage.planned = None;
+        after = Some(stage.cut.take().unwrap_or_else(|| stage.leave(choices)));
     });
-    after
+    after.expect("a directory is watched")
 }
 
 /// Where files are synced quickly, if there is such a place.
 pub(crate) fn fast() -> PathBuf {
     let memory = PathBuf::from("/dev/shm");
     if memory.is_dir() { memory } else { std::env::temp_dir() }
+}
+
+pub(crate) fn writing() {
+    with(|_| {});
 }
 
 pub(crate) fn created(directory: &Path, file: &File) {
@@ -159,6 +165,31 @@ pub(crate) fn directory_synced(directory: &Path) {
 }
 
 impl Stage {
+    /// What a power cut now leaves.
+    fn leave(&self, choices: &mut Choices) -> TempDir {
+        let after = tempfile::tempdir_in(fast()).expect("a directory");
+        let listing = &self.listings[choices.below(self.listings.len())];
+        let present: HashMap<usize, Vec<u8>> = files(&self.directory)
+            .filter_map(|(path, inode)| Some((*self.identities.get(&inode)?, std::fs::read(path).ok()?)))
+            .collect();
+        for (name, identity) in listing {
+            let nothing = Vec::new();
+            let old = self.durable.get(identity).unwrap_or(&nothing);
+            let new = present.get(identity).or_else(|| self.removed.get(identity)).unwrap_or(old);
+            std::fs::write(after.path().join(name), mixed(old, new, choices)).expect("written");
+        }
+        after
+    }
+
+    /// Counts one operation towards the cut that is planned.
+    fn tick(&mut self) {
+        match self.planned.take() {
+            Some((0, mut choices)) => self.cut = Some(self.leave(&mut choices)),
+            Some((operations, choices)) => self.planned = Some((operations - 1, choices)),
+            None => {}
+        }
+    }
+
     fn identify(&mut self, inode: u64) -> usize {
         let files = &mut self.files;
         *self.identities.entry(inode).or_insert_with(|| {
@@ -177,6 +208,7 @@ fn with(act: impl FnOnce(&mut Stage)) {
     STAGE.with_borrow_mut(|stage| {
         if let Some(stage) = stage {
             act(stage);
+            stage.tick();
         }
     });
 }

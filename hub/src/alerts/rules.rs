@@ -145,7 +145,7 @@ pub(super) fn certificate(view: &NodeView, policy: &Policy, now: Timestamp) -> J
         let advice = "the node can't connect any more: enroll it with a new token";
         return wrong(Level::Warning, format!("its certificate ended at {}: {advice}", certificate.not_after));
     }
-    if certificate.not_after.since(now) < policy.certificate_left {
+    if certificate.not_after.since(now) <= policy.certificate_left {
         let advice = "it was not renewed: see that the node is connected";
         return wrong(Level::Warning, format!("its certificate ends at {}: {advice}", certificate.not_after));
     }

@@ -43,7 +43,7 @@ const PACE: Duration = Duration::from_secs(1);
 const CHARTS_EVERY: Duration = Duration::from_secs(10);
 /// How often the session is looked at again.
 const CHECK_EVERY: Duration = Duration::from_secs(30);
-/// How often a page of what sends no changes is looked at again: audit, join tokens.
+/// How often a page of what sends no changes is looked at again (audit, join tokens), and a node is told it is watched.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
 /// Sent when nothing else was, so that both ends notice when the other is gone.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
@@ -90,6 +90,11 @@ pub(super) async fn stream(State(app): State<App>, visitor: Result<Visitor, Away
         Ok(Some(started)) => started,
         Err(problem) => return problem.into_response(),
     };
+    if let Watched::Node { id, .. } = &watched
+        && app.roster.node(visitor.principal(), *id).is_some()
+    {
+        app.watch(*id);
+    }
     let now = Instant::now();
     let live = Live {
         nodes: app.state.fleet.changes(),
@@ -238,7 +243,7 @@ impl Live {
             if self.dirty || self.alerts_dirty {
                 until = until.min(self.next);
             }
-            let looks = matches!(self.watched, Watched::Audit(_) | Watched::Join { .. });
+            let looks = matches!(self.watched, Watched::Audit(_) | Watched::Join { .. } | Watched::Node { .. });
             if looks {
                 until = until.min(self.looked + LOOK_EVERY);
             }
@@ -248,7 +253,10 @@ impl Live {
                 () = tokio::time::sleep_until(until) => {
                     if looks && self.looked.elapsed() >= LOOK_EVERY {
                         self.looked = Instant::now();
-                        self.dirty = true;
+                        match &self.watched {
+                            Watched::Node { id, .. } => self.app.watch(*id),
+                            _ => self.dirty = true,
+                        }
                     }
                     if self.checked.elapsed() >= CHECK_EVERY || self.dirty || self.alerts_dirty {
                         return Some(());

@@ -208,7 +208,7 @@ fn engine(node: &NodeDetail) -> Markup {
         ),
     };
     html! {
-        div.notes { div class={ "note " (class) } { span class={ "state " (class) } { (format::mark(class)) } p { (said) @if !node.engine.message.is_empty() { " " span.quiet { (node.engine.message) } } } } }
+        div.notes { div class={ "note " (class) } { span class={ "state " (class) } { (format::mark(class)) } p { (said) @if !node.engine.message.is_empty() { " " span.quiet { (format::sentence("", &node.engine.message)) "." } } } } }
     }
 }
 

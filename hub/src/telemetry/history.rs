@@ -133,14 +133,16 @@ impl History {
         let steps = max_points.clamp(1, MAX_POINTS) as u32;
         let step = (to.since(from) / steps).max(Duration::from_millis(1));
         let mut collector = Collector::new(selectors.to_vec(), from, to, step);
+        // A little earlier: a counter's first rate needs the row before the range.
+        let earlier = from.minus(series::RATE_WITHIN);
         let mut snapshot = self.database.begin_read().await?;
         let streams: Vec<i64> = sqlx::query_scalar("SELECT id FROM streams WHERE node = $1 ORDER BY id")
             .bind(node.to_string())
             .fetch_all(&mut *snapshot)
             .await?;
         for stream in streams {
-            collector = chunks(&mut snapshot, stream, from, to, collector).await?;
-            collector = batches(&mut snapshot, stream, from, to, collector).await?;
+            collector = chunks(&mut snapshot, stream, earlier, to, collector).await?;
+            collector = batches(&mut snapshot, stream, earlier, to, collector).await?;
         }
         Ok(Range { from, to, step, series: collector.finish() })
     }

@@ -104,7 +104,6 @@ impl Ingest {
             ingest: self.clone(),
             inbox: Inbox::open(epoch, (stored > 0).then_some(Sequence(stored))),
             decoder: Decoder::sharing(self.0.fleet.schemas()),
-            row: Vec::new(),
             key: 0,
             backlog: spool.last,
             snapshot: false,
@@ -157,7 +156,6 @@ pub struct Intake {
     stream: Arc<Stream>,
     inbox: Inbox,
     decoder: Decoder,
-    row: Vec<Option<i64>>,
     /// The key batch that the batches now coming continue from.
     key: u64,
     /// Up to here, batches were written before the session began, and so before its snapshot.
@@ -193,7 +191,7 @@ impl Intake {
             Some(upload::Message::Snapshot(body)) => {
                 self.snapshot = true;
                 let mut decoder = Decoder::sharing(self.ingest.0.fleet.schemas());
-                let (report, _) = decode(&mut decoder, &mut self.row, body, true, self.node);
+                let (report, _) = decode(&mut decoder, body, true, self.node);
                 self.ingest.0.fleet.report(self.node, vec![report], now);
                 Ok(())
             }
@@ -225,14 +223,15 @@ impl Intake {
         let Pending { batches, lost, reports, .. } = std::mem::take(&mut self.pending);
         let delivery = Delivery {
             stream: Arc::clone(&self.stream),
-            base: self.base,
+            // Moved on before it is known to be stored: should it fail, whatever follows in this session is a hole
+            // and is refused.
+            base: std::mem::replace(&mut self.base, through.0),
             through: through.0,
             batches,
             lost,
             received_at: now,
         };
         self.ingest.0.submitter.submit(delivery).await?.map_err(|_| IngestError::OutOfOrder)?;
-        self.base = through.0;
         self.ingest.0.fleet.report(self.node, reports, now);
         Ok(self.inbox.committed(through))
     }
@@ -246,7 +245,7 @@ impl Intake {
             self.key = batch.sequence;
         }
         let current = !self.snapshot || batch.sequence > self.backlog;
-        let (report, span) = decode(&mut self.decoder, &mut self.row, body, current, self.node);
+        let (report, span) = decode(&mut self.decoder, body, current, self.node);
         if verdict == Verdict::Duplicate {
             return Ok(());
         }
@@ -283,7 +282,6 @@ fn storable(first: u64, last: u64) -> Result<(), DeliveryError> {
 /// same: what arrived is not thrown away, and the node would only send it again.
 fn decode(
     decoder: &mut Decoder,
-    row: &mut Vec<Option<i64>>,
     body: BatchBody,
     current: bool,
     node: NodeId,
@@ -291,7 +289,7 @@ fn decode(
     let mut span = None;
     let mut newest: Vec<(Timestamp, Vec<Option<i64>>)> = Vec::new();
     if !body.samples.is_empty() {
-        let decoded = decoder.decode_with(&body.samples, row, |_, at, values| {
+        let decoded = decoder.decode(&body.samples, |_, at, values| {
             let (first, last) = span.unwrap_or((at, at));
             span = Some((at.min(first), at.max(last)));
             if newest.len() == 2 {

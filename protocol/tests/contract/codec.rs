@@ -61,6 +61,14 @@ fn a_key_batch_of_a_real_host_takes_less_than_four_bytes_per_series() {
 }
 
 #[test]
+fn a_decoder_takes_16_bytes_per_series_and_little_more() {
+    let (schema, samples) = crate::host::samples().expect("a good fixture");
+    let mut decoder = Decoder::default();
+    decoder.decode(&Encoder::new().encode(&schema, &samples[..1], true).bytes, |_, _, _| ()).expect("good");
+    assert!(decoder.memory() <= 16 * schema.len() + 1_400, "{}", decoder.memory());
+}
+
+#[test]
 fn a_silent_host_takes_a_few_bytes_per_batch() {
     let schema = schema(100, 50);
     let rows: Vec<Row> = (0..4_000).map(|second| row(second * 1_000, &[Some(7_000_000); 200])).collect();

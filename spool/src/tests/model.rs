@@ -11,13 +11,29 @@ use crate::{Entry, LostReason, Reader, Spool, SpoolError};
 
 #[derive(Clone, Debug)]
 enum Step {
-    Append { length: usize, key: bool },
+    Append {
+        length: usize,
+        key: bool,
+    },
     Sync,
     FailSyncs(usize),
     Read(usize),
     Acknowledge(u64),
     Reopen,
-    PowerCut(u64),
+    /// A power cut after some operations on files, while one of these is done.
+    PowerCut {
+        during: During,
+        operations: usize,
+        seed: u64,
+    },
+}
+
+#[derive(Clone, Copy, Debug)]
+enum During {
+    Nothing,
+    Writing,
+    Acknowledging,
+    Opening,
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -28,7 +44,18 @@ fn step() -> impl Strategy<Value = Step> {
         3 => (1usize..20).prop_map(Step::Read),
         2 => (0u64..20).prop_map(Step::Acknowledge),
         1 => Just(Step::Reopen),
-        2 => any::<u64>().prop_map(Step::PowerCut),
+        3 => (during(), 0usize..30, any::<u64>())
+            .prop_map(|(during, operations, seed)| Step::PowerCut { during, operations, seed }),
+    ]
+}
+
+fn during() -> impl Strategy<Value = During> {
+    prop_oneof![
+        Just(During::Nothing),
+        Just(During::Writing),
+        Just(During::Writing),
+        Just(During::Acknowledging),
+        Just(During::Opening)
     ]
 }
 
@@ -95,13 +122,33 @@ impl Life {
                 self.reopen(None);
                 assert_eq!(self.spool().acknowledged(), self.acknowledged, "a clean end keeps acknowledgements");
             }
-            Step::PowerCut(seed) => {
+            Step::PowerCut { during, operations, seed } => {
                 rehearsal::fail_syncs(0);
-                let after = rehearsal::cut(&mut Choices::new(seed));
-                self.spool = None;
-                self.reopen(Some(after));
+                self.cut(during, operations, seed);
             }
         }
+    }
+
+    /// Cuts the power in the midst of something. What that has promised comes too late for anybody to hear.
+    fn cut(&mut self, during: During, operations: usize, seed: u64) {
+        let promised = self.promised.clone();
+        rehearsal::cut_after(operations, Choices::new(seed.rotate_left(17)));
+        match during {
+            During::Nothing => {}
+            During::Writing => {
+                (0..12).for_each(|_| self.append(300, false));
+                self.sync();
+            }
+            During::Acknowledging => self.take(Step::Acknowledge(1)),
+            During::Opening => {
+                self.spool = None;
+                self.spool = Some(Spool::open(small(self.directory.path()), 2).expect("opened").0);
+            }
+        }
+        self.promised = promised;
+        let after = rehearsal::cut(&mut Choices::new(seed));
+        self.spool = None;
+        self.reopen(Some(after));
     }
 
     fn append(&mut self, length: usize, key: bool) {

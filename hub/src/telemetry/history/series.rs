@@ -13,7 +13,7 @@ use super::{Point, Selector, SeriesPoints};
 use crate::telemetry::state::scaled;
 
 /// A counter read twice within this time has a rate; over it, what lies between is unknown.
-const RATE_WITHIN: Duration = Duration::from_secs(300);
+pub(super) const RATE_WITHIN: Duration = Duration::from_secs(300);
 
 /// Gathers the points of the selected series from bodies in their order.
 pub(super) struct Collector {

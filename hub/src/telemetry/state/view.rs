@@ -139,7 +139,7 @@ pub fn service_name(key: &ServiceKey) -> String {
 }
 
 impl NodeView {
-    pub(super) fn new(member: Member) -> Self {
+    pub(crate) fn new(member: Member) -> Self {
         Self {
             node: member.node,
             tenant: member.tenant,
