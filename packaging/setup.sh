@@ -78,10 +78,13 @@ need_packages() {
     need_root "to install packages"
     local log
     log=$(mktemp)
-    say "  refreshing the package lists …"
-    # A third-party source that doesn't answer is no reason to stop: what matters is whether the
-    # packages can be had, and that is seen below.
-    _apt "$log" update || say "  (some package lists could not be refreshed; going on with what is known)"
+    if [ -z "${_lists_fresh:-}" ]; then
+        say "  refreshing the package lists …"
+        # A third-party source that doesn't answer is no reason to stop: what matters is whether the
+        # packages can be had, and that is seen below.
+        _apt "$log" update || say "  (some package lists could not be refreshed; going on with what is known)"
+        _lists_fresh=yes
+    fi
 
     local names=()
     for wanted in "${missing[@]}"; do
@@ -93,7 +96,7 @@ need_packages() {
             fi
         done
         fail "The package '$wanted' is not to be had from this machine's package sources." \
-            "apt-get update said: $(_complaint "$log")" \
+            "apt-get said: $(_complaint "$log")" \
             "Look at /etc/apt/sources.list and /etc/apt/sources.list.d, and at the network; then run this again."
     done
 
@@ -104,6 +107,8 @@ need_packages() {
         count=0
         for name in "${names[@]}"; do
             count=$((count + 1))
+            # One may have come with another.
+            ! package_installed "$name" || continue
             say "  installing $name ($count of ${#names[@]}) …"
             _apt "$log" install --yes --no-install-recommends "$name" ||
                 fail "The package '$name' could not be installed." \

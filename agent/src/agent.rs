@@ -1,17 +1,21 @@
 //! The running agent: builds its parts, runs them, and drains within a deadline.
 
+use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Context;
+use node::backlog::Options;
 use node::health::{Server, Vitals};
 use node::{Backlog, Clock, Identity, IdentityStore, Link, LinkOptions, Recorder};
 use protocol::message::NodeFacts;
+use serde::{Deserialize, Serialize};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use transport::Endpoint;
 
+use crate::cgroup::Hierarchies;
 use crate::config::Config;
 use crate::docker::Follower;
 use crate::enroll;
@@ -30,6 +34,32 @@ const ENGINE: Duration = Duration::from_secs(5);
 /// Samples that may be missed before the service manager's watchdog is left to starve.
 const MISSED: u32 = 4;
 
+/// Where the running agent listens; written to `endpoints.json` in the state directory.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Endpoints {
+    /// Base URL of `/healthz`, `/readyz`, `/status` and `/metrics`.
+    pub health: String,
+}
+
+impl Endpoints {
+    /// File name in the state directory.
+    pub const FILE: &str = "endpoints.json";
+
+    /// Where the agent that runs, or last ran, serves its health; as configured when it never did.
+    pub fn health(config: &Config) -> SocketAddr {
+        let written = std::fs::read(config.state_dir.join(Self::FILE)).ok();
+        let endpoints: Option<Self> = written.and_then(|bytes| serde_json::from_slice(&bytes).ok());
+        let address = endpoints.and_then(|endpoints| endpoints.health.strip_prefix("http://")?.parse().ok());
+        address.unwrap_or(config.health_listen)
+    }
+
+    fn write(&self, state_dir: &Path) -> Result<(), Failure> {
+        let (file, new) = (state_dir.join(Self::FILE), state_dir.join("endpoints.json.new"));
+        let written = std::fs::write(&new, serde_json::to_vec(self)?).and_then(|()| std::fs::rename(&new, &file));
+        Ok(written.with_context(|| format!("cannot write {}", file.display()))?)
+    }
+}
+
 /// Runs until `stop`, then drains.
 ///
 /// # Errors
@@ -44,7 +74,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> Result<(), Failure>
         "starting {SOFTWARE}"
     );
 
-    let backlog = backlog(&config.state_dir, config.spool_size.0).await?;
+    let backlog = backlog(&config)?;
     let recorder = Recorder::new(backlog.clone(), config.samples_per_batch);
     let endpoint = Endpoint::client().context("the agent can't open a UDP socket")?;
 
@@ -52,7 +82,8 @@ pub async fn run(config: Config, stop: CancellationToken) -> Result<(), Failure>
     let sources_stop = CancellationToken::new();
     let mut sources = JoinSet::new();
     let (follower, mut followed) = Follower::new(address, recorder.clone());
-    let sampler = Sampler::new(config.interval.get(), clock.clone(), recorder.clone(), followed.clone());
+    let hierarchies = Hierarchies::of_this_host();
+    let sampler = Sampler::new(config.interval.get(), clock.clone(), recorder.clone(), followed.clone(), hierarchies);
     sources.spawn(follower.run(sources_stop.clone()));
     sources.spawn(sampler.run(sources_stop.clone()));
     let _ = tokio::time::timeout(ENGINE, followed.wait_for(|followed| followed.settled)).await;
@@ -79,7 +110,8 @@ pub async fn run(config: Config, stop: CancellationToken) -> Result<(), Failure>
         counters: link.counters(),
         spool: backlog.watch(),
     };
-    let server = Server::bind(config.health, vitals).await?;
+    let server = Server::bind(config.health_listen, vitals).await?;
+    Endpoints { health: format!("http://{}", server.local_addr()?) }.write(&config.state_dir)?;
     let mut services = JoinSet::new();
     services.spawn({
         let stop = sources_stop.clone();
@@ -147,11 +179,15 @@ async fn identity(
     }
 }
 
-/// The spool of a node in its state directory.
-async fn backlog(state_dir: &Path, capacity: u64) -> Result<Backlog, Failure> {
-    let directory = state_dir.join("spool");
-    let _ = &directory;
-    Ok(Backlog::in_memory(protocol::SpoolEpoch(rand::random()), capacity))
+/// The spool in the state directory.
+fn backlog(config: &Config) -> Result<Backlog, Failure> {
+    let (backlog, recovery) = Backlog::open(Options::new(config.state_dir.join("spool"), config.spool_size.0))?;
+    if recovery.is_clean() {
+        tracing::debug!("spool: {recovery}");
+    } else {
+        tracing::warn!("spool: {recovery}");
+    }
+    Ok(backlog)
 }
 
 /// What Hello tells of this host.

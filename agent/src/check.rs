@@ -7,6 +7,7 @@ use node::check::{Check, Outcome, Subject};
 use node::health::{self, Report};
 use node::{Clock, IdentityStore};
 
+use crate::agent::Endpoints;
 use crate::config::Config;
 use crate::engine::{Address, Trouble};
 use crate::failure::Failure;
@@ -25,7 +26,7 @@ pub async fn check(config: &Config) -> Result<(String, bool), Failure> {
             store: &store,
             state_directory: &config.state_dir,
             spool_capacity: config.spool_size.0,
-            health: config.health,
+            health: Endpoints::health(config),
             clock: &clock,
         })
         .await,
@@ -77,7 +78,7 @@ fn lines(checks: &[Check]) -> String {
 
 /// The running agent's state: in words, or as JSON. Also says whether it runs and has a session.
 pub async fn status(config: &Config, json: bool) -> Result<(String, bool), Failure> {
-    let report = match health::ask(config.health).await {
+    let report = match health::ask(Endpoints::health(config)).await {
         Ok(report) => report,
         Err(error) => {
             let identity = IdentityStore::directory(&config.state_dir).load()?;
@@ -164,7 +165,7 @@ mod tests {
     async fn an_agent_that_does_not_run_is_said_to_be_so() {
         let directory = tempfile::tempdir().unwrap();
         let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-        let config = Config { state_dir: directory.path().to_owned(), health: free, ..Config::default() };
+        let config = Config { state_dir: directory.path().to_owned(), health_listen: free, ..Config::default() };
         let said = status(&config, false).await.unwrap_err().to_string();
         assert!(
             said.starts_with("this machine is not enrolled, and the agent does not run: nothing answers on"),

@@ -14,7 +14,7 @@ use crate::engine::{self, Address};
 pub const STATE_DIR: &str = "/var/lib/hyperfactory/agent";
 
 /// Shortest and longest sampling interval: below, the agent would weigh on the host; above, nobody would call it live.
-const INTERVAL: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(3600));
+const INTERVAL: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(3600));
 
 /// Every key of the configuration. All have a default: an enrolled agent runs without any.
 #[derive(Debug, Deserialize)]
@@ -31,7 +31,7 @@ pub struct Config {
     /// Most bytes of telemetry kept on disk while the hub can't be reached.
     pub spool_size: Size,
     /// TCP address of `/healthz`, `/readyz`, `/status` and `/metrics`.
-    pub health: SocketAddr,
+    pub health_listen: SocketAddr,
     /// The name to enroll under where the token leaves it open. Default: the host's.
     pub name: Option<String>,
     /// A join token: an agent that is not enrolled yet enrolls with it when it starts.
@@ -48,7 +48,7 @@ impl Default for Config {
             interval: Period::seconds(15),
             samples_per_batch: node::telemetry::SAMPLES_PER_BATCH,
             spool_size: Size::mebibytes(128),
-            health: SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 7091),
+            health_listen: SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 7091),
             name: None,
             token: None,
             log: "info".into(),
@@ -142,7 +142,7 @@ mod tests {
     fn nothing_has_to_be_configured() {
         let config = load(&[]).unwrap();
         assert_eq!(config.interval.get(), Duration::from_secs(15));
-        assert_eq!(config.health.to_string(), "127.0.0.1:7091");
+        assert_eq!(config.health_listen.to_string(), "127.0.0.1:7091");
         assert_eq!(config.engine(None).unwrap().to_string(), "unix:///var/run/docker.sock");
     }
 
@@ -160,7 +160,7 @@ mod tests {
     #[test]
     fn what_makes_no_sense_is_refused_with_what_would() {
         for (variable, value, expected) in [
-            ("HYPERFACTORY_AGENT_INTERVAL", "10ms", "`interval` is not usable: use from 1s to 1h"),
+            ("HYPERFACTORY_AGENT_INTERVAL", "10ms", "`interval` is not usable: use from 100ms to 1h"),
             ("HYPERFACTORY_AGENT_SAMPLES_PER_BATCH", "0", "`samples-per-batch` is not usable: use from 1 to 60"),
             ("HYPERFACTORY_AGENT_SPOOL_SIZE", "1KiB", "`spool-size` is not usable: use 1MiB or more"),
             ("HYPERFACTORY_AGENT_LOG", "loud", "`log` is not usable"),

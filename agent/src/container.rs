@@ -202,6 +202,8 @@ pub struct Event {
 /// What an event says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Action {
+    /// A new run began.
+    Started,
     /// Its run ended with this code.
     Died(i32),
     /// The kernel ended one of its processes for want of memory.
@@ -214,7 +216,7 @@ pub enum Action {
     Unpaused,
     /// It no longer exists.
     Destroyed,
-    /// Something else that the engine has to be asked about: created, started, stopped, updated, renamed.
+    /// Something else that the engine has to be asked about: created, stopped, updated, renamed.
     Other,
 }
 
@@ -237,7 +239,8 @@ impl Event {
             "pause" => Action::Paused,
             "unpause" => Action::Unpaused,
             "destroy" => Action::Destroyed,
-            "create" | "start" | "stop" | "update" | "rename" => Action::Other,
+            "start" => Action::Started,
+            "create" | "stop" | "update" | "rename" => Action::Other,
             _ => return None,
         };
         let millis = match (message.time_nano, message.time) {

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bollard::errors::Error as EngineError;
-use bollard::models::{ContainerInspectResponse, ContainerSummary, EventMessage, ImageInspect};
+use bollard::models::{ContainerInspectResponse, ContainerSummary, EventMessage, ImageInspect, SystemInfo};
 use bollard::query_parameters::{EventsOptions, InspectContainerOptions, ListContainersOptions};
 use futures_util::stream::FuturesUnordered;
 use futures_util::{Stream, StreamExt};
@@ -103,6 +103,7 @@ impl Follower {
     async fn follow(&mut self, engine: bollard::Docker) -> End {
         let info = match ask(engine.info()).await {
             Ok(info) => info,
+            Err(error) if is_unreadable(&error) => SystemInfo::default(),
             Err(error) => return End::Trouble(self.address.trouble(&error)),
         };
         let started = Instant::now();

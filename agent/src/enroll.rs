@@ -11,7 +11,7 @@ use protocol::NodeKind;
 use transport::Endpoint;
 
 use crate::agent::SOFTWARE;
-use crate::config::Config;
+use crate::config::{Config, STATE_DIR};
 use crate::failure::Failure;
 use crate::host;
 
@@ -48,11 +48,15 @@ pub async fn run(config: &Config, arguments: TokenArguments) -> Result<String, F
     let token = parse(&token)?;
     let store = IdentityStore::directory(&config.state_dir);
     let identity = enroll(config, &store, &token, &Clock::system()).await?;
-    Ok(format!(
-        "enrolled as {} ({}) of tenant {} with the hub at {}; now start the service: systemctl enable --now \
-         hyperfactory-agent",
+    let mut done = format!(
+        "enrolled as {} ({}) of tenant {} with the hub at {}",
         identity.name, identity.node, identity.tenant, identity.hub
-    ))
+    );
+    // Elsewhere it is not the packaged service that runs it.
+    if config.state_dir == Path::new(STATE_DIR) {
+        done.push_str("\nnow start the service: systemctl enable --now hyperfactory-agent");
+    }
+    Ok(done)
 }
 
 /// Reads a join token as a person pasted it.

@@ -40,8 +40,15 @@ pub struct Sampler {
 }
 
 impl Sampler {
-    /// A sampler that records every `interval` and knows from `followed` which containers run.
-    pub fn new(interval: Duration, clock: Clock, recorder: Recorder, followed: watch::Receiver<Followed>) -> Self {
+    /// A sampler that records every `interval`, knows from `followed` which containers run, and reads their figures in
+    /// `hierarchies`; what is not there it asks the engine for.
+    pub fn new(
+        interval: Duration,
+        clock: Clock,
+        recorder: Recorder,
+        followed: watch::Receiver<Followed>,
+        hierarchies: Hierarchies,
+    ) -> Self {
         Self {
             interval,
             clock,
@@ -49,7 +56,7 @@ impl Sampler {
             followed,
             host: Host::new(),
             mounts: Mounts::default(),
-            containers: Containers::new(Hierarchies::of_this_host()),
+            containers: Containers::new(hierarchies),
             rows: Rows::default(),
         }
     }

@@ -60,6 +60,8 @@ struct Container {
     ended: Option<Ended>,
     /// Whether the kernel ended a process of the present run, or of the last while there is none.
     out_of_memory: bool,
+    /// When it last did so: in a quick loop the engine's answers skip whole runs.
+    oom_at: Option<Timestamp>,
     changed: Timestamp,
 }
 
@@ -91,8 +93,19 @@ impl Services {
                 container.ended = Some(Ended { exit_code, out_of_memory: container.out_of_memory });
                 Next::Ask
             }
+            Action::Started => {
+                container.out_of_memory = false;
+                Next::Ask
+            }
             Action::OutOfMemory => {
+                container.oom_at = Some(event.at);
                 container.out_of_memory = true;
+                // Its event may come after that of the end which it caused.
+                if container.now.pid.is_none()
+                    && let Some(ended) = &mut container.ended
+                {
+                    ended.out_of_memory = true;
+                }
                 Next::Changed
             }
             Action::Health(ServiceHealth::Unhealthy) | Action::Other => Next::Ask,
@@ -121,13 +134,13 @@ impl Services {
             let changed = now.started.max(now.finished).unwrap_or(now.created);
             let out_of_memory = now.oom_killed;
             let ended = answered_end.map(|exit_code| Ended { exit_code, out_of_memory });
-            self.containers.insert(now.id.clone(), Container { now, asked, ended, out_of_memory, changed });
+            let container = Container { now, asked, ended, out_of_memory, oom_at: None, changed };
+            self.containers.insert(container.now.id.clone(), container);
             return;
         };
         if now.started != container.now.started {
-            // Another run, whose processes may all still be well. In a restart loop its beginning and end come in one
-            // answer, and the kernel's event about it came before.
-            container.out_of_memory = if running { now.oom_killed } else { container.out_of_memory || now.oom_killed };
+            let in_this_run = container.oom_at.zip(now.started).is_some_and(|(oom, started)| oom >= started);
+            container.out_of_memory = in_this_run;
         }
         container.out_of_memory |= now.oom_killed;
         if let Some(exit_code) = answered_end {
@@ -320,6 +333,7 @@ mod tests {
             (Action::Unpaused, Next::Ask),
             (Action::OutOfMemory, Next::Changed),
             (Action::Died(1), Next::Ask),
+            (Action::Started, Next::Ask),
             (Action::Other, Next::Ask),
             (Action::Destroyed, Next::Changed),
             (Action::Destroyed, Next::Nothing),
@@ -380,6 +394,56 @@ mod tests {
         );
         let ended = only(&mut services);
         assert_eq!((ended.oom_killed, ended.exit_code), (false, Some(0)));
+    }
+
+    /// A container that takes all memory at once dies before the engine can be asked about its start.
+    #[test]
+    fn an_oom_kill_in_a_quick_loop_is_not_lost_and_not_kept_for_a_later_run() {
+        let (mut services, c) = running("greedy");
+        for action in [Action::Died(1), Action::Started, Action::OutOfMemory] {
+            services.event(&event(&c, 2000, action));
+        }
+        // The answer to the question that the start asked for, put before the kill.
+        services.inspected(Inspected { started: Some(at(1990)), ..c.clone() }, at(1995));
+        services.event(&event(&c, 2001, Action::Died(137)));
+        let restarting = Inspected {
+            state: ServiceState::Restarting,
+            started: Some(at(1990)),
+            finished: Some(at(2001)),
+            exit_code: 137,
+            pid: None,
+            ..c.clone()
+        };
+        services.inspected(restarting, at(2002));
+        assert!(only(&mut services).oom_killed);
+
+        for (millis, action) in [(3000, Action::Started), (3001, Action::Died(1))] {
+            services.event(&event(&c, millis, action));
+        }
+        let failed = Inspected {
+            state: ServiceState::Restarting,
+            started: Some(at(2990)),
+            finished: Some(at(3001)),
+            exit_code: 1,
+            pid: None,
+            ..c
+        };
+        services.inspected(failed, at(3002));
+        let service = only(&mut services);
+        assert_eq!((service.oom_killed, service.exit_code), (false, Some(1)), "another kind of failure");
+    }
+
+    #[test]
+    fn an_oom_event_after_the_end_counts_for_it() {
+        let (mut services, c) = running("greedy");
+        services.event(&event(&c, 2000, Action::Died(137)));
+        services.inspected(
+            Inspected { state: ServiceState::Exited, exit_code: 137, pid: None, finished: Some(at(2000)), ..c.clone() },
+            at(2000),
+        );
+        assert!(!only(&mut services).oom_killed);
+        services.event(&event(&c, 2003, Action::OutOfMemory));
+        assert!(only(&mut services).oom_killed);
     }
 
     #[test]

@@ -9,10 +9,12 @@ use std::time::Duration;
 use hyperfactory_agent::cgroup::{Group, Hierarchies};
 use hyperfactory_agent::docker::{Followed, Follower};
 use hyperfactory_agent::engine::Address;
+use hyperfactory_agent::sample::Sampler;
 use hyperfactory_agent::stats;
-use node::{Backlog, Recorder};
+use node::{Backlog, Clock, Recorder};
 use protocol::SpoolEpoch;
 use protocol::message::{EngineState, Service, ServiceHealth, ServiceState};
+use protocol::telemetry::{Decoder, Schema};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -277,6 +279,39 @@ async fn figures_come_from_the_cgroup_and_agree_with_the_engines() {
     }
     agent.sees(&project, "healthy", |s| s.state() == ServiceState::Exited).await;
     assert!(agent.followed.borrow().running.iter().all(|running| *running.target != *target));
+    agent.end().await;
+}
+
+#[tokio::test]
+async fn where_no_cgroup_is_visible_the_figures_come_from_the_engine() {
+    let engine = Engine::from_environment();
+    let project = engine.up("stats", &["healthy"]);
+    let agent = Agent::start(&engine.socket).await;
+    let target = format!("{}/healthy/1", project.name);
+    for (hierarchies, place) in [(Hierarchies::of_this_host(), "cgroup"), (Hierarchies::default(), "engine")] {
+        let recorder = Recorder::new(Backlog::in_memory(SpoolEpoch(2), 1 << 20), 4);
+        let second = Duration::from_secs(1);
+        let sampler = Sampler::new(second, Clock::system(), recorder.clone(), agent.followed.clone(), hierarchies);
+        let mut sampling = JoinSet::new();
+        sampling.spawn(sampler.run(agent.stop.child_token()));
+        let begin = Instant::now();
+        loop {
+            let (mut cpu, mut memory) = (None, None);
+            let samples = recorder.snapshot().samples;
+            let row = |schema: &Schema, _, values: &[Option<i64>]| {
+                let value = |metric| schema.index(metric, &target).and_then(|index| values[index]);
+                (cpu, memory) = (value("service.cpu"), value("service.memory"));
+            };
+            if !samples.is_empty() {
+                Decoder::default().decode(&samples, row).unwrap();
+            }
+            if cpu > Some(0) && memory > Some(0) {
+                break;
+            }
+            assert!(begin.elapsed() < SOON, "no figures from the {place}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
     agent.end().await;
 }
 

@@ -53,7 +53,8 @@
   let order = null;
   const arrange = () => {
     const body = $("#rows");
-    if (!order || !body) return;
+    if (!order) return;
+    if (!body) return location.reload(); // the first node has come: the page needs its table
     const settled = order.every(id => document.getElementById(id) || stash.has(id));
     if (settled && (body.matches(":hover") || body.contains(document.activeElement)) && $$("#rows > tr").length === order.length) return;
     const wanted = order;

@@ -41,7 +41,7 @@ async fn main() -> anyhow::Result<()> {
         .route(
             "/sign-in",
             get(|| async {
-                Html(alone("Sign in", clock(), &sign_in::token(Some("This token is not valid."))).into_string())
+                Html(alone("Sign in", clock(), &sign_in::token(Some("This token is not valid."), "/")).into_string())
             }),
         )
         .route(
@@ -91,15 +91,15 @@ fn one(i: usize) -> Node {
         reasons: vec![Reason { level, rule: rule.into(), subject: String::new(), message: message.into() }],
     };
     let attention = match (state, i % 53) {
-        (PresenceState::Lost, _) => {
-            reason(AttentionLevel::Critical, "node.lost", "Lost: no session for longer than 30 s.")
+        (PresenceState::Lost, _) => reason(AttentionLevel::Critical, "node.lost", "no session for longer than 30 s"),
+        (_, 2) => {
+            reason(AttentionLevel::Critical, "service.unhealthy", "its health check fails: connection refused on :9644")
         }
-        (_, 2) => reason(
-            AttentionLevel::Critical,
-            "service.unhealthy",
-            "Service plant/redpanda/1 is unhealthy: connection refused on :9644.",
+        (_, 3) => reason(
+            AttentionLevel::Warning,
+            "clock.skew",
+            "the node's clock is 4.2 s ahead of the hub's: set up NTP on one or both",
         ),
-        (_, 3) => reason(AttentionLevel::Warning, "clock.skew", "The clock is 4.2 s ahead of the hub."),
         (_, 20) => reason(
             AttentionLevel::Notice,
             "certificate.expiring",
@@ -265,6 +265,9 @@ fn node_page(engine: EngineState, presence: PresenceState) -> Html<String> {
         session: Some("019ab0c2-7f00-7000-8000-0000000000aa".into()),
     };
     let coverage = vec![Coverage {
+        opened_at: ago(9 * DAY),
+        missing: vec![],
+        doubled: vec![],
         epoch: "9f3c11d0a2b7e845".into(),
         first: 1,
         through: 17_281,
@@ -282,6 +285,7 @@ fn node_page(engine: EngineState, presence: PresenceState) -> Html<String> {
         from,
         to: now,
         top,
+        step: 15_000,
         empty: "No figures in this span.",
         lines: lines.into_iter().map(|(label, points)| Line { label: label.into(), points }).collect(),
     };
@@ -420,7 +424,7 @@ fn some_alerts() -> Vec<Alert> {
         closed_at: closed,
     };
     vec![
-        alert(3, "node.lost", AttentionLevel::Critical, "Lost: no session for longer than 30 s.", None),
+        alert(3, "node.lost", AttentionLevel::Critical, "no session for longer than 30 s", None),
         alert(
             2,
             "service.restarting",

@@ -20,7 +20,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
-use transport::{CloseCode, Endpoint, ServerLimits};
+use transport::{CloseCode, Endpoint, ResetKey, ServerLimits};
 
 use crate::access::Access;
 use crate::alerts::Alerts;
@@ -30,10 +30,11 @@ use crate::enrollment::{self, Enrollment};
 use crate::gateway::{self, Gateway};
 use crate::metrics::Metrics;
 use crate::schema;
-use crate::telemetry::history::Upkeep;
+use crate::telemetry::history::{History, Upkeep};
 use crate::telemetry::ingest::Ingest;
 use crate::telemetry::state::Fleet;
 use crate::tenants::Tenants;
+use crate::web::{self, AppState};
 
 /// How long sessions may take to say goodbye, and what is queued to be stored, when the hub stops.
 const DRAIN_DEADLINE: Duration = Duration::from_secs(10);
@@ -43,6 +44,10 @@ const RENEW_SERVER_BEFORE: Duration = Duration::from_secs(10 * 86_400);
 const RECEIVE_BUFFER_WANTED: usize = 4 * 1024 * 1024;
 /// How long the last packets to closed connections may take.
 const GOODBYE: Duration = Duration::from_secs(1);
+/// Knocks sent together, and the pause after them: 2,000 nodes within a second.
+const KNOCKS_AT_ONCE: usize = 20;
+/// See [`KNOCKS_AT_ONCE`].
+const KNOCK_PAUSE: Duration = Duration::from_millis(10);
 /// How often the hub looks at its own certificate.
 const LOOK_AT_SERVER: Duration = Duration::from_secs(3600);
 
@@ -89,6 +94,7 @@ pub struct Domain {
     pub tenants: Tenants,
     /// Who may see and do what.
     pub access: Access,
+    reset_key: ResetKey,
 }
 
 impl Domain {
@@ -101,12 +107,13 @@ impl Domain {
         let database = Database::open(&config.database_url()).await?;
         database.migrate(schema::MIGRATIONS).await?;
         let master = master_key(&config.master_key_path(), config.master_key_file.is_none())?;
+        let reset_key = ResetKey(master.derive("stateless reset"));
         let authorities = Authorities::open(database.clone(), master, now())
             .await
             .context("the fleet's authorities can't be opened: is this the master key they were sealed with?")?;
         let tenants = Tenants::new(database.clone(), authorities.clone());
         let access = Access::new(database.clone());
-        Ok(Self { database, authorities, tenants, access })
+        Ok(Self { database, authorities, tenants, access, reset_key })
     }
 }
 
@@ -121,6 +128,8 @@ pub struct Hub {
     listener: TcpListener,
     endpoints: Endpoints,
     state_dir: PathBuf,
+    /// Where nodes were whose sessions ended with the hub's last life.
+    orphans: Vec<SocketAddr>,
     /// Ends the tasks that store, once the sessions are gone.
     stop_storing: CancellationToken,
     storing: TaskTracker,
@@ -136,6 +145,7 @@ impl Hub {
         let domain = Domain::open(config).await?;
         let database = domain.database.clone();
         let fleet = Fleet::load(&database, now()).await?;
+        let orphans = Fleet::left_behind(&database).await?;
         let metrics = Arc::new(Metrics::new()?);
         let listener = listen(config).await?;
 
@@ -157,7 +167,8 @@ impl Hub {
             }),
             clock: system_clock(),
         })?;
-        let endpoint = Endpoint::server(config.quic_listen, tls, ServerLimits::default())
+        let limits = ServerLimits { reset_key: Some(domain.reset_key), ..ServerLimits::default() };
+        let endpoint = Endpoint::server(config.quic_listen, tls, limits)
             .context("quic-listen (HYPERFACTORY_HUB_QUIC_LISTEN) must be a free UDP address")?;
         let quic = endpoint.local_addr()?;
         if endpoint.receive_buffer() < RECEIVE_BUFFER_WANTED {
@@ -184,7 +195,6 @@ impl Hub {
             Alerts::start(database.clone(), fleet.clone(), config.alert_policy(), now, stop_storing.clone()).await?;
         storing.spawn(judging);
         storing.spawn(Upkeep::new(database.clone(), config.retention.get()).keep(now, stop_storing.clone()));
-        let _ = alerts;
 
         let scheme = if config.http_certificate.is_some() { "https" } else { "http" };
         let http = match &config.public_url {
@@ -200,8 +210,27 @@ impl Hub {
             registry: Arc::default(),
             metrics,
         });
-        let router = axum::Router::new();
-        let _ = shutdown;
+        let metrics = Arc::clone(&gateway.metrics);
+        let router = web::router(AppState {
+            database: gateway.database.clone(),
+            tenants: domain.tenants.clone(),
+            enrollment: gateway.enrollment.clone(),
+            fleet: fleet.clone(),
+            ingest: gateway.ingest.clone(),
+            history: History::new(gateway.database.clone()),
+            alerts,
+            access: domain.access.clone(),
+            metrics: Arc::new(move || metrics.text()),
+            watch: Arc::new({
+                let gateway = Arc::clone(&gateway);
+                move |node, live_for| {
+                    let _ = gateway.registry.direct(node, gateway::Directive::Pace(live_for));
+                }
+            }),
+            secure: http.starts_with("https:"),
+            clock: now,
+            shutdown: shutdown.clone(),
+        });
         Ok(Self {
             domain,
             fleet,
@@ -212,6 +241,7 @@ impl Hub {
             listener,
             endpoints: Endpoints { quic, http },
             state_dir: config.state_dir.clone(),
+            orphans,
             stop_storing,
             storing,
             router,
@@ -259,6 +289,7 @@ impl Hub {
             self.server_until,
             shutdown.clone(),
         ));
+        sessions.spawn(knock(self.endpoint.clone(), self.orphans, shutdown.clone()));
         let service = self.router.into_make_service_with_connect_info::<SocketAddr>();
         let http = axum::serve(self.listener, service).with_graceful_shutdown(shutdown.clone().cancelled_owned());
         let mut http = std::pin::pin!(http.into_future());
@@ -296,6 +327,19 @@ impl Hub {
 /// Now, by this machine's clock.
 pub fn now() -> Timestamp {
     SystemTime::now().into()
+}
+
+/// Tells the nodes of the hub's last life that it is back, without a burst that would overflow a buffer.
+async fn knock(endpoint: Endpoint, orphans: Vec<SocketAddr>, shutdown: CancellationToken) {
+    for few in orphans.chunks(KNOCKS_AT_ONCE) {
+        for address in few {
+            endpoint.knock(*address);
+        }
+        tokio::select! {
+            () = shutdown.cancelled() => return,
+            () = tokio::time::sleep(KNOCK_PAUSE) => {}
+        }
+    }
 }
 
 /// Replaces the hub's own certificate well before it ends.

@@ -17,3 +17,4 @@ mod rows;
 pub mod schema;
 pub mod telemetry;
 pub mod tenants;
+pub mod web;

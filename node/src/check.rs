@@ -213,3 +213,55 @@ fn chain(error: &dyn std::error::Error) -> String {
     }
     text
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use super::*;
+
+    fn report(clock: &str, offset: Option<f64>) -> Report {
+        Report {
+            software: String::new(),
+            session_up: true,
+            link: String::new(),
+            since: String::new(),
+            clock_offset_seconds: offset,
+            clock: clock.to_owned(),
+            certificate_not_after: String::new(),
+            renew_at: String::new(),
+            renewal_trouble: None,
+            batches_pending: 0,
+            batches_lost: 0,
+            spool_bytes: 0,
+            spool_trouble: None,
+            last_sample_seconds: 0.0,
+            sampling_trouble: None,
+        }
+    }
+
+    #[test]
+    fn a_wrong_clock_fails_and_an_unknown_one_warns() {
+        assert_eq!(clock(Ok(report("synchronized", Some(0.2)))).outcome, Outcome::Ok);
+        assert_eq!(clock(Ok(report("unknown", None))).outcome, Outcome::Warn);
+        let behind = clock(Ok(report("behind", Some(-75.0))));
+        assert_eq!((behind.outcome, behind.said.as_str()), (Outcome::Fail, "75.0 s behind the hub's"));
+        assert!(behind.advice.contains("timedatectl"));
+        let address = SocketAddr::from(([127, 0, 0, 1], 7091));
+        let stopped = ProbeError::NotRunning { address, source: io::ErrorKind::ConnectionRefused.into() };
+        let unknown = clock(Err(stopped));
+        assert!(unknown.outcome == Outcome::Warn && unknown.advice.contains("start the service"));
+    }
+
+    #[test]
+    fn a_disk_is_tried_by_writing_to_it() {
+        let directory = tempfile::tempdir().expect("tempdir");
+        assert_eq!(disk(directory.path(), 1).outcome, Outcome::Ok);
+        assert_eq!(std::fs::read_dir(directory.path()).expect("list").count(), 0, "nothing is left behind");
+        assert_eq!(disk(directory.path(), u64::MAX).outcome, Outcome::Warn);
+        let file = directory.path().join("file");
+        std::fs::write(&file, "").expect("written");
+        let broken = disk(&file.join("state"), 1);
+        assert!(broken.outcome == Outcome::Fail && broken.said.contains("--state-dir"), "{}", broken.said);
+    }
+}

@@ -192,13 +192,12 @@ impl EnrollError {
             Self::Broken(StreamError::Closed(closed)) => (closed.code != CloseCode::Refused).then_some(Duration::ZERO),
             Self::Broken(_) => Some(Duration::ZERO),
             Self::Dial(DialError::Resolve { .. } | DialError::NoAddress { .. }) => Some(Duration::ZERO),
-            Self::Dial(DialError::Connect(error)) => match error {
+            Self::Dial(DialError::Connect(
                 ConnectError::NoAnswer { .. }
                 | ConnectError::Busy
                 | ConnectError::Address { .. }
-                | ConnectError::Closed(_) => Some(Duration::ZERO),
-                _ => None,
-            },
+                | ConnectError::Closed(_),
+            )) => Some(Duration::ZERO),
             Self::Refused(refusal) => match refusal.code() {
                 RefusalCode::Busy | RefusalCode::Internal => Some(Duration::from_millis(refusal.retry_after_ms)),
                 _ => None,

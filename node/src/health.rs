@@ -136,7 +136,7 @@ impl Server {
 #[derive(Debug, thiserror::Error)]
 #[error(
     "cannot serve /healthz and /metrics on {address}: is another agent or bridge running, or another program on \
-     that port? Choose another with the key `health` in the configuration file"
+     that port? Choose another with the key `health-listen` in the configuration file"
 )]
 pub struct HealthError {
     address: SocketAddr,
@@ -168,3 +168,6 @@ fn verdict(verdict: Result<(), String>) -> Response {
         Err(reason) => (StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n")).into_response(),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -266,4 +266,4 @@ fn lock(memory: &Mutex<Memory>) -> std::sync::MutexGuard<'_, Memory> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

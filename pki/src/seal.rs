@@ -8,6 +8,7 @@ use std::str::FromStr;
 
 use data_encoding::HEXLOWER;
 use ring::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
+use ring::hmac;
 use ring::rand::{SecureRandom, SystemRandom};
 use zeroize::{Zeroize, Zeroizing};
 
@@ -57,6 +58,14 @@ impl MasterKey {
     /// The text for a key file: 64 hexadecimal digits and a newline.
     pub fn to_text(&self) -> Zeroizing<String> {
         Zeroizing::new(HEXLOWER.encode(&self.bytes) + "\n")
+    }
+
+    /// A key for another purpose, the same at every call (HMAC-SHA-256 as a PRF, RFC 2104).
+    pub fn derive(&self, purpose: &str) -> [u8; 32] {
+        let tag = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, &self.bytes), purpose.as_bytes());
+        let mut derived = [0; 32];
+        derived.copy_from_slice(tag.as_ref());
+        derived
     }
 
     /// Encrypts `secret` so that only this key opens it, and only for the same `context`.

@@ -97,3 +97,16 @@ known! {
 pub fn find(name: &str) -> Option<Known> {
     ALL.iter().copied().find(|known| known.name == name)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_metric_is_found_by_its_name_and_by_no_other() {
+        for known in ALL {
+            assert_eq!(find(known.name), Some(*known));
+        }
+        assert_eq!(find("cpu"), None);
+    }
+}

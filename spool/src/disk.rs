@@ -10,7 +10,7 @@ use crate::ledger::Ledger;
 use crate::lost::LostReason;
 use crate::options::Options;
 use crate::room::Room;
-use crate::segment::{self, HEADER, Seed, SegmentHeader};
+use crate::segment::{self, HEADER, PAGE, Seed, SegmentHeader};
 use crate::walk::Walk;
 
 /// Most bytes that wait in memory for a sync. An append that would pass it writes first; when the disk refuses, the
@@ -95,7 +95,7 @@ impl DiskLog {
     pub(crate) fn append(&mut self, record: &[u8], key: bool) -> Result<u64, SpoolError> {
         let size = segment::record_size(record.len());
         let fits = self.planned_end() + size <= self.options.segment_bytes;
-        if !key && (self.key_due || self.planned_end() == HEADER || !fits) {
+        if !key && (self.needs_key() || !fits) {
             self.key_due = true;
             return Err(SpoolError::NeedsKey);
         }
@@ -118,6 +118,9 @@ impl DiskLog {
         let flushed = self.flush();
         if self.unsaved {
             self.save()?;
+        }
+        if flushed.is_ok() {
+            self.failure = None;
         }
         if self.short {
             self.top_up();
@@ -310,7 +313,8 @@ impl DiskLog {
             }
         };
         let (epoch, first, starts_with_key) = (self.ledger.epoch, self.group.first, self.group.starts_with_key);
-        let header = SegmentHeader { epoch, first, starts_with_key }.to_bytes();
+        let pages = u32::try_from(self.options.segment_bytes / PAGE).unwrap_or(u32::MAX);
+        let header = SegmentHeader { epoch, first, starts_with_key, pages }.to_bytes();
         let written = file.write_at(&header, 0).map_err(|source| file.failed("write", source));
         let named = written.and_then(|()| file.sync()).and_then(|()| {
             self.directory.rename(&spare, &segment::name(first))?;

@@ -82,7 +82,7 @@ impl Directory {
         let create = || -> io::Result<SpoolFile> {
             let file = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(&path)?;
             #[cfg(test)]
-            hook::renamed(&self.path);
+            hook::created(&self.path, &file);
             let file = SpoolFile { path: path.clone(), file };
             file.allocate(bytes)?;
             file.file.set_len(bytes)?;
@@ -163,6 +163,8 @@ impl SpoolFile {
     }
 
     pub(crate) fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        #[cfg(test)]
+        hook::writing();
         self.file.write_all_at(bytes, offset)
     }
 
@@ -177,9 +179,25 @@ impl SpoolFile {
         self.clear_raw(bytes).map_err(|source| self.failed("clear", source))
     }
 
-    /// Cuts the file off at `bytes`.
-    pub(crate) fn truncate(&self, bytes: u64) -> Result<(), SpoolError> {
-        self.file.set_len(bytes).and_then(|()| self.sync_raw()).map_err(|source| self.failed("truncate", source))
+    /// Puts zeros where nothing should be, from `from` until `until`, and makes the file at least `bytes` long.
+    pub(crate) fn blank(&self, from: u64, until: u64, bytes: u64) -> Result<(), SpoolError> {
+        let blank = || {
+            self.write_zeros(from, until)?;
+            if self.length()? < bytes {
+                self.file.set_len(bytes)?;
+            }
+            self.sync_raw()
+        };
+        blank().map_err(|source| self.failed("clear", source))
+    }
+
+    fn write_zeros(&self, mut from: u64, until: u64) -> io::Result<()> {
+        while from < until {
+            let chunk = usize::try_from(until - from).map_or(ZEROS.len(), |left| left.min(ZEROS.len()));
+            self.file.write_all_at(&ZEROS[..chunk], from)?;
+            from += chunk as u64;
+        }
+        Ok(())
     }
 
     fn clear_raw(&self, bytes: u64) -> io::Result<()> {
@@ -187,12 +205,7 @@ impl SpoolFile {
             Ok(()) => {}
             Err(errno) if is_unsupported(errno) => {
                 self.allocate(bytes)?;
-                let mut offset = 0;
-                while offset < bytes {
-                    let chunk = usize::try_from(bytes - offset).map_or(ZEROS.len(), |left| left.min(ZEROS.len()));
-                    self.file.write_all_at(&ZEROS[..chunk], offset)?;
-                    offset += chunk as u64;
-                }
+                self.write_zeros(0, bytes)?;
             }
             Err(errno) => return Err(errno.into()),
         }

@@ -1,6 +1,6 @@
 //! Opening a spool: what is there is taken up again, what cannot be used is set aside and reported.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::io;
 
 use crate::cursor::{self, Cursor, Found};
@@ -12,7 +12,7 @@ use crate::lost::LostReason;
 use crate::options::Options;
 use crate::recovery::Recovery;
 use crate::room::Room;
-use crate::segment::{self, HEADER, RECORD_HEADER, Seed, SegmentHeader};
+use crate::segment::{self, HEADER, PAGE, RECORD_HEADER, Seed, SegmentHeader};
 use crate::walk::Walk;
 
 /// A header that jumps further ahead than this is taken for damage that happens to have the right checksum.
@@ -29,8 +29,10 @@ pub(crate) fn open(options: Options, epoch: u64) -> Result<(DiskLog, Recovery), 
         directory: &directory,
     };
     let found = opening.segments(&names)?;
+    let sizes: BTreeMap<u64, u64> = found.iter().map(|segment| (segment.first, segment.size(&options))).collect();
     let (cursor, mut ledger, segments) = opening.ledger(found, epoch)?;
-    let tail = opening.tail(&ledger, &segments)?;
+    let newest_size = segments.back().and_then(|newest| sizes.get(&newest.first)).copied().unwrap_or(0);
+    let tail = opening.tail(&ledger, &segments, newest_size)?;
     let changed = opening.settle(&mut ledger, &segments, &tail, &options);
     let Opening { room, mut recovery, .. } = opening;
 
@@ -70,6 +72,13 @@ struct FoundSegment {
     header: Option<SegmentHeader>,
 }
 
+impl FoundSegment {
+    /// Bytes it had when it was made; without its header, what one made today has.
+    fn size(&self, options: &Options) -> u64 {
+        self.header.map_or(options.segment_bytes, |header| u64::from(header.pages) * PAGE).max(self.bytes)
+    }
+}
+
 /// The end of the newest segment.
 #[derive(Default)]
 struct Tail {
@@ -80,8 +89,10 @@ struct Tail {
     given_out: u64,
     /// Where the last whole record ends.
     end: u64,
-    /// Bytes after it that are not zero.
+    /// Bytes after it that are not zero, or that the file should have and has not.
     torn: u64,
+    /// Bytes the file should have.
+    size: u64,
     /// There is damage before it.
     damaged: bool,
 }
@@ -146,9 +157,17 @@ impl Opening<'_> {
                 self.quarantine(&segment::name(segment.first))?;
                 continue;
             }
-            let starts_with_key = match segment.header {
-                Some(header) => header.starts_with_key,
-                None => self.first_record_is_key(&ledger, &segment),
+            let evidence = match segment.header {
+                Some(header) => Some(header.starts_with_key),
+                // A name alone is not enough to believe in numbers that nobody else knows of.
+                None => self.first_record_is_key(&ledger, &segment).or_else(|| {
+                    let known = segment.first <= ledger.newest_segment;
+                    known.then_some(false)
+                }),
+            };
+            let Some(starts_with_key) = evidence else {
+                self.quarantine(&segment::name(segment.first))?;
+                continue;
             };
             let FoundSegment { first, bytes, header } = segment;
             segments.push_back(Segment { first, bytes, starts_with_key, damaged: header.is_none() });
@@ -168,7 +187,7 @@ impl Opening<'_> {
     }
 
     /// Walks the newest segment, and no other, to its end.
-    fn tail(&mut self, ledger: &Ledger, segments: &VecDeque<Segment>) -> Result<Tail, SpoolError> {
+    fn tail(&mut self, ledger: &Ledger, segments: &VecDeque<Segment>, size: u64) -> Result<Tail, SpoolError> {
         let Some(newest) = segments.back() else {
             return Ok(Tail { highest: ledger.acknowledged, given_out: ledger.acknowledged, ..Tail::default() });
         };
@@ -176,7 +195,7 @@ impl Opening<'_> {
         let failed = |source| SpoolError::Io { doing: "read", path: self.directory.path().join(&name), source };
         let file = self.directory.open_file(&name).map_err(failed)?;
         let mut walk = Walk::new(file, Seed::of(ledger.epoch, newest.first), newest.bytes);
-        let (mut tail, records) = walk_tail(&mut walk, newest.first).map_err(failed)?;
+        let (mut tail, records) = walk_tail(&mut walk, newest.first, newest.bytes, size).map_err(failed)?;
         self.recovery.scanned_records += records;
         self.recovery.read_bytes += walk.read_bytes();
         self.recovery.torn_bytes = tail.torn;
@@ -214,10 +233,12 @@ impl Opening<'_> {
         *ledger != before
     }
 
-    fn first_record_is_key(&self, ledger: &Ledger, segment: &FoundSegment) -> bool {
-        let Ok(file) = self.directory.open_file(&segment::name(segment.first)) else { return false };
+    /// Whether a segment without a header begins with a key; `None` when there is no record of it at all.
+    fn first_record_is_key(&self, ledger: &Ledger, segment: &FoundSegment) -> Option<bool> {
+        let file = self.directory.open_file(&segment::name(segment.first)).ok()?;
         let mut walk = Walk::new(file, Seed::of(ledger.epoch, segment.first), segment.bytes);
-        matches!(walk.next(), Ok(Some(place)) if place.header.key && place.header.sequence == segment.first)
+        let place = walk.resync(segment.first).ok()??;
+        Some(place.header.key && place.header.sequence == segment.first)
     }
 
     fn set_cursor_aside(&mut self, found: &Found) -> Result<(), SpoolError> {
@@ -232,15 +253,17 @@ impl Opening<'_> {
     }
 }
 
-/// Goes on writing the newest segment when its end is as a crash leaves it at worst; otherwise cuts off what cannot be
-/// read and leaves it.
+/// Goes on writing the newest segment when it ends in zeros, as it should; otherwise blanks what cannot be read and
+/// leaves it.
 fn take_up_newest(log: &mut DiskLog, tail: Tail) {
     let (Some(newest), Some(file)) = (log.segments.back_mut(), tail.file) else { return };
     newest.damaged |= tail.damaged;
     if tail.torn > 0 {
         // Nothing of it is needed: the ledger has its numbers. Left there it would be found again at the next start.
-        if file.truncate(tail.end).is_ok() {
-            newest.bytes = tail.end;
+        let blanked = file.blank(tail.end, newest.bytes.min(tail.end + tail.torn), tail.size);
+        newest.bytes = tail.size;
+        if let Err(error) = blanked {
+            log.note(&error);
         }
         return;
     }
@@ -255,19 +278,19 @@ fn take_up_newest(log: &mut DiskLog, tail: Tail) {
     }
 }
 
-/// Finds the end of a segment; gives back also how many records there are.
-fn walk_tail(walk: &mut Walk, first: u64) -> io::Result<(Tail, u64)> {
-    let mut tail = Tail { highest: first - 1, end: HEADER, ..Tail::default() };
+/// Finds the end of a segment of `bytes` bytes that should have `size`; gives back also how many records there are.
+fn walk_tail(walk: &mut Walk, first: u64, bytes: u64, size: u64) -> io::Result<(Tail, u64)> {
+    let mut tail = Tail { highest: first - 1, end: HEADER, size, ..Tail::default() };
     let mut records = 0;
+    let mut written = None;
     loop {
         let mut next = walk.next()?;
         if next.is_none() {
             // The usual end is zeros, quickly told from damage.
-            let Some(written) = walk.written_after(walk.offset())? else { break };
-            next = walk.resync(tail.highest + 1)?;
-            tail.damaged |= next.is_some();
-            if next.is_none() {
-                tail.torn = written.saturating_sub(tail.end);
+            written = walk.written_after(walk.offset())?;
+            if written.is_some() {
+                next = walk.resync(tail.highest + 1)?;
+                tail.damaged |= next.is_some();
             }
         }
         let Some(place) = next else { break };
@@ -279,7 +302,9 @@ fn walk_tail(walk: &mut Walk, first: u64) -> io::Result<(Tail, u64)> {
         (tail.highest, tail.end) = (place.header.sequence, place.end());
     }
     tail.given_out = tail.highest;
-    if tail.torn > 0 {
+    let written = if bytes < size { Some(size) } else { written };
+    if let Some(written) = written.filter(|written| *written > tail.end) {
+        tail.torn = written - tail.end;
         tail.given_out = given_out(walk, &tail)?;
     }
     Ok((tail, records))

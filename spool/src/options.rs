@@ -3,12 +3,11 @@
 use std::path::PathBuf;
 
 use crate::error::SpoolError;
+use crate::segment::PAGE;
 
-/// Sizes are whole pages, so that a segment's end is a page's end.
-const PAGE: u64 = 4096;
 /// Smallest segment: one page of records.
 const MIN_SEGMENT: u64 = PAGE;
-/// Largest segment: offsets within one are `u32` when it is scanned for damage.
+/// Largest segment: it is what is lost at once when all room is used.
 const MAX_SEGMENT: u64 = 1 << 30;
 /// Fewest segments: one written, one spare, two of backlog, so that dropping the oldest leaves something.
 const MIN_SEGMENTS: u64 = 4;
@@ -59,13 +58,12 @@ impl Options {
         usize::try_from(self.reserve_bytes.div_ceil(self.segment_bytes).saturating_sub(1)).unwrap_or(usize::MAX)
     }
 
-    /// Longest record: it has to fit a segment beside the header.
+    /// Longest record: two have to fit a segment.
     pub(crate) fn max_record(&self) -> usize {
-        usize::try_from(self.segment_bytes / 2).unwrap_or(usize::MAX)
+        usize::try_from(self.segment_bytes / 2 - PAGE / 8).unwrap_or(usize::MAX)
     }
 
-    /// Bytes after which a segment takes no more delta records. The last eighth is for the one that is on its way
-    /// when the limit is reached; a longer one makes its segment longer.
+    /// Bytes after which a segment takes no more deltas; the last eighth makes it rare that one does not fit before.
     pub(crate) fn full_at(&self) -> u64 {
         self.segment_bytes / 8 * 7
     }

@@ -10,7 +10,7 @@
 //! | 6 | 2 | flags; bit 0: the first record is a key |
 //! | 8 | 8 | epoch |
 //! | 16 | 8 | number of the first record |
-//! | 24 | 4 | zero |
+//! | 24 | 4 | size of the file, in pages of 4096 bytes |
 //! | 28 | 4 | CRC-32C of the bytes before |
 //!
 //! Records follow each other, each at a multiple of 8.
@@ -33,6 +33,8 @@
 pub(crate) const HEADER: u64 = 32;
 /// Bytes of a record's header.
 pub(crate) const RECORD_HEADER: usize = 24;
+/// Segments are whole pages.
+pub(crate) const PAGE: u64 = 4096;
 /// Records start at multiples of this.
 pub(crate) const ALIGNMENT: u64 = 8;
 /// Numbers above this are taken for damage: nobody gets there by counting.
@@ -49,6 +51,8 @@ pub(crate) struct SegmentHeader {
     pub(crate) epoch: u64,
     pub(crate) first: u64,
     pub(crate) starts_with_key: bool,
+    /// Size of the file: a shorter one was cut.
+    pub(crate) pages: u32,
 }
 
 /// What a record's header says.
@@ -90,6 +94,7 @@ impl SegmentHeader {
         bytes[6..8].copy_from_slice(&u16::from(self.starts_with_key).to_le_bytes());
         bytes[8..16].copy_from_slice(&self.epoch.to_le_bytes());
         bytes[16..24].copy_from_slice(&self.first.to_le_bytes());
+        bytes[24..28].copy_from_slice(&self.pages.to_le_bytes());
         let crc = crc32c::crc32c(&bytes[..28]);
         bytes[28..].copy_from_slice(&crc.to_le_bytes());
         bytes
@@ -103,7 +108,8 @@ impl SegmentHeader {
             && u32_at(bytes, 28) == crc32c::crc32c(&bytes[..28])
             && (1..=MAX_NUMBER).contains(&u64_at(bytes, 16));
         let starts_with_key = u16_at(bytes, 6) & 1 == 1;
-        good.then(|| Self { epoch: u64_at(bytes, 8), first: u64_at(bytes, 16), starts_with_key })
+        let (epoch, first, pages) = (u64_at(bytes, 8), u64_at(bytes, 16), u32_at(bytes, 24));
+        good.then_some(Self { epoch, first, starts_with_key, pages })
     }
 }
 
@@ -184,12 +190,13 @@ mod tests {
 
     #[test]
     fn the_format_is_these_bytes() {
-        let header = SegmentHeader { epoch: 0x0102_0304_0506_0708, first: 42, starts_with_key: true }.to_bytes();
+        let header =
+            SegmentHeader { epoch: 0x0102_0304_0506_0708, first: 42, starts_with_key: true, pages: 16 }.to_bytes();
         assert_eq!(
             header,
             [
-                0x48, 0x46, 0x53, 0x47, 1, 0, 1, 0, 8, 7, 6, 5, 4, 3, 2, 1, 42, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x17,
-                0x10, 0xec, 0xff
+                0x48, 0x46, 0x53, 0x47, 1, 0, 1, 0, 8, 7, 6, 5, 4, 3, 2, 1, 42, 0, 0, 0, 0, 0, 0, 0, 16, 0, 0, 0, 0x54,
+                0xb4, 0xc9, 0xdf
             ]
         );
         let mut group = Vec::new();
@@ -198,8 +205,8 @@ mod tests {
         assert_eq!(
             group,
             [
-                4, 0, 0, 0, 1, 0, 0, 0, 42, 0, 0, 0, 0, 0, 0, 0, 0xed, 0xe8, 0xb5, 0xf9, 0x4d, 0x9c, 0xe2, 0x10, b'b',
-                b'o', b'd', b'y', 0, 0, 0, 0
+                4, 0, 0, 0, 1, 0, 0, 0, 42, 0, 0, 0, 0, 0, 0, 0, 80, 201, 63, 38, 5, 229, 92, 152, b'b', b'o', b'd',
+                b'y', 0, 0, 0, 0
             ]
         );
         assert_eq!(name(42), "00000000000000000042.seg");

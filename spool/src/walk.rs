@@ -131,9 +131,6 @@ impl Walk {
             return Ok(None);
         };
         let place = Place { header, offset };
-        if place.end() > self.end {
-            return Ok(None);
-        }
         Ok(header.matches(self.body(place)?).then_some(place))
     }
 

@@ -10,19 +10,17 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use ::node::{Clock, IdentityStore};
 use anyhow::Context;
-use node_crate::{Clock, IdentityStore};
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use transport::Endpoint;
-
-use ::node as node_crate;
+use transport::{CloseCode, Endpoint};
 
 pub use api::Api;
-pub use enroll::{Tokens, enroll};
+pub use enroll::{Tokens, enroll, node_name};
 pub use node::SimulatedNode;
 pub use tally::{Reconnects, Summary};
 pub use workload::{Layout, Workload};
@@ -46,6 +44,8 @@ pub struct Options {
     pub backlog_bytes: u64,
     /// Sockets the nodes share.
     pub sockets: usize,
+    /// Where the nodes find the hub, when it is not what their identities say.
+    pub hub: Option<String>,
 }
 
 impl Default for Options {
@@ -53,11 +53,12 @@ impl Default for Options {
         Self {
             interval: Duration::from_secs(10),
             series: 300,
-            samples_per_batch: node_crate::telemetry::SAMPLES_PER_BATCH,
+            samples_per_batch: ::node::telemetry::SAMPLES_PER_BATCH,
             seed: 1,
             churn: 0.0,
             backlog_bytes: 1 << 20,
             sockets: 4,
+            hub: None,
         }
     }
 }
@@ -125,16 +126,17 @@ impl Fleet {
         self.wait_for(limit, || self.nodes.iter().all(|node| node.pending() == 0)).await
     }
 
-    /// Ends every session in order, within `limit`, and gives the summary.
+    /// Ends every session in order, within `limit`, and gives the summary; `up` in it is from before the end.
     pub async fn stop(self, limit: Duration) -> Summary {
+        let up = self.up();
         self.shutdown.cancel();
         let drained = tokio::time::timeout(limit, self.tasks.wait()).await;
         if drained.is_err() {
             tracing::warn!("some nodes did not end in time");
         }
-        let summary = self.summary();
+        let summary = Summary { up, ..self.summary() };
         for endpoint in &self.endpoints {
-            endpoint.close();
+            endpoint.close(CloseCode::Done, "the fleet stops");
         }
         summary
     }

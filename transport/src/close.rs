@@ -5,8 +5,6 @@ use std::fmt;
 use pki::Distrust;
 use quinn::{ConnectionError, Side, TransportErrorCode, VarInt};
 
-use crate::settings::IDLE_TIMEOUT;
-
 /// QUIC's application error code (RFC 9000, section 20.2). The numbers are part of the published contract.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum CloseCode {
@@ -97,7 +95,7 @@ impl Closed {
                 local.map_or_else(|| closed(CloseCode::Done, "", false), |(code, reason)| closed(*code, reason, false))
             }
             ConnectionError::TimedOut => {
-                closed(CloseCode::Timeout, &format!("nothing was heard for {} s", IDLE_TIMEOUT.as_secs()), false)
+                closed(CloseCode::Timeout, "nothing was heard from the peer in time; the way to it may be cut", false)
             }
             ConnectionError::Reset => closed(CloseCode::Lost, "the peer restarted and lost the connection", true),
             ConnectionError::ConnectionClosed(close) => {

@@ -56,9 +56,9 @@ impl Connection {
         self.shared.alpn
     }
 
-    /// Where the peer is now; it may move.
+    /// Where the peer is now; it may move. An IPv4 address is given as one, whatever the socket.
     pub fn remote_address(&self) -> SocketAddr {
-        self.quic.remote_address()
+        canonical(self.quic.remote_address())
     }
 
     /// Opens a stream whose frames are at most `limit` bytes long, both ways. The peer sees it with the first frame.
@@ -120,4 +120,9 @@ impl Connection {
         let side = if self.shared.peer == Peer::Hub { Side::Client } else { Side::Server };
         Closed::new(error, side, self.shared.closed.get())
     }
+}
+
+/// A socket for both families shows IPv4 peers as `::ffff:a.b.c.d`, which no log, limit or rule expects.
+pub(crate) fn canonical(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
 }

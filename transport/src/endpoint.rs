@@ -1,5 +1,6 @@
 //! A UDP socket that speaks QUIC: the hub's, which admits connections, and a node's, which dials.
 
+use std::fmt;
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::sync::Arc;
@@ -7,11 +8,14 @@ use std::time::Duration;
 
 use pki::{Distrust, HUB_SERVER_NAME};
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
-use quinn::{ConnectionError, EndpointConfig, TokioRuntime};
+use quinn::{ConnectionError, ConnectionId, ConnectionIdGenerator, EndpointConfig, Runtime as _, TokioRuntime};
+use ring::hmac;
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
+use tokio::sync::Notify;
 
 use crate::close::{CloseCode, Closed, alert, distrust, explained, readable};
-use crate::connection::Connection;
+use crate::connection::{Connection, canonical};
+use crate::knock::{KNOCK, Listening};
 use crate::peer::{Alpn, Peer};
 use crate::settings;
 
@@ -29,17 +33,30 @@ const NO_APPLICATION_PROTOCOL: u8 = 120;
 /// Bounds of a hub's endpoint.
 #[derive(Clone, Copy, Debug)]
 pub struct ServerLimits {
-    /// Connection attempts that may wait for [`Endpoint::accept`]; more are refused.
+    /// Connection attempts that may wait for [`Endpoint::accept`]. More are not heard: answering them would cost what
+    /// the others need, and they try again by themselves.
     pub waiting: usize,
     /// How long a client has to complete its handshake after [`Incoming::accept`].
     pub handshake: Duration,
     /// How long nothing may be heard of a client.
     pub idle: Duration,
+    /// The same over all lives of a hub, it lets a restarted hub end the connections of its former life at once.
+    pub reset_key: Option<ResetKey>,
+}
+
+/// Key of connection ids and stateless resets (RFC 9000, section 10.3). Who has it can end connections, and no more.
+#[derive(Clone, Copy)]
+pub struct ResetKey(pub [u8; 32]);
+
+impl fmt::Debug for ResetKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ResetKey(…)")
+    }
 }
 
 impl Default for ServerLimits {
     fn default() -> Self {
-        Self { waiting: 4096, handshake: Duration::from_secs(10), idle: settings::IDLE_TIMEOUT }
+        Self { waiting: 4096, handshake: Duration::from_secs(10), idle: settings::IDLE_TIMEOUT, reset_key: None }
     }
 }
 
@@ -51,6 +68,9 @@ pub struct Endpoint {
     server: Option<(quinn::ServerConfig, ServerLimits)>,
     client: Arc<quinn::TransportConfig>,
     receive_buffer: usize,
+    /// A second handle of the socket, for knocks.
+    knocker: Option<Arc<UdpSocket>>,
+    knocked: Arc<Notify>,
 }
 
 impl Endpoint {
@@ -86,11 +106,49 @@ impl Endpoint {
 
     fn over(socket: Socket, server: Option<(quinn::ServerConfig, ServerLimits)>) -> Result<Self, EndpointError> {
         let receive_buffer = socket.recv_buffer_size().map_err(EndpointError::Socket)?;
-        let config = server.as_ref().map(|(config, _)| config.clone());
-        let quic =
-            quinn::Endpoint::new(EndpointConfig::default(), config, UdpSocket::from(socket), Arc::new(TokioRuntime))
-                .map_err(EndpointError::Socket)?;
-        Ok(Self { quic, server, client: settings::node(), receive_buffer })
+        let knocked = Arc::<Notify>::default();
+        let open = |socket: Socket| {
+            let socket = UdpSocket::from(socket);
+            let (mut endpoint, mut knocker) = (EndpointConfig::default(), None);
+            if let Some((_, limits)) = &server {
+                knocker = Some(Arc::new(socket.try_clone()?));
+                // Resets are smaller than what they answer and cost less; a thousand nodes may need one at once.
+                endpoint.min_reset_interval(Duration::ZERO);
+                if let Some(ResetKey(key)) = limits.reset_key {
+                    endpoint.cid_generator(|| Box::new(AnyId));
+                    endpoint.reset_key(Arc::new(hmac::Key::new(hmac::HMAC_SHA256, &key)));
+                }
+            }
+            let mut socket = TokioRuntime.wrap_udp_socket(socket)?;
+            if server.is_none() {
+                socket = Arc::new(Listening::new(socket, Arc::clone(&knocked)));
+            }
+            let config = server.as_ref().map(|(config, _)| config.clone());
+            let quic = quinn::Endpoint::new_with_abstract_socket(endpoint, config, socket, Arc::new(TokioRuntime))?;
+            io::Result::Ok((quic, knocker))
+        };
+        let (quic, knocker) = open(socket).map_err(EndpointError::Socket)?;
+        Ok(Self { quic, server, client: settings::node(), receive_buffer, knocker, knocked })
+    }
+
+    /// Makes the node at `address` look after its connection; see [`Self::knocked`]. Nothing comes of a knock that
+    /// does not arrive.
+    pub fn knock(&self, address: SocketAddr) {
+        let Some(socket) = &self.knocker else { return };
+        let mapped = self.quic.local_addr().is_ok_and(|local| local.is_ipv6());
+        let address = match address {
+            // The only way to name an IPv4 node to an IPv6 socket.
+            SocketAddr::V4(v4) if mapped => (v4.ip().to_ipv6_mapped(), v4.port()).into(),
+            address => address,
+        };
+        if let Err(error) = socket.send_to(KNOCK, address) {
+            tracing::debug!(%address, %error, "could not knock");
+        }
+    }
+
+    /// Completes when the hub has knocked: it may have restarted, and whoever holds a connection should send something.
+    pub async fn knocked(&self) {
+        self.knocked.notified().await;
     }
 
     /// The address bound to, with the port that port 0 became.
@@ -179,9 +237,9 @@ pub struct Incoming {
 }
 
 impl Incoming {
-    /// Where it says it is.
+    /// Where it says it is; an IPv4 address is given as one, whatever the socket.
     pub fn remote_address(&self) -> SocketAddr {
-        self.quic.remote_address()
+        canonical(self.quic.remote_address())
     }
 
     /// Whether it has proved to be there, by answering a Retry.
@@ -213,7 +271,7 @@ impl Incoming {
     /// Why there is no connection, for the hub's log. A client without a certificate that wants a session is refused
     /// here.
     pub async fn accept(self) -> Result<Connection, ConnectError> {
-        let address = self.quic.remote_address();
+        let address = self.remote_address();
         let connecting = self.quic.accept().map_err(|error| ConnectError::of_node(error, address))?;
         let quic = tokio::time::timeout(self.handshake, connecting)
             .await
@@ -231,6 +289,24 @@ impl Incoming {
             return Err(refuse(ConnectError::NodeDistrusted { why: Distrust::Missing, detail: String::new() }));
         }
         Ok(Connection::new(quic, peer, alpn))
+    }
+}
+
+/// Random connection ids of which none is known to be wrong: quinn's own are tied to a key of one life, and it would
+/// not answer those of a former one.
+struct AnyId;
+
+impl ConnectionIdGenerator for AnyId {
+    fn generate_cid(&mut self) -> ConnectionId {
+        ConnectionId::new(&rand::random::<[u8; 8]>())
+    }
+
+    fn cid_len(&self) -> usize {
+        8
+    }
+
+    fn cid_lifetime(&self) -> Option<Duration> {
+        None
     }
 }
 

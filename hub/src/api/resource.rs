@@ -499,16 +499,22 @@ pub struct Spool {
 pub struct Coverage {
     /// The spool's life, hexadecimal.
     pub epoch: String,
-    /// First number.
+    /// When its first batch came.
+    pub opened_at: Time,
+    /// First number that counts; those before it were stored, and deleted when their time was over.
     pub first: u64,
-    /// Every number up to this one is stored or reported lost.
+    /// The last number the hub has acknowledged.
     pub through: u64,
     /// Batches stored, each once.
     pub stored: u64,
     /// Batches the node reported lost.
     pub lost: u64,
-    /// `stored + lost` is exactly the count of numbers from `first` to `through`.
+    /// Every number from `first` to `through` is stored or reported lost, and none is there twice.
     pub complete: bool,
+    /// Numbers that are neither stored nor reported lost: first and last of each gap.
+    pub missing: Vec<(u64, u64)>,
+    /// Numbers that are there twice: first and last of each run.
+    pub doubled: Vec<(u64, u64)>,
     /// Which numbers were lost, and why.
     pub lost_ranges: Vec<LostRange>,
 }
@@ -520,7 +526,7 @@ pub struct LostRange {
     pub first: u64,
     /// Last number lost.
     pub last: u64,
-    /// `overflow`, `corrupt`, `disk_full` or `unspecified`.
+    /// Why: `overflow`, `corrupt`, `disk_full`, …
     pub reason: String,
 }
 
@@ -531,10 +537,36 @@ pub struct Series {
     pub metric: String,
     /// What of: "" for the host itself, an interface, a mount point, `stack/service/number`.
     pub target: String,
-    /// Unit of the values; counters are rates per second.
+    /// Unit of the values: `ratio`, `count`, `bytes`, `seconds`; of counters, that per second: `bytes/s`, `cpus`.
     pub unit: String,
-    /// Time in ms since the Unix epoch, and value.
-    pub points: Vec<(i64, f64)>,
+    /// In order of time.
+    pub points: Vec<Point>,
+}
+
+/// What was measured in one step of time.
+#[derive(Clone, Copy, Debug, Serialize, ToSchema)]
+pub struct Point {
+    /// When the last of it was measured, ms since the Unix epoch.
+    pub at: i64,
+    /// The mean.
+    pub mean: f64,
+    /// The smallest.
+    pub min: f64,
+    /// The greatest.
+    pub max: f64,
+}
+
+/// Points of one or more series of a node.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct History {
+    /// Start of the range.
+    pub from: Time,
+    /// End of the range.
+    pub to: Time,
+    /// The time one point stands for, ms.
+    pub step_ms: u64,
+    /// The series, by metric and target.
+    pub series: Vec<Series>,
 }
 
 /// Something that went wrong, until it ended.
@@ -554,7 +586,7 @@ pub struct Alert {
     pub node_name: String,
     /// What of the node: a service, or empty.
     pub subject: String,
-    /// What happened, in a sentence.
+    /// What is wrong and what to do.
     pub message: String,
     /// When it began.
     pub opened_at: Time,

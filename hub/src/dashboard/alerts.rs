@@ -30,7 +30,7 @@ impl Which {
 }
 
 /// Heading, choice and list.
-pub fn page(alerts: &[Alert], which: Which, older: Option<&str>, clock: Clock) -> Markup {
+pub fn page(alerts: &[Alert], which: Which, older: Option<i64>, clock: Clock) -> Markup {
     html! {
         div.head {
             div { h1 { "Alerts" } p { "A node that is lost, a service that is unhealthy or restarts in a loop. An alert ends by itself when its cause has." } }
@@ -40,7 +40,7 @@ pub fn page(alerts: &[Alert], which: Which, older: Option<&str>, clock: Clock) -
 }
 
 /// The live part.
-pub fn view(alerts: &[Alert], which: Which, older: Option<&str>, clock: Clock) -> Markup {
+pub fn view(alerts: &[Alert], which: Which, older: Option<i64>, clock: Clock) -> Markup {
     html! {
         div #view {
             div.tools {
@@ -50,7 +50,7 @@ pub fn view(alerts: &[Alert], which: Which, older: Option<&str>, clock: Clock) -
                     }
                 }
             }
-            div.card { (table(alerts, which, clock)) @if let Some(older) = older { p.more { a href={ "/alerts?state=" (which.as_str()) "&cursor=" (format::escaped(older)) } { "Older" } } } }
+            div.card { (table(alerts, which, clock)) @if let Some(older) = older { p.more { a href={ "/alerts?state=" (which.as_str()) "&before=" (older) } { "Older" } } } }
         }
     }
 }
@@ -70,7 +70,7 @@ fn table(alerts: &[Alert], which: Which, clock: Clock) -> Markup {
                     @for alert in alerts {
                         tr id={ "a-" (alert.id) } {
                             td.lead { @if alert.closed_at.is_some() { span.state.away { (format::mark("away")) "Ended" } } @else { (format::level(alert.severity).show()) } }
-                            td.wide.break { (alert.message) span.sub { (alert.rule) } }
+                            td.wide.break { (format::sentence(&alert.subject, &alert.message)) span.sub { (alert.rule) } }
                             th.nowrap scope="row" { a href={ "/nodes/" (alert.node) } { (alert.node_name) } }
                             td.wide { a href={ "/tenants/" (alert.tenant) } { (alert.tenant) } }
                             td.nowrap data-name="Began" { (clock.ago(alert.opened_at)) }
@@ -96,7 +96,7 @@ pub fn of_node(alerts: &[Alert], clock: Clock) -> Markup {
                             @for alert in alerts {
                                 tr id={ "a-" (alert.id) } {
                                     td.lead { @if alert.closed_at.is_some() { span.state.away { (format::mark("away")) "Ended" } } @else { (format::level(alert.severity).show()) } }
-                                    td.wide.break { (alert.message) }
+                                    td.wide.break { (format::sentence(&alert.subject, &alert.message)) }
                                     td.nowrap data-name="Began" { (clock.ago(alert.opened_at)) }
                                     td.nowrap data-name="Ended" { @if let Some(at) = alert.closed_at { (clock.ago(at)) } }
                                 }

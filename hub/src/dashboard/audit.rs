@@ -56,7 +56,7 @@ fn row(entry: &AuditEntry, clock: Clock) -> Markup {
     html! {
         tr id={ "e-" (entry.id) } {
             td.nowrap { (clock.ago(entry.at)) }
-            td.break data-name="By" { (actor(&entry.actor)) }
+            td.nowrap data-name="By" { (actor(&entry.actor)) }
             th.nowrap scope="row" { @if refused { span.state.warning { (format::mark("warning")) (entry.action) } } @else { (entry.action) } }
             td.wide.break {
                 (entry.subject)

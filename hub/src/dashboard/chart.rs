@@ -91,6 +91,8 @@ pub struct Chart {
     pub to: Timestamp,
     /// Top of the scale, where it is known.
     pub top: Option<f64>,
+    /// The time one point stands for, ms; where points lie much further apart, nothing was measured in between.
+    pub step: u64,
     /// At most [`MAX_SERIES`] are drawn.
     pub lines: Vec<Line>,
     /// What to say when there is nothing to draw.
@@ -176,7 +178,8 @@ impl Chart {
     fn runs<'a>(&self, line: &'a Line) -> Vec<&'a [(i64, f64)]> {
         let mut steps: Vec<i64> = line.points.windows(2).filter_map(|w| Some(w.get(1)?.0 - w.first()?.0)).collect();
         steps.sort_unstable();
-        let usual = steps.get(steps.len() / 2).copied().unwrap_or(i64::MAX / 4);
+        // A node that measures less often than once a step has its own usual distance.
+        let usual = steps.get(steps.len() / 2).copied().unwrap_or(i64::MAX / 4).max(self.step as i64);
         line.points.chunk_by(|a, b| b.0 - a.0 <= usual.saturating_mul(3)).collect()
     }
 
@@ -320,6 +323,7 @@ mod tests {
             from: Timestamp::from_millis(0),
             to: Timestamp::from_millis(3_600_000),
             top,
+            step: 10_000,
             lines: vec![Line { label: "busy".into(), points }],
             empty: "Nothing yet.",
         }

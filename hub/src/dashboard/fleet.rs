@@ -44,11 +44,16 @@ pub fn heading(view: &View<'_>, tenants: usize) -> Markup {
         div.head {
             div {
                 h1 { "Fleet" }
-                @if tenants > 0 { p { (format::count(view.counts.total as usize, "node", "nodes")) " of " (format::count(tenants, "tenant", "tenants")) } }
+                @if tenants > 0 { p { (size(view.counts)) " of " (format::count(tenants, "tenant", "tenants")) } }
             }
             @if view.operates && view.counts.total > 0 { div.actions { a.button.primary href="/join" { "Add a node" } } }
         }
     }
+}
+
+/// How many nodes there are, for the heading.
+pub fn size(counts: NodeCounts) -> Markup {
+    html! { span #fleet-size { (format::count(counts.total as usize, "node", "nodes")) } }
 }
 
 /// Everything under the heading.
@@ -115,7 +120,7 @@ pub fn attention(worst: &[Arc<Node>], counts: NodeCounts, clock: Clock) -> Marku
                                 span class={ "state " (format::node(node).class) } { (format::mark(format::node(node).class)) }
                                 a.who href={ "/nodes/" (node.id) } { (node.name) }
                                 span.quiet { (node.tenant) }
-                                span.why { @for reason in &node.attention.reasons { (reason.message) " " } }
+                                span.why { (format::because(&node.attention.reasons)) }
                                 @if let Some(at) = node.presence.since.filter(|_| node.presence.state == PresenceState::Lost) {
                                     span.since { (clock.ago(at)) }
                                 }
@@ -228,7 +233,7 @@ fn services(counts: ServiceCounts) -> Markup {
 }
 
 /// What the rows leave out.
-fn remainder(view: &View<'_>) -> Markup {
+pub fn remainder(view: &View<'_>) -> Markup {
     html! {
         div #remainder {
             @if view.matched == 0 {

@@ -3,7 +3,7 @@
 use maud::{Markup, html};
 use protocol::Timestamp;
 
-use crate::api::resource::{AttentionLevel, Node, PresenceState, Service, ServiceHealth, ServiceState, Time};
+use crate::api::resource::{AttentionLevel, Node, PresenceState, Reason, Service, ServiceHealth, ServiceState, Time};
 
 /// The hub's time while a page is rendered, and whether its text may depend on it.
 ///
@@ -177,6 +177,25 @@ pub fn service(service: &Service) -> Standing {
         (other, _) => level(other).class,
     };
     Standing { class, word }
+}
+
+/// `demo/web/1: its health check fails`; `The clock is …` where it is about the node itself.
+pub fn sentence(subject: &str, message: &str) -> String {
+    if !subject.is_empty() {
+        return format!("{subject}: {message}");
+    }
+    let mut chars = message.chars();
+    chars.next().map(|first| first.to_uppercase().chain(chars).collect()).unwrap_or_default()
+}
+
+/// Why a node needs attention, worst first, in one line.
+pub fn because(reasons: &[Reason]) -> String {
+    let (first, rest) = match reasons {
+        [] => return String::new(),
+        [first, rest @ ..] => (first, rest.len()),
+    };
+    let more = if rest > 0 { format!(" And {} more.", thousands(rest as u64)) } else { String::new() };
+    format!("{}.{more}", sentence(&first.subject, &first.message).trim_end_matches('.'))
 }
 
 /// A percentage with a bar, coloured when it is high.

@@ -101,11 +101,11 @@ pub fn notes(node: &NodeDetail, alerts: &[Alert], clock: Clock) -> Markup {
             }
             @for reason in n.attention.reasons.iter().filter(|_| n.presence.state == PresenceState::Online) {
                 @let class = format::level(reason.level).class;
-                div class={ "note " (class) } { span class={ "state " (class) } { (format::mark(class)) } p { (reason.message) } }
+                div class={ "note " (class) } { span class={ "state " (class) } { (format::mark(class)) } p { (format::sentence(&reason.subject, &reason.message)) } }
             }
-            @for alert in alerts.iter().filter(|alert| !n.attention.reasons.iter().any(|reason| reason.message == alert.message) && alert.rule != "node.lost") {
+            @for alert in alerts.iter().filter(|alert| !n.attention.reasons.iter().any(|reason| reason.rule == alert.rule && reason.subject == alert.subject) && alert.rule != "node.lost") {
                 @let class = format::level(alert.severity).class;
-                div class={ "note " (class) } { span class={ "state " (class) } { (format::mark(class)) } p { (alert.message) " " span.quiet { (clock.ago(alert.opened_at)) } } }
+                div class={ "note " (class) } { span class={ "state " (class) } { (format::mark(class)) } p { (format::sentence(&alert.subject, &alert.message)) " " span.quiet { (clock.ago(alert.opened_at)) } } }
             }
         }
     }
@@ -208,7 +208,7 @@ fn engine(node: &NodeDetail) -> Markup {
         ),
     };
     html! {
-        div.notes { div class={ "note " (class) } { span class={ "state " (class) } { (format::mark(class)) } p { (said) @if !node.engine.message.is_empty() { " " span.quiet { (node.engine.message) } } } } }
+        div.notes { div class={ "note " (class) } { span class={ "state " (class) } { (format::mark(class)) } p { (said) @if !node.engine.message.is_empty() { " " span.quiet { (format::sentence("", &node.engine.message)) "." } } } } }
     }
 }
 

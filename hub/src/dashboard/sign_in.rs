@@ -16,11 +16,12 @@ pub fn link(code: &str) -> Markup {
 }
 
 /// The page for everybody else.
-pub fn token(error: Option<&str>) -> Markup {
+pub fn token(error: Option<&str>, next: &str) -> Markup {
     html! {
         h1 { "Sign in" }
         @if let Some(error) = error { p.note.critical role="alert" { (error) } }
         form.form method="post" action="/sign-in" {
+            @if next != "/" { input type="hidden" name="next" value=(next); }
             div {
                 label for="code" { "API token or sign-in code" }
                 input #code name="code" type="password" required autocomplete="off" autocapitalize="none" spellcheck="false" maxlength="200" placeholder="hft_…" autofocus

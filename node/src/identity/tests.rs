@@ -8,20 +8,20 @@ use super::*;
 
 const DAY: Duration = Duration::from_secs(86_400);
 
-struct Fleet {
+pub(crate) struct Fleet {
     root: Authority,
     tenant: Authority,
 }
 
 impl Fleet {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let now = Timestamp::from_millis(1_790_000_000_000);
         let root = Authority::create_root(now, DAY * 3650).expect("a root");
         let tenant = root.issue_tenant_intermediate(&"acme".parse().expect("a slug"), now).expect("an intermediate");
         Self { root, tenant }
     }
 
-    fn credential(&self, key: PrivateKey, node: NodeId) -> Result<Credential, CredentialError> {
+    pub(crate) fn credential(&self, key: PrivateKey, node: NodeId) -> Result<Credential, CredentialError> {
         let requested = verify_request(&key.certificate_request().expect("a request")).expect("proved");
         let leaf = self
             .tenant
@@ -30,7 +30,7 @@ impl Fleet {
         Credential::new(key, vec![leaf.into(), self.tenant.certificate_der().clone()])
     }
 
-    fn identity(&self) -> Identity {
+    pub(crate) fn identity(&self) -> Identity {
         let node = NodeId::new(Timestamp::from_millis(1), [9; 10]);
         let key = PrivateKey::generate().expect("a key");
         Identity {

@@ -42,17 +42,33 @@ pub(super) struct Renewal {
 
 impl Renewal {
     pub(super) fn new(options: &LinkOptions, welcomed: &Welcomed) -> Self {
-        let credential = &options.identity.credential;
+        Self::of(
+            options.identity.clone(),
+            options.store.clone(),
+            options.clock.clone(),
+            welcomed.clock,
+            welcomed.renew_at,
+        )
+    }
+
+    fn of(
+        identity: Identity,
+        store: IdentityStore,
+        clock: Clock,
+        reading: ClockReading,
+        renew_at: Option<Timestamp>,
+    ) -> Self {
+        let credential = &identity.credential;
         let life = credential.subject().not_after.since(credential.subject().not_before);
         Self {
-            identity: options.identity.clone(),
-            store: options.store.clone(),
-            clock: options.clock.clone(),
-            reading: welcomed.clock,
-            at: welcomed.renew_at.unwrap_or_else(|| due(credential)),
+            at: renew_at.unwrap_or_else(|| due(credential)),
             backoff: Backoff::new(life / FIRST_RETRY_SHARE, life / LONGEST_RETRY_SHARE),
             key: None,
             trouble: None,
+            identity,
+            store,
+            clock,
+            reading,
         }
     }
 
@@ -204,4 +220,84 @@ enum RenewalError {
     OtherNode,
     #[error("the process is shutting down")]
     Stopped,
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicI64, Ordering};
+
+    use pki::PrivateKey;
+    use protocol::message::RefusalCode;
+    use tokio::time::Instant;
+
+    use super::*;
+    use crate::identity::tests::Fleet;
+
+    const IN_STEP: ClockReading = ClockReading { offset_ms: 0, delay_ms: 1 };
+
+    /// A renewal by the node's own policy, and the clock it goes by, which stands at the certificate's start.
+    fn renewal(fleet: &Fleet, reading: ClockReading) -> (Renewal, Arc<AtomicI64>) {
+        let identity = fleet.identity();
+        let wall = Arc::new(AtomicI64::new(identity.credential.subject().not_before.millis()));
+        let shown = Arc::clone(&wall);
+        let clock = Clock::new(move || Timestamp::from_millis(shown.load(Ordering::Relaxed)));
+        (Renewal::of(identity, IdentityStore::memory(), clock, reading, None), wall)
+    }
+
+    fn refusal(text: &str, retry_after: Duration) -> Refusal {
+        let retry_after_ms = u64::try_from(retry_after.as_millis()).expect("short");
+        Refusal { code: RefusalCode::Busy.into(), message: text.into(), retry_after_ms }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_clock_that_jumps_does_not_skip_a_renewal() {
+        let (renewal, wall) = renewal(&Fleet::new(), IN_STEP);
+        assert!(tokio::time::timeout(Duration::from_secs(3600), renewal.due()).await.is_err(), "not due for days");
+        let began = Instant::now();
+        wall.store(renewal.at().millis(), Ordering::Relaxed);
+        renewal.due().await;
+        assert!(began.elapsed() <= LOOK_EVERY);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_hubs_time_decides_when_the_nodes_clock_is_wrong() {
+        let ahead = ClockReading { offset_ms: 30 * 86_400_000, delay_ms: 1 };
+        let (renewal, wall) = renewal(&Fleet::new(), ahead);
+        wall.store(renewal.at().millis() + 1, Ordering::Relaxed);
+        assert!(tokio::time::timeout(Duration::from_secs(3600), renewal.due()).await.is_err());
+        wall.fetch_add(ahead.offset_ms, Ordering::Relaxed);
+        renewal.due().await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_refused_renewal_keeps_its_key_says_why_and_comes_back_when_told() {
+        let (mut renewal, _wall) = renewal(&Fleet::new(), IN_STEP);
+        let asked_at = renewal.clock.now();
+        renewal.request().await.expect("a request");
+        let key = renewal.key.as_ref().map(PrivateKey::spki_sha256);
+        renewal.refused(&refusal("the tenant's authority is sealed", Duration::from_secs(7200)));
+        assert!(renewal.trouble().is_some_and(|text| text.contains("sealed")));
+        assert!(renewal.at() >= asked_at.plus(Duration::from_secs(7200)));
+        renewal.request().await.expect("a request");
+        assert_eq!(renewal.key.as_ref().map(PrivateKey::spki_sha256), key);
+    }
+
+    #[tokio::test]
+    async fn a_certificate_for_another_node_or_key_is_not_taken() {
+        let fleet = Fleet::new();
+        let (mut renewal, _wall) = renewal(&fleet, IN_STEP);
+        let chain = |credential: &Credential| credential.chain().iter().map(|der| der.to_vec()).collect::<Vec<_>>();
+
+        renewal.request().await.expect("a request");
+        let others_key = fleet.credential(PrivateKey::generate().expect("a key"), renewal.identity.node);
+        assert!(renewal.accept(chain(&others_key.expect("a pair"))).await.is_none());
+
+        let key = renewal.store.pending_key(Pending::Renew, None).expect("the waiting key");
+        renewal.request().await.expect("a request");
+        let stranger = protocol::NodeId::new(Timestamp::from_millis(2), [1; 10]);
+        let others_name = fleet.credential(key, stranger).expect("a pair");
+        assert!(renewal.accept(chain(&others_name)).await.is_none());
+        assert!(renewal.trouble().is_some_and(|text| text.contains("another node")));
+        assert!(renewal.store.load().expect("readable").is_none(), "nothing was saved");
+    }
 }

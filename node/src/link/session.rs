@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use protocol::message::{Refusal, RefusalCode, ToNode};
+use protocol::message::{Refusal, RefusalCode, ToHub, ToNode, to_hub};
 use protocol::session::{NodeOutput, NodeSession, Welcomed};
 use protocol::{Timestamp, frame, version};
 use tokio::time::Instant;
@@ -192,6 +192,13 @@ impl Actor {
                     {
                         control.writer.send(&message).await?;
                     }
+                    Vec::new()
+                }
+                () = self.options.endpoint.knocked() => {
+                    // Anything will do: a hub that has forgotten this connection answers with its end.
+                    let reading = self.status.borrow().clock;
+                    let report = to_hub::Message::Clock(reading.map(Into::into).unwrap_or_default());
+                    control.writer.send(&ToHub { message: Some(report) }).await?;
                     Vec::new()
                 }
             };

@@ -50,15 +50,7 @@ impl Stream {
 impl<'a> Upload<'a> {
     pub(super) fn new(actor: &'a Actor, range: SpoolRange, welcomed: &Welcomed) -> Self {
         let stored = welcomed.stored;
-        Self {
-            actor,
-            connection,
-            range,
-            stored,
-            ahead: VecDeque::new(),
-            sent: Sequence(0),
-            snapshot_at: Instant::now(),
-        }
+        Self { actor, range, stored, ahead: VecDeque::new(), sent: Sequence(0), snapshot_at: Instant::now() }
     }
 
     /// Runs until shutdown, and then until the hub has stored everything.

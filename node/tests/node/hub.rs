@@ -68,6 +68,9 @@ pub(crate) enum Order {
     Goodbye(Duration),
 }
 
+/// Unused, or the key it was used for and the answer that was given.
+type Token = Option<([u8; 32], Enrolled)>;
+
 struct Shared {
     root: Authority,
     tenant: Authority,
@@ -76,7 +79,7 @@ struct Shared {
     /// What is stored, by node and epoch.
     stored: Mutex<HashMap<(NodeId, u64), u64>>,
     /// Secrets of the tokens, and the key and answer of the enrollment each was used for.
-    tokens: Mutex<HashMap<Vec<u8>, Option<([u8; 32], Enrolled)>>>,
+    tokens: Mutex<HashMap<Vec<u8>, Token>>,
     renewals: Mutex<HashMap<[u8; 32], Vec<Vec<u8>>>>,
     orders: broadcast::Sender<Order>,
 }
@@ -218,7 +221,7 @@ impl Shared {
     }
 
     async fn enroll(&self, connection: &Connection) -> Result<(), String> {
-        let (mut writer, mut reader) = connection.accept(frame::MAX_ENROLL).await.map_err(|error| error.to_string())?;
+        let Ok((mut writer, mut reader)) = connection.accept(frame::MAX_ENROLL).await else { return Ok(()) };
         let request: EnrollRequest = reader.recv().await.map_err(text)?.ok_or("no request")?;
         self.note(|seen| seen.enroll_requests += 1);
         let reply = self.answer(request);

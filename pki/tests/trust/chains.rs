@@ -98,6 +98,20 @@ fn a_leaf_that_is_an_authority_or_has_a_strange_serial_is_refused() {
 }
 
 #[test]
+fn a_certificate_that_can_be_read_two_ways_is_refused() {
+    let fleet = Fleet::new();
+    let names = [&[0x30, 77, 0x82, 75], node_name("acme").as_bytes()].concat();
+    let twice = fleet.forge(|params| {
+        params.custom_extensions = vec![rcgen::CustomExtension::from_oid_content(&[2, 5, 29, 17], names)];
+    });
+    assert_eq!(judged(&twice), Err(TrustError::Malformed));
+
+    let mut longer = fleet.node(NOW);
+    longer.chain[0] = [longer.chain[0].as_ref(), b"x"].concat().into();
+    assert_eq!(judged(&longer), Err(TrustError::Malformed));
+}
+
+#[test]
 fn a_leaf_of_the_root_or_of_the_hubs_intermediate_is_no_node() {
     let fleet = Fleet::new();
     for authority in [&fleet.root, &fleet.hub] {

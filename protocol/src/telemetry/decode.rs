@@ -94,6 +94,11 @@ impl Decoder {
         self.state.as_ref()?.latest()
     }
 
+    /// Bytes of memory it holds, without the schema.
+    pub fn memory(&self) -> usize {
+        size_of::<Self>() + self.state.as_ref().map_or(0, State::memory)
+    }
+
     fn declared(&self, reader: &mut Reader<'_>, previous: Option<State>) -> Result<Arc<Schema>, CodecError> {
         let length = reader.count()?;
         let bytes = reader.bytes(length)?;

@@ -62,6 +62,11 @@ impl State {
         }
     }
 
+    /// Bytes on the heap, without the schema.
+    pub(super) fn memory(&self) -> usize {
+        size_of::<Model>() + size_of_val(&*self.series)
+    }
+
     /// Time and values of the newest row.
     pub(super) fn latest(&self) -> Option<(Timestamp, impl ExactSizeIterator<Item = Option<i64>>)> {
         Some((self.at?, self.series.iter().map(Series::latest)))

@@ -19,11 +19,7 @@ impl Api {
     /// The API at `base`, for example `http://127.0.0.1:7080`.
     pub fn new(base: &str, bearer: &str) -> Self {
         let config = ureq::Agent::config_builder().timeout_global(Some(Duration::from_secs(30))).build();
-        Self {
-            base: base.trim_end_matches('/').to_owned(),
-            bearer: bearer.trim().to_owned(),
-            agent: config.into(),
-        }
+        Self { base: base.trim_end_matches('/').to_owned(), bearer: bearer.trim().to_owned(), agent: config.into() }
     }
 
     /// Makes a join token for an agent of `tenant`. Blocks.

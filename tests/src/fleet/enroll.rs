@@ -3,14 +3,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use ::node::{Applicant, Clock, IdentityStore};
 use anyhow::Context;
-use node::IdentityStore;
-use node::enroll::Applicant;
 use pki::JoinToken;
 use protocol::NodeKind;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
-use transport::Endpoint;
+use transport::{CloseCode, Endpoint};
 
 use super::Api;
 
@@ -19,24 +18,25 @@ const AT_ONCE: usize = 16;
 /// How long one node keeps trying while the hub says that it is busy.
 const PATIENCE: Duration = Duration::from_secs(300);
 
+/// Makes the join token for the node of a number. May block.
+type Make = dyn Fn(usize) -> anyhow::Result<JoinToken> + Send + Sync;
+
 /// Where join tokens come from.
 #[derive(Clone)]
-pub enum Tokens {
-    /// From the hub's API, for nodes of these tenants in turn.
-    Api(Api, Vec<String>),
-    /// From whoever makes them: the number of the node gives its token.
-    Made(Arc<dyn Fn(usize) -> anyhow::Result<JoinToken> + Send + Sync>),
-}
+pub struct Tokens(Arc<Make>);
 
 impl Tokens {
-    fn token(&self, index: usize) -> anyhow::Result<JoinToken> {
-        match self {
-            Self::Api(api, tenants) => {
-                let tenant = tenants.get(index % tenants.len().max(1)).context("no tenant to enroll nodes for")?;
-                api.join_token(tenant, &name(index))
-            }
-            Self::Made(make) => make(index),
-        }
+    /// Tokens for nodes of `tenants` in turn, from the hub's API.
+    pub fn from_api(api: Api, tenants: Vec<String>) -> Self {
+        Self::made(move |index| {
+            let tenant = tenants.get(index % tenants.len().max(1)).context("no tenant to enroll nodes for")?;
+            api.join_token(tenant, &node_name(index))
+        })
+    }
+
+    /// Tokens that `make` makes for the node of a number; it may block.
+    pub fn made(make: impl Fn(usize) -> anyhow::Result<JoinToken> + Send + Sync + 'static) -> Self {
+        Self(Arc::new(make))
     }
 }
 
@@ -56,13 +56,13 @@ pub async fn enroll(stores: &[IdentityStore], tokens: &Tokens) -> anyhow::Result
         let (store, tokens, endpoint) = (store.clone(), tokens.clone(), endpoint.clone());
         tasks.spawn(async move {
             let _permit = permit;
-            let token = tokio::task::spawn_blocking(move || tokens.token(index)).await??;
+            let token = tokio::task::spawn_blocking(move || (tokens.0)(index)).await??;
             let applicant = Applicant {
                 kind: NodeKind::Agent,
-                name: name(index),
+                name: node_name(index),
                 software: format!("hyperfactory-fleet {}", env!("CARGO_PKG_VERSION")),
             };
-            node::enroll::enroll(&endpoint, &store, &token, &applicant, PATIENCE)
+            ::node::enroll(&endpoint, &store, &token, &applicant, &Clock::system(), PATIENCE)
                 .await
                 .with_context(|| format!("node {index} did not enroll"))
         });
@@ -72,10 +72,12 @@ pub async fn enroll(stores: &[IdentityStore], tokens: &Tokens) -> anyhow::Result
         result??;
         enrolled += 1;
     }
-    endpoint.close();
+    endpoint.close(CloseCode::Done, "enrolled");
+    endpoint.wait_idle().await;
     Ok(enrolled)
 }
 
-fn name(index: usize) -> String {
+/// The name of the node of a number.
+pub fn node_name(index: usize) -> String {
     format!("sim-{index:05}")
 }

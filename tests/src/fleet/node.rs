@@ -3,9 +3,9 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use ::node::link::{Counted, Link, LinkOptions, LinkStatus};
+use ::node::{Backlog, Change, Clock, Identity, IdentityStore, Recorder};
 use anyhow::Context;
-use node::link::{Counted, Link, LinkOptions, LinkStatus};
-use node::{Backlog, Change, Clock, Identity, IdentityStore, Recorder};
 use protocol::message::{NodeFacts, Service, ServiceHealth, SpoolStatus};
 use protocol::{NodeId, SpoolEpoch};
 use rand::RngExt;
@@ -16,7 +16,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use transport::Endpoint;
 
-use super::{Options, Tally, Workload};
+use super::tally::Tally;
+use super::{Options, Workload};
 
 /// A node of the fleet, as a test or a benchmark steers it.
 pub struct SimulatedNode {
@@ -47,7 +48,10 @@ impl SimulatedNode {
         endpoint: Endpoint,
         workload: Workload,
     ) -> anyhow::Result<Self> {
-        let identity = store.load()?.with_context(|| format!("node {index} has no identity; enroll it first"))?;
+        let mut identity = store.load()?.with_context(|| format!("node {index} has no identity; enroll it first"))?;
+        if let Some(hub) = &options.hub {
+            identity.hub.clone_from(hub);
+        }
         let backlog = Backlog::in_memory(SpoolEpoch(rand::random()), options.backlog_bytes);
         let recorder = Recorder::new(backlog, options.samples_per_batch);
         Ok(Self {
@@ -132,7 +136,8 @@ impl SimulatedNode {
         };
         self.recorder.change(Change { services, removed: Vec::new(), engine: Some(engine) }).await;
         // A renewal in an earlier life is in the store.
-        let identity = self.store.load()?.unwrap_or_else(|| self.identity.clone());
+        let mut identity = self.store.load()?.unwrap_or_else(|| self.identity.clone());
+        identity.hub.clone_from(&self.identity.hub);
         let (tasks, shutdown) = (TaskTracker::new(), CancellationToken::new());
         let options = LinkOptions {
             endpoint: self.endpoint.clone(),
@@ -151,8 +156,7 @@ impl SimulatedNode {
     }
 
     async fn end(&self) {
-        let Some((tasks, shutdown)) =
-            lock(&self.life).as_ref().map(|life| (life.tasks.clone(), life.shutdown.clone()))
+        let Some((tasks, shutdown)) = lock(&self.life).as_ref().map(|life| (life.tasks.clone(), life.shutdown.clone()))
         else {
             return;
         };
@@ -246,7 +250,6 @@ fn add(a: Counted, b: Counted) -> Counted {
         resent: a.resent + b.resent,
         sent_bytes: a.sent_bytes + b.sent_bytes,
         acknowledged: a.acknowledged + b.acknowledged,
-        lost: a.lost + b.lost,
     }
 }
 

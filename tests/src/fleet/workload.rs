@@ -283,3 +283,78 @@ fn service(key: &ServiceKey, booted: Timestamp, random: &mut SmallRng) -> Servic
 fn target(key: &ServiceKey) -> Box<str> {
     format!("{}/{}/{}", key.stack, key.service, key.number).into()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use protocol::telemetry::{Encoder, Kind};
+
+    use super::*;
+
+    const NOON: Timestamp = Timestamp::from_millis(1_795_435_200_000);
+
+    fn workload(seed: u64) -> Workload {
+        Workload::new(Arc::new(Layout::new(300).expect("a schema")), seed, NOON)
+    }
+
+    /// Rows at 10 s.
+    fn rows(workload: &mut Workload, count: u64) -> Vec<Row> {
+        (0..count).map(|step| workload.row(NOON.plus(Duration::from_secs(10) * step as u32))).collect()
+    }
+
+    #[test]
+    fn a_fleet_has_about_the_series_asked_for() {
+        for series in [30, 100, 300, 1000] {
+            let layout = Layout::new(series).expect("a schema");
+            assert!(layout.schema().len().abs_diff(series) <= 12, "{} for {series}", layout.schema().len());
+        }
+    }
+
+    #[test]
+    fn one_seed_gives_one_history_and_another_gives_another() {
+        assert_eq!(rows(&mut workload(1), 20), rows(&mut workload(1), 20));
+        assert_ne!(rows(&mut workload(1), 20), rows(&mut workload(2), 20));
+    }
+
+    #[test]
+    fn counters_only_grow_and_shares_stay_shares() {
+        let mut workload = workload(3);
+        let (schema, rows) = (Arc::clone(workload.schema()), rows(&mut workload, 360));
+        for (index, (metric, _)) in schema.iter().enumerate() {
+            let values: Vec<i64> = rows.iter().map(|row| row.values[index].expect("measured")).collect();
+            if metric.kind == Kind::Counter {
+                assert!(values.is_sorted(), "{}: {values:?}", metric.name);
+            }
+            if &*metric.name == "cpu.busy" {
+                assert!(values.iter().all(|value| (0..=10_000).contains(value)), "{values:?}");
+                assert!(values.iter().max() > values.iter().min());
+            }
+        }
+    }
+
+    #[test]
+    fn it_costs_about_what_real_samples_cost() {
+        let mut workload = workload(4);
+        let (schema, rows) = (Arc::clone(workload.schema()), rows(&mut workload, 400));
+        let (mut encoder, mut bytes) = (Encoder::new(), 0);
+        for (index, rows) in rows.chunks(4).enumerate() {
+            let encoded = encoder.encode(&schema, rows, false);
+            bytes += if index == 0 { 0 } else { encoded.bytes.len() };
+        }
+        let per_sample = bytes as f64 / (396 * schema.len()) as f64;
+        assert!((0.4..1.2).contains(&per_sample), "{per_sample} bytes per sample");
+    }
+
+    #[test]
+    fn services_do_what_they_are_told() {
+        let mut workload = workload(5);
+        let sick = workload.set_health(0, ServiceHealth::Unhealthy, NOON).expect("a service");
+        assert!(sick.health() == ServiceHealth::Unhealthy && !sick.health_output.is_empty());
+        let again = workload.restart(0, NOON).expect("a service");
+        assert_eq!((again.restart_count, again.exit_code, again.state()), (1, Some(1), ServiceState::Running));
+        let gone = workload.stop(1, 137, NOON).expect("a service");
+        assert_eq!((gone.state(), gone.exit_code), (ServiceState::Exited, Some(137)));
+        assert!(workload.set_health(10_000, ServiceHealth::Healthy, NOON).is_none());
+    }
+}

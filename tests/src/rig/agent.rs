@@ -31,7 +31,7 @@ pub struct Agent {
 impl Agent {
     /// One that has not enrolled and does not run.
     pub fn create() -> Result<Self> {
-        let settings = vec![("HYPERFACTORY_AGENT_HEALTH".to_owned(), "127.0.0.1:0".to_owned())];
+        let settings = vec![("HYPERFACTORY_AGENT_HEALTH_LISTEN".to_owned(), "127.0.0.1:0".to_owned())];
         Ok(Self { state: tempfile::tempdir()?, settings, netns: None, process: None })
     }
 

@@ -181,7 +181,7 @@ fn serve(netns: Option<&str>, state: &Path, settings: &[(String, String)]) -> Re
     let anonymous = Api::new(endpoints.http.clone());
     until("the hub to answer", SOON, || {
         process.check()?;
-        Ok((anonymous.get("/healthz")?.status == 200).then_some(()))
+        anonymous.get("/healthz")?.ok().map(|_| Some(()))
     })?;
     Ok((process, endpoints))
 }

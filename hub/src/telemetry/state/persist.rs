@@ -1,6 +1,7 @@
 //! The copy of the fleet's state in the database: written lazily, read at the start.
 
 use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
@@ -47,6 +48,19 @@ impl Fleet {
         }
         *fleet.0.nodes.write().unwrap_or_else(PoisonError::into_inner) = nodes;
         Ok(fleet)
+    }
+
+    /// Where the nodes were that held a session when the hub's last life ended without a goodbye. To be asked before
+    /// this life's first copy.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn left_behind(database: &Database) -> Result<Vec<SocketAddr>, StoreError> {
+        let remotes: Vec<Option<String>> =
+            sqlx::query_scalar("SELECT remote FROM node_states WHERE presence = 'online'")
+                .fetch_all(database.reader())
+                .await?;
+        Ok(remotes.into_iter().flatten().filter_map(|remote| remote.parse().ok()).collect())
     }
 
     /// Copies what changed to the database: changes of state within a second, figures within a minute; all of it

@@ -1,0 +1,208 @@
+//! Room: what the spool takes, what it drops when it may not take more, and what opening costs.
+
+use super::{EPOCH, drain, fill, keys, lost, named, open, record, scratch, segments, small};
+use crate::segment::{self, HEADER, PAGE, Seed, SegmentHeader};
+use crate::{Entry, LostReason, Options, Spool, SpoolError};
+
+fn taken(directory: &std::path::Path) -> u64 {
+    let bytes = |path: &std::path::PathBuf| std::fs::metadata(path).expect("metadata").len();
+    [".seg", ".free", ".quarantine"].iter().flat_map(|ending| named(directory, ending)).map(|path| bytes(&path)).sum()
+}
+
+#[test]
+fn what_is_appended_is_read_after_a_sync_and_not_before() {
+    let directory = scratch();
+    let (mut spool, recovery) = open(directory.path());
+    assert!(recovery.is_clean() && spool.needs_key());
+    assert_eq!((spool.epoch(), spool.first(), spool.last()), (EPOCH, 1, 0));
+    assert_eq!(spool.append(&record(1), true).expect("appended"), 1);
+    assert!(drain(&mut spool, 1).is_empty());
+    spool.sync().expect("synced");
+    assert_eq!(drain(&mut spool, 1), [Entry::Record { sequence: 1, key: true, bytes: record(1) }]);
+    assert_eq!(spool.status().pending, 1);
+    spool.acknowledge(1).expect("acknowledged");
+    assert_eq!((spool.first(), spool.last(), spool.status().pending), (2, 1, 0));
+    drop(spool);
+    let (spool, recovery) = open(directory.path());
+    assert!(recovery.is_clean());
+    assert_eq!((spool.epoch(), spool.first(), spool.last()), (EPOCH, 2, 1));
+}
+
+#[test]
+fn a_full_spool_drops_its_oldest_segment_and_says_so() {
+    let directory = scratch();
+    let (mut spool, _) = open(directory.path());
+    while spool.lost().is_empty() {
+        fill(&mut spool, 1, 7);
+        assert!(taken(directory.path()) <= 8 * 4096);
+    }
+    assert_eq!(segments(directory.path()).len(), 8, "all room is used first");
+    let dropped = spool.lost()[0];
+    assert_eq!((dropped.first, dropped.reason), (1, LostReason::Overflow));
+    let entries = drain(&mut spool, 1);
+    assert_eq!(entries[0], Entry::Lost(dropped));
+    assert!(matches!(entries[1], Entry::Record { key: true, .. }), "a segment decodes alone");
+    fill(&mut spool, 500, 7);
+    assert!(taken(directory.path()) <= 8 * 4096);
+    assert_eq!(spool.lost().len(), 1, "one range grows");
+    let (lost, last) = (spool.lost().to_vec(), spool.last());
+    drop(spool);
+    let (mut spool, recovery) = open(directory.path());
+    assert_eq!(recovery.lost, lost);
+    assert_eq!(super::lost(&drain(&mut spool, 1)).len() as u64, lost[0].len());
+    spool.acknowledge(last).expect("acknowledged");
+    assert_eq!((spool.lost(), spool.status().lost), (&[][..], lost[0].len()));
+    fill(&mut spool, 5, 7);
+}
+
+#[test]
+fn acknowledged_segments_are_given_back_but_for_the_reserve() {
+    let directory = scratch();
+    let (mut spool, _) = open(directory.path());
+    fill(&mut spool, 100, 7);
+    let before = segments(directory.path());
+    assert!(before.len() > 3);
+    spool.acknowledge(50).expect("acknowledged");
+    let key = spool.last_key_at_or_before(51).expect("readable").expect("kept: 51 needs it");
+    assert!(key <= 51);
+    assert_eq!(lost(&drain(&mut spool, key)), []);
+    spool.acknowledge(100).expect("acknowledged");
+    assert_eq!((segments(directory.path()).len(), named(directory.path(), ".free").len()), (1, 1));
+    assert_eq!(taken(directory.path()), 2 * 4096);
+    // A reader that comes late passes over what is gone.
+    let first = segment::first_of(&segments(directory.path())[0].file_name().expect("a name").to_string_lossy());
+    let mut reader = spool.read_from(1);
+    let entry = reader.next(&mut spool).expect("readable");
+    assert!(matches!(entry, Some(Entry::Record { sequence, .. }) if Some(sequence) == first));
+}
+
+#[test]
+fn reading_begins_at_the_last_key() {
+    let directory = scratch();
+    let (mut spool, _) = open(directory.path());
+    fill(&mut spool, 100, 7);
+    let keys = keys(&drain(&mut spool, 1));
+    for number in 1..=100 {
+        let expected = keys.iter().rev().find(|key| **key <= number).copied();
+        assert_eq!(spool.last_key_at_or_before(number).expect("readable"), expected);
+    }
+    assert_eq!(spool.last_key_at_or_before(1000).expect("readable"), keys.last().copied());
+    assert_eq!(spool.last_key_at_or_before(0).expect("readable"), None);
+}
+
+#[test]
+fn a_segment_begins_with_a_key_and_a_delta_is_refused_there() {
+    let directory = scratch();
+    let (mut spool, _) = open(directory.path());
+    assert!(matches!(spool.append(b"delta", false), Err(SpoolError::NeedsKey)));
+    spool.append(b"key", true).expect("appended");
+    let mut refused = 0;
+    for number in 2..200 {
+        match spool.append(&record(number), false) {
+            Ok(_) => {}
+            Err(SpoolError::NeedsKey) => {
+                refused += 1;
+                assert!(spool.needs_key());
+                spool.append(&record(number), true).expect("appended");
+            }
+            Err(other) => panic!("{other}"),
+        }
+    }
+    spool.sync().expect("synced");
+    assert_eq!(refused + 1, segments(directory.path()).len());
+    let too_long = vec![0; spool.max_record() + 1];
+    assert!(matches!(spool.append(&too_long, true), Err(SpoolError::TooLarge { .. })));
+    assert_eq!(spool.append(&too_long[1..], true).expect("appended"), 200);
+}
+
+#[test]
+fn one_sync_makes_many_records_durable() {
+    let directory = scratch();
+    let (mut spool, _) = open(directory.path());
+    assert_eq!(spool.append_many(Vec::<&[u8]>::new()).expect("appended"), None);
+    assert_eq!(spool.append_many((1..=20).map(record)).expect("appended"), Some(1..=20));
+    spool.sync().expect("synced");
+    assert_eq!(drain(&mut spool, 1).len(), 20);
+}
+
+#[test]
+fn an_acknowledgement_from_the_future_moves_the_numbers_past_it() {
+    let directory = scratch();
+    let (mut spool, _) = open(directory.path());
+    fill(&mut spool, 10, 7);
+    assert!(matches!(spool.acknowledge(50), Err(SpoolError::Ahead { through: 50, last: 10 })));
+    assert!(matches!(spool.acknowledge(u64::MAX), Err(SpoolError::Ahead { .. })));
+    assert_eq!((spool.first(), spool.last(), spool.status().pending), (51, 50, 0));
+    fill(&mut spool, 3, 7);
+    assert_eq!(drain(&mut spool, 51).len(), 3);
+    drop(spool);
+    let (mut spool, recovery) = open(directory.path());
+    assert!(recovery.is_clean());
+    assert_eq!((spool.first(), spool.last()), (51, 53));
+    assert_eq!(drain(&mut spool, 51).len(), 3);
+}
+
+/// Ten gigabytes of backlog, of which the disk holds what is not zero.
+#[test]
+fn opening_reads_the_headers_and_the_newest_segment_whatever_the_backlog() {
+    let mut costs = Vec::new();
+    for count in [10, 640] {
+        let directory = tempfile::tempdir().expect("a directory");
+        let options = Options { segment_bytes: 16 << 20, ..Options::new(directory.path(), 11 << 30) };
+        let (spool, _) = Spool::open(options.clone(), EPOCH).expect("opened");
+        drop(spool);
+        for index in 0..count {
+            let first = 1 + index * 10;
+            let header = SegmentHeader { epoch: EPOCH, first, starts_with_key: true, pages: (16 << 20) / PAGE as u32 };
+            let mut bytes = header.to_bytes().to_vec();
+            let mut group = Vec::new();
+            (first..first + 10).for_each(|number| segment::push_record(&mut group, number, true, &record(number)));
+            segment::stamp(&mut group, Seed::of(EPOCH, first));
+            bytes.extend(group);
+            let path = directory.path().join(segment::name(first));
+            std::fs::write(&path, bytes).expect("written");
+            std::fs::OpenOptions::new().write(true).open(path).expect("opened").set_len(16 << 20).expect("sparse");
+        }
+        let (mut spool, recovery) = Spool::open(options, EPOCH).expect("opened");
+        assert_eq!((recovery.pending, recovery.scanned_records), (count * 10, 10), "{recovery}");
+        assert_eq!(drain(&mut spool, 1).len() as u64, count * 10);
+        costs.push(recovery.read_bytes);
+    }
+    assert_eq!(costs[1] - costs[0], 630 * HEADER);
+    assert!(costs[0] < 17 << 20);
+}
+
+#[test]
+fn a_spool_in_memory_keeps_the_same_promises() {
+    let mut spool = Spool::memory(4096, EPOCH);
+    let mut last_key = 0;
+    for number in 1..=200 {
+        let key = spool.needs_key();
+        if !key {
+            assert!(spool.append(&record(number), false).is_ok());
+        } else {
+            assert!(matches!(spool.append(&record(number), false), Err(SpoolError::NeedsKey)));
+            spool.append(&record(number), true).expect("appended");
+            last_key = number;
+        }
+        assert!(spool.status().bytes <= 4096);
+    }
+    spool.sync().expect("synced");
+    let entries = drain(&mut spool, 1);
+    assert!(matches!(entries[0], Entry::Lost(range) if range.first == 1 && range.reason == LostReason::Overflow));
+    assert!(matches!(entries[1], Entry::Record { key: true, .. }));
+    assert_eq!(entries.last().map(Entry::next_sequence), Some(201));
+    assert_eq!(spool.last_key_at_or_before(200).expect("known"), Some(last_key));
+    spool.acknowledge(199).expect("acknowledged");
+    assert_eq!((spool.lost(), spool.status().pending), (&[][..], 1));
+    assert_eq!(drain(&mut spool, last_key).len() as u64, 201 - last_key, "200 needs what is before it");
+    assert!(matches!(spool.acknowledge(300), Err(SpoolError::Ahead { through: 300, last: 200 })));
+    assert_eq!(spool.append(b"x", true).expect("appended"), 301);
+}
+
+#[test]
+fn sizes_that_cannot_work_are_refused() {
+    let directory = scratch();
+    let options = Options { capacity_bytes: 4096, ..small(directory.path()) };
+    assert!(matches!(Spool::open(options, 1), Err(SpoolError::Options(_))));
+}

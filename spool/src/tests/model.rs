@@ -1,0 +1,305 @@
+//! Random lives of a spool, power cuts and failing syncs included, against what was promised.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use proptest::prelude::*;
+use tempfile::TempDir;
+
+use super::{scratch, small};
+use crate::rehearsal::{self, Choices};
+use crate::{Entry, LostReason, Reader, Spool, SpoolError};
+
+#[derive(Clone, Debug)]
+enum Step {
+    Append {
+        length: usize,
+        key: bool,
+    },
+    Sync,
+    FailSyncs(usize),
+    Read(usize),
+    Acknowledge(u64),
+    Reopen,
+    /// A power cut after some operations on files, while one of these is done.
+    PowerCut {
+        during: During,
+        operations: usize,
+        seed: u64,
+    },
+}
+
+#[derive(Clone, Copy, Debug)]
+enum During {
+    Nothing,
+    Writing,
+    Acknowledging,
+    Opening,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        10 => (0usize..700, prop::bool::weighted(0.2)).prop_map(|(length, key)| Step::Append { length, key }),
+        4 => Just(Step::Sync),
+        1 => (1usize..8).prop_map(Step::FailSyncs),
+        3 => (1usize..20).prop_map(Step::Read),
+        2 => (0u64..20).prop_map(Step::Acknowledge),
+        1 => Just(Step::Reopen),
+        3 => (during(), 0usize..30, any::<u64>())
+            .prop_map(|(during, operations, seed)| Step::PowerCut { during, operations, seed }),
+    ]
+}
+
+fn during() -> impl Strategy<Value = During> {
+    prop_oneof![
+        Just(During::Nothing),
+        Just(During::Writing),
+        Just(During::Writing),
+        Just(During::Acknowledging),
+        Just(During::Opening)
+    ]
+}
+
+/// A spool and what is known about it from outside.
+struct Life {
+    directory: TempDir,
+    spool: Option<Spool>,
+    reader: Reader,
+    /// The last entry of `reader` was the record before its position.
+    unbroken: bool,
+    appended: BTreeMap<u64, (bool, Vec<u8>)>,
+    records: u64,
+    /// Numbers that a sync made durable.
+    promised: BTreeSet<u64>,
+    /// What was read of each number; `None` is a loss.
+    delivered: BTreeMap<u64, Option<Vec<u8>>>,
+    acknowledged: u64,
+}
+
+impl Life {
+    fn begin() -> Self {
+        let directory = scratch();
+        rehearsal::watch(directory.path());
+        let (spool, _) = Spool::open(small(directory.path()), 1).expect("opened");
+        Self {
+            directory,
+            reader: spool.read_from(1),
+            unbroken: false,
+            spool: Some(spool),
+            appended: BTreeMap::new(),
+            records: 0,
+            promised: BTreeSet::new(),
+            delivered: BTreeMap::new(),
+            acknowledged: 0,
+        }
+    }
+
+    fn spool(&mut self) -> &mut Spool {
+        self.spool.as_mut().expect("open")
+    }
+
+    fn take(&mut self, step: Step) {
+        match step {
+            Step::Append { length, key } => self.append(length, key),
+            Step::Sync => self.sync(),
+            Step::FailSyncs(count) => rehearsal::fail_syncs(count),
+            Step::Read(count) => {
+                for _ in 0..count {
+                    if !self.read() {
+                        break;
+                    }
+                }
+            }
+            Step::Acknowledge(short) => {
+                let through = (self.reader.position() - 1).saturating_sub(short);
+                // A disk that fails is no reason not to know.
+                let _ = self.spool().acknowledge(through);
+                self.acknowledged = self.acknowledged.max(through);
+                assert_eq!(self.spool().acknowledged(), self.acknowledged);
+            }
+            Step::Reopen => {
+                rehearsal::fail_syncs(0);
+                self.spool = None;
+                self.reopen(None);
+                assert_eq!(self.spool().acknowledged(), self.acknowledged, "a clean end keeps acknowledgements");
+            }
+            Step::PowerCut { during, operations, seed } => {
+                rehearsal::fail_syncs(0);
+                self.cut(during, operations, seed);
+            }
+        }
+    }
+
+    /// Cuts the power in the midst of something. What that has promised comes too late for anybody to hear.
+    fn cut(&mut self, during: During, operations: usize, seed: u64) {
+        let promised = self.promised.clone();
+        rehearsal::cut_after(operations, Choices::new(seed.rotate_left(17)));
+        match during {
+            During::Nothing => {}
+            During::Writing => {
+                (0..12).for_each(|_| self.append(300, false));
+                self.sync();
+            }
+            During::Acknowledging => self.take(Step::Acknowledge(1)),
+            During::Opening => {
+                self.spool = None;
+                self.spool = Some(Spool::open(small(self.directory.path()), 2).expect("opened").0);
+            }
+        }
+        self.promised = promised;
+        let after = rehearsal::cut(&mut Choices::new(seed));
+        self.spool = None;
+        self.reopen(Some(after));
+    }
+
+    fn append(&mut self, length: usize, key: bool) {
+        self.records += 1;
+        let mut bytes = self.records.to_le_bytes().to_vec();
+        bytes.resize(8 + length, self.records as u8);
+        let (last, needs_key) = (self.spool().last(), self.spool().needs_key());
+        let (given, key) = match self.spool().append(&bytes, key) {
+            Err(SpoolError::NeedsKey) => {
+                assert!(!key && self.spool().needs_key());
+                (self.spool().append(&bytes, true).expect("a key is always taken"), true)
+            }
+            other => {
+                assert!(key || !needs_key, "a delta was taken where a key was needed");
+                (other.expect("appended"), key)
+            }
+        };
+        assert_eq!(given, last + 1);
+        assert!(!self.promised.contains(&given) && !self.delivered.contains_key(&given), "{given} is used twice");
+        self.appended.insert(given, (key, bytes));
+    }
+
+    fn sync(&mut self) {
+        if self.spool().sync().is_ok() {
+            let spool = self.spool.as_ref().expect("open");
+            let is_lost = |number: u64| spool.lost().iter().any(|range| (range.first..=range.last).contains(&number));
+            let durable = self.appended.range(self.acknowledged + 1..).map(|(number, _)| *number);
+            self.promised.extend(durable.filter(|number| !is_lost(*number)));
+            assert_eq!(spool.status().fault.filter(|fault| fault.kind == crate::FaultKind::Io), None);
+        } else {
+            assert!(self.spool().status().fault.is_some());
+        }
+    }
+
+    /// Reads one entry, and judges it.
+    fn read(&mut self) -> bool {
+        let at = self.reader.position();
+        let spool = self.spool.as_mut().expect("open");
+        // A failing disk is tried again; nothing is passed over.
+        let Ok(Some(entry)) = self.reader.next(spool) else { return false };
+        match entry {
+            Entry::Record { sequence, key, bytes } => {
+                if sequence > at {
+                    assert!(sequence <= self.acknowledged + 1, "{at} is passed over");
+                    self.unbroken = false;
+                }
+                assert!(sequence >= at);
+                assert!(key || self.unbroken, "{sequence} needs its predecessor");
+                assert_eq!(self.appended.get(&sequence), Some(&(key, bytes.clone())), "{sequence} is another record");
+                if let Some(before) = self.delivered.insert(sequence, Some(bytes.clone())) {
+                    assert_eq!(before, Some(bytes), "{sequence} was delivered otherwise before");
+                }
+                self.unbroken = true;
+            }
+            Entry::Lost(range) => {
+                assert!(range.first == at || (range.first > at && range.first <= self.acknowledged + 1));
+                assert_eq!(range.last + 1, self.reader.position());
+                for number in range.first..=range.last {
+                    let excused = range.reason == LostReason::Overflow || !self.promised.contains(&number);
+                    assert!(excused, "{number} was promised and is lost: {range}");
+                    self.delivered.insert(number, None);
+                }
+                self.unbroken = false;
+            }
+        }
+        true
+    }
+
+    /// Opens the spool, in another directory when there was a power cut, and reads it through.
+    fn reopen(&mut self, after: Option<TempDir>) {
+        if let Some(after) = after {
+            self.directory = after;
+        }
+        rehearsal::watch(self.directory.path());
+        let (spool, recovery) = Spool::open(small(self.directory.path()), 2).expect("opened");
+        assert_eq!(recovery.fresh_epoch, None);
+        assert!(spool.acknowledged() <= self.acknowledged);
+        assert!(spool.last() >= self.promised.last().copied().unwrap_or(0));
+        let begin = spool.last_key_at_or_before(spool.first()).expect("readable").unwrap_or(spool.first());
+        self.reader = spool.read_from(begin);
+        self.unbroken = true;
+        if spool.epoch() != 1 {
+            assert!(self.promised.is_empty() && self.delivered.is_empty(), "an epoch that promised anything is kept");
+        }
+        self.acknowledged = spool.acknowledged();
+        self.spool = Some(spool);
+        while self.read() {}
+        let promised = self.promised.last().copied().unwrap_or(0);
+        assert!(self.reader.position() > promised, "everything promised is delivered or lost");
+        let last = self.spool().last();
+        self.appended.retain(|number, _| *number <= last);
+        // What is still there is durable now.
+        let first = self.spool().first();
+        let kept = self.delivered.range(first..).filter(|(_, record)| record.is_some());
+        self.promised.extend(kept.map(|(number, _)| *number));
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
+    #[test]
+    fn what_was_promised_is_delivered_or_its_loss_is_reported(steps in prop::collection::vec(step(), 1..250)) {
+        let mut life = Life::begin();
+        for step in steps {
+            life.take(step);
+        }
+        rehearsal::fail_syncs(0);
+        life.sync();
+        life.take(Step::Reopen);
+    }
+}
+
+#[test]
+fn a_segment_that_fails_a_sync_is_left_and_nothing_is_lost() {
+    let mut life = Life::begin();
+    for _ in 0..5 {
+        life.append(100, false);
+    }
+    life.sync();
+    life.append(100, false);
+    life.append(100, false);
+    rehearsal::fail_syncs(1);
+    life.sync();
+    assert!(life.promised.contains(&7), "the next segment took them");
+    assert_eq!(super::segments(life.directory.path()).len(), 2);
+    for seed in 0..20 {
+        let after = rehearsal::cut(&mut Choices::new(seed * 7919));
+        let (mut spool, _) = Spool::open(small(after.path()), 2).expect("opened");
+        let mut reader = spool.read_from(1);
+        let mut numbers = Vec::new();
+        while let Some(Entry::Record { sequence, .. }) = reader.next(&mut spool).expect("readable") {
+            numbers.push(sequence);
+        }
+        assert_eq!(numbers, [1, 2, 3, 4, 5, 6, 7]);
+        rehearsal::watch(life.directory.path());
+    }
+}
+
+#[test]
+fn a_disk_that_fails_every_sync_is_reported_and_tried_again() {
+    let mut life = Life::begin();
+    life.append(100, true);
+    rehearsal::fail_syncs(usize::MAX);
+    let error = life.spool().sync().expect_err("refused");
+    assert!(matches!(error, SpoolError::Io { doing: "sync" | "allocate", .. }), "{error}");
+    let fault = life.spool().status().fault.expect("a fault");
+    assert_eq!(fault.kind, crate::FaultKind::Io);
+    assert!(fault.message.contains("check the disk"), "{}", fault.message);
+    rehearsal::fail_syncs(0);
+    life.append(100, false);
+    life.sync();
+    assert_eq!(life.promised.len(), 2);
+    assert_eq!(life.spool().status().fault, None);
+}
