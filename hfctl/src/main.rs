@@ -1,3 +1,84 @@
-//! The operators' command line for a Hyperfactory hub.
+//! `hfctl`: the operators' command line for a Hyperfactory hub. Arguments and exit codes.
 
-fn main() {}
+mod client;
+mod command;
+mod config;
+mod failure;
+mod output;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use client::Client;
+use config::{Config, Files};
+use failure::Failure;
+use output::{Format, Output};
+
+/// Asks and directs a Hyperfactory hub.
+///
+/// The hub's address and an API token come from `hfctl login`, or from HYPERFACTORY_HFCTL_URL and
+/// HYPERFACTORY_HFCTL_TOKEN (or _TOKEN_FILE), which win. Without either, the hub of ./quickstart is asked.
+///
+/// Exit codes: 0 done; 1 failed; 2 wrong usage or configuration; 3 refused by the hub.
+#[derive(Parser)]
+#[command(name = "hfctl", version, disable_help_subcommand = true)]
+struct Arguments {
+    /// Configuration file [default: ~/.config/hyperfactory/hfctl.toml].
+    #[arg(long, global = true, value_name = "FILE", env = "HYPERFACTORY_HFCTL_CONFIG", hide_env = true)]
+    config: Option<PathBuf>,
+    /// How results are printed.
+    #[arg(long, short, global = true, value_enum, default_value_t = Format::Table)]
+    output: Format,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Stores a hub's address and an API token for this user, after trying them.
+    Login(command::login::Login),
+    /// Tenants: the customers.
+    #[command(subcommand)]
+    Tenant(command::tenant::Tenant),
+    /// Join tokens: each enrolls one node, once.
+    #[command(subcommand)]
+    Token(command::token::Token),
+    /// Nodes: agents and bridges.
+    #[command(subcommand)]
+    Node(command::node::Node),
+    /// Alerts: what goes wrong, and what went.
+    #[command(subcommand)]
+    Alert(command::alert::Alert),
+    /// The audit log: who did what.
+    #[command(subcommand)]
+    Audit(command::audit::Audit),
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    match run(arguments) {
+        Ok(()) => ExitCode::SUCCESS,
+        // Whoever read our output has read enough.
+        Err(Failure::Output(error)) if error.kind() == std::io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
+        Err(failure) => {
+            output::complain(&format!("hfctl: {failure}"));
+            ExitCode::from(failure.code())
+        }
+    }
+}
+
+fn run(arguments: Arguments) -> Result<(), Failure> {
+    let mut output = Output::new(arguments.output);
+    let files = Files::of(arguments.config)?;
+    let client = || Client::new(&Config::load(&files)?);
+    match arguments.verb {
+        Verb::Login(login) => login.run(&files, &mut output),
+        Verb::Tenant(verb) => verb.run(&client()?, &mut output),
+        Verb::Token(verb) => verb.run(&client()?, &mut output),
+        Verb::Node(verb) => verb.run(&client()?, &mut output),
+        Verb::Alert(verb) => verb.run(&client()?, &mut output),
+        Verb::Audit(verb) => verb.run(&client()?, &mut output),
+    }
+}

@@ -1,3 +1,172 @@
-//! The centre of a Hyperfactory fleet.
+//! `hyperfactory-hub`: arguments, logging, exit codes.
 
-fn main() {}
+use std::io::IsTerminal as _;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+use hyperfactory_hub::access::{Grant, Role};
+use hyperfactory_hub::audit::Actor;
+use hyperfactory_hub::config::Config;
+use hyperfactory_hub::hub::{Domain, Endpoints, Hub, now};
+use hyperfactory_hub::{check, quickstart};
+use protocol::TenantId;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tracing_subscriber::EnvFilter;
+
+/// Failed.
+const FAILED: u8 = 1;
+/// Wrong usage or configuration.
+const MISCONFIGURED: u8 = 2;
+
+/// The centre of a Hyperfactory fleet: enrolls nodes, keeps their telemetry, raises alerts, shows the dashboard.
+///
+/// Configuration: /etc/hyperfactory/hub.toml and HYPERFACTORY_HUB_<KEY> variables, which win. RUST_LOG sets what is logged.
+#[derive(Parser)]
+#[command(name = "hyperfactory-hub", version, disable_help_subcommand = true)]
+struct Arguments {
+    #[command(flatten)]
+    place: Place,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Args)]
+struct Place {
+    /// Configuration file [default: /etc/hyperfactory/hub.toml].
+    #[arg(long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// State directory [default: /var/lib/hyperfactory/hub].
+    #[arg(long, global = true, value_name = "DIRECTORY")]
+    state_dir: Option<PathBuf>,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Runs the hub until SIGTERM or Ctrl-C.
+    Serve,
+    /// Runs a hub and an agent for this machine, with the tenant `demo`, and prints the dashboard's address.
+    Quickstart {
+        /// The agent's program.
+        #[arg(long, value_name = "FILE")]
+        agent: PathBuf,
+    },
+    /// Tests configuration, database, keys, ports and disk, and says what to do.
+    Check,
+    /// Prints a one-time link that signs a browser in to the dashboard. Works while the hub runs.
+    SignIn(Who),
+    /// Makes an API token and prints it, once. Works while the hub runs.
+    ApiToken(Who),
+}
+
+#[derive(Args)]
+struct Who {
+    /// Whose it is; appears in the audit log.
+    #[arg(long, default_value = "admin")]
+    name: String,
+    /// admin, operator or viewer.
+    #[arg(long, default_value = "admin")]
+    role: Role,
+    /// See and do things of this tenant alone.
+    #[arg(long, value_name = "TENANT")]
+    tenant: Option<TenantId>,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default_filter(&arguments.verb)));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .init();
+    let config = if matches!(arguments.verb, Verb::Quickstart { .. }) {
+        quickstart::config(arguments.place.config.as_deref(), arguments.place.state_dir)
+    } else {
+        Config::load(arguments.place.config.as_deref(), arguments.place.state_dir)
+    };
+    let config = match config {
+        Ok(config) => config,
+        Err(error) => return told(&error.into(), MISCONFIGURED),
+    };
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return told(&error.into(), FAILED),
+    };
+    match runtime.block_on(run(arguments.verb, &config)) {
+        Ok(code) => code,
+        Err(error) => told(&error, FAILED),
+    }
+}
+
+async fn run(verb: Verb, config: &Config) -> anyhow::Result<ExitCode> {
+    match verb {
+        Verb::Serve => {
+            let shutdown = until_told()?;
+            let hub = Hub::open(config, &shutdown).await?;
+            // Without systemd there is nobody to notify, which is fine.
+            let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+            hub.run(shutdown).await?;
+        }
+        Verb::Quickstart { agent } => quickstart::run(config, &agent, until_told()?).await?,
+        Verb::Check => {
+            let sound = check::print(&check::all(config).await);
+            return Ok(if sound { ExitCode::SUCCESS } else { ExitCode::from(FAILED) });
+        }
+        Verb::SignIn(who) => {
+            let domain = Domain::open(config).await?;
+            let actor = Actor::operator("hyperfactory-hub");
+            let code = domain.access.create_sign_in_link(who.grant(), &actor, now()).await?;
+            say(&format!("{}/sign-in?link={code}", Endpoints::of(config)));
+        }
+        Verb::ApiToken(who) => {
+            let domain = Domain::open(config).await?;
+            let grant = who.grant();
+            let (_, token) = domain.access.create_api_token(grant, &Actor::operator("hyperfactory-hub"), now()).await?;
+            say(&token);
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+impl Who {
+    fn grant(self) -> Grant {
+        Grant { name: self.name, role: self.role, tenant: self.tenant, valid_for: None }
+    }
+}
+
+/// Cancelled by SIGTERM and SIGINT.
+fn until_told() -> anyhow::Result<CancellationToken> {
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let told = CancellationToken::new();
+    let shutdown = told.clone();
+    #[expect(clippy::disallowed_methods, reason = "listens for the life of the process; its end is the process's")]
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        told.cancel();
+    });
+    Ok(shutdown)
+}
+
+/// The verbs that print something for a person or a script keep quiet beside it.
+fn default_filter(verb: &Verb) -> &'static str {
+    match verb {
+        Verb::Serve => "info",
+        Verb::Quickstart { .. } | Verb::Check | Verb::SignIn(_) | Verb::ApiToken(_) => "warn",
+    }
+}
+
+#[expect(clippy::print_stdout, reason = "the verb's result")]
+fn say(text: &str) {
+    println!("{text}");
+}
+
+#[expect(clippy::print_stderr, reason = "the one place errors are printed")]
+fn told(error: &anyhow::Error, code: u8) -> ExitCode {
+    eprintln!("hyperfactory-hub: {error:#}");
+    ExitCode::from(code)
+}

@@ -1,1 +1,19 @@
-//! What every Hyperfactory node does: identity, enrollment, session, spool, health.
+//! What every Hyperfactory node does, agent or bridge: identity, enrollment, session, spool, health.
+
+pub mod backlog;
+pub mod check;
+pub mod clock;
+pub mod enroll;
+mod file;
+pub mod health;
+pub mod identity;
+pub mod link;
+pub mod telemetry;
+
+pub use backlog::Backlog;
+pub use clock::Clock;
+pub use enroll::{Applicant, EnrollError, enroll};
+pub use file::FileError;
+pub use identity::{Identity, IdentityStore};
+pub use link::{Link, LinkOptions, LinkState, LinkStatus};
+pub use telemetry::{Change, Recorder};

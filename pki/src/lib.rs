@@ -1,1 +1,30 @@
 //! Issues and judges the certificates of a Hyperfactory fleet.
+//!
+//! One fleet root signs the hub's intermediate and one intermediate per tenant; a tenant's intermediate signs its
+//! nodes. Time is a parameter everywhere. Keys, serials and nonces come from the operating system.
+
+pub mod authority;
+mod certificate;
+pub mod distrust;
+pub mod key;
+pub mod name;
+pub mod renewal;
+pub mod request;
+pub mod seal;
+pub mod serial;
+pub mod tls;
+
+pub mod token;
+pub mod trust;
+mod verifier;
+
+pub use authority::{Authority, AuthorityError, Role};
+pub use distrust::Distrust;
+pub use key::{KeyError, PrivateKey};
+pub use name::{HUB_SERVER_NAME, NodeName};
+pub use request::{RequestError, RequestedKey, verify_request};
+pub use rustls::pki_types::CertificateDer;
+pub use seal::{MasterKey, SealError};
+pub use serial::Serial;
+pub use token::{JoinToken, TokenError};
+pub use trust::{NodeIdentity, TrustError, node_identity};

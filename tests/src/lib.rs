@@ -1,1 +1,6 @@
 //! End-to-end tests, fleet simulator and benchmarks of Hyperfactory.
+
+pub mod chaos;
+pub mod fleet;
+pub mod report;
+pub mod rig;

@@ -1,0 +1,18 @@
+//! Reports a host and its Compose services to a Hyperfactory hub.
+
+pub mod agent;
+pub mod cgroup;
+pub mod check;
+pub mod config;
+pub mod container;
+pub mod docker;
+pub mod engine;
+pub mod enroll;
+pub mod failure;
+pub mod host;
+mod kept;
+pub mod row;
+pub mod sample;
+pub mod service;
+pub mod services;
+pub mod stats;

@@ -1,0 +1,269 @@
+//! The hub's API over HTTP: requests, pages, streams, and its errors as ours.
+
+use std::io::BufReader;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+use ureq::http::{Request, Response};
+use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig, TlsProvider, parse_pem};
+use ureq::{Agent, Body, BodyReader};
+
+use crate::config::Config;
+use crate::failure::Failure;
+
+/// How long the hub may take to be reached, and to answer.
+const CONNECT_WITHIN: Duration = Duration::from_secs(10);
+const ANSWER_WITHIN: Duration = Duration::from_secs(30);
+/// A stream that says nothing for so long is dead: the hub says something every 15 s.
+const SILENCE: Duration = Duration::from_secs(45);
+/// Where systems keep the authorities they trust: Debian, Fedora, Alpine.
+const SYSTEM_AUTHORITIES: [&str; 3] =
+    ["/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/cert.pem"];
+/// Items asked for at once.
+const PAGE: u32 = 500;
+
+/// A hub and a token for it.
+pub(crate) struct Client {
+    agent: Agent,
+    streams: Agent,
+    url: String,
+    token: String,
+}
+
+/// What an error's body says (RFC 9457).
+#[derive(Deserialize)]
+struct Problem {
+    detail: String,
+}
+
+#[derive(Deserialize)]
+struct Page {
+    items: Vec<Value>,
+    next_cursor: Option<String>,
+}
+
+impl Client {
+    /// The hub of a configuration.
+    pub(crate) fn new(config: &Config) -> Result<Self, Failure> {
+        let url = config.url.as_deref().ok_or_else(|| {
+            Failure::Usage(
+                "no hub is known: run hfctl login, or set HYPERFACTORY_HFCTL_URL and HYPERFACTORY_HFCTL_TOKEN".into(),
+            )
+        })?;
+        let token = config.token.as_ref().ok_or_else(|| {
+            Failure::Usage(format!("no token for {url} is known: run hfctl login, or set HYPERFACTORY_HFCTL_TOKEN"))
+        })?;
+        Self::to(url, token.expose(), config.ca_file.as_deref())
+    }
+
+    /// A hub by its address.
+    pub(crate) fn to(url: &str, token: &str, ca_file: Option<&Path>) -> Result<Self, Failure> {
+        let url = url.trim().trim_end_matches('/');
+        let secure = url.starts_with("https://");
+        if !secure && !url.starts_with("http://") {
+            return Err(Failure::Usage(format!(
+                "{url:?} is not the address of a hub: it starts with https:// or http://"
+            )));
+        }
+        let token = token.trim();
+        if !token.starts_with("hft_") || !token.bytes().all(|byte| byte.is_ascii_graphic()) {
+            let hint = if token.starts_with("hfj_") {
+                "; this is a join token, which enrolls a node"
+            } else if token.starts_with("hfl_") {
+                "; this is a sign-in link's code, for a browser"
+            } else {
+                ""
+            };
+            return Err(Failure::Usage(format!(
+                "the token is not an API token (hft_…){hint}: make one with hyperfactory-hub api-token, or on the dashboard"
+            )));
+        }
+        let mut tls = TlsConfig::builder()
+            .provider(TlsProvider::Rustls)
+            .unversioned_rustls_crypto_provider(Arc::new(rustls::crypto::ring::default_provider()));
+        if secure {
+            tls = tls.root_certs(RootCerts::Specific(Arc::new(authorities(ca_file)?)));
+        }
+        let tls = tls.build();
+        let agent = |config: ureq::config::ConfigBuilder<ureq::typestate::AgentScope>| {
+            let config = config.tls_config(tls.clone()).http_status_as_error(false).max_redirects(0);
+            config
+                .user_agent(concat!("hfctl/", env!("CARGO_PKG_VERSION")))
+                .timeout_connect(Some(CONNECT_WITHIN))
+                .build()
+                .new_agent()
+        };
+        Ok(Self {
+            agent: agent(Agent::config_builder().timeout_global(Some(ANSWER_WITHIN))),
+            streams: agent(Agent::config_builder().timeout_per_read(Some(SILENCE))),
+            url: url.to_owned(),
+            token: token.to_owned(),
+        })
+    }
+
+    /// The hub's address.
+    pub(crate) fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// `GET path?query`.
+    pub(crate) fn get<T: DeserializeOwned>(&self, path: &str, query: &[(&str, Option<&str>)]) -> Result<T, Failure> {
+        let request = self.request(Request::get(self.address(path, query))).body(());
+        let answer = self.agent.run(request.map_err(|error| bad_url(&self.url, &error))?);
+        self.read(self.check(answer)?)
+    }
+
+    /// `POST path` with a JSON body.
+    pub(crate) fn post<T: DeserializeOwned>(&self, path: &str, body: &Value) -> Result<T, Failure> {
+        let request = self.request(Request::post(self.address(path, &[]))).header("content-type", "application/json");
+        let request = request.body(body.to_string()).map_err(|error| bad_url(&self.url, &error))?;
+        let answer = self.agent.run(request);
+        self.read(self.check(answer)?)
+    }
+
+    /// Every item of a list, or the first `limit`.
+    pub(crate) fn list(
+        &self,
+        path: &str,
+        query: &[(&str, Option<&str>)],
+        limit: Option<u32>,
+    ) -> Result<Vec<Value>, Failure> {
+        let mut items: Vec<Value> = Vec::new();
+        let mut cursor: Option<String> = None;
+        loop {
+            let wanted = limit.map_or(PAGE, |limit| limit.saturating_sub(items.len() as u32).clamp(1, PAGE));
+            let size = wanted.to_string();
+            let mut query = query.to_vec();
+            query.extend([("limit", Some(&*size)), ("cursor", cursor.as_deref())]);
+            let page: Page = self.get(path, &query)?;
+            items.extend(page.items);
+            cursor = page.next_cursor;
+            if cursor.is_none() || limit.is_some_and(|limit| items.len() >= limit as usize) {
+                return Ok(items);
+            }
+        }
+    }
+
+    /// A stream of server-sent events, from the one after `last` on.
+    pub(crate) fn stream(
+        &self,
+        path: &str,
+        query: &[(&str, Option<&str>)],
+        last: Option<&str>,
+    ) -> Result<BufReader<BodyReader<'static>>, Failure> {
+        let mut request = self.request(Request::get(self.address(path, query)));
+        if let Some(last) = last {
+            request = request.header("last-event-id", last);
+        }
+        let answer = self.streams.run(request.body(()).map_err(|error| bad_url(&self.url, &error))?);
+        let body = self.check(answer)?.into_body();
+        Ok(BufReader::new(body.into_with_config().limit(u64::MAX).reader()))
+    }
+
+    fn address(&self, path: &str, query: &[(&str, Option<&str>)]) -> String {
+        let given = query.iter().filter_map(|(name, value)| Some(format!("{name}={}", escaped((*value)?))));
+        let given = given.collect::<Vec<_>>().join("&");
+        format!("{}/api/v1/{path}{}{given}", self.url, if given.is_empty() { "" } else { "?" })
+    }
+
+    fn request(&self, request: ureq::http::request::Builder) -> ureq::http::request::Builder {
+        request
+            .header("authorization", format!("Bearer {}", self.token))
+            .header("accept", "application/json, */*;q=0.1")
+    }
+
+    fn check(&self, answer: Result<Response<Body>, ureq::Error>) -> Result<Response<Body>, Failure> {
+        let mut response = answer.map_err(|error| self.unreachable(&error))?;
+        let status = response.status();
+        if status.is_success() {
+            return Ok(response);
+        }
+        let problem = response.body_mut().read_json::<Problem>().ok();
+        let Some(Problem { detail }) = problem else {
+            return Err(Failure::Failed(format!(
+                "{} answered {status}, but not as a Hyperfactory hub does: check the address with hfctl login",
+                self.url
+            )));
+        };
+        Err(match status.as_u16() {
+            401 => Failure::Refused(format!("{} does not take the token: {detail} Then run hfctl login.", self.url)),
+            403 => Failure::Refused(detail),
+            400 | 415 | 422 => Failure::Usage(detail),
+            _ => Failure::Failed(detail),
+        })
+    }
+
+    fn read<T: DeserializeOwned>(&self, mut response: Response<Body>) -> Result<T, Failure> {
+        response.body_mut().with_config().limit(64 * 1024 * 1024).read_json().map_err(|error| match error {
+            ureq::Error::Json(error) => Failure::Failed(format!(
+                "the answer of {} is not that of a Hyperfactory hub: {error}; check the address with hfctl login",
+                self.url
+            )),
+            other => self.unreachable(&other),
+        })
+    }
+
+    fn unreachable(&self, error: &ureq::Error) -> Failure {
+        let url = &self.url;
+        Failure::Failed(match error {
+            ureq::Error::HostNotFound => {
+                format!("the host of {url} is not known: check the address, or this machine's DNS")
+            }
+            ureq::Error::Timeout(_) => {
+                format!("{url} does not answer in time: is the hub running, and the way to it open?")
+            }
+            ureq::Error::Io(error) if error.kind() == std::io::ErrorKind::ConnectionRefused => {
+                format!("nothing listens at {url}: is the hub running? (hyperfactory-hub serve)")
+            }
+            ureq::Error::Rustls(error) => format!(
+                "the certificate of {url} is not trusted ({error}): name its authority with ca-file in hfctl.toml, or hfctl login --ca-file"
+            ),
+            ureq::Error::Io(error) if error.get_ref().is_some_and(|inner| inner.is::<rustls::Error>()) => format!(
+                "the certificate of {url} is not trusted ({error}): name its authority with ca-file in hfctl.toml, or hfctl login --ca-file"
+            ),
+            ureq::Error::BadUri(_) | ureq::Error::Http(_) => format!("{url} is not an address: run hfctl login"),
+            other => format!("{url} can't be reached: {other}"),
+        })
+    }
+}
+
+fn bad_url(url: &str, error: &ureq::http::Error) -> Failure {
+    Failure::Usage(format!("{url:?} is not the address of a hub ({error}): run hfctl login"))
+}
+
+/// The authorities in `file`, or those this system trusts.
+fn authorities(file: Option<&Path>) -> Result<Vec<Certificate<'static>>, Failure> {
+    let system = || SYSTEM_AUTHORITIES.iter().map(Path::new).find(|path| path.exists());
+    let path = file.or_else(system).ok_or_else(|| {
+        Failure::Usage("this system has no list of trusted authorities: install ca-certificates, or set ca-file".into())
+    })?;
+    let pem = std::fs::read(path)
+        .map_err(|error| Failure::Usage(format!("cannot read the authorities in {}: {error}", path.display())))?;
+    let certificates: Vec<_> = parse_pem(&pem)
+        .filter_map(|item| match item {
+            Ok(PemItem::Certificate(certificate)) => Some(certificate),
+            _ => None,
+        })
+        .collect();
+    if certificates.is_empty() {
+        return Err(Failure::Usage(format!("{} holds no certificate in PEM form", path.display())));
+    }
+    Ok(certificates)
+}
+
+/// Text as it may stand in an address.
+pub(crate) fn escaped(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        if byte.is_ascii_alphanumeric() || b"-_.~".contains(&byte) {
+            out.push(char::from(byte));
+        } else {
+            out.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    out
+}

@@ -1,0 +1,8 @@
+//! The verbs, one noun a file.
+
+pub(crate) mod alert;
+pub(crate) mod audit;
+pub(crate) mod login;
+pub(crate) mod node;
+pub(crate) mod tenant;
+pub(crate) mod token;

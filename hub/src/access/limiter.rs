@@ -1,0 +1,59 @@
+//! Tells an address that fails again and again to stop, and keeps it from filling the audit log.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::Mutex;
+use std::time::Duration;
+
+use protocol::Timestamp;
+
+use super::AccessError;
+
+/// Failures that cost nothing yet.
+const FREE: u32 = 10;
+/// How long failures are remembered.
+const WINDOW: Duration = Duration::from_secs(300);
+/// Addresses remembered. When full, those whose window is over go, and if none is, all: guessing 256 bits is
+/// hopeless anyway, memory is not.
+const ADDRESSES: usize = 4096;
+
+#[derive(Default)]
+pub(super) struct Limiter {
+    failures: Mutex<HashMap<IpAddr, Failures>>,
+}
+
+struct Failures {
+    since: Timestamp,
+    count: u32,
+}
+
+impl Limiter {
+    /// Notes a failure, and gives the answer to it. A valid credential is never turned away, so that nobody can be
+    /// locked out by a neighbour behind the same address.
+    pub(super) fn failed(&self, remote: IpAddr, now: Timestamp) -> AccessError {
+        let Ok(mut failures) = self.failures.lock() else { return AccessError::Invalid };
+        if failures.len() >= ADDRESSES {
+            failures.retain(|_, failed| now.since(failed.since) < WINDOW);
+            if failures.len() >= ADDRESSES {
+                failures.clear();
+            }
+        }
+        let failed = failures.entry(network(remote)).or_insert(Failures { since: now, count: 0 });
+        if now.since(failed.since) >= WINDOW {
+            *failed = Failures { since: now, count: 0 };
+        }
+        failed.count = failed.count.saturating_add(1);
+        if failed.count <= FREE {
+            return AccessError::Invalid;
+        }
+        AccessError::TooMany { retry_after: WINDOW.saturating_sub(now.since(failed.since)) }
+    }
+}
+
+/// One customer's worth of addresses: an IPv4 address, or an IPv6 /64.
+fn network(remote: IpAddr) -> IpAddr {
+    match remote.to_canonical() {
+        IpAddr::V4(v4) => v4.into(),
+        IpAddr::V6(v6) => std::net::Ipv6Addr::from_bits(v6.to_bits() & !u128::from(u64::MAX)).into(),
+    }
+}

@@ -1,0 +1,107 @@
+//! Whoever got in: a name, a role, and perhaps one tenant.
+
+use std::fmt;
+use std::net::IpAddr;
+use std::str::FromStr;
+
+use protocol::TenantId;
+use serde_json::json;
+
+use crate::audit::{Actor, Record};
+
+/// What somebody may do; each role includes the ones before it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Role {
+    /// Look.
+    Viewer,
+    /// Enroll nodes and act on them.
+    Operator,
+    /// Make tenants and API tokens.
+    Admin,
+}
+
+impl Role {
+    /// The lower-case word used in URLs and tables.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Viewer => "viewer",
+            Self::Operator => "operator",
+            Self::Admin => "admin",
+        }
+    }
+}
+
+impl FromStr for Role {
+    type Err = RoleError;
+
+    fn from_str(text: &str) -> Result<Self, RoleError> {
+        match text {
+            "viewer" => Ok(Self::Viewer),
+            "operator" => Ok(Self::Operator),
+            "admin" => Ok(Self::Admin),
+            _ => Err(RoleError),
+        }
+    }
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// Not a role.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("roles are admin, operator and viewer")]
+pub struct RoleError;
+
+/// Whoever presents a valid credential.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Principal {
+    /// The name given when the credential was made.
+    pub name: String,
+    /// What they may do.
+    pub role: Role,
+    /// The only tenant that exists for them; `None`: all.
+    pub tenant: Option<TenantId>,
+    /// The API token's id, when they came with one.
+    pub token: Option<String>,
+}
+
+impl Principal {
+    /// Whether they may do what takes `role`.
+    pub fn may(&self, role: Role) -> bool {
+        self.role >= role
+    }
+
+    /// Whether `tenant` exists for them.
+    pub fn sees(&self, tenant: &TenantId) -> bool {
+        self.tenant.as_ref().is_none_or(|own| own == tenant)
+    }
+
+    /// Whether they act for the whole fleet rather than one tenant.
+    pub fn sees_all(&self) -> bool {
+        self.tenant.is_none()
+    }
+
+    /// Their name in the audit log.
+    pub fn actor(&self) -> Actor {
+        Actor::operator(&self.name)
+    }
+
+    pub(super) fn record(&self, action: &'static str, remote: IpAddr) -> Record {
+        Record {
+            actor: self.actor(),
+            action,
+            tenant: self.tenant.clone(),
+            subject: self.name.clone(),
+            detail: json!({ "role": self.role.as_str() }),
+            remote: Some(remote),
+        }
+    }
+}
+
+/// A tenant column; the foreign key behind it holds nothing but tenant ids.
+pub(super) fn tenant(column: Option<String>) -> Option<TenantId> {
+    column.and_then(|id| id.parse().ok())
+}

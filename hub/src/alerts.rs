@@ -1,0 +1,270 @@
+//! Alerts: what at a node needs somebody's attention, when it began and when it was over.
+
+mod evaluator;
+mod policy;
+mod rules;
+
+use std::collections::{HashSet, VecDeque};
+use std::time::Duration;
+
+use protocol::{NodeId, TenantId, Timestamp};
+use store::sqlx::{self, Row, any::AnyRow};
+use store::{Database, StoreError};
+use tokio::sync::broadcast;
+use tokio_util::sync::CancellationToken;
+
+use crate::telemetry::state::{Fleet, Level};
+
+pub use evaluator::{Change, Evaluator, Finding};
+pub use policy::Policy;
+pub use rules::Rule;
+
+/// Changes a slow reader may fall behind; beyond it, it is told that it lagged and lists again.
+const CHANGES: usize = 1024;
+/// How often changed nodes, and those with something pending, are looked at.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// Changes not yet in the database. When it is away for longer than this many, the oldest are dropped: the log says
+/// so, and what is open then is opened again at the next start.
+const UNWRITTEN: usize = 10_000;
+
+/// The alerts of the fleet. Clones share them.
+#[derive(Clone)]
+pub struct Alerts {
+    database: Database,
+    changes: broadcast::Sender<Change>,
+}
+
+/// One alert.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Alert {
+    /// Its number.
+    pub id: i64,
+    /// Whose node.
+    pub tenant: TenantId,
+    /// The node.
+    pub node: NodeId,
+    /// The rule, such as `node.lost`.
+    pub rule: String,
+    /// The service, `stack/service/number`; empty for the node itself.
+    pub subject: String,
+    /// How urgent.
+    pub level: Level,
+    /// What is wrong and what to do.
+    pub message: String,
+    /// When it began to be an alert.
+    pub opened_at: Timestamp,
+    /// When it was over; `None`: it is not.
+    pub closed_at: Option<Timestamp>,
+}
+
+/// Which alerts to list.
+#[derive(Clone, Debug)]
+pub struct Filter {
+    /// Of this tenant alone.
+    pub tenant: Option<TenantId>,
+    /// Of this node alone.
+    pub node: Option<NodeId>,
+    /// Open ones alone, or closed ones alone.
+    pub open: Option<bool>,
+    /// Opened before this one: a page further back.
+    pub before: Option<i64>,
+    /// At most so many, and at most 1,000.
+    pub limit: u32,
+}
+
+impl Default for Filter {
+    fn default() -> Self {
+        Self { tenant: None, node: None, open: None, before: None, limit: 100 }
+    }
+}
+
+impl Alerts {
+    /// Starts judging the fleet: a handle, and the task that does it until `stop`. Alerts left open by the hub's last
+    /// run are taken over.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn start<C: Fn() -> Timestamp + Send + 'static>(
+        database: Database,
+        fleet: Fleet,
+        policy: Policy,
+        clock: C,
+        stop: CancellationToken,
+    ) -> Result<(Self, impl Future<Output = ()> + Send + use<C>), StoreError> {
+        let mut evaluator = Evaluator::new(policy, clock());
+        let alerts = Self { database, changes: broadcast::channel(CHANGES).0 };
+        let open = Filter { open: Some(true), limit: u32::MAX, ..Filter::default() };
+        for alert in alerts.list_all(&open).await? {
+            if let Some(rule) = Rule::from_name(&alert.rule) {
+                evaluator.restore(alert.node, rule, &alert.subject, alert.level, &alert.message);
+            }
+        }
+        let watcher = Watcher { alerts: alerts.clone(), fleet, evaluator, unwritten: VecDeque::new() };
+        Ok((alerts, watcher.run(clock, stop)))
+    }
+
+    /// Alerts that match `filter`, newest first.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn list(&self, filter: &Filter) -> Result<Vec<Alert>, StoreError> {
+        self.list_all(&Filter { limit: filter.limit.min(1000), ..filter.clone() }).await
+    }
+
+    /// What opens and closes from now on.
+    pub fn changes(&self) -> broadcast::Receiver<Change> {
+        self.changes.subscribe()
+    }
+
+    async fn list_all(&self, filter: &Filter) -> Result<Vec<Alert>, StoreError> {
+        let open = filter.open.map_or(-1, i64::from);
+        let rows = sqlx::query(
+            "SELECT id, tenant, node, rule, subject, severity, message, opened_at, closed_at FROM alerts
+             WHERE id < $1 AND ($2 = '' OR tenant = $2) AND ($3 = '' OR node = $3)
+               AND ($4 < 0 OR ($4 = 1 AND closed_at IS NULL) OR ($4 = 0 AND closed_at IS NOT NULL))
+             ORDER BY id DESC LIMIT $5",
+        )
+        .bind(filter.before.unwrap_or(i64::MAX))
+        .bind(filter.tenant.as_ref().map_or("", TenantId::as_str))
+        .bind(filter.node.map_or(String::new(), |node| node.to_string()))
+        .bind(open)
+        .bind(i64::from(filter.limit))
+        .fetch_all(self.database.reader())
+        .await?;
+        Ok(rows.iter().map(read).collect::<Result<Vec<_>, _>>()?.into_iter().flatten().collect())
+    }
+
+    async fn write(&self, changes: &[Change]) -> Result<(), StoreError> {
+        let mut transaction = self.database.begin_write().await?;
+        for change in changes {
+            match change {
+                Change::Opened(finding) => {
+                    sqlx::query(
+                        "INSERT INTO alerts (tenant, node, rule, subject, severity, message, opened_at)
+                         VALUES ($1, $2, $3, $4, $5, $6, $7)
+                         ON CONFLICT (node, rule, subject) WHERE closed_at IS NULL DO NOTHING",
+                    )
+                    .bind(finding.tenant.as_str())
+                    .bind(finding.node.to_string())
+                    .bind(finding.rule.name())
+                    .bind(&finding.subject)
+                    .bind(finding.level.as_str())
+                    .bind(&finding.message)
+                    .bind(finding.at.millis())
+                    .execute(&mut *transaction)
+                    .await?;
+                }
+                Change::Closed(finding) => {
+                    sqlx::query(
+                        "UPDATE alerts SET closed_at = $4
+                         WHERE node = $1 AND rule = $2 AND subject = $3 AND closed_at IS NULL",
+                    )
+                    .bind(finding.node.to_string())
+                    .bind(finding.rule.name())
+                    .bind(&finding.subject)
+                    .bind(finding.at.millis())
+                    .execute(&mut *transaction)
+                    .await?;
+                }
+            }
+        }
+        Ok(transaction.commit().await?)
+    }
+}
+
+/// The task: hands changed nodes to the evaluator, and what it finds to the database and the fleet.
+struct Watcher {
+    alerts: Alerts,
+    fleet: Fleet,
+    evaluator: Evaluator,
+    unwritten: VecDeque<Change>,
+}
+
+impl Watcher {
+    async fn run(mut self, clock: impl Fn() -> Timestamp + Send, stop: CancellationToken) {
+        let mut changed = self.fleet.changes();
+        let mut nodes: HashSet<NodeId> = self.fleet.all().iter().map(|view| view.node).collect();
+        let mut look = tokio::time::interval(LOOK_EVERY);
+        look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => return self.write().await,
+                _ = look.tick() => {}
+                change = changed.recv() => {
+                    match change {
+                        Ok(node) => drop(nodes.insert(node)),
+                        Err(broadcast::error::RecvError::Lagged(_)) => {
+                            nodes.extend(self.fleet.all().iter().map(|view| view.node));
+                        }
+                        Err(broadcast::error::RecvError::Closed) => return self.write().await,
+                    }
+                    continue;
+                }
+            }
+            let now = clock();
+            nodes.extend(self.evaluator.due(now));
+            for node in nodes.drain() {
+                self.judge(node, now);
+            }
+            self.write().await;
+        }
+    }
+
+    fn judge(&mut self, node: NodeId, now: Timestamp) {
+        let Some(view) = self.fleet.node(node) else { return };
+        let changes = self.evaluator.observe(&view, now);
+        let attention = self.evaluator.attention(node);
+        if *view.attention != attention {
+            self.fleet.attention(node, attention);
+        }
+        for change in changes {
+            match &change {
+                Change::Opened(finding) => tracing::warn!(%node, rule = finding.rule.name(), finding.subject,
+                    finding.message, "alert opened"),
+                Change::Closed(finding) => {
+                    tracing::info!(%node, rule = finding.rule.name(), finding.subject, "alert closed");
+                }
+            }
+            if self.unwritten.len() == UNWRITTEN {
+                self.unwritten.pop_front();
+                tracing::error!("an alert's change is dropped: the database has been away too long");
+            }
+            self.unwritten.push_back(change);
+        }
+    }
+
+    /// Writes what is not written yet; what fails is tried again at the next look.
+    async fn write(&mut self) {
+        let changes = self.unwritten.make_contiguous();
+        if changes.is_empty() {
+            return;
+        }
+        match self.alerts.write(changes).await {
+            Ok(()) => {
+                for change in self.unwritten.drain(..) {
+                    // Nobody listening is fine.
+                    drop(self.alerts.changes.send(change));
+                }
+            }
+            Err(error) => tracing::warn!(%error, waiting = changes.len(), "alerts could not be written"),
+        }
+    }
+}
+
+/// `None` for ids that are none: nothing but this module writes them.
+fn read(row: &AnyRow) -> Result<Option<Alert>, sqlx::Error> {
+    let (tenant, node, level): (String, String, String) = (row.try_get(1)?, row.try_get(2)?, row.try_get(5)?);
+    let (Ok(tenant), Ok(node)) = (tenant.parse(), node.parse()) else { return Ok(None) };
+    Ok(Some(Alert {
+        id: row.try_get(0)?,
+        tenant,
+        node,
+        rule: row.try_get(3)?,
+        subject: row.try_get(4)?,
+        level: [Level::Critical, Level::Warning].into_iter().find(|l| l.as_str() == level).unwrap_or(Level::Notice),
+        message: row.try_get(6)?,
+        opened_at: Timestamp::from_millis(row.try_get(7)?),
+        closed_at: row.try_get::<Option<i64>, _>(8)?.map(Timestamp::from_millis),
+    }))
+}

@@ -1,0 +1,357 @@
+//! The evaluator: patience, memory and hysteresis around the rules. Views and times in, openings and closings out.
+
+use std::collections::hash_map::DefaultHasher;
+use std::collections::{HashMap, VecDeque};
+use std::hash::{Hash, Hasher};
+use std::sync::Arc;
+use std::time::Duration;
+
+use protocol::message::Service;
+use protocol::{NodeId, TenantId, Timestamp};
+
+use super::rules::{self, Judgement};
+use super::{Policy, Rule};
+use crate::telemetry::state::{Attention, Level, NodeView, Reason, service_name};
+
+/// Restarts remembered of one service.
+const RESTARTS: usize = 16;
+
+/// Judges nodes as they change and as time passes.
+pub struct Evaluator {
+    policy: Policy,
+    started_at: Timestamp,
+    nodes: HashMap<NodeId, Node>,
+}
+
+/// Something opened or closed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// It needs attention from now on.
+    Opened(Finding),
+    /// It is over.
+    Closed(Finding),
+}
+
+/// What was found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Finding {
+    /// Whose node.
+    pub tenant: TenantId,
+    /// The node.
+    pub node: NodeId,
+    /// The rule.
+    pub rule: Rule,
+    /// The service, or empty for the node itself.
+    pub subject: String,
+    /// How urgent.
+    pub level: Level,
+    /// What is wrong and what to do.
+    pub message: String,
+    /// When it opened or closed.
+    pub at: Timestamp,
+}
+
+#[derive(Default)]
+struct Node {
+    conditions: HashMap<(Rule, String), Condition>,
+    services: HashMap<u64, Memory>,
+    /// The services as last judged: while they are the same and nothing is pending, they need no second look.
+    judged: Option<Arc<Vec<Service>>>,
+    /// Since when its services are watched without a break.
+    watched_since: Option<Timestamp>,
+    lost_batches: Option<u64>,
+    loss_at: Option<Timestamp>,
+    /// When it must be looked at even if it does not change.
+    due: Option<Timestamp>,
+}
+
+/// One thing that is, or may become, an alert.
+struct Condition {
+    level: Level,
+    message: String,
+    state: State,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum State {
+    /// Wrong since then, not yet for long enough.
+    Pending { since: Timestamp },
+    /// An alert; and well since then, not yet for long enough.
+    Open { well_since: Option<Timestamp> },
+}
+
+/// What is remembered of a service between two looks: 24 bytes, and its restarts if it has any.
+struct Memory {
+    container: u64,
+    restart_count: u32,
+    restarts: VecDeque<Timestamp>,
+}
+
+impl Evaluator {
+    /// An evaluator of a hub that started at `started_at`: what was lost before counts from then.
+    pub fn new(policy: Policy, started_at: Timestamp) -> Self {
+        Self { policy, started_at, nodes: HashMap::new() }
+    }
+
+    /// Takes over an alert that is open already.
+    pub fn restore(&mut self, node: NodeId, rule: Rule, subject: &str, level: Level, message: &str) {
+        let condition = Condition { level, message: message.to_owned(), state: State::Open { well_since: None } };
+        self.nodes.entry(node).or_default().conditions.insert((rule, subject.to_owned()), condition);
+    }
+
+    /// Judges a node as it is now.
+    pub fn observe(&mut self, view: &NodeView, now: Timestamp) -> Vec<Change> {
+        let node = self.nodes.entry(view.node).or_default();
+        let mut look = Look { policy: &self.policy, node, view, now, changes: Vec::new() };
+        look.node.due = None;
+        look.judge(Rule::NodeLost, "", rules::node_lost(view, self.started_at));
+        look.judge(Rule::EngineUnreachable, "", rules::engine(view));
+        look.judge(Rule::ClockSkew, "", rules::clock(view, &self.policy));
+        look.judge(Rule::SpoolFault, "", rules::spool_fault(view));
+        look.spool_loss();
+        look.certificate();
+        look.services();
+        look.changes
+    }
+
+    /// The nodes whose time has come.
+    pub fn due(&self, now: Timestamp) -> Vec<NodeId> {
+        let due = |node: &Node| node.due.is_some_and(|due| due <= now);
+        self.nodes.iter().filter(|(_, node)| due(node)).map(|(id, _)| *id).collect()
+    }
+
+    /// What is open at a node.
+    pub fn attention(&self, node: NodeId) -> Attention {
+        let Some(node) = self.nodes.get(&node) else { return Attention::default() };
+        let mut reasons: Vec<Reason> = node
+            .conditions
+            .iter()
+            .filter(|(_, condition)| matches!(condition.state, State::Open { .. }))
+            .map(|((rule, subject), condition)| Reason {
+                level: condition.level,
+                rule: rule.name(),
+                subject: subject.clone(),
+                message: condition.message.clone(),
+            })
+            .collect();
+        reasons.sort_by(|a, b| b.level.cmp(&a.level).then_with(|| (a.rule, &a.subject).cmp(&(b.rule, &b.subject))));
+        Attention { level: reasons.first().map_or(Level::Ok, |reason| reason.level), reasons }
+    }
+}
+
+/// One look at one node.
+struct Look<'a> {
+    policy: &'a Policy,
+    node: &'a mut Node,
+    view: &'a NodeView,
+    now: Timestamp,
+    changes: Vec<Change>,
+}
+
+impl Look<'_> {
+    /// Steps one condition on.
+    fn judge(&mut self, rule: Rule, subject: &str, judgement: Judgement) {
+        let (opens_after, closes_after) = self.patience(rule);
+        let key = (rule, subject.to_owned());
+        let state = self.node.conditions.get(&key).map(|condition| condition.state);
+        match (judgement, state) {
+            (Judgement::Wrong { level, message, since }, None | Some(State::Pending { .. })) => {
+                let since = match state {
+                    Some(State::Pending { since }) => since,
+                    _ => since.unwrap_or(self.now),
+                };
+                let open = self.now.since(since) >= opens_after;
+                let state = if open { State::Open { well_since: None } } else { State::Pending { since } };
+                if open {
+                    let finding = self.finding(rule, subject, level, &message);
+                    self.changes.push(Change::Opened(finding));
+                } else {
+                    self.look_again(since.plus(opens_after));
+                }
+                self.node.conditions.insert(key, Condition { level, message, state });
+            }
+            // What was said when it opened stands: the message is the row's.
+            (Judgement::Wrong { .. } | Judgement::Unclear, Some(State::Open { .. })) => {
+                if let Some(condition) = self.node.conditions.get_mut(&key) {
+                    condition.state = State::Open { well_since: None };
+                }
+            }
+            (Judgement::Well, Some(State::Open { well_since })) => {
+                let since = well_since.unwrap_or(self.now);
+                if self.now.since(since) >= closes_after {
+                    if let Some(condition) = self.node.conditions.remove(&key) {
+                        let finding = self.finding(rule, subject, condition.level, &condition.message);
+                        self.changes.push(Change::Closed(finding));
+                    }
+                } else {
+                    self.look_again(since.plus(closes_after));
+                    if let Some(condition) = self.node.conditions.get_mut(&key) {
+                        condition.state = State::Open { well_since: Some(since) };
+                    }
+                }
+            }
+            (Judgement::Well | Judgement::Unclear, Some(State::Pending { .. })) => {
+                self.node.conditions.remove(&key);
+            }
+            (Judgement::Well | Judgement::Unclear, None) => {}
+        }
+    }
+
+    /// How long a rule must be broken to open an alert, and kept to close it.
+    fn patience(&self, rule: Rule) -> (Duration, Duration) {
+        let policy = self.policy;
+        match rule {
+            Rule::NodeLost => (policy.lost_after, policy.back_for),
+            Rule::ServiceUnhealthy | Rule::ServiceFailed => (policy.service_after, policy.service_well_for),
+            Rule::EngineUnreachable => (policy.engine_after, policy.engine_after),
+            // A measurement with its own hysteresis, or one that does not go back and forth.
+            Rule::ServiceRestarting
+            | Rule::ClockSkew
+            | Rule::SpoolLoss
+            | Rule::SpoolFault
+            | Rule::CertificateExpiring => (Duration::ZERO, Duration::ZERO),
+        }
+    }
+
+    fn certificate(&mut self) {
+        self.judge(Rule::CertificateExpiring, "", rules::certificate(self.view, self.policy, self.now));
+        if let Some(certificate) = self.view.certificate {
+            let alarm = certificate.not_after.minus(self.policy.certificate_left);
+            if alarm > self.now {
+                self.look_again(alarm);
+            }
+        }
+    }
+
+    fn spool_loss(&mut self) {
+        let Some(spool) = &self.view.status.spool else { return };
+        let lost = spool.lost_batches;
+        if self.node.lost_batches.is_some_and(|before| lost > before) {
+            self.node.loss_at = Some(self.now);
+        }
+        self.node.lost_batches = Some(lost);
+        let until = self.node.loss_at.map(|at| at.plus(self.policy.loss_for));
+        let recent = until.is_some_and(|until| until > self.now);
+        if let Some(until) = until.filter(|_| recent) {
+            self.look_again(until);
+        }
+        self.judge(Rule::SpoolLoss, "", rules::spool_loss(lost, recent));
+    }
+
+    fn services(&mut self) {
+        let services = &self.view.services;
+        if !self.view.presence.is_online() {
+            // Nobody is there to tell: what is open stays open, what was pending starts anew.
+            self.node.watched_since = None;
+            self.node.judged = None;
+            self.node.services.clear();
+            for key in self.service_conditions() {
+                self.judge(key.0, &key.1, Judgement::Unclear);
+            }
+            return;
+        }
+        let watched_since = *self.node.watched_since.get_or_insert(self.now);
+        let unchanged = self.node.judged.as_ref().is_some_and(|judged| Arc::ptr_eq(judged, services));
+        if unchanged && self.service_conditions().is_empty() && self.calm() {
+            return;
+        }
+        self.node.judged = Some(Arc::clone(services));
+        let watched = self.now.since(watched_since) >= self.policy.restart_window;
+        let mut seen = HashMap::with_capacity(services.len());
+        for service in services.iter() {
+            let Some(key) = &service.key else { continue };
+            let number = hash(&(&key.stack, &key.service, key.number));
+            let restarts = self.restarts(number, service);
+            seen.insert(number, ());
+            let quiet = restarts == 0 && self.node.conditions.is_empty();
+            let (unhealthy, failed) = (rules::unhealthy(service), rules::failed(service));
+            if quiet && !matches!(unhealthy, Judgement::Wrong { .. }) && !matches!(failed, Judgement::Wrong { .. }) {
+                continue;
+            }
+            let name = service_name(key);
+            self.judge(Rule::ServiceUnhealthy, &name, unhealthy);
+            self.judge(Rule::ServiceFailed, &name, failed);
+            self.judge(Rule::ServiceRestarting, &name, rules::restarting(restarts, watched, self.policy));
+        }
+        self.node.services.retain(|number, _| seen.contains_key(number));
+        // A service that is no longer there has nothing wrong with it.
+        for (rule, subject) in self.service_conditions() {
+            let exists = services.iter().any(|s| s.key.as_ref().is_some_and(|key| service_name(key) == subject));
+            if !exists {
+                self.judge(rule, &subject, Judgement::Well);
+            }
+        }
+        if !watched && !self.service_conditions().is_empty() {
+            self.look_again(watched_since.plus(self.policy.restart_window));
+        }
+    }
+
+    /// Notes the restarts of a service since the last look; gives those within the window.
+    fn restarts(&mut self, number: u64, service: &Service) -> usize {
+        let container = hash(&service.container_id);
+        let (now, window) = (self.now, self.policy.restart_window);
+        let fresh = || Memory { container, restart_count: service.restart_count, restarts: VecDeque::new() };
+        let memory = self.node.services.entry(number).or_insert_with(fresh);
+        if memory.container != container || service.restart_count < memory.restart_count {
+            // Recreated, as a deployment does: that is not a restart, and its past is another container's.
+            *memory = fresh();
+            let name = service.key.as_ref().map(service_name).unwrap_or_default();
+            self.node.conditions.retain(|(_, subject), condition| {
+                *subject != name || subject.is_empty() || matches!(condition.state, State::Open { .. })
+            });
+            return 0;
+        }
+        let more = (service.restart_count - memory.restart_count) as usize;
+        memory.restart_count = service.restart_count;
+        for _ in 0..more.min(RESTARTS) {
+            if memory.restarts.len() == RESTARTS {
+                memory.restarts.pop_front();
+            }
+            memory.restarts.push_back(now);
+        }
+        while memory.restarts.front().is_some_and(|at| now.since(*at) >= window) {
+            memory.restarts.pop_front();
+        }
+        let (count, oldest) = (memory.restarts.len(), memory.restarts.front().copied());
+        if let Some(oldest) = oldest {
+            self.look_again(oldest.plus(window));
+        }
+        count
+    }
+
+    /// Whether no service has restarted lately.
+    fn calm(&self) -> bool {
+        self.node.services.values().all(|memory| memory.restarts.is_empty())
+    }
+
+    fn service_conditions(&self) -> Vec<(Rule, String)> {
+        let of_services =
+            |rule: Rule| matches!(rule, Rule::ServiceUnhealthy | Rule::ServiceFailed | Rule::ServiceRestarting);
+        self.node.conditions.keys().filter(|(rule, _)| of_services(*rule)).cloned().collect()
+    }
+
+    fn look_again(&mut self, at: Timestamp) {
+        self.node.due = Some(self.node.due.map_or(at, |due| due.min(at)));
+    }
+
+    fn finding(&self, rule: Rule, subject: &str, level: Level, message: &str) -> Finding {
+        Finding {
+            tenant: self.view.tenant.clone(),
+            node: self.view.node,
+            rule,
+            subject: subject.to_owned(),
+            level,
+            message: message.to_owned(),
+            at: self.now,
+        }
+    }
+}
+
+fn hash(value: &impl Hash) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    value.hash(&mut hasher);
+    hasher.finish()
+}
+
+#[cfg(test)]
+mod tests;

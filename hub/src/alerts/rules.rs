@@ -1,0 +1,196 @@
+//! The rules: what each says of a node as it is now. No memory, no patience: those are the evaluator's.
+
+use protocol::Timestamp;
+use protocol::message::{EngineState, Service, ServiceHealth, ServiceState, SpoolFault};
+
+use super::Policy;
+use crate::telemetry::state::{Level, NodeView, Presence};
+
+/// What is watched for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Rule {
+    /// The session broke off.
+    NodeLost,
+    /// A service's health check fails.
+    ServiceUnhealthy,
+    /// A service ended with an error, or was killed for want of memory.
+    ServiceFailed,
+    /// A service restarts again and again.
+    ServiceRestarting,
+    /// The container engine does not answer.
+    EngineUnreachable,
+    /// The node's clock is off.
+    ClockSkew,
+    /// The node's spool gave up batches.
+    SpoolLoss,
+    /// The node's spool can't write.
+    SpoolFault,
+    /// The certificate ends soon and was not renewed.
+    CertificateExpiring,
+}
+
+impl Rule {
+    pub(super) const ALL: [Self; 9] = [
+        Self::NodeLost,
+        Self::ServiceUnhealthy,
+        Self::ServiceFailed,
+        Self::ServiceRestarting,
+        Self::EngineUnreachable,
+        Self::ClockSkew,
+        Self::SpoolLoss,
+        Self::SpoolFault,
+        Self::CertificateExpiring,
+    ];
+
+    /// Its name in the API and the tables.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::NodeLost => "node.lost",
+            Self::ServiceUnhealthy => "service.unhealthy",
+            Self::ServiceFailed => "service.failed",
+            Self::ServiceRestarting => "service.restarting",
+            Self::EngineUnreachable => "engine.unreachable",
+            Self::ClockSkew => "clock.skew",
+            Self::SpoolLoss => "spool.loss",
+            Self::SpoolFault => "spool.fault",
+            Self::CertificateExpiring => "certificate.expiring",
+        }
+    }
+
+    /// The rule of this name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|rule| rule.name() == name)
+    }
+}
+
+/// What a rule says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Judgement {
+    /// All is well.
+    Well,
+    /// Something is wrong, since then when it is known better than by this look.
+    Wrong { level: Level, message: String, since: Option<Timestamp> },
+    /// It can't be told: something is under way, or nobody is there to tell.
+    Unclear,
+}
+
+fn wrong(level: Level, message: String) -> Judgement {
+    Judgement::Wrong { level, message, since: None }
+}
+
+pub(super) fn node_lost(view: &NodeView, started_at: Timestamp) -> Judgement {
+    match &view.presence {
+        Presence::Lost { since } => Judgement::Wrong {
+            level: Level::Critical,
+            message: format!(
+                "nothing heard since {since}: see that the machine runs, that its agent runs, and that it reaches the hub"
+            ),
+            // While the hub was away, nobody could come back.
+            since: Some((*since).max(started_at)),
+        },
+        _ => Judgement::Well,
+    }
+}
+
+pub(super) fn engine(view: &NodeView) -> Judgement {
+    match view.engine.state() {
+        _ if !view.presence.is_online() => Judgement::Unclear,
+        EngineState::PermissionDenied | EngineState::Unreachable => {
+            wrong(Level::Warning, said(&view.engine.message, "the container engine does not answer"))
+        }
+        _ => Judgement::Well,
+    }
+}
+
+pub(super) fn clock(view: &NodeView, policy: &Policy) -> Judgement {
+    let Some(clock) = view.status.clock.filter(|_| view.presence.is_online()) else { return Judgement::Unclear };
+    let off = clock.offset_ms.unsigned_abs().saturating_sub(clock.delay_ms / 2);
+    let limit = policy.clock_offset.as_millis() as u64;
+    if off > limit {
+        let side = if clock.offset_ms > 0 { "ahead of" } else { "behind" };
+        let seconds = clock.offset_ms.unsigned_abs() as f64 / 1000.0;
+        wrong(Level::Warning, format!("the node's clock is {seconds:.1} s {side} the hub's: set up NTP on one or both"))
+    } else if off > limit / 2 {
+        Judgement::Unclear
+    } else {
+        Judgement::Well
+    }
+}
+
+pub(super) fn spool_fault(view: &NodeView) -> Judgement {
+    let Some(spool) = view.status.spool.as_ref().filter(|_| view.presence.is_online()) else {
+        return Judgement::Unclear;
+    };
+    match spool.fault() {
+        SpoolFault::Unspecified => Judgement::Well,
+        _ => {
+            wrong(Level::Warning, said(&spool.message, "the node can't write its spool: what it measures may be lost"))
+        }
+    }
+}
+
+pub(super) fn spool_loss(lost: u64, recent: bool) -> Judgement {
+    if !recent {
+        return Judgement::Well;
+    }
+    wrong(
+        Level::Warning,
+        format!("{lost} batches were lost at the node: give its spool more room, or look at its disk"),
+    )
+}
+
+pub(super) fn certificate(view: &NodeView, policy: &Policy, now: Timestamp) -> Judgement {
+    let Some(certificate) = view.certificate else { return Judgement::Unclear };
+    if certificate.not_after <= now {
+        let advice = "the node can't connect any more: enroll it with a new token";
+        return wrong(Level::Warning, format!("its certificate ended at {}: {advice}", certificate.not_after));
+    }
+    if certificate.not_after.since(now) <= policy.certificate_left {
+        let advice = "it was not renewed: see that the node is connected";
+        return wrong(Level::Warning, format!("its certificate ends at {}: {advice}", certificate.not_after));
+    }
+    Judgement::Well
+}
+
+pub(super) fn unhealthy(service: &Service) -> Judgement {
+    match (service.state(), service.health()) {
+        (ServiceState::Running, ServiceHealth::Unhealthy) => {
+            wrong(Level::Warning, said(&service.health_output, "its health check fails"))
+        }
+        (ServiceState::Running, ServiceHealth::Starting)
+        | (ServiceState::Created | ServiceState::Restarting | ServiceState::Removing, _) => Judgement::Unclear,
+        _ => Judgement::Well,
+    }
+}
+
+/// Exit codes of a process that was told to stop: SIGINT, SIGKILL, SIGTERM.
+const TOLD_TO_STOP: [i32; 3] = [130, 137, 143];
+
+pub(super) fn failed(service: &Service) -> Judgement {
+    match service.state() {
+        ServiceState::Exited | ServiceState::Dead => match service.exit_code {
+            _ if service.oom_killed => {
+                wrong(Level::Warning, "it was killed for want of memory: raise its limit or see what it holds".into())
+            }
+            Some(code) if code != 0 && !TOLD_TO_STOP.contains(&code) => {
+                wrong(Level::Warning, format!("it ended with exit code {code}: see its log"))
+            }
+            _ => Judgement::Well,
+        },
+        ServiceState::Created | ServiceState::Restarting | ServiceState::Removing => Judgement::Unclear,
+        _ => Judgement::Well,
+    }
+}
+
+pub(super) fn restarting(restarts: usize, watched_long_enough: bool, policy: &Policy) -> Judgement {
+    if restarts >= policy.restarts {
+        let window = policy.restart_window.as_secs();
+        return wrong(Level::Critical, format!("it restarted {restarts} times within {window} s: see its log"));
+    }
+    if restarts > 0 || !watched_long_enough { Judgement::Unclear } else { Judgement::Well }
+}
+
+fn said(words: &str, otherwise: &str) -> String {
+    let words = words.trim();
+    if words.is_empty() { otherwise.to_owned() } else { format!("{otherwise}: {words}") }
+}

@@ -1,0 +1,98 @@
+//! `/api/v1/api-tokens`: tokens for programs and for `hfctl`. Takes the role admin.
+
+use std::time::Duration;
+
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::response::Response;
+use protocol::TenantId;
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use super::extract::{Caller, Json, Path, Query, unknown_tenant};
+use super::idempotency::IdempotencyKey;
+use super::list::{Paging, slice};
+use super::problem::Problem;
+use super::resource::{ApiToken, NewApiToken, Page, Role};
+use crate::access::{self, AccessError, Grant};
+use crate::web::App;
+
+/// An API token to be made.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct ApiTokenRequest {
+    /// What it is called.
+    name: String,
+    /// What it may do.
+    role: Role,
+    /// The only tenant it may see; all of them unless given.
+    tenant: Option<String>,
+    /// When it ends by itself, in seconds; never unless given.
+    valid_for_seconds: Option<u64>,
+}
+
+/// All API tokens, newest first, without their secrets.
+#[utoipa::path(get, path = "/api/v1/api-tokens", tag = "api tokens", params(Paging), responses(
+    (status = 200, body = Page<ApiToken>),
+    (status = "default", body = Problem, content_type = "application/problem+json"),
+))]
+pub(crate) async fn list(
+    State(app): State<App>,
+    caller: Caller,
+    Query(paging): Query<Paging>,
+) -> Result<axum::Json<Page<ApiToken>>, Problem> {
+    caller.require(access::Role::Admin)?;
+    let tokens = app.state.access.list_api_tokens(caller.0.tenant.as_ref()).await?;
+    let tokens = tokens.into_iter().map(ApiToken::from).collect();
+    slice(tokens, &paging, |token: &ApiToken| token.id.clone()).map(axum::Json)
+}
+
+/// Makes an API token; its secret is in this answer and nowhere else. A caller bound to a tenant makes tokens bound to it.
+#[utoipa::path(post, path = "/api/v1/api-tokens", tag = "api tokens", request_body = ApiTokenRequest,
+    params(("Idempotency-Key" = Option<String>, Header)), responses(
+    (status = 201, body = NewApiToken),
+    (status = "default", body = Problem, content_type = "application/problem+json"),
+))]
+pub(crate) async fn create(
+    State(app): State<App>,
+    caller: Caller,
+    key: IdempotencyKey,
+    Json(new): Json<ApiTokenRequest>,
+) -> Result<Response, Problem> {
+    caller.require(access::Role::Admin)?;
+    let work = async {
+        let asked = new.tenant.as_deref().map(str::parse::<TenantId>).transpose();
+        let asked = asked.map_err(|error| Problem::invalid(error.to_string()))?;
+        let tenant = match (&caller.0.tenant, asked) {
+            (Some(own), Some(asked)) if *own != asked => return Err(Problem::not_found(unknown_tenant(&asked))),
+            (Some(own), _) => Some(own.clone()),
+            (None, asked) => asked,
+        };
+        let valid_for = new.valid_for_seconds.map(Duration::from_secs);
+        let grant = Grant { name: new.name.clone(), role: new.role.into(), tenant, valid_for };
+        let (info, token) = app.state.access.create_api_token(grant, &caller.actor(), app.now()).await?;
+        Ok(NewApiToken { info: info.into(), token })
+    };
+    app.answers.once(&caller, key, &("api-tokens", &new), app.now(), work).await
+}
+
+/// Ends an API token at once, with every browser session that was opened with it.
+#[utoipa::path(delete, path = "/api/v1/api-tokens/{id}", tag = "api tokens", params(("id" = String, Path)), responses(
+    (status = 204, description = "It is revoked"),
+    (status = "default", body = Problem, content_type = "application/problem+json"),
+))]
+pub(crate) async fn revoke(
+    State(app): State<App>,
+    caller: Caller,
+    Path(id): Path<String>,
+) -> Result<StatusCode, Problem> {
+    caller.require(access::Role::Admin)?;
+    if caller.0.tenant.is_some() {
+        let own = app.state.access.list_api_tokens(caller.0.tenant.as_ref()).await?;
+        if !own.iter().any(|token| token.id == id) {
+            return Err(AccessError::Unknown(id).into());
+        }
+    }
+    app.state.access.revoke_api_token(&id, &caller.actor(), app.now()).await?;
+    Ok(StatusCode::NO_CONTENT)
+}

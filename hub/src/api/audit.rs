@@ -1,0 +1,128 @@
+//! `/api/v1/audit`: who did what, as a list and as it happens.
+
+use std::time::Duration;
+
+use axum::extract::State;
+use axum::http::HeaderMap;
+use axum::response::sse::{Event, KeepAlive, Sse};
+use futures_util::Stream;
+use futures_util::stream;
+use serde::Deserialize;
+use tokio::sync::OwnedSemaphorePermit;
+use utoipa::IntoParams;
+
+use super::events::Watch;
+use super::extract::{Caller, Query};
+use super::list::{Paging, page};
+use super::problem::Problem;
+use super::resource::{AuditEntry, Page};
+use crate::audit::{self, Filter};
+use crate::web::App;
+
+/// How often a follower looks for new entries.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// Entries read at once; a follower that is further behind reads again at once.
+const AT_ONCE: u32 = 200;
+
+/// Which entries.
+#[derive(Clone, Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+pub(crate) struct Which {
+    /// Only this tenant's.
+    tenant: Option<String>,
+    /// Only this action, such as `token.created`; with a trailing dot, all that start so: `token.`.
+    action: Option<String>,
+}
+
+/// Audit entries, newest first.
+#[utoipa::path(get, path = "/api/v1/audit", tag = "audit", params(Which, Paging), responses(
+    (status = 200, body = Page<AuditEntry>),
+    (status = "default", body = Problem, content_type = "application/problem+json"),
+))]
+pub(crate) async fn list(
+    State(app): State<App>,
+    caller: Caller,
+    Query(which): Query<Which>,
+    Query(paging): Query<Paging>,
+) -> Result<axum::Json<Page<AuditEntry>>, Problem> {
+    let limit = paging.limit()?;
+    let filter = Filter {
+        tenant: caller.scope(which.tenant.as_deref())?,
+        action: which.action,
+        before: paging.before()?,
+        after: None,
+        limit: limit + 1,
+    };
+    let entries = audit::list(&app.state.database, &filter).await?;
+    let entries = entries.into_iter().map(AuditEntry::from).collect();
+    Ok(axum::Json(page(entries, limit, |entry: &AuditEntry| entry.id.to_string())))
+}
+
+/// Audit entries as they are written, as server-sent events `audit`. With the header Last-Event-ID, from that one on;
+/// else from now on.
+#[utoipa::path(get, path = "/api/v1/audit/events", tag = "audit", params(Which), responses(
+    (status = 200, body = AuditEntry, content_type = "text/event-stream"),
+    (status = "default", body = Problem, content_type = "application/problem+json"),
+))]
+pub(crate) async fn follow(
+    State(app): State<App>,
+    caller: Caller,
+    Query(which): Query<Which>,
+    headers: HeaderMap,
+    watch: Watch,
+) -> Result<Sse<impl Stream<Item = Result<Event, std::convert::Infallible>>>, Problem> {
+    let mut filter = Filter {
+        tenant: caller.scope(which.tenant.as_deref())?,
+        action: which.action,
+        before: None,
+        after: None,
+        limit: 1,
+    };
+    let last = headers.get("last-event-id").and_then(|id| id.to_str().ok()).and_then(|id| id.parse().ok());
+    let newest = match last {
+        Some(last) => last,
+        // The newest of all, not of the filter: what came before is not asked for.
+        None => {
+            let all = Filter { limit: 1, ..Filter::default() };
+            audit::list(&app.state.database, &all).await?.first().map_or(0, |entry| entry.id)
+        }
+    };
+    filter.after = Some(newest);
+    filter.limit = AT_ONCE;
+    let follower = Follower { permit: app.stream()?, app, filter, watch, waiting: Vec::new() };
+    let events =
+        stream::unfold(follower, async |mut follower| follower.next().await.map(|event| (Ok(event), follower)));
+    Ok(Sse::new(events).keep_alive(KeepAlive::new().interval(Duration::from_secs(15))))
+}
+
+struct Follower {
+    app: App,
+    filter: Filter,
+    watch: Watch,
+    /// Read and not yet sent, newest first.
+    waiting: Vec<AuditEntry>,
+    #[expect(dead_code, reason = "held while the stream lasts")]
+    permit: OwnedSemaphorePermit,
+}
+
+impl Follower {
+    /// The next entry; `None` when the hub stops, the token is no longer good, or the database is away.
+    async fn next(&mut self) -> Option<Event> {
+        loop {
+            if let Some(entry) = self.waiting.pop() {
+                self.filter.after = Some(entry.id);
+                return Event::default().event("audit").id(entry.id.to_string()).json_data(entry).ok();
+            }
+            tokio::select! {
+                biased;
+                () = self.app.state.shutdown.cancelled() => return None,
+                () = tokio::time::sleep(LOOK_EVERY) => {}
+            }
+            if !self.watch.still_good(&self.app).await {
+                return None;
+            }
+            let found = audit::list(&self.app.state.database, &self.filter).await.ok()?;
+            self.waiting = found.into_iter().rev().map(AuditEntry::from).collect();
+        }
+    }
+}

@@ -1,0 +1,392 @@
+//! From the hub's own types to what operators see.
+
+use protocol::message;
+use protocol::telemetry::{Kind as SeriesKind, Unit};
+use protocol::{Timestamp, metrics};
+
+use super::resource::{
+    Alert, ApiToken, Attention, AttentionLevel, AuditEntry, Certificate, Clock, ClockState, Coverage, Disk, Engine,
+    EngineState, Figures, History, Host, LostRange, NewToken, Node, NodeDetail, Point, Presence, PresenceState, Reason,
+    Series, Service, ServiceCounts, ServiceHealth, ServiceState, Spool, Time, Token, TokenState, Used,
+};
+use crate::telemetry::state::{self, Latest, Level, NodeView, service_name};
+use crate::telemetry::{history, ingest};
+use crate::{access, alerts, audit, enrollment};
+
+const KIBIBYTE: f64 = 1024.0;
+/// A clock this far from the hub's counts as the same (see `ClockState` in the protocol).
+const SYNCHRONIZED_MS: i64 = 2_000;
+
+impl From<Level> for AttentionLevel {
+    fn from(level: Level) -> Self {
+        match level {
+            Level::Ok => Self::Ok,
+            Level::Notice => Self::Notice,
+            Level::Warning => Self::Warning,
+            Level::Critical => Self::Critical,
+        }
+    }
+}
+
+impl From<&NodeView> for Node {
+    fn from(view: &NodeView) -> Self {
+        let facts = &view.facts;
+        Self {
+            id: view.node.to_string(),
+            tenant: view.tenant.to_string(),
+            kind: view.kind.into(),
+            name: view.name.to_string(),
+            presence: presence(view),
+            attention: attention(&view.attention),
+            last_seen: view.last_seen.map(Time),
+            enrolled_at: Time(view.enrolled_at),
+            host: Host {
+                hostname: facts.hostname.clone(),
+                os: facts.os.clone(),
+                kernel: facts.kernel.clone(),
+                architecture: facts.architecture.clone(),
+                cpus: facts.cpus,
+                memory_bytes: facts.memory_bytes,
+                software: facts.software.clone(),
+                booted_at: moment(facts.booted_at_ms),
+            },
+            figures: view.latest.as_ref().map(figures).unwrap_or_default(),
+            service_counts: counts(&view.services),
+        }
+    }
+}
+
+impl NodeDetail {
+    /// A node with everything the hub knows now.
+    pub(crate) fn of(node: &Node, view: &NodeView) -> Self {
+        let status = &view.status;
+        let spool = status.spool.clone().unwrap_or_default();
+        Self {
+            node: node.clone(),
+            engine: Engine {
+                state: match view.engine.state() {
+                    message::EngineState::Unspecified => EngineState::Unknown,
+                    message::EngineState::Connected => EngineState::Connected,
+                    message::EngineState::Absent => EngineState::Absent,
+                    message::EngineState::PermissionDenied => EngineState::PermissionDenied,
+                    message::EngineState::Unreachable => EngineState::Unreachable,
+                },
+                version: view.engine.version.clone(),
+                message: view.engine.message.clone(),
+            },
+            services: view.services.iter().filter_map(|one| service(one, view)).collect(),
+            certificate: view
+                .certificate
+                .map(|one| Certificate { serial: one.serial.to_string(), not_after: Time(one.not_after) }),
+            clock: clock(status),
+            spool: Spool {
+                pending_batches: spool.pending_batches,
+                bytes: spool.bytes,
+                capacity_bytes: spool.capacity_bytes,
+                lost_batches: spool.lost_batches,
+                fault: match spool.fault() {
+                    message::SpoolFault::Unspecified => None,
+                    message::SpoolFault::DiskFull => Some("disk_full".into()),
+                    message::SpoolFault::Corrupt => Some("corrupt".into()),
+                    message::SpoolFault::Io => Some("io".into()),
+                },
+                message: spool.message,
+            },
+            session: view.session.map(|session| session.to_string()),
+        }
+    }
+}
+
+fn presence(view: &NodeView) -> Presence {
+    let (state, since, remote, reason) = match &view.presence {
+        state::Presence::NeverSeen => (PresenceState::NeverSeen, None, None, None),
+        state::Presence::Online { since, remote } => {
+            (PresenceState::Online, Some(*since), Some(remote.to_string()), None)
+        }
+        state::Presence::Lost { since } => (PresenceState::Lost, Some(*since), None, None),
+        state::Presence::Left { since, reason } => (PresenceState::Left, Some(*since), None, Some(reason.clone())),
+    };
+    Presence { state, since: since.map(Time), remote, reason }
+}
+
+fn attention(found: &state::Attention) -> Attention {
+    let reason = |reason: &state::Reason| Reason {
+        level: reason.level.into(),
+        rule: reason.rule.to_owned(),
+        subject: reason.subject.clone(),
+        message: reason.message.clone(),
+    };
+    Attention { level: found.level.into(), reasons: found.reasons.iter().map(reason).collect() }
+}
+
+fn figures(latest: &Latest) -> Figures {
+    let host = |metric: metrics::Known| latest.value(metric.name, "");
+    let used = |used: metrics::Known, total: metrics::Known, target: &str| {
+        let total = latest.value(total.name, target).filter(|total| *total > 0.0)?;
+        Some(Used { used: latest.value(used.name, target)? * KIBIBYTE, total: total * KIBIBYTE })
+    };
+    let mut disks: Vec<Disk> = latest
+        .targets(metrics::DISK_TOTAL.name)
+        .into_iter()
+        .filter_map(|(mount, _)| {
+            let space = used(metrics::DISK_USED, metrics::DISK_TOTAL, mount)?;
+            Some(Disk { mount: mount.to_owned(), space })
+        })
+        .collect();
+    disks.sort_by(|a, b| b.space.ratio().total_cmp(&a.space.ratio()));
+    Figures {
+        at: Some(Time(latest.at())),
+        cpu: host(metrics::CPU_BUSY),
+        load: host(metrics::LOAD_1).and_then(|one| Some([one, host(metrics::LOAD_5)?, host(metrics::LOAD_15)?])),
+        memory: used(metrics::MEMORY_USED, metrics::MEMORY_TOTAL, ""),
+        swap: used(metrics::SWAP_USED, metrics::SWAP_TOTAL, ""),
+        disks,
+        uptime_seconds: host(metrics::UPTIME),
+        agent_memory: host(metrics::AGENT_MEMORY).map(|kibibytes| kibibytes * KIBIBYTE),
+    }
+}
+
+fn counts(services: &[message::Service]) -> ServiceCounts {
+    let mut counts = ServiceCounts::default();
+    for service in services {
+        counts.total += 1;
+        match service.state() {
+            message::ServiceState::Running if service.health() == message::ServiceHealth::Unhealthy => {
+                counts.unhealthy += 1;
+            }
+            message::ServiceState::Running => counts.running += 1,
+            message::ServiceState::Restarting => counts.restarting += 1,
+            _ => counts.stopped += 1,
+        }
+    }
+    counts
+}
+
+fn service(service: &message::Service, view: &NodeView) -> Option<Service> {
+    let key = service.key.as_ref()?;
+    let target = service_name(key);
+    let running = service.state() == message::ServiceState::Running;
+    let bytes = |metric: metrics::Known| {
+        view.latest.as_ref().filter(|_| running)?.value(metric.name, &target).map(|kibibytes| kibibytes * KIBIBYTE)
+    };
+    let judged = view.attention.reasons.iter().filter(|reason| reason.subject == target).map(|reason| reason.level);
+    Some(Service {
+        stack: key.stack.clone(),
+        service: key.service.clone(),
+        number: key.number,
+        state: match service.state() {
+            message::ServiceState::Unspecified => ServiceState::Unknown,
+            message::ServiceState::Created => ServiceState::Created,
+            message::ServiceState::Running => ServiceState::Running,
+            message::ServiceState::Paused => ServiceState::Paused,
+            message::ServiceState::Restarting => ServiceState::Restarting,
+            message::ServiceState::Removing => ServiceState::Removing,
+            message::ServiceState::Exited => ServiceState::Exited,
+            message::ServiceState::Dead => ServiceState::Dead,
+        },
+        health: match service.health() {
+            message::ServiceHealth::Unspecified => ServiceHealth::None,
+            message::ServiceHealth::Starting => ServiceHealth::Starting,
+            message::ServiceHealth::Healthy => ServiceHealth::Healthy,
+            message::ServiceHealth::Unhealthy => ServiceHealth::Unhealthy,
+        },
+        health_output: service.health_output.clone(),
+        attention: judged.max().map_or(AttentionLevel::Ok, AttentionLevel::from).max(at_once(service)),
+        restart_count: service.restart_count,
+        exit_code: service.exit_code,
+        oom_killed: service.oom_killed,
+        image: service.image.clone(),
+        image_digest: service.image_digest.clone(),
+        started_at: moment(service.started_at_ms),
+        finished_at: moment(service.finished_at_ms),
+        changed_at: moment(service.changed_at_ms),
+        // Milliseconds of CPU time per second.
+        cpu: view
+            .latest
+            .as_ref()
+            .filter(|_| running)
+            .and_then(|latest| latest.rate(metrics::SERVICE_CPU.name, &target))
+            .map(|per_second| per_second / 1000.0),
+        memory: bytes(metrics::SERVICE_MEMORY),
+        memory_limit: bytes(metrics::SERVICE_MEMORY_LIMIT).filter(|limit| *limit > 0.0),
+    })
+}
+
+/// How a service looks now; an alert waits whether it stays so.
+fn at_once(service: &message::Service) -> AttentionLevel {
+    match service.state() {
+        message::ServiceState::Running if service.health() == message::ServiceHealth::Unhealthy => {
+            AttentionLevel::Warning
+        }
+        message::ServiceState::Dead | message::ServiceState::Restarting => AttentionLevel::Warning,
+        message::ServiceState::Exited if service.oom_killed || service.exit_code.is_some_and(|code| code != 0) => {
+            AttentionLevel::Warning
+        }
+        message::ServiceState::Paused => AttentionLevel::Notice,
+        _ => AttentionLevel::Ok,
+    }
+}
+
+fn clock(status: &message::NodeStatus) -> Clock {
+    let measured = status.clock.as_ref();
+    let state = match (status.clock_state(), measured) {
+        (message::ClockState::Synchronized, _) => ClockState::Synchronized,
+        (message::ClockState::Ahead, _) => ClockState::Ahead,
+        (message::ClockState::Behind, _) => ClockState::Behind,
+        // The handshake has measured it, and the node's own word is still on its way.
+        (message::ClockState::Unspecified, Some(report)) if report.offset_ms.abs() <= SYNCHRONIZED_MS => {
+            ClockState::Synchronized
+        }
+        (message::ClockState::Unspecified, Some(report)) if report.offset_ms > 0 => ClockState::Ahead,
+        (message::ClockState::Unspecified, Some(_)) => ClockState::Behind,
+        (message::ClockState::Unspecified, None) => ClockState::Unknown,
+    };
+    Clock {
+        state,
+        offset_ms: measured.map(|report| report.offset_ms),
+        delay_ms: measured.map(|report| report.delay_ms),
+    }
+}
+
+impl From<ingest::Coverage> for Coverage {
+    fn from(coverage: ingest::Coverage) -> Self {
+        Self {
+            epoch: coverage.epoch.to_string(),
+            opened_at: Time(coverage.opened_at),
+            first: coverage.first,
+            through: coverage.through,
+            stored: coverage.stored,
+            lost: coverage.lost.iter().map(|range| range.last.saturating_sub(range.first).saturating_add(1)).sum(),
+            complete: coverage.is_complete(),
+            missing: coverage.missing,
+            doubled: coverage.doubled,
+            lost_ranges: coverage
+                .lost
+                .into_iter()
+                .map(|range| LostRange { first: range.first, last: range.last, reason: range.reason })
+                .collect(),
+        }
+    }
+}
+
+impl From<history::Range> for History {
+    fn from(range: history::Range) -> Self {
+        Self {
+            from: Time(range.from),
+            to: Time(range.to),
+            step_ms: range.step.as_millis() as u64,
+            series: range.series.into_iter().map(Series::from).collect(),
+        }
+    }
+}
+
+impl From<history::SeriesPoints> for Series {
+    fn from(series: history::SeriesPoints) -> Self {
+        let rate = series.kind == SeriesKind::Counter;
+        let (unit, scale) = match series.unit {
+            Unit::Ratio => ("ratio", 1.0),
+            Unit::Bytes => ("bytes", 1.0),
+            Unit::Kibibytes => ("bytes", KIBIBYTE),
+            // A counter of CPU time: seconds per second are CPUs.
+            Unit::Milliseconds if rate => ("cpus", 0.001),
+            Unit::Milliseconds => ("seconds", 0.001),
+            Unit::Seconds => ("seconds", 1.0),
+            Unit::Count | Unit::Other(_) => ("count", 1.0),
+        };
+        let unit = if rate && unit != "cpus" { format!("{unit}/s") } else { unit.to_owned() };
+        let points = series
+            .points
+            .iter()
+            .map(|point| Point {
+                at: point.at.millis(),
+                mean: point.mean * scale,
+                min: point.min * scale,
+                max: point.max * scale,
+            })
+            .collect();
+        Self { metric: series.metric, target: series.target, unit, points }
+    }
+}
+
+impl Alert {
+    /// An alert, with the name of its node.
+    pub(crate) fn of(alert: alerts::Alert, node_name: String) -> Self {
+        Self {
+            id: alert.id,
+            rule: alert.rule,
+            severity: alert.level.into(),
+            tenant: alert.tenant.to_string(),
+            node: alert.node.to_string(),
+            node_name,
+            subject: alert.subject,
+            message: alert.message,
+            opened_at: Time(alert.opened_at),
+            closed_at: alert.closed_at.map(Time),
+        }
+    }
+}
+
+impl From<audit::Entry> for AuditEntry {
+    fn from(entry: audit::Entry) -> Self {
+        Self {
+            id: entry.id,
+            at: Time(entry.at),
+            actor: entry.actor,
+            action: entry.action,
+            tenant: entry.tenant,
+            subject: entry.subject,
+            detail: entry.detail,
+            remote: entry.remote,
+        }
+    }
+}
+
+impl Token {
+    /// A join token as it stands now.
+    pub(crate) fn of(token: enrollment::TokenInfo, now: Timestamp) -> Self {
+        Self {
+            id: token.id,
+            tenant: token.tenant.to_string(),
+            kind: token.kind.into(),
+            name: token.name,
+            state: match token.used_at {
+                Some(_) => TokenState::Used,
+                None if token.expires_at <= now => TokenState::Expired,
+                None => TokenState::Open,
+            },
+            created_at: Time(token.created_at),
+            expires_at: Time(token.expires_at),
+            created_by: token.created_by,
+            node: token.node.map(|node| node.to_string()),
+        }
+    }
+}
+
+impl NewToken {
+    /// A fresh join token and the command that uses it.
+    pub(crate) fn of(info: enrollment::TokenInfo, secret: &str, now: Timestamp) -> Self {
+        let info = Token::of(info, now);
+        let command = format!("sudo hyperfactory-{} enroll --token {secret}", info.kind.as_str());
+        Self { info, token: secret.to_owned(), command }
+    }
+}
+
+impl From<access::ApiToken> for ApiToken {
+    fn from(token: access::ApiToken) -> Self {
+        Self {
+            id: token.id,
+            name: token.name,
+            role: token.role.into(),
+            tenant: token.tenant.map(|tenant| tenant.to_string()),
+            created_at: Time(token.created_at),
+            created_by: token.created_by,
+            expires_at: token.expires_at.map(Time),
+            revoked_at: token.revoked_at.map(Time),
+        }
+    }
+}
+
+/// Zero is how the protocol says that there is none.
+fn moment(millis: i64) -> Option<Time> {
+    (millis != 0).then(|| Time(Timestamp::from_millis(millis)))
+}

@@ -1,0 +1,169 @@
+//! What handlers take out of a request, each with a [`Problem`] for the request it can't be taken out of.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+
+use axum::extract::rejection::{JsonRejection, PathRejection, QueryRejection};
+use axum::extract::{ConnectInfo, FromRequest, FromRequestParts, Request};
+use axum::http::request::Parts;
+use axum::http::{StatusCode, header};
+use protocol::TenantId;
+use serde::de::DeserializeOwned;
+
+use super::problem::Problem;
+use crate::access::{Principal, Role};
+use crate::audit::Actor;
+use crate::web::{App, BODY_LIMIT};
+
+/// A JSON body.
+#[derive(Debug)]
+pub(crate) struct Json<T>(pub(crate) T);
+
+impl<T: DeserializeOwned> FromRequest<App> for Json<T> {
+    type Rejection = Problem;
+
+    async fn from_request(request: Request, app: &App) -> Result<Self, Problem> {
+        match axum::Json::from_request(request, app).await {
+            Ok(axum::Json(value)) => Ok(Self(value)),
+            Err(JsonRejection::JsonDataError(error)) => Err(Problem::invalid(plain(&error.body_text()))),
+            Err(JsonRejection::MissingJsonContentType(_)) => Err(Problem::media_type()),
+            Err(other) if other.status() == StatusCode::PAYLOAD_TOO_LARGE => Err(Problem::too_large(BODY_LIMIT)),
+            Err(other) => Err(Problem::malformed(plain(&other.body_text()))),
+        }
+    }
+}
+
+/// The query of the address.
+#[derive(Debug)]
+pub(crate) struct Query<T>(pub(crate) T);
+
+impl<T: DeserializeOwned> FromRequestParts<App> for Query<T> {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Problem> {
+        axum::extract::Query::from_request_parts(parts, app)
+            .await
+            .map(|axum::extract::Query(value)| Self(value))
+            .map_err(|error: QueryRejection| Problem::malformed(plain(&error.body_text())))
+    }
+}
+
+/// A part of the path, read as what it should be.
+#[derive(Debug)]
+pub(crate) struct Path<T>(pub(crate) T);
+
+impl<T: std::str::FromStr<Err: std::fmt::Display> + Send> FromRequestParts<App> for Path<T> {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Problem> {
+        let axum::extract::Path(text): axum::extract::Path<String> =
+            axum::extract::Path::from_request_parts(parts, app)
+                .await
+                .map_err(|error: PathRejection| Problem::malformed(plain(&error.body_text())))?;
+        text.parse().map(Self).map_err(|error: T::Err| Problem::not_found(error.to_string()))
+    }
+}
+
+/// The address the request comes from.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Remote(pub(crate) IpAddr);
+
+impl<S: Sync> FromRequestParts<S> for Remote {
+    type Rejection = std::convert::Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Self::Rejection> {
+        let remote = parts.extensions.get::<ConnectInfo<SocketAddr>>().map(|info| info.0.ip().to_canonical());
+        Ok(Self(remote.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED))))
+    }
+}
+
+/// Whoever presents a valid bearer token.
+#[derive(Clone, Debug)]
+pub(crate) struct Caller(pub(crate) Principal);
+
+impl FromRequestParts<App> for Caller {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Problem> {
+        let remote = match Remote::from_request_parts(parts, app).await {
+            Ok(Remote(remote)) => remote,
+            Err(never) => match never {},
+        };
+        let bearer = bearer(parts).ok_or_else(|| {
+            Problem::unauthorized("Send the header Authorization: Bearer hft_…; see `hyperfactory-hub api-token`.")
+        })?;
+        Ok(Self(app.state.access.authenticate(bearer, remote, app.now()).await?))
+    }
+}
+
+/// The token of the Authorization header (RFC 6750, section 2.1).
+pub(crate) fn bearer(parts: &Parts) -> Option<&str> {
+    let value = parts.headers.get(header::AUTHORIZATION)?.to_str().ok()?;
+    let (scheme, token) = value.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
+}
+
+impl Caller {
+    /// Refuses those whose role does not reach.
+    pub(crate) fn require(&self, role: Role) -> Result<(), Problem> {
+        require(&self.0, role)
+    }
+
+    /// Refuses those who act for one tenant alone.
+    pub(crate) fn require_all(&self) -> Result<(), Problem> {
+        require_all(&self.0)
+    }
+
+    /// Whether `tenant` exists for them.
+    pub(crate) fn sees(&self, tenant: &TenantId) -> bool {
+        self.0.sees(tenant)
+    }
+
+    /// The tenant a list is of: the caller's own, or the one asked for. Another tenant than the own is not there.
+    pub(crate) fn scope(&self, asked: Option<&str>) -> Result<Option<TenantId>, Problem> {
+        let asked =
+            asked.map(str::parse::<TenantId>).transpose().map_err(|error| Problem::invalid(error.to_string()))?;
+        match (&self.0.tenant, asked) {
+            (Some(own), Some(asked)) if *own != asked => Err(Problem::not_found(unknown_tenant(&asked))),
+            (Some(own), _) => Ok(Some(own.clone())),
+            (None, asked) => Ok(asked),
+        }
+    }
+
+    /// Their name in the audit log.
+    pub(crate) fn actor(&self) -> Actor {
+        self.0.actor()
+    }
+}
+
+/// Refuses those whose role does not reach.
+pub(crate) fn require(principal: &Principal, role: Role) -> Result<(), Problem> {
+    if principal.may(role) {
+        return Ok(());
+    }
+    Err(Problem::forbidden(format!(
+        "This takes the role {role}; {:?} has the role {}.",
+        principal.name, principal.role
+    )))
+}
+
+/// Refuses those who act for one tenant alone.
+pub(crate) fn require_all(principal: &Principal) -> Result<(), Problem> {
+    match &principal.tenant {
+        None => Ok(()),
+        Some(own) => Err(Problem::forbidden(format!("{:?} acts for the tenant {own} alone.", principal.name))),
+    }
+}
+
+/// The same words whether the tenant is not there or not for this caller.
+pub(crate) fn unknown_tenant(tenant: &TenantId) -> String {
+    crate::tenants::TenantError::Unknown(tenant.clone()).to_string()
+}
+
+/// A library's message without its own prefix.
+fn plain(text: &str) -> String {
+    let text = text.split_once(": ").map_or(text, |(_, rest)| rest);
+    let mut chars = text.chars();
+    let capital = chars.next().map(|first| first.to_uppercase().collect::<String>()).unwrap_or_default();
+    let rest: String = chars.take(400).collect();
+    format!("{capital}{}.", rest.trim_end_matches('.'))
+}

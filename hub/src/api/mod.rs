@@ -1,0 +1,108 @@
+//! The REST API: thin handlers over the hub's own functions, and its description in OpenAPI 3.1.
+
+mod alerts;
+mod api_tokens;
+mod audit;
+pub(crate) mod convert;
+mod events;
+pub(crate) mod extract;
+pub(crate) mod idempotency;
+mod list;
+mod nodes;
+pub(crate) mod problem;
+pub mod resource;
+pub(crate) mod roster;
+pub mod select;
+mod tenants;
+mod tokens;
+
+use axum::Router;
+use axum::routing::get;
+use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
+use utoipa::{Modify, OpenApi};
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+pub(crate) use nodes::{alert_resources, tenant_resource};
+
+use crate::web::App;
+
+/// The description's frame; utoipa fills in paths and schemas from the handlers.
+#[derive(OpenApi)]
+#[openapi(
+    info(
+        title = "Hyperfactory hub",
+        description = "Everything the dashboard shows and does, for programs. Errors are application/problem+json \
+                       (RFC 9457). Lists are paged by cursor. A creating call with the header Idempotency-Key can be \
+                       sent again within a day and takes effect once. A token bound to a tenant sees nothing of \
+                       another: what is not its own is answered with 404.",
+        license(name = "Apache-2.0", identifier = "Apache-2.0")
+    ),
+    modifiers(&Bearer),
+    security(("bearer" = [])),
+    components(schemas(problem::Problem)),
+)]
+struct Description;
+
+struct Bearer;
+
+impl Modify for Bearer {
+    fn modify(&self, api: &mut utoipa::openapi::OpenApi) {
+        let scheme = HttpBuilder::new()
+            .scheme(HttpAuthScheme::Bearer)
+            .bearer_format("hft_…")
+            .description(Some("An API token: `hyperfactory-hub api-token`, or the dashboard's page API tokens."))
+            .build();
+        let components = api.components.get_or_insert_default();
+        components.add_security_scheme("bearer", SecurityScheme::Http(scheme));
+    }
+}
+
+/// Every address below `/api/v1`.
+pub(crate) fn router() -> Router<App> {
+    let (router, description) = described();
+    let description = serde_json::to_vec(&description).unwrap_or_default();
+    router.route(
+        "/api/v1/openapi.json",
+        get(async move || ([(axum::http::header::CONTENT_TYPE, "application/json")], description.clone())),
+    )
+}
+
+fn described() -> (Router<App>, utoipa::openapi::OpenApi) {
+    OpenApiRouter::with_openapi(Description::openapi())
+        .routes(routes!(tenants::list, tenants::create))
+        .routes(routes!(tenants::show))
+        .routes(routes!(tokens::list, tokens::create))
+        .routes(routes!(nodes::list))
+        .routes(routes!(nodes::show))
+        .routes(routes!(nodes::history))
+        .routes(routes!(nodes::coverage))
+        .routes(routes!(alerts::list))
+        .routes(routes!(audit::list))
+        .routes(routes!(audit::follow))
+        .routes(routes!(api_tokens::list, api_tokens::create))
+        .routes(routes!(api_tokens::revoke))
+        .routes(routes!(events::stream))
+        .split_for_parts()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_description_is_openapi_3_1_and_names_every_error() {
+        let (_, description) = described();
+        let described = serde_json::to_value(&description).expect("JSON");
+        assert!(described["openapi"].as_str().expect("a version").starts_with("3.1"), "{}", described["openapi"]);
+        let paths = described["paths"].as_object().expect("paths");
+        assert_eq!(paths.len(), 13);
+        for (path, operations) in paths {
+            for (method, operation) in operations.as_object().expect("operations") {
+                let responses = operation["responses"].as_object().expect("responses");
+                let failure = &responses["default"]["content"]["application/problem+json"];
+                assert!(failure.is_object(), "{method} {path} does not describe its errors");
+            }
+        }
+    }
+}

@@ -1,0 +1,131 @@
+//! `/api/v1/nodes`.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use axum::extract::State;
+use protocol::{NodeId, Timestamp};
+use serde::Deserialize;
+use utoipa::IntoParams;
+
+use super::extract::{Caller, Path, Query};
+use super::list::{Paging, bad_cursor};
+use super::problem::Problem;
+use super::resource::{Alert, Coverage, History, Node, NodeCounts, NodeDetail, Page, Tenant, Time};
+use super::select::{Cursor, NodeQuery};
+use crate::access::Principal;
+use crate::telemetry::history::Selector;
+use crate::web::App;
+use crate::{alerts, tenants};
+
+/// The range of a history when nothing is asked for.
+const RANGE: Duration = Duration::from_secs(3_600);
+/// Its points when nothing is asked for.
+const POINTS: usize = 240;
+
+/// Which history.
+#[derive(Clone, Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+pub(crate) struct HistoryQuery {
+    /// The metric, such as `cpu.busy`, `memory.used` or `network.received`.
+    metric: String,
+    /// One target of it (an interface, a mount point, `stack/service/number`); all of them unless given.
+    target: Option<String>,
+    /// Start, ms since the Unix epoch; an hour before the end unless given.
+    from: Option<i64>,
+    /// End, ms since the Unix epoch; now unless given.
+    to: Option<i64>,
+    /// Most points per series: 1 to 2,000, and 240 unless given.
+    points: Option<usize>,
+}
+
+/// Nodes, filtered and in order; what needs attention comes first unless told otherwise.
+#[utoipa::path(get, path = "/api/v1/nodes", tag = "nodes", params(NodeQuery, Paging), responses(
+    (status = 200, body = Page<Node>),
+    (status = "default", body = Problem, content_type = "application/problem+json"),
+))]
+pub(crate) async fn list(
+    State(app): State<App>,
+    caller: Caller,
+    Query(query): Query<NodeQuery>,
+    Query(paging): Query<Paging>,
+) -> Result<axum::Json<Page<Node>>, Problem> {
+    let scope = caller.scope(query.tenant.as_deref())?;
+    let cursor = paging.cursor.as_deref().map(|text| Cursor::decode(text).ok_or_else(bad_cursor)).transpose()?;
+    let nodes = app.roster.of(&caller.0, scope.as_ref());
+    let (page, next) = query.select(&nodes).page(cursor.as_ref(), paging.limit()? as usize);
+    let items = page.iter().map(|node| (**node).clone()).collect();
+    Ok(axum::Json(Page { items, next_cursor: next.map(|cursor| cursor.encode()) }))
+}
+
+/// One node with its services, certificate, clock and spool.
+#[utoipa::path(get, path = "/api/v1/nodes/{node}", tag = "nodes", params(("node" = String, Path)), responses(
+    (status = 200, body = NodeDetail),
+    (status = "default", body = Problem, content_type = "application/problem+json"),
+))]
+pub(crate) async fn show(
+    State(app): State<App>,
+    caller: Caller,
+    Path(id): Path<NodeId>,
+) -> Result<axum::Json<NodeDetail>, Problem> {
+    let (node, view) = app.roster.node(&caller.0, id).ok_or_else(|| unknown(id))?;
+    Ok(axum::Json(NodeDetail::of(&node, &view)))
+}
+
+/// What a node measured over time; counters are given as rates.
+#[utoipa::path(get, path = "/api/v1/nodes/{node}/history", tag = "nodes",
+    params(("node" = String, Path), HistoryQuery), responses(
+    (status = 200, body = History),
+    (status = "default", body = Problem, content_type = "application/problem+json"),
+))]
+pub(crate) async fn history(
+    State(app): State<App>,
+    caller: Caller,
+    Path(id): Path<NodeId>,
+    Query(query): Query<HistoryQuery>,
+) -> Result<axum::Json<History>, Problem> {
+    app.roster.node(&caller.0, id).ok_or_else(|| unknown(id))?;
+    let to = query.to.map_or_else(|| app.now(), Timestamp::from_millis);
+    let from = query.from.map_or_else(|| to.minus(RANGE), Timestamp::from_millis);
+    let selector = Selector { metric: query.metric, target: query.target };
+    let range = app.state.history.range(id, &[selector], from, to, query.points.unwrap_or(POINTS)).await?;
+    Ok(axum::Json(range.into()))
+}
+
+/// The proof that no batch number of a node is missing, and none counted twice.
+#[utoipa::path(get, path = "/api/v1/nodes/{node}/coverage", tag = "nodes", params(("node" = String, Path)), responses(
+    (status = 200, body = Vec<Coverage>),
+    (status = "default", body = Problem, content_type = "application/problem+json"),
+))]
+pub(crate) async fn coverage(
+    State(app): State<App>,
+    caller: Caller,
+    Path(id): Path<NodeId>,
+) -> Result<axum::Json<Vec<Coverage>>, Problem> {
+    app.roster.node(&caller.0, id).ok_or_else(|| unknown(id))?;
+    let coverage = app.state.ingest.coverage(id).await?;
+    Ok(axum::Json(coverage.into_iter().map(Coverage::from).collect()))
+}
+
+fn unknown(id: NodeId) -> Problem {
+    Problem::not_found(format!("There is no node {id}: see `hfctl node list`."))
+}
+
+/// A tenant with its nodes counted.
+pub(crate) fn tenant_resource(tenant: tenants::Tenant, nodes: NodeCounts) -> Tenant {
+    Tenant { id: tenant.id.to_string(), name: tenant.name, created_at: Time(tenant.created_at), nodes }
+}
+
+/// Alerts with the names of their nodes.
+pub(crate) fn alert_resources(app: &App, principal: &Principal, found: Vec<alerts::Alert>) -> Vec<Alert> {
+    let mut names: HashMap<NodeId, String> = HashMap::new();
+    let visible = found.into_iter().filter(|alert| principal.sees(&alert.tenant));
+    visible
+        .map(|alert| {
+            let named =
+                |id: NodeId| app.state.fleet.node(id).map_or_else(|| id.to_string(), |view| view.name.to_string());
+            let name = names.entry(alert.node).or_insert_with(|| named(alert.node)).clone();
+            Alert::of(alert, name)
+        })
+        .collect()
+}

@@ -1,0 +1,188 @@
+//! Every error of the API, as RFC 9457 `application/problem+json`: what happened, to what, and what to do.
+
+use std::time::Duration;
+
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde::Serialize;
+use store::StoreError;
+use utoipa::ToSchema;
+
+use crate::access::AccessError;
+use crate::enrollment::TokenError;
+use crate::telemetry::history::HistoryError;
+use crate::tenants::TenantError;
+
+/// An error's body (RFC 9457, section 3.1).
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub(crate) struct Problem {
+    /// Names the kind of problem for programs: `urn:hyperfactory:problem:…`.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// The kind of problem, for people.
+    pub title: &'static str,
+    /// The HTTP status.
+    pub status: u16,
+    /// This problem, and what to do.
+    pub detail: String,
+    #[serde(skip)]
+    retry_after: Option<Duration>,
+}
+
+impl Problem {
+    fn new(status: StatusCode, kind: &str, title: &'static str, detail: impl Into<String>) -> Self {
+        Self {
+            kind: format!("urn:hyperfactory:problem:{kind}"),
+            title,
+            status: status.as_u16(),
+            detail: detail.into(),
+            retry_after: None,
+        }
+    }
+
+    /// 400: the request can't be read.
+    pub(crate) fn malformed(detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, "malformed", "The request can't be read", detail)
+    }
+
+    /// 401: nobody known.
+    pub(crate) fn unauthorized(detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::UNAUTHORIZED, "unauthorized", "No valid token", detail)
+    }
+
+    /// 403: the role does not reach.
+    pub(crate) fn forbidden(detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::FORBIDDEN, "forbidden", "Not allowed", detail)
+    }
+
+    /// 404: it is not there, or not for this caller.
+    pub(crate) fn not_found(detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::NOT_FOUND, "not-found", "Not found", detail)
+    }
+
+    /// 405: the address knows other methods.
+    pub(crate) fn method() -> Self {
+        let detail = "This address does not take this method; the Allow header names those it takes.";
+        Self::new(StatusCode::METHOD_NOT_ALLOWED, "method-not-allowed", "Wrong method", detail)
+    }
+
+    /// 409: it is in another state.
+    pub(crate) fn conflict(detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::CONFLICT, "conflict", "Conflict", detail)
+    }
+
+    /// 413: the body is too large.
+    pub(crate) fn too_large(limit: usize) -> Self {
+        let detail = format!("A request's body has at most {limit} bytes here.");
+        Self::new(StatusCode::PAYLOAD_TOO_LARGE, "too-large", "The request is too large", detail)
+    }
+
+    /// 415: the body is not JSON.
+    pub(crate) fn media_type() -> Self {
+        let detail = "Send JSON, with the header Content-Type: application/json.";
+        Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "media-type", "Wrong media type", detail)
+    }
+
+    /// 422: readable, and wrong.
+    pub(crate) fn invalid(detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid", "The request is not valid", detail)
+    }
+
+    /// 429: too often.
+    pub(crate) fn too_many(detail: impl Into<String>, retry_after: Duration) -> Self {
+        let problem = Self::new(StatusCode::TOO_MANY_REQUESTS, "too-many", "Too many requests", detail);
+        Self { retry_after: Some(retry_after), ..problem }
+    }
+
+    /// 503: not now.
+    pub(crate) fn unavailable(detail: impl Into<String>, retry_after: Duration) -> Self {
+        let problem = Self::new(StatusCode::SERVICE_UNAVAILABLE, "unavailable", "Not available now", detail);
+        Self { retry_after: Some(retry_after), ..problem }
+    }
+
+    /// 500: the hub's own fault. The cause goes to its log.
+    pub(crate) fn internal(error: &dyn std::error::Error) -> Self {
+        let mut causes = error.to_string();
+        let mut source = error.source();
+        while let Some(cause) = source {
+            causes = format!("{causes}: {cause}");
+            source = cause.source();
+        }
+        tracing::error!(error = causes, "a request failed");
+        let detail =
+            "The hub could not do this; its log says why. Try again, and if it stays so, see `hyperfactory-hub check`.";
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "The hub failed", detail)
+    }
+
+    /// The HTTP status.
+    pub(crate) fn status(&self) -> StatusCode {
+        StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
+    }
+}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        let body = serde_json::to_vec(&self).unwrap_or_default();
+        let media_type = HeaderValue::from_static("application/problem+json");
+        let mut response = (self.status(), [(header::CONTENT_TYPE, media_type)], body).into_response();
+        if self.status() == StatusCode::UNAUTHORIZED {
+            let challenge = HeaderValue::from_static("Bearer realm=\"hyperfactory\"");
+            response.headers_mut().insert(header::WWW_AUTHENTICATE, challenge);
+        }
+        if let Some(after) = self.retry_after {
+            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(after.as_secs().max(1)));
+        }
+        response
+    }
+}
+
+impl From<AccessError> for Problem {
+    fn from(error: AccessError) -> Self {
+        match error {
+            AccessError::Invalid => Self::unauthorized(error.to_string()),
+            AccessError::TooMany { retry_after } => Self::too_many(error.to_string(), retry_after),
+            AccessError::Grant(_) => Self::invalid(error.to_string()),
+            AccessError::Unknown(_) => Self::not_found(error.to_string()),
+            AccessError::Store(error) => error.into(),
+        }
+    }
+}
+
+impl From<TenantError> for Problem {
+    fn from(error: TenantError) -> Self {
+        match error {
+            TenantError::Exists(_) => Self::conflict(error.to_string()),
+            TenantError::Unknown(_) => Self::not_found(error.to_string()),
+            TenantError::Name => Self::invalid(error.to_string()),
+            TenantError::Store(error) => error.into(),
+            TenantError::Authorities(_) => Self::internal(&error),
+        }
+    }
+}
+
+impl From<TokenError> for Problem {
+    fn from(error: TokenError) -> Self {
+        match error {
+            TokenError::Tenant(_) => Self::not_found(error.to_string()),
+            TokenError::Name | TokenError::Lifetime => Self::invalid(error.to_string()),
+            TokenError::Store(error) => error.into(),
+            TokenError::Token(_) => Self::internal(&error),
+        }
+    }
+}
+
+impl From<HistoryError> for Problem {
+    fn from(error: HistoryError) -> Self {
+        match error {
+            HistoryError::Range => Self::invalid(error.to_string()),
+            HistoryError::Stopped => Self::unavailable(error.to_string(), Duration::from_secs(5)),
+            HistoryError::Store(error) => error.into(),
+        }
+    }
+}
+
+impl From<StoreError> for Problem {
+    fn from(error: StoreError) -> Self {
+        Self::internal(&error)
+    }
+}

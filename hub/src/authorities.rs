@@ -1,0 +1,234 @@
+//! The fleet's certificate authorities: made once, kept sealed in the database, opened when something is to be issued.
+
+use std::collections::HashMap;
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use pki::{Authority, AuthorityError, CertificateDer, MasterKey, PrivateKey, authority::ROOT_LIFETIME};
+use protocol::{TenantId, Timestamp};
+use serde_json::json;
+use store::sqlx::{self, Row};
+use store::{Database, StoreError, Transaction};
+
+use crate::audit::{self, Actor, Record, action};
+
+/// An intermediate with less life than this left is followed by a new one; the old one's certificates stay good.
+const RENEW_BEFORE: Duration = Duration::from_secs(60 * 86_400);
+
+/// The fleet root, the hub's intermediate and one intermediate per tenant. Clones share them.
+#[derive(Clone)]
+pub struct Authorities(Arc<Inner>);
+
+struct Inner {
+    database: Database,
+    master: MasterKey,
+    root_certificate: CertificateDer<'static>,
+    root_pin: [u8; 32],
+    tenants: RwLock<HashMap<TenantId, Arc<Issuing>>>,
+}
+
+/// An authority that issues now.
+pub(crate) struct Issuing {
+    /// Its row.
+    pub(crate) id: i64,
+    pub(crate) authority: Authority,
+}
+
+/// What the hub shows to nodes: a fresh server key, and the chain for it.
+pub struct HubServer {
+    /// The server's private key; it is never stored.
+    pub key: PrivateKey,
+    /// Leaf, then the hub's intermediate.
+    pub chain: Vec<CertificateDer<'static>>,
+    /// The fleet root; sent along during enrollment.
+    pub root: CertificateDer<'static>,
+    /// When the leaf ends.
+    pub not_after: Timestamp,
+}
+
+/// An authority could not be made, opened or used.
+#[derive(Debug, thiserror::Error)]
+pub enum AuthoritiesError {
+    /// Issuing or unsealing failed.
+    #[error(transparent)]
+    Authority(#[from] AuthorityError),
+    /// The tenant has no authority.
+    #[error("tenant {0} has no authority: it does not exist, or the database was altered; see `hfctl tenant list`")]
+    Missing(TenantId),
+    /// The stored root is not a certificate.
+    #[error("the stored fleet root can't be read: restore the database from its backup")]
+    Root(#[source] pki::TrustError),
+    /// The database failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+impl From<sqlx::Error> for AuthoritiesError {
+    fn from(error: sqlx::Error) -> Self {
+        Self::Store(error.into())
+    }
+}
+
+impl Authorities {
+    /// Opens the fleet's authorities, making root and hub intermediate when the database has none yet.
+    ///
+    /// # Errors
+    /// [`AuthoritiesError::Authority`] when `master` is not the key they were sealed with.
+    pub async fn open(database: Database, master: MasterKey, now: Timestamp) -> Result<Self, AuthoritiesError> {
+        let mut transaction = database.begin_write().await?;
+        let root = match load(&mut transaction, "root", None, &master).await? {
+            Some(root) => root.authority,
+            None => {
+                let root = Authority::create_root(now, ROOT_LIFETIME)?;
+                save(&mut transaction, "root", None, &root, &master, now).await?;
+                root
+            }
+        };
+        match load(&mut transaction, "hub", None, &master).await? {
+            Some(hub) if now < hub.authority.not_after().minus(RENEW_BEFORE) => {}
+            _ => {
+                let hub = root.issue_hub_intermediate(now)?;
+                save(&mut transaction, "hub", None, &hub, &master, now).await?;
+            }
+        }
+        transaction.commit().await?;
+        let root_certificate = root.certificate_der().clone();
+        let root_pin = pki::trust::pin(&root_certificate).map_err(AuthoritiesError::Root)?;
+        Ok(Self(Arc::new(Inner { database, master, root_certificate, root_pin, tenants: RwLock::default() })))
+    }
+
+    /// The fleet root's certificate: the one anchor of nodes and hub.
+    pub fn root_certificate(&self) -> &CertificateDer<'static> {
+        &self.0.root_certificate
+    }
+
+    /// SHA-256 of the fleet root's public key, as join tokens carry it.
+    pub fn root_pin(&self) -> [u8; 32] {
+        self.0.root_pin
+    }
+
+    /// Issues a server certificate for this hub, with a new key.
+    ///
+    /// # Errors
+    /// When the hub's authority can't be opened or issues nothing.
+    pub async fn hub_server(&self, now: Timestamp) -> Result<HubServer, AuthoritiesError> {
+        let mut transaction = self.0.database.begin_write().await?;
+        let mut hub = load(&mut transaction, "hub", None, &self.0.master).await?;
+        if hub.as_ref().is_none_or(|hub| now >= hub.authority.not_after().minus(RENEW_BEFORE)) {
+            let root = self.root(&mut transaction).await?;
+            let authority = root.issue_hub_intermediate(now)?;
+            let id = save(&mut transaction, "hub", None, &authority, &self.0.master, now).await?;
+            hub = Some(Issuing { id, authority });
+        }
+        transaction.commit().await?;
+        let Some(Issuing { authority, .. }) = hub else { return Err(AuthorityError::Certificate.into()) };
+        let key = PrivateKey::generate().map_err(AuthorityError::from)?;
+        let leaf = CertificateDer::from(authority.issue_hub_server(&key.public_key(), now)?);
+        let (_, not_after) = pki::trust::validity(&leaf).map_err(AuthoritiesError::Root)?;
+        let chain = vec![leaf, authority.certificate_der().clone()];
+        Ok(HubServer { key, chain, root: self.0.root_certificate.clone(), not_after })
+    }
+
+    /// Makes a new tenant's intermediate, in the transaction that makes the tenant.
+    pub(crate) async fn create_tenant(
+        &self,
+        transaction: &mut Transaction,
+        tenant: &TenantId,
+        now: Timestamp,
+    ) -> Result<Issuing, AuthoritiesError> {
+        let authority = self.root(transaction).await?.issue_tenant_intermediate(tenant, now)?;
+        let id = save(transaction, "tenant", Some(tenant), &authority, &self.0.master, now).await?;
+        Ok(Issuing { id, authority })
+    }
+
+    /// The intermediate that issues for `tenant` now; opened once, then kept.
+    pub(crate) async fn tenant(
+        &self,
+        transaction: &mut Transaction,
+        tenant: &TenantId,
+        now: Timestamp,
+    ) -> Result<Arc<Issuing>, AuthoritiesError> {
+        let fresh = |issuing: &Issuing| now < issuing.authority.not_after().minus(RENEW_BEFORE);
+        let known = self.0.tenants.read().unwrap_or_else(PoisonError::into_inner).get(tenant).cloned();
+        if let Some(known) = known.filter(|known| fresh(known)) {
+            return Ok(known);
+        }
+        let stored = load(transaction, "tenant", Some(tenant), &self.0.master).await?;
+        match stored.ok_or_else(|| AuthoritiesError::Missing(tenant.clone()))? {
+            stored if fresh(&stored) => {
+                let issuing = Arc::new(stored);
+                let mut tenants = self.0.tenants.write().unwrap_or_else(PoisonError::into_inner);
+                tenants.insert(tenant.clone(), Arc::clone(&issuing));
+                Ok(issuing)
+            }
+            // Not kept before its transaction is committed: the next call reads it.
+            _ => Ok(Arc::new(self.create_tenant(transaction, tenant, now).await?)),
+        }
+    }
+
+    async fn root(&self, transaction: &mut Transaction) -> Result<Authority, AuthoritiesError> {
+        let root = load(transaction, "root", None, &self.0.master).await?;
+        Ok(root.ok_or(AuthorityError::Certificate)?.authority)
+    }
+}
+
+async fn load(
+    transaction: &mut Transaction,
+    kind: &str,
+    tenant: Option<&TenantId>,
+    master: &MasterKey,
+) -> Result<Option<Issuing>, AuthoritiesError> {
+    let row = sqlx::query(
+        "SELECT id, certificate, sealed_key FROM authorities
+         WHERE kind = $1 AND COALESCE(tenant, '') = $2 AND state = 'active'",
+    )
+    .bind(kind)
+    .bind(tenant.map_or("", TenantId::as_str))
+    .fetch_optional(&mut **transaction)
+    .await?;
+    let Some(row) = row else { return Ok(None) };
+    let (certificate, sealed): (Vec<u8>, Vec<u8>) = (row.try_get(1)?, row.try_get(2)?);
+    Ok(Some(Issuing { id: row.try_get(0)?, authority: Authority::open(&certificate, &sealed, master)? }))
+}
+
+/// Stores `authority` as the active one of its kind; the one before it issues no more.
+async fn save(
+    transaction: &mut Transaction,
+    kind: &'static str,
+    tenant: Option<&TenantId>,
+    authority: &Authority,
+    master: &MasterKey,
+    now: Timestamp,
+) -> Result<i64, AuthoritiesError> {
+    let owner = tenant.map_or("", TenantId::as_str);
+    sqlx::query(
+        "UPDATE authorities SET state = 'retired'
+         WHERE kind = $1 AND COALESCE(tenant, '') = $2 AND state = 'active'",
+    )
+    .bind(kind)
+    .bind(owner)
+    .execute(&mut **transaction)
+    .await?;
+    let id = sqlx::query_scalar(
+        "INSERT INTO authorities (kind, tenant, certificate, sealed_key, not_after, state, created_at)
+         VALUES ($1, $2, $3, $4, $5, 'active', $6) RETURNING id",
+    )
+    .bind(kind)
+    .bind(tenant.map(TenantId::as_str))
+    .bind(authority.certificate_der().to_vec())
+    .bind(authority.seal_key(master)?)
+    .bind(authority.not_after().millis())
+    .bind(now.millis())
+    .fetch_one(&mut **transaction)
+    .await?;
+    let record = Record {
+        actor: Actor::system(),
+        action: action::AUTHORITY_CREATED,
+        tenant: tenant.cloned(),
+        subject: kind.to_owned(),
+        detail: json!({ "not_after": authority.not_after().to_string() }),
+        remote: None,
+    };
+    audit::append(transaction, now, record).await?;
+    Ok(id)
+}

@@ -1,0 +1,143 @@
+//! `hyperfactory-hub check`: what could keep the hub from running, and what to do about it.
+
+use std::net::{SocketAddr, TcpListener, UdpSocket};
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+
+use store::Database;
+
+use crate::config::Config;
+use crate::hub::Endpoints;
+use crate::schema;
+
+/// Less room than this, and the database may soon fail to grow.
+const ROOM_WANTED: u64 = 1 << 30;
+
+/// One thing looked at.
+#[derive(Debug)]
+pub struct Finding {
+    /// What was looked at.
+    pub subject: &'static str,
+    /// How it is.
+    pub outcome: Outcome,
+    /// What was found and, unless all is well, what to do.
+    pub said: String,
+}
+
+/// How a thing is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Good.
+    Ok,
+    /// Works, and may not for long.
+    Warn,
+    /// Keeps the hub from running.
+    Fail,
+}
+
+/// Looks at everything; changes nothing but that a missing embedded database is made.
+pub async fn all(config: &Config) -> Vec<Finding> {
+    let running = Endpoints::read(&config.state_dir).filter(|endpoints| taken_udp(endpoints.quic));
+    vec![
+        state_dir(&config.state_dir),
+        database(config).await,
+        master_key(config),
+        port(
+            "quic-listen",
+            config.quic_listen,
+            UdpSocket::bind(config.quic_listen).map(drop),
+            running.is_some(),
+            "ss -ulnp",
+        ),
+        port(
+            "http-listen",
+            config.http_listen,
+            TcpListener::bind(config.http_listen).map(drop),
+            running.is_some(),
+            "ss -tlnp",
+        ),
+    ]
+}
+
+/// Prints the findings; true when nothing failed.
+#[expect(clippy::print_stdout, reason = "the verb's result")]
+pub fn print(findings: &[Finding]) -> bool {
+    for Finding { subject, outcome, said } in findings {
+        let word = match outcome {
+            Outcome::Ok => "ok  ",
+            Outcome::Warn => "warn",
+            Outcome::Fail => "FAIL",
+        };
+        println!("{word}  {subject:<12}  {said}");
+    }
+    findings.iter().all(|finding| finding.outcome != Outcome::Fail)
+}
+
+fn state_dir(path: &Path) -> Finding {
+    let subject = "state-dir";
+    let shown = path.display();
+    let Ok(metadata) = std::fs::metadata(path) else {
+        let said = format!("{shown} does not exist; `hyperfactory-hub serve` makes it when it may");
+        return Finding { subject, outcome: Outcome::Warn, said };
+    };
+    if metadata.permissions().mode() & 0o077 != 0 {
+        let said = format!("others can look into {shown}, which holds keys: chmod 700 {shown}");
+        return Finding { subject, outcome: Outcome::Warn, said };
+    }
+    match rustix::fs::statvfs(path) {
+        Ok(disk) if disk.f_bavail.saturating_mul(disk.f_frsize) < ROOM_WANTED => {
+            let megabytes = disk.f_bavail.saturating_mul(disk.f_frsize) >> 20;
+            let said = format!("the disk under {shown} has {megabytes} MiB free: make room, or shorten `retention`");
+            Finding { subject, outcome: Outcome::Warn, said }
+        }
+        Ok(_) => Finding { subject, outcome: Outcome::Ok, said: shown.to_string() },
+        Err(error) => Finding { subject, outcome: Outcome::Fail, said: format!("{shown} can't be read: {error}") },
+    }
+}
+
+async fn database(config: &Config) -> Finding {
+    let subject = "database";
+    let opened = async {
+        let database = Database::open(&config.database_url()).await?;
+        database.migrate(schema::MIGRATIONS).await?;
+        let location = database.location().to_owned();
+        database.close().await;
+        anyhow::Ok(location)
+    };
+    match opened.await {
+        Ok(location) => Finding { subject, outcome: Outcome::Ok, said: location },
+        Err(error) => Finding { subject, outcome: Outcome::Fail, said: format!("{error:#}") },
+    }
+}
+
+fn master_key(config: &Config) -> Finding {
+    let subject = "master-key";
+    let path = config.master_key_path();
+    let shown = path.display();
+    match std::fs::metadata(&path) {
+        Ok(metadata) if metadata.permissions().mode() & 0o077 != 0 => {
+            let said = format!("others can read {shown}: chmod 600 {shown}");
+            Finding { subject, outcome: Outcome::Fail, said }
+        }
+        Ok(_) => Finding { subject, outcome: Outcome::Ok, said: format!("{shown}; keep a copy elsewhere") },
+        Err(_) if config.master_key_file.is_none() => {
+            Finding { subject, outcome: Outcome::Ok, said: format!("{shown} will be made at the first start") }
+        }
+        Err(error) => Finding { subject, outcome: Outcome::Fail, said: format!("{shown} can't be read: {error}") },
+    }
+}
+
+fn port(subject: &'static str, address: SocketAddr, bound: std::io::Result<()>, running: bool, who: &str) -> Finding {
+    match bound {
+        Ok(()) => Finding { subject, outcome: Outcome::Ok, said: format!("{address} is free") },
+        Err(_) if running => Finding { subject, outcome: Outcome::Ok, said: format!("{address}: the hub runs") },
+        Err(error) => {
+            let said = format!("{address} can't be had ({error}): see who has it with `{who}`, or configure another");
+            Finding { subject, outcome: Outcome::Fail, said }
+        }
+    }
+}
+
+fn taken_udp(address: SocketAddr) -> bool {
+    UdpSocket::bind(address).is_err()
+}

@@ -1,0 +1,134 @@
+//! The hub's configuration: `/etc/hyperfactory/hub.toml` and `HYPERFACTORY_HUB_*`.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::Deserialize;
+use settings::{Period, Secret};
+
+use crate::alerts;
+use crate::gateway::Admission;
+
+/// Where the hub keeps its state unless told otherwise.
+pub const STATE_DIR: &str = "/var/lib/hyperfactory/hub";
+
+/// Every key of the configuration. All have a default: a hub starts without any.
+#[derive(Debug, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Config {
+    /// Directory of the embedded database, the master key and `endpoints.json`.
+    pub state_dir: PathBuf,
+    /// `sqlite:///path` or `postgres://user:password@host/database`. Default: SQLite in the state directory.
+    pub database: Option<Secret>,
+    /// UDP address for nodes.
+    pub quic_listen: SocketAddr,
+    /// TCP address of dashboard and API.
+    pub http_listen: SocketAddr,
+    /// Host and port that join tokens carry: what nodes dial. Default: this machine's host name and the QUIC port.
+    pub public_address: Option<String>,
+    /// Address of the dashboard as people reach it, for links. Default: `http_listen`.
+    pub public_url: Option<String>,
+    /// PEM file with the certificate chain for HTTPS. Default: plain HTTP.
+    pub http_certificate: Option<PathBuf>,
+    /// PEM file with the key of `http-certificate`.
+    pub http_key: Option<PathBuf>,
+    /// The key that seals CA keys in the database. Default: `master.key` in the state directory, made at the first start.
+    pub master_key_file: Option<PathBuf>,
+    /// How long telemetry is kept.
+    pub retention: Period,
+    /// Enrollments a second, in all.
+    pub enrollments_per_second: u32,
+    /// Enrollments a second from one IPv4 address or IPv6 /64.
+    pub enrollments_per_source: u32,
+    /// How long a node's session may be gone before it counts as lost.
+    pub alert_node_lost_after: Period,
+    /// How long a service may be unhealthy before that is an alert.
+    pub alert_unhealthy_after: Period,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        let admission = Admission::default();
+        Self {
+            state_dir: STATE_DIR.into(),
+            database: None,
+            quic_listen: SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 7443),
+            http_listen: SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 7080),
+            public_address: None,
+            public_url: None,
+            http_certificate: None,
+            http_key: None,
+            master_key_file: None,
+            retention: Period(Duration::from_secs(7 * 86_400)),
+            enrollments_per_second: admission.enrollments_per_second,
+            enrollments_per_source: admission.enrollments_per_source,
+            alert_node_lost_after: Period(Duration::from_secs(30)),
+            alert_unhealthy_after: Period(Duration::from_secs(30)),
+        }
+    }
+}
+
+impl Config {
+    /// Reads file and environment; `state_dir` is what `--state-dir` said and wins over both.
+    ///
+    /// # Errors
+    /// [`settings::SettingsError`]: a sentence for the person who wrote the configuration.
+    pub fn load(file: Option<&Path>, state_dir: Option<PathBuf>) -> Result<Self, settings::SettingsError> {
+        let mut config: Self = settings::load("hub", file, std::env::vars_os())?;
+        if let Some(state_dir) = state_dir {
+            config.state_dir = state_dir;
+        }
+        Ok(config)
+    }
+
+    /// URL of the database.
+    pub fn database_url(&self) -> String {
+        match &self.database {
+            Some(url) => url.expose().to_owned(),
+            None => format!("sqlite://{}", self.state_dir.join("hub.db").display()),
+        }
+    }
+
+    /// File with the master key.
+    pub fn master_key_path(&self) -> PathBuf {
+        self.master_key_file.clone().unwrap_or_else(|| self.state_dir.join("master.key"))
+    }
+
+    /// How patient the alert rules are.
+    pub fn alert_policy(&self) -> alerts::Policy {
+        alerts::Policy {
+            lost_after: self.alert_node_lost_after.get(),
+            service_after: self.alert_unhealthy_after.get(),
+            ..alerts::Policy::default()
+        }
+    }
+
+    /// Admission as configured.
+    pub fn admission(&self) -> Admission {
+        Admission {
+            enrollments_per_second: self.enrollments_per_second.max(1),
+            enrollments_per_source: self.enrollments_per_source.max(1),
+            ..Admission::default()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_empty_configuration_is_a_good_one_and_a_misspelt_key_is_not() {
+        let load = |pairs: &[(&str, &str)]| {
+            let variables = pairs.iter().map(|(name, value)| (name.into(), value.into()));
+            settings::load_from::<Config>(Path::new("/nonexistent"), "hub", None, variables)
+        };
+        let config = load(&[]).expect("defaults");
+        assert_eq!(config.database_url(), "sqlite:///var/lib/hyperfactory/hub/hub.db");
+        let config = load(&[("HYPERFACTORY_HUB_HTTP_LISTEN", "127.0.0.1:0")]).expect("known key");
+        assert_eq!(config.http_listen.port(), 0);
+        let error = load(&[("HYPERFACTORY_HUB_HTTP_LISTENN", "x")]).expect_err("misspelt").to_string();
+        assert!(error.contains("HYPERFACTORY_HUB_HTTP_LISTEN"), "{error}");
+    }
+}

@@ -1,0 +1,80 @@
+//! The dashboard: pages rendered here, kept live by server-sent events, with a small script and style of our own.
+
+pub mod alerts;
+pub mod api_tokens;
+pub mod assets;
+pub mod audit;
+pub mod chart;
+pub mod fleet;
+pub mod format;
+mod history;
+pub mod join;
+pub mod layout;
+mod live;
+pub mod node;
+mod pages;
+mod session;
+pub mod sign_in;
+pub mod tenants;
+
+use axum::Router;
+use axum::http::StatusCode;
+use axum::response::{Html, IntoResponse, Response};
+use axum::routing::{get, post};
+
+use crate::api::problem::Problem;
+use crate::web::App;
+use format::Clock;
+
+/// Every page, and what pages need.
+pub(crate) fn router() -> Router<App> {
+    Router::new()
+        .route("/", get(pages::fleet))
+        .route("/tenants", get(pages::tenants).post(pages::create_tenant))
+        .route("/tenants/{tenant}", get(pages::tenant))
+        .route("/nodes/{node}", get(pages::node))
+        .route("/alerts", get(pages::alerts))
+        .route("/audit", get(pages::audit))
+        .route("/join", get(pages::join).post(pages::create_token))
+        .route("/api-tokens", get(pages::api_tokens).post(pages::create_api_token))
+        .route("/api-tokens/{id}/revoke", post(pages::revoke_api_token))
+        .route("/sign-in", get(session::page).post(session::sign_in))
+        .route("/sign-out", post(session::sign_out))
+        .route("/live", get(live::stream))
+        .route("/assets/{name}", get(assets::serve))
+}
+
+/// A page that says what went wrong.
+pub(crate) fn lost(app: &App, status: StatusCode, title: &str, detail: &str) -> Response {
+    let clock = Clock { now: app.now(), live: false };
+    (status, Html(layout::alone(title, clock, &sign_in::problem(title, detail)).into_string())).into_response()
+}
+
+/// A [`Problem`] as a page.
+pub(crate) struct Shown {
+    app: App,
+    problem: Problem,
+}
+
+impl IntoResponse for Shown {
+    fn into_response(self) -> Response {
+        let mut response = lost(&self.app, self.problem.status(), self.problem.title, &self.problem.detail);
+        let headers = self.problem.into_response().headers().clone();
+        if let Some(after) = headers.get(axum::http::header::RETRY_AFTER) {
+            response.headers_mut().insert(axum::http::header::RETRY_AFTER, after.clone());
+        }
+        response
+    }
+}
+
+/// Turns what a handler answers into a page either way.
+trait OrShown<T> {
+    /// The value, or the error as a page.
+    fn or_shown(self, app: &App) -> Result<T, Shown>;
+}
+
+impl<T, E: Into<Problem>> OrShown<T> for Result<T, E> {
+    fn or_shown(self, app: &App) -> Result<T, Shown> {
+        self.map_err(|error| Shown { app: app.clone(), problem: error.into() })
+    }
+}

@@ -1,0 +1,535 @@
+//! The handlers: who looks, at what, and the page around it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::response::{Html, IntoResponse, Redirect, Response};
+use maud::{Markup, html};
+use protocol::{NodeId, TenantId};
+use serde::Deserialize;
+
+use super::alerts::Which;
+use super::format::{Clock, escaped};
+use super::layout::{Frame, Section};
+use super::session::{Ours, Sent, Visitor, capital};
+use super::{OrShown as _, Shown, api_tokens as token_views, assets, fleet as fleet_views, join as join_views};
+use super::{alerts as alert_views, audit as audit_views, history, node as node_views, tenants as tenant_views};
+use crate::access::{self, Grant, Principal};
+use crate::api::extract::{Path, Query, require, require_all, unknown_tenant};
+use crate::api::problem::Problem;
+use crate::api::resource::{
+    Alert, ApiToken, AuditEntry, Coverage, Kind, NewApiToken, NewToken, Node, NodeCounts, NodeDetail, Role, Tenant,
+    Token,
+};
+use crate::api::select::{NodeQuery, Selected};
+use crate::api::{alert_resources, tenant_resource};
+use crate::audit::{self, Filter};
+use crate::web::App;
+use crate::{alerts, enrollment};
+
+/// Alerts and audit entries on one page.
+const ENTRIES: u32 = 100;
+/// Alerts shown on a node's page.
+const OF_NODE: u32 = 20;
+/// Join tokens shown on a tenant's page.
+const TOKENS: usize = 20;
+
+/// An extractor's value, or its problem as a page.
+type Asked<T> = Result<T, Problem>;
+
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+pub(super) struct More {
+    /// All rows rather than the first.
+    #[serde(default)]
+    all: Option<u8>,
+}
+
+impl More {
+    fn rows(self) -> usize {
+        if self.all.is_some() { fleet_views::MAX_ROWS } else { fleet_views::ROWS }
+    }
+}
+
+/// A list of nodes: what both the page and its live stream show.
+pub(super) struct Listed {
+    pub(super) counts: NodeCounts,
+    pub(super) rows: Vec<Arc<Node>>,
+    pub(super) worst: Vec<Arc<Node>>,
+    pub(super) matched: usize,
+}
+
+impl Listed {
+    pub(super) fn new(app: &App, who: &Principal, tenant: Option<&TenantId>, query: &NodeQuery, more: More) -> Self {
+        let nodes = app.roster.of(who, tenant);
+        let selected: Selected = query.select(&nodes);
+        Self {
+            counts: NodeCounts::of(nodes.iter().map(|node| &**node)),
+            rows: selected.page(None, more.rows()).0,
+            worst: fleet_views::worst(&nodes),
+            matched: selected.len(),
+        }
+    }
+
+    pub(super) fn view<'a>(
+        &'a self,
+        path: &'a str,
+        query: &'a NodeQuery,
+        one_tenant: bool,
+        who: &Principal,
+    ) -> fleet_views::View<'a> {
+        fleet_views::View {
+            path,
+            one_tenant,
+            query,
+            counts: self.counts,
+            rows: &self.rows,
+            matched: self.matched,
+            worst: &self.worst,
+            operates: who.may(access::Role::Operator),
+            no_tenants: false,
+        }
+    }
+}
+
+/// `GET /`
+pub(super) async fn fleet(
+    State(app): State<App>,
+    visitor: Visitor,
+    query: Asked<Query<NodeQuery>>,
+    more: Asked<Query<More>>,
+) -> Result<Response, Shown> {
+    let (Query(query), Query(more)) = (query.or_shown(&app)?, more.or_shown(&app)?);
+    let tenants = tenant_list(&app, visitor.principal()).await.or_shown(&app)?;
+    let listed = Listed::new(&app, visitor.principal(), None, &query, more);
+    let view =
+        fleet_views::View { no_tenants: tenants.is_empty(), ..listed.view("/", &query, false, visitor.principal()) };
+    let content = html! { (fleet_views::heading(&view, tenants.len())) (fleet_views::view(&view, still(&app))) };
+    let live = format!("fleet&{}{}", fleet_views::encode(&query), more.all.map_or("", |_| "&all=1"));
+    framed(&app, &visitor, "Fleet", Section::Fleet, Some(live), &content).await
+}
+
+/// `GET /tenants`
+pub(super) async fn tenants(State(app): State<App>, visitor: Visitor) -> Result<Response, Shown> {
+    tenants_page(&app, &visitor, &tenant_views::Form::default()).await
+}
+
+async fn tenants_page(app: &App, visitor: &Visitor, form: &tenant_views::Form) -> Result<Response, Shown> {
+    let tenants = tenant_list(app, visitor.principal()).await.or_shown(app)?;
+    let content = tenant_views::page(&tenants, form, &visitor.viewer(), still(app));
+    framed(app, visitor, "Tenants", Section::Tenants, Some("tenants".into()), &content).await
+}
+
+#[derive(Deserialize)]
+pub(super) struct TenantForm {
+    csrf: String,
+    id: String,
+    name: String,
+}
+
+/// `POST /tenants`
+pub(super) async fn create_tenant(State(app): State<App>, sent: Sent<TenantForm>) -> Result<Response, Shown> {
+    let Sent { visitor, form } = sent;
+    may(&visitor, access::Role::Admin).or_shown(&app)?;
+    require_all(visitor.principal()).or_shown(&app)?;
+    let created = async {
+        let id: TenantId =
+            form.id.trim().parse().map_err(|error: protocol::id::IdError| Problem::invalid(error.to_string()))?;
+        app.state.tenants.create(&id, &form.name, &visitor.principal().actor(), app.now()).await.map_err(Problem::from)
+    };
+    match created.await {
+        Ok(tenant) => Ok(Redirect::to(&format!("/tenants/{}", tenant.id)).into_response()),
+        Err(problem) if problem.status().is_client_error() => {
+            let form = tenant_views::Form { id: form.id, name: form.name, error: Some(capital(&problem.detail)) };
+            let page = tenants_page(&app, &visitor, &form).await?;
+            Ok((problem.status(), page).into_response())
+        }
+        Err(problem) => Err(problem).or_shown(&app),
+    }
+}
+
+/// `GET /tenants/{tenant}`
+pub(super) async fn tenant(
+    State(app): State<App>,
+    visitor: Visitor,
+    id: Asked<Path<TenantId>>,
+    query: Asked<Query<NodeQuery>>,
+    more: Asked<Query<More>>,
+) -> Result<Response, Shown> {
+    let Path(id) = id.or_shown(&app)?;
+    let (Query(query), Query(more)) = (query.or_shown(&app)?, more.or_shown(&app)?);
+    let query = NodeQuery { tenant: Some(id.to_string()), ..query };
+    let tenant = one_tenant(&app, visitor.principal(), &id).await.or_shown(&app)?;
+    let listed = Listed::new(&app, visitor.principal(), Some(&id), &query, more);
+    let tokens = join_tokens(&app, &id).await.or_shown(&app)?;
+    let path = format!("/tenants/{id}");
+    let clock = still(&app);
+    let content = html! {
+        (tenant_views::heading(&tenant, &visitor.viewer(), clock))
+        (fleet_views::view(&listed.view(&path, &query, true, visitor.principal()), clock))
+        (tenant_views::tokens(&tokens, clock))
+    };
+    let live = format!("tenant&{}{}", fleet_views::encode(&query), more.all.map_or("", |_| "&all=1"));
+    framed(&app, &visitor, &tenant.name, Section::Tenants, Some(live), &content).await
+}
+
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+pub(super) struct Ranged {
+    #[serde(default)]
+    pub(super) range: node_views::Span,
+}
+
+/// `GET /nodes/{node}`
+pub(super) async fn node(
+    State(app): State<App>,
+    visitor: Visitor,
+    id: Asked<Path<NodeId>>,
+    ranged: Asked<Query<Ranged>>,
+) -> Result<Response, Shown> {
+    let (Path(id), Query(Ranged { range })) = (id.or_shown(&app)?, ranged.or_shown(&app)?);
+    let seen = Seen::of(&app, visitor.principal(), id).await.or_shown(&app)?;
+    let charts = history::charts(&app, id, &seen.detail.node, range).await.or_shown(&app)?;
+    let clock = still(&app);
+    let content = html! {
+        div #view {
+            (node_views::heading(&seen.detail, clock))
+            (node_views::notes(&seen.detail, &seen.open(), clock))
+            (node_views::tiles(&seen.detail, clock))
+            (node_views::services(&seen.detail, clock))
+            (node_views::charts(&seen.detail, range, &charts))
+            (node_views::facts(&seen.detail, &seen.coverage, clock))
+            (alert_views::of_node(&seen.alerts, clock))
+        }
+    };
+    let live = format!("node&id={id}&range={}", range.as_str());
+    framed(&app, &visitor, &seen.detail.node.name, Section::Fleet, Some(live), &content).await
+}
+
+/// A node's page without its charts.
+pub(super) struct Seen {
+    pub(super) detail: NodeDetail,
+    pub(super) coverage: Vec<Coverage>,
+    pub(super) alerts: Vec<Alert>,
+}
+
+impl Seen {
+    pub(super) async fn of(app: &App, who: &Principal, id: NodeId) -> Result<Self, Problem> {
+        let unknown = || Problem::not_found("There is no such node, or it is not yours to see.");
+        let (node, view) = app.roster.node(who, id).ok_or_else(unknown)?;
+        let coverage = app.state.ingest.coverage(id).await?.into_iter().map(Coverage::from).rev().collect();
+        let filter = alerts::Filter { node: Some(id), limit: OF_NODE, ..alerts::Filter::default() };
+        let alerts = alert_resources(app, who, app.state.alerts.list(&filter).await?);
+        Ok(Self { detail: NodeDetail::of(&node, &view), coverage, alerts })
+    }
+
+    pub(super) fn open(&self) -> Vec<Alert> {
+        self.alerts.iter().filter(|alert| alert.closed_at.is_none()).cloned().collect()
+    }
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+pub(super) struct AlertQuery {
+    #[serde(default)]
+    pub(super) state: Which,
+    #[serde(default)]
+    pub(super) before: Option<i64>,
+}
+
+/// `GET /alerts`
+pub(super) async fn alerts(
+    State(app): State<App>,
+    visitor: Visitor,
+    query: Asked<Query<AlertQuery>>,
+) -> Result<Response, Shown> {
+    let Query(query) = query.or_shown(&app)?;
+    let (found, older) = alert_list(&app, visitor.principal(), &query).await.or_shown(&app)?;
+    let content = alert_views::page(&found, query.state, older, still(&app));
+    let live = query.before.is_none().then(|| format!("alerts&state={}", query.state.as_str()));
+    framed(&app, &visitor, "Alerts", Section::Alerts, live, &content).await
+}
+
+/// Alerts of one page, and where the page of older ones begins.
+pub(super) async fn alert_list(
+    app: &App,
+    who: &Principal,
+    query: &AlertQuery,
+) -> Result<(Vec<Alert>, Option<i64>), Problem> {
+    let open = match query.state {
+        Which::Open => Some(true),
+        Which::Closed => Some(false),
+        Which::All => None,
+    };
+    let filter =
+        alerts::Filter { tenant: who.tenant.clone(), open, before: query.before, limit: ENTRIES + 1, node: None };
+    let mut found = alert_resources(app, who, app.state.alerts.list(&filter).await?);
+    let more = found.len() > ENTRIES as usize;
+    found.truncate(ENTRIES as usize);
+    let older = found.last().map(|alert| alert.id).filter(|_| more);
+    Ok((found, older))
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+pub(super) struct AuditQuery {
+    #[serde(default)]
+    pub(super) action: String,
+    #[serde(default)]
+    pub(super) before: Option<i64>,
+}
+
+/// `GET /audit`
+pub(super) async fn audit(
+    State(app): State<App>,
+    visitor: Visitor,
+    query: Asked<Query<AuditQuery>>,
+) -> Result<Response, Shown> {
+    let Query(query) = query.or_shown(&app)?;
+    let (entries, older) = audit_list(&app, visitor.principal(), &query).await.or_shown(&app)?;
+    let content = audit_views::page(&entries, &query.action, older, still(&app));
+    let live = query.before.is_none().then(|| format!("audit&action={}", escaped(&query.action)));
+    framed(&app, &visitor, "Audit", Section::Audit, live, &content).await
+}
+
+/// Entries of one page, and where the page of older ones begins.
+pub(super) async fn audit_list(
+    app: &App,
+    who: &Principal,
+    query: &AuditQuery,
+) -> Result<(Vec<AuditEntry>, Option<i64>), Problem> {
+    let filter = Filter {
+        tenant: who.tenant.clone(),
+        action: Some(query.action.clone()).filter(|action| !action.is_empty()),
+        before: query.before,
+        after: None,
+        limit: ENTRIES + 1,
+    };
+    let entries = audit::list(&app.state.database, &filter).await?;
+    let mut entries: Vec<AuditEntry> = entries.into_iter().map(AuditEntry::from).collect();
+    let more = entries.len() > ENTRIES as usize;
+    entries.truncate(ENTRIES as usize);
+    let older = entries.last().map(|entry| entry.id).filter(|_| more);
+    Ok((entries, older))
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+pub(super) struct JoinQuery {
+    #[serde(default)]
+    tenant: String,
+}
+
+/// `GET /join`
+pub(super) async fn join(
+    State(app): State<App>,
+    visitor: Visitor,
+    query: Asked<Query<JoinQuery>>,
+) -> Result<Response, Shown> {
+    let Query(query) = query.or_shown(&app)?;
+    may(&visitor, access::Role::Operator).or_shown(&app)?;
+    let form = join_views::Form {
+        tenant: query.tenant,
+        kind: Kind::Agent,
+        name: String::new(),
+        valid_for: 3_600,
+        error: None,
+    };
+    join_page(&app, &visitor, &form).await
+}
+
+async fn join_page(app: &App, visitor: &Visitor, form: &join_views::Form) -> Result<Response, Shown> {
+    let tenants = tenant_list(app, visitor.principal()).await.or_shown(app)?;
+    let content = join_views::form(&tenants, form, &visitor.viewer());
+    framed(app, visitor, "Add a node", Section::Join, None, &content).await
+}
+
+#[derive(Deserialize)]
+pub(super) struct JoinForm {
+    csrf: String,
+    tenant: String,
+    kind: Kind,
+    #[serde(default)]
+    name: String,
+    valid_for: u64,
+}
+
+/// `POST /join`: the only time the token is shown.
+pub(super) async fn create_token(State(app): State<App>, sent: Sent<JoinForm>) -> Result<Response, Shown> {
+    let Sent { visitor, form } = sent;
+    may(&visitor, access::Role::Operator).or_shown(&app)?;
+    let (who, now) = (visitor.principal(), app.now());
+    let created = async {
+        let tenant: TenantId =
+            form.tenant.parse().map_err(|error: protocol::id::IdError| Problem::invalid(error.to_string()))?;
+        if !who.sees(&tenant) {
+            return Err(Problem::not_found(unknown_tenant(&tenant)));
+        }
+        let name = Some(form.name.trim().to_owned()).filter(|name| !name.is_empty());
+        let valid_for = Duration::from_secs(form.valid_for);
+        let new = enrollment::NewToken { tenant, kind: form.kind.into(), name, valid_for };
+        Ok(app.state.enrollment.create_token(new, &who.actor(), now).await?)
+    };
+    match created.await {
+        Ok((info, secret)) => {
+            let made = NewToken::of(info, &secret.to_string(), now);
+            let content = join_views::made(&made, still(&app));
+            let live = format!("join&token={}", made.info.id);
+            framed(&app, &visitor, "Add a node", Section::Join, Some(live), &content).await
+        }
+        Err(problem) if problem.status().is_client_error() => {
+            let form = join_views::Form {
+                tenant: form.tenant,
+                kind: form.kind,
+                name: form.name,
+                valid_for: form.valid_for,
+                error: Some(capital(&problem.detail)),
+            };
+            let page = join_page(&app, &visitor, &form).await?;
+            Ok((problem.status(), page).into_response())
+        }
+        Err(problem) => Err(problem).or_shown(&app),
+    }
+}
+
+/// `GET /api-tokens`
+pub(super) async fn api_tokens(State(app): State<App>, visitor: Visitor) -> Result<Response, Shown> {
+    may(&visitor, access::Role::Admin).or_shown(&app)?;
+    require_all(visitor.principal()).or_shown(&app)?;
+    api_tokens_page(&app, &visitor, None, None).await
+}
+
+async fn api_tokens_page(
+    app: &App,
+    visitor: &Visitor,
+    fresh: Option<&NewApiToken>,
+    error: Option<&str>,
+) -> Result<Response, Shown> {
+    let tenants = tenant_list(app, visitor.principal()).await.or_shown(app)?;
+    let tokens = app.state.access.list_api_tokens(None).await.or_shown(app)?;
+    let tokens: Vec<ApiToken> = tokens.into_iter().map(ApiToken::from).collect();
+    let content = token_views::page(&tokens, &tenants, fresh, error, &visitor.viewer(), still(app));
+    framed(app, visitor, "API tokens", Section::Access, None, &content).await
+}
+
+#[derive(Deserialize)]
+pub(super) struct ApiTokenForm {
+    csrf: String,
+    name: String,
+    role: Role,
+    #[serde(default)]
+    tenant: String,
+}
+
+/// `POST /api-tokens`: the only time the token is shown.
+pub(super) async fn create_api_token(State(app): State<App>, sent: Sent<ApiTokenForm>) -> Result<Response, Shown> {
+    let Sent { visitor, form } = sent;
+    may(&visitor, access::Role::Admin).or_shown(&app)?;
+    require_all(visitor.principal()).or_shown(&app)?;
+    let created = async {
+        let tenant = Some(form.tenant.as_str()).filter(|tenant| !tenant.is_empty()).map(str::parse).transpose();
+        let tenant = tenant.map_err(|error: protocol::id::IdError| Problem::invalid(error.to_string()))?;
+        let grant = Grant { name: form.name, role: form.role.into(), tenant, valid_for: None };
+        let actor = visitor.principal().actor();
+        app.state.access.create_api_token(grant, &actor, app.now()).await.map_err(Problem::from)
+    };
+    match created.await {
+        Ok((info, token)) => {
+            api_tokens_page(&app, &visitor, Some(&NewApiToken { info: info.into(), token }), None).await
+        }
+        Err(problem) if problem.status().is_client_error() => {
+            let page = api_tokens_page(&app, &visitor, None, Some(&capital(&problem.detail))).await?;
+            Ok((problem.status(), page).into_response())
+        }
+        Err(problem) => Err(problem).or_shown(&app),
+    }
+}
+
+#[derive(Deserialize)]
+pub(super) struct RevokeForm {
+    csrf: String,
+}
+
+/// `POST /api-tokens/{id}/revoke`
+pub(super) async fn revoke_api_token(
+    State(app): State<App>,
+    id: Asked<Path<String>>,
+    sent: Sent<RevokeForm>,
+) -> Result<Response, Shown> {
+    let Path(id) = id.or_shown(&app)?;
+    may(&sent.visitor, access::Role::Admin).or_shown(&app)?;
+    require_all(sent.visitor.principal()).or_shown(&app)?;
+    let actor = sent.visitor.principal().actor();
+    app.state.access.revoke_api_token(&id, &actor, app.now()).await.or_shown(&app)?;
+    Ok(Redirect::to("/api-tokens").into_response())
+}
+
+macro_rules! ours {
+    ($($form:ty),*) => {$(
+        impl Ours for $form {
+            fn csrf(&self) -> &str {
+                &self.csrf
+            }
+        }
+    )*};
+}
+ours!(TenantForm, JoinForm, ApiTokenForm, RevokeForm);
+
+/// Every tenant somebody sees, with its nodes counted.
+pub(super) async fn tenant_list(app: &App, who: &Principal) -> Result<Vec<Tenant>, Problem> {
+    let mut counts = app.roster.counts(who);
+    let visible = app.state.tenants.list().await?.into_iter().filter(|tenant| who.sees(&tenant.id));
+    Ok(visible
+        .map(|tenant| {
+            let counts = counts.remove(tenant.id.as_str()).unwrap_or_default();
+            tenant_resource(tenant, counts)
+        })
+        .collect())
+}
+
+async fn one_tenant(app: &App, who: &Principal, id: &TenantId) -> Result<Tenant, Problem> {
+    if !who.sees(id) {
+        return Err(Problem::not_found(unknown_tenant(id)));
+    }
+    let counts = app.roster.counts(who).remove(id.as_str()).unwrap_or_default();
+    Ok(tenant_resource(app.state.tenants.get(id).await?, counts))
+}
+
+/// A tenant's newest join tokens.
+pub(super) async fn join_tokens(app: &App, tenant: &TenantId) -> Result<Vec<Token>, Problem> {
+    let tokens = app.state.enrollment.list_tokens(Some(tenant)).await?;
+    Ok(tokens.into_iter().take(TOKENS).map(|token| Token::of(token, app.now())).collect())
+}
+
+/// How many alerts are open that somebody sees.
+pub(super) async fn open_alerts(app: &App, who: &Principal) -> Result<usize, Problem> {
+    let filter =
+        alerts::Filter { tenant: who.tenant.clone(), open: Some(true), limit: 1_000, ..alerts::Filter::default() };
+    Ok(app.state.alerts.list(&filter).await?.len())
+}
+
+/// The version of what browsers hold: a live stream of another one reloads its page.
+pub(super) fn version() -> String {
+    let (style, script) = (assets::STYLE.url(), assets::SCRIPT.url());
+    let hash = |url: &str| url.chars().filter(char::is_ascii_hexdigit).rev().take(8).collect::<String>();
+    hash(&style) + &hash(&script)
+}
+
+fn still(app: &App) -> Clock {
+    Clock { now: app.now(), live: false }
+}
+
+fn may(visitor: &Visitor, role: access::Role) -> Result<(), Problem> {
+    require(visitor.principal(), role)
+}
+
+async fn framed(
+    app: &App,
+    visitor: &Visitor,
+    title: &str,
+    section: Section,
+    live: Option<String>,
+    content: &Markup,
+) -> Result<Response, Shown> {
+    let open_alerts = open_alerts(app, visitor.principal()).await.or_shown(app)?;
+    let live = live.map(|page| format!("/live?v={}&page={page}", version()));
+    let frame = Frame { title, section, viewer: &visitor.viewer(), open_alerts, live, clock: still(app) };
+    Ok((StatusCode::OK, Html(frame.page(content).into_string())).into_response())
+}

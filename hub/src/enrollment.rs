@@ -1,0 +1,544 @@
+//! From a join token to a certificate, from a certificate to the next one, and who may hold a session.
+
+mod name;
+mod registry;
+mod tokens;
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use pki::{AuthorityError, CertificateDer, NodeIdentity, RequestError, RequestedKey};
+use protocol::message::{EnrollRequest, Enrolled, Refusal, RefusalCode, Renewed};
+use protocol::{NodeId, NodeKind, TenantId, Timestamp, version};
+use serde_json::json;
+use store::sqlx::{self, Row};
+use store::{Database, StoreError, Transaction};
+
+use crate::audit::{self, Actor, Record, action};
+use crate::authorities::{Authorities, AuthoritiesError};
+use crate::telemetry::state::{Certificate, Fleet, Member};
+use registry::Registry;
+
+pub use tokens::{NewToken, TokenError, TokenInfo};
+
+/// Longest life of a join token.
+pub const TOKEN_LIFETIME_MAX: Duration = Duration::from_secs(30 * 86_400);
+
+/// A node that has got so many certificates within this time and used none gets no more for a while.
+const UNUSED_MAX: i64 = 5;
+const UNUSED_WITHIN: Duration = Duration::from_secs(3600);
+
+/// What enrollment needs to know of its hub.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// `host:port` under which nodes reach the hub; it goes into join tokens.
+    pub address: String,
+    /// Life of a node's certificate; [`pki::authority::NODE_LIFETIME`] unless told otherwise.
+    pub node_lifetime: Duration,
+}
+
+/// The door for new nodes, and the list of those that are in. Clones share it.
+#[derive(Clone)]
+pub struct Enrollment(Arc<Inner>);
+
+struct Inner {
+    database: Database,
+    authorities: Authorities,
+    fleet: Fleet,
+    settings: Settings,
+    registry: Registry,
+}
+
+/// A certificate as it goes to a node.
+struct Issued {
+    chain: Vec<Vec<u8>>,
+    identity: NodeIdentity,
+}
+
+/// A join token's row.
+struct TokenRow {
+    id: String,
+    tenant: TenantId,
+    kind: NodeKind,
+    name: Option<String>,
+    expires_at: Timestamp,
+}
+
+/// Why nothing was issued; becomes a [`Refusal`].
+#[derive(Debug, thiserror::Error)]
+enum Failure {
+    #[error("{}", .0.message)]
+    Refused(Refusal),
+    #[error(transparent)]
+    Authorities(#[from] AuthoritiesError),
+    #[error(transparent)]
+    Authority(#[from] AuthorityError),
+    #[error("an issued certificate can't be read back")]
+    Unreadable(#[from] pki::TrustError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+impl From<sqlx::Error> for Failure {
+    fn from(error: sqlx::Error) -> Self {
+        Self::Store(error.into())
+    }
+}
+
+impl Enrollment {
+    /// Opens the door; reads all nodes and their certificates, so that a session costs no query.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn open(
+        database: Database,
+        authorities: Authorities,
+        fleet: Fleet,
+        settings: Settings,
+    ) -> Result<Self, StoreError> {
+        let registry = Registry::load(&database).await?;
+        for (node, certificate) in registry.certificates() {
+            fleet.certificate(node, certificate);
+        }
+        Ok(Self(Arc::new(Inner { database, authorities, fleet, settings, registry })))
+    }
+
+    /// Enrolls the node that presents a join token. A token works once; presented again with the same key, as by a
+    /// node that never saw the reply, it gives the same certificate again.
+    ///
+    /// # Errors
+    /// What to tell the node. Every refusal is in the audit log, without the secret.
+    pub async fn enroll(&self, request: EnrollRequest, remote: IpAddr, now: Timestamp) -> Result<Enrolled, Refusal> {
+        let mut tries = 0;
+        loop {
+            let error = match self.try_enroll(&request, remote, now).await {
+                Ok(enrolled) => return Ok(enrolled),
+                Err(error) => error,
+            };
+            tries += 1;
+            match error {
+                // Two nodes took the same name at once.
+                Failure::Store(error) if error.is_duplicate() && tries < 5 => {}
+                Failure::Refused(refusal) => {
+                    let tenant = self.token_tenant(&request.secret).await;
+                    let record = Record {
+                        actor: Actor::anonymous(),
+                        action: action::ENROLLMENT_REFUSED,
+                        tenant,
+                        subject: name::clean(&request.name).unwrap_or_default(),
+                        detail: json!({
+                            "reason": refusal.message,
+                            "code": refusal.code().as_str_name(),
+                            "software": request.software.chars().take(100).collect::<String>(),
+                        }),
+                        remote: Some(remote),
+                    };
+                    self.write_refusal(record, now).await;
+                    return Err(refusal);
+                }
+                error => return Err(internal(&error, "enroll")),
+            }
+        }
+    }
+
+    /// Issues the next certificate to a node that holds a session. Asked again with the same key, it gives the same
+    /// certificate while that is fresh.
+    ///
+    /// # Errors
+    /// What to tell the node. Every refusal is in the audit log.
+    pub async fn renew(&self, identity: &NodeIdentity, request: &[u8], now: Timestamp) -> Result<Renewed, Refusal> {
+        match self.try_renew(identity, request, now).await {
+            Ok(issued) => {
+                let renew_at = self.renew_at(&issued.identity);
+                Ok(Renewed { certificate_chain: issued.chain, renew_at_ms: renew_at.millis(), refusal: None })
+            }
+            Err(Failure::Refused(refusal)) => {
+                let record = Record {
+                    actor: Actor::node(identity.node),
+                    action: action::RENEWAL_REFUSED,
+                    tenant: Some(identity.tenant.clone()),
+                    subject: identity.node.to_string(),
+                    detail: json!({ "reason": refusal.message, "serial": identity.serial.to_string() }),
+                    remote: None,
+                };
+                self.write_refusal(record, now).await;
+                Err(refusal)
+            }
+            Err(error) => Err(internal(&error, "renew its certificate")),
+        }
+    }
+
+    /// A session has begun with this certificate: from now on, it is the node's, and the ones before it are retired.
+    /// Costs a query only the first time.
+    ///
+    /// # Errors
+    /// When the database does not answer; the old certificates then stay good, and the next session tries again.
+    pub async fn seen(&self, identity: &NodeIdentity, now: Timestamp) -> Result<(), StoreError> {
+        if self.0.registry.is_current(identity) {
+            return Ok(());
+        }
+        let mut transaction = self.0.database.begin_write().await?;
+        let activated = sqlx::query(
+            "UPDATE certificates SET state = 'active' WHERE node = $1 AND serial = $2 AND state IN ('issued', 'active')
+             RETURNING issued_at",
+        )
+        .bind(identity.node.to_string())
+        .bind(identity.serial.as_bytes().to_vec())
+        .fetch_optional(&mut *transaction)
+        .await?;
+        let Some(row) = activated else { return Ok(()) };
+        let retired = sqlx::query(
+            "UPDATE certificates SET state = 'retired', superseded_at = $3
+             WHERE node = $1 AND serial <> $2 AND state IN ('issued', 'active') AND issued_at <= $4 RETURNING serial",
+        )
+        .bind(identity.node.to_string())
+        .bind(identity.serial.as_bytes().to_vec())
+        .bind(now.millis())
+        .bind(row.try_get::<i64, _>(0)?)
+        .fetch_all(&mut *transaction)
+        .await?;
+        if !retired.is_empty() {
+            let record = Record {
+                actor: Actor::node(identity.node),
+                action: action::CERTIFICATE_RETIRED,
+                tenant: Some(identity.tenant.clone()),
+                subject: identity.node.to_string(),
+                detail: json!({ "in_use": identity.serial.to_string(), "retired": retired.len() }),
+                remote: None,
+            };
+            audit::append(&mut transaction, now, record).await?;
+        }
+        transaction.commit().await?;
+        self.0.registry.activated(identity);
+        let certificate = Certificate { serial: identity.serial, not_after: identity.not_after };
+        self.0.fleet.certificate(identity.node, certificate);
+        Ok(())
+    }
+
+    /// Whether the holder of this verified certificate may hold a session. Asks no database.
+    ///
+    /// # Errors
+    /// What to tell the node.
+    pub fn authorize(&self, identity: &NodeIdentity) -> Result<(), Refusal> {
+        self.0.registry.authorize(identity)
+    }
+
+    /// When a node should renew this certificate; each is told another moment, so that a fleet does not come at once.
+    pub fn renew_at(&self, identity: &NodeIdentity) -> Timestamp {
+        pki::renewal::when(identity.not_before, identity.not_after, rand::random())
+    }
+
+    async fn try_enroll(&self, request: &EnrollRequest, remote: IpAddr, now: Timestamp) -> Result<Enrolled, Failure> {
+        let theirs = request.versions.unwrap_or_default();
+        if version::negotiate(version::SPOKEN, theirs).is_none() {
+            return Err(refused(
+                RefusalCode::Version,
+                format!(
+                    "this hub speaks protocol versions {} to {}, the node {} to {}: bring the older of the two up to date",
+                    version::SPOKEN.oldest,
+                    version::SPOKEN.newest,
+                    theirs.oldest,
+                    theirs.newest
+                ),
+            ));
+        }
+        let key = pki::verify_request(&request.certificate_request).map_err(malformed)?;
+        let mut transaction = self.0.database.begin_write().await?;
+        let Some(token) = take_token(&mut transaction, request, &key, now).await? else {
+            // Used before, or never made: only the same key gets the same answer.
+            return self.enroll_again(&mut transaction, request, &key).await;
+        };
+        let wanted = NodeKind::try_from(request.kind()).ok();
+        if wanted != Some(token.kind) {
+            return Err(refused(
+                RefusalCode::TokenKind,
+                format!(
+                    "this token is for {} nodes: make one for the other kind, or run the other program",
+                    token.kind
+                ),
+            ));
+        }
+        if now >= token.expires_at {
+            return Err(refused(
+                RefusalCode::TokenExpired,
+                format!("this token ended at {}: make a new one", token.expires_at),
+            ));
+        }
+        // Before the node's row is there: the tenant's authority may have to be read, in a transaction of its own.
+        let member = Member {
+            node: NodeId::new(now, rand::random()),
+            tenant: token.tenant.clone(),
+            kind: token.kind,
+            name: name::choose(&mut transaction, &token.tenant, token.name.as_deref(), &request.name, token.kind)
+                .await?,
+            enrolled_at: now,
+        };
+        insert_node(&mut transaction, &member, &request.software).await?;
+        sqlx::query("UPDATE join_tokens SET node = $2 WHERE id = $1")
+            .bind(&token.id)
+            .bind(member.node.to_string())
+            .execute(&mut *transaction)
+            .await?;
+        let issued = self.issue(&mut transaction, &key, &member, now).await?;
+        let record = Record {
+            actor: Actor::anonymous(),
+            action: action::NODE_ENROLLED,
+            tenant: Some(member.tenant.clone()),
+            subject: member.node.to_string(),
+            detail: json!({
+                "name": member.name, "kind": member.kind.as_str(), "token": token.id,
+                "serial": issued.identity.serial.to_string(),
+            }),
+            remote: Some(remote),
+        };
+        audit::append(&mut transaction, now, record).await?;
+        transaction.commit().await?;
+        self.0.registry.issued(&issued.identity);
+        let enrolled = self.enrolled(&member, issued.chain);
+        let (node, certificate) =
+            (member.node, Certificate { serial: issued.identity.serial, not_after: issued.identity.not_after });
+        self.0.fleet.enrolled(member);
+        self.0.fleet.certificate(node, certificate);
+        Ok(enrolled)
+    }
+
+    /// The answer to a token that is not free: the certificate it once gave, to the key it gave it to.
+    async fn enroll_again(
+        &self,
+        transaction: &mut Transaction,
+        request: &EnrollRequest,
+        key: &RequestedKey,
+    ) -> Result<Enrolled, Failure> {
+        let row = sqlx::query(
+            "SELECT t.used_spki, n.id, n.tenant, n.name, n.kind, n.enrolled_at, c.certificate, a.certificate
+             FROM join_tokens t LEFT JOIN nodes n ON n.id = t.node AND n.removed_at IS NULL AND n.revoked_at IS NULL
+             LEFT JOIN certificates c ON c.node = n.id AND c.spki_sha256 = t.used_spki AND c.state IN ('issued', 'active')
+             LEFT JOIN authorities a ON a.id = c.authority
+             WHERE t.secret_hash = $1 ORDER BY c.issued_at DESC LIMIT 1",
+        )
+        .bind(pki::token::secret_hash(&request.secret).to_vec())
+        .fetch_optional(&mut **transaction)
+        .await?;
+        let Some(row) = row else {
+            return Err(refused(
+                RefusalCode::TokenUnknown,
+                "this hub has made no such token: see that it was made at this hub, or make a new one".into(),
+            ));
+        };
+        let same_key = row.try_get::<Option<Vec<u8>>, _>(0)?.as_deref() == Some(&key.spki_sha256()[..]);
+        let certificate: Option<Vec<u8>> = row.try_get(6)?;
+        let (Some(leaf), true) = (certificate, same_key) else {
+            return Err(refused(
+                RefusalCode::TokenUsed,
+                "this token has been used: a token enrolls one node; make a new one".into(),
+            ));
+        };
+        let (id, tenant): (String, String) = (row.try_get(1)?, row.try_get(2)?);
+        let kind: String = row.try_get(4)?;
+        let unreadable = |error: protocol::id::IdError| StoreError::Statement(sqlx::Error::Decode(error.into()));
+        let member = Member {
+            node: id.parse().map_err(unreadable)?,
+            tenant: tenant.parse().map_err(unreadable)?,
+            kind: kind.parse().map_err(unreadable)?,
+            name: row.try_get(3)?,
+            enrolled_at: Timestamp::from_millis(row.try_get(5)?),
+        };
+        Ok(self.enrolled(&member, vec![leaf, row.try_get(7)?]))
+    }
+
+    async fn try_renew(&self, identity: &NodeIdentity, request: &[u8], now: Timestamp) -> Result<Issued, Failure> {
+        self.authorize(identity).map_err(Failure::Refused)?;
+        let key = pki::verify_request(request).map_err(malformed)?;
+        let mut transaction = self.0.database.begin_write().await?;
+        // Takes the node's row, so that two requests with one key don't both find nothing.
+        let row = sqlx::query(
+            "UPDATE nodes SET software = software WHERE id = $1 AND removed_at IS NULL AND revoked_at IS NULL
+             RETURNING name, enrolled_at",
+        )
+        .bind(identity.node.to_string())
+        .fetch_optional(&mut *transaction)
+        .await?;
+        let Some(row) = row else { return Err(Failure::Refused(registry::unknown(identity.node))) };
+        let before = sqlx::query(
+            "SELECT c.certificate, a.certificate FROM certificates c JOIN authorities a ON a.id = c.authority
+             WHERE c.node = $1 AND c.spki_sha256 = $2 AND c.state IN ('issued', 'active')
+             ORDER BY c.issued_at DESC LIMIT 1",
+        )
+        .bind(identity.node.to_string())
+        .bind(key.spki_sha256().to_vec())
+        .fetch_optional(&mut *transaction)
+        .await?;
+        if let Some(before) = before {
+            let issued = Issued::from_chain(vec![before.try_get(0)?, before.try_get(1)?])?;
+            // Half-way through its life it is no answer any more: the node asks because it wants a newer one.
+            let age = now.since(issued.identity.not_before);
+            if age < issued.identity.not_after.since(issued.identity.not_before) / 2 {
+                return Ok(issued);
+            }
+        }
+        let unused: i64 = sqlx::query_scalar(
+            "SELECT COUNT(*) FROM certificates WHERE node = $1 AND state = 'issued' AND issued_at > $2",
+        )
+        .bind(identity.node.to_string())
+        .bind(now.minus(UNUSED_WITHIN).millis())
+        .fetch_one(&mut *transaction)
+        .await?;
+        if unused >= UNUSED_MAX {
+            return Err(Failure::Refused(Refusal {
+                code: RefusalCode::Busy.into(),
+                message: format!(
+                    "{unused} certificates were issued to this node within the hour and never used: \
+                     see that it can write its state directory"
+                ),
+                retry_after_ms: UNUSED_WITHIN.as_millis() as u64,
+            }));
+        }
+        let member = Member {
+            node: identity.node,
+            tenant: identity.tenant.clone(),
+            kind: identity.kind,
+            name: row.try_get(0)?,
+            enrolled_at: Timestamp::from_millis(row.try_get(1)?),
+        };
+        let issued = self.issue(&mut transaction, &key, &member, now).await?;
+        let record = Record {
+            actor: Actor::node(identity.node),
+            action: action::CERTIFICATE_RENEWED,
+            tenant: Some(identity.tenant.clone()),
+            subject: identity.node.to_string(),
+            detail: json!({
+                "serial": issued.identity.serial.to_string(),
+                "not_after": issued.identity.not_after.to_string(),
+            }),
+            remote: None,
+        };
+        audit::append(&mut transaction, now, record).await?;
+        transaction.commit().await?;
+        self.0.registry.issued(&issued.identity);
+        Ok(issued)
+    }
+
+    async fn issue(
+        &self,
+        transaction: &mut Transaction,
+        key: &RequestedKey,
+        member: &Member,
+        now: Timestamp,
+    ) -> Result<Issued, Failure> {
+        let issuing = self.0.authorities.tenant(transaction, &member.tenant, now).await?;
+        let lifetime = self.0.settings.node_lifetime;
+        let leaf = issuing.authority.issue_node(key, member.node, member.kind, now, lifetime)?;
+        let issued = Issued::from_chain(vec![leaf, issuing.authority.certificate_der().to_vec()])?;
+        sqlx::query(
+            "INSERT INTO certificates
+                 (serial, authority, tenant, node, spki_sha256, certificate, issued_at, not_after, state)
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, 'issued')",
+        )
+        .bind(issued.identity.serial.as_bytes().to_vec())
+        .bind(issuing.id)
+        .bind(member.tenant.to_string())
+        .bind(member.node.to_string())
+        .bind(issued.identity.spki_sha256.to_vec())
+        .bind(issued.chain[0].clone())
+        .bind(now.millis())
+        .bind(issued.identity.not_after.millis())
+        .execute(&mut **transaction)
+        .await?;
+        Ok(issued)
+    }
+
+    fn enrolled(&self, member: &Member, chain: Vec<Vec<u8>>) -> Enrolled {
+        Enrolled {
+            node_id: member.node.to_bytes().to_vec(),
+            tenant: member.tenant.to_string(),
+            name: member.name.clone(),
+            kind: protocol::message::NodeKind::from(member.kind).into(),
+            certificate_chain: chain,
+            root: self.0.authorities.root_certificate().to_vec(),
+        }
+    }
+
+    /// The tenant a refused enrollment concerns, when the token tells; best effort, for the audit log.
+    async fn token_tenant(&self, secret: &[u8]) -> Option<TenantId> {
+        let tenant: Option<String> = sqlx::query_scalar("SELECT tenant FROM join_tokens WHERE secret_hash = $1")
+            .bind(pki::token::secret_hash(secret).to_vec())
+            .fetch_optional(self.0.database.reader())
+            .await
+            .ok()?;
+        tenant?.parse().ok()
+    }
+
+    async fn write_refusal(&self, record: Record, now: Timestamp) {
+        if let Err(error) = audit::record(&self.0.database, now, record).await {
+            tracing::error!(%error, "a refusal could not be written to the audit log");
+        }
+    }
+}
+
+impl Issued {
+    fn from_chain(chain: Vec<Vec<u8>>) -> Result<Self, pki::TrustError> {
+        let ders: Vec<CertificateDer<'_>> = chain.iter().map(|der| CertificateDer::from(&**der)).collect();
+        let identity = pki::node_identity(&ders)?;
+        Ok(Self { chain, identity })
+    }
+}
+
+/// Takes the token for `key`, in one statement: of two nodes that come with it at once, one gets it.
+async fn take_token(
+    transaction: &mut Transaction,
+    request: &EnrollRequest,
+    key: &RequestedKey,
+    now: Timestamp,
+) -> Result<Option<TokenRow>, Failure> {
+    let row = sqlx::query(
+        "UPDATE join_tokens SET used_at = $2, used_spki = $3 WHERE secret_hash = $1 AND used_at IS NULL
+         RETURNING id, tenant, kind, name, expires_at",
+    )
+    .bind(pki::token::secret_hash(&request.secret).to_vec())
+    .bind(now.millis())
+    .bind(key.spki_sha256().to_vec())
+    .fetch_optional(&mut **transaction)
+    .await?;
+    let Some(row) = row else { return Ok(None) };
+    let (tenant, kind): (String, String) = (row.try_get(1)?, row.try_get(2)?);
+    let unreadable = |error: protocol::id::IdError| StoreError::Statement(sqlx::Error::Decode(error.into()));
+    Ok(Some(TokenRow {
+        id: row.try_get(0)?,
+        tenant: tenant.parse().map_err(unreadable)?,
+        kind: kind.parse().map_err(unreadable)?,
+        name: row.try_get(3)?,
+        expires_at: Timestamp::from_millis(row.try_get(4)?),
+    }))
+}
+
+async fn insert_node(transaction: &mut Transaction, member: &Member, software: &str) -> Result<(), Failure> {
+    sqlx::query("INSERT INTO nodes (id, tenant, kind, name, software, enrolled_at) VALUES ($1, $2, $3, $4, $5, $6)")
+        .bind(member.node.to_string())
+        .bind(member.tenant.as_str())
+        .bind(member.kind.as_str())
+        .bind(&member.name)
+        .bind(software.chars().take(100).collect::<String>())
+        .bind(member.enrolled_at.millis())
+        .execute(&mut **transaction)
+        .await?;
+    Ok(())
+}
+
+fn refused(code: RefusalCode, message: String) -> Failure {
+    Failure::Refused(Refusal { code: code.into(), message, retry_after_ms: 0 })
+}
+
+fn malformed(error: RequestError) -> Failure {
+    refused(RefusalCode::Malformed, format!("{error}: bring the node's program up to date, and try again"))
+}
+
+/// The hub's own trouble: the node is told to come back, the log says what it was.
+fn internal(error: &Failure, what: &str) -> Refusal {
+    tracing::error!(error = %crate::rows::chain(error), "a node could not {what}");
+    Refusal {
+        code: RefusalCode::Internal.into(),
+        message: format!("the hub could not do it now: {error}"),
+        retry_after_ms: 5_000,
+    }
+}

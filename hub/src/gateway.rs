@@ -1,0 +1,37 @@
+//! The door for nodes: admission, enrollment, sessions.
+
+mod accept;
+mod rate;
+mod registry;
+mod session;
+
+use std::sync::Arc;
+
+use store::Database;
+
+use crate::enrollment::Enrollment;
+use crate::metrics::Metrics;
+use crate::telemetry::ingest::Ingest;
+use crate::telemetry::state::Fleet;
+
+pub use accept::Admission;
+pub(crate) use accept::accept;
+pub use registry::{Directive, Registry};
+
+/// What sessions work with.
+pub struct Gateway {
+    /// Who may start a handshake, and how fast nodes may enroll.
+    pub admission: Admission,
+    /// For audit records.
+    pub database: Database,
+    /// From token to certificate.
+    pub enrollment: Enrollment,
+    /// The nodes as last seen.
+    pub fleet: Fleet,
+    /// Where telemetry goes.
+    pub ingest: Ingest,
+    /// Live sessions.
+    pub registry: Arc<Registry>,
+    /// What is counted.
+    pub metrics: Arc<Metrics>,
+}

@@ -1,0 +1,133 @@
+//! The sessions this hub holds: at most one for each node, and a way to reach it.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use protocol::{NodeId, SessionId};
+use tokio::sync::mpsc;
+use transport::CloseCode;
+
+/// Directives that may wait for one session. A session that lets them fill up is stuck and is cut off.
+const DIRECTIVES_BOUND: usize = 8;
+
+/// What the rest of the hub asks of a session.
+#[derive(Debug)]
+pub enum Directive {
+    /// End the connection with this code and reason.
+    Close(CloseCode, &'static str),
+    /// Someone looks at the node: have it send every sample at once for this long.
+    Pace(Duration),
+}
+
+/// The sessions this hub holds.
+#[derive(Default)]
+pub struct Registry {
+    live: Mutex<HashMap<NodeId, Live>>,
+}
+
+struct Live {
+    session: SessionId,
+    directives: mpsc::Sender<Directive>,
+}
+
+/// A session's place in the registry.
+pub(super) struct Registered {
+    /// Where the session receives directives.
+    pub(super) directives: mpsc::Receiver<Directive>,
+    /// The session of the same node that this one displaced.
+    pub(super) displaced: Option<SessionId>,
+}
+
+impl Registry {
+    /// Puts a new session in its node's place and ends the one that was there.
+    pub(super) fn register(&self, node: NodeId, session: SessionId) -> Registered {
+        let (sender, directives) = mpsc::channel(DIRECTIVES_BOUND);
+        let displaced = self.live().insert(node, Live { session, directives: sender }).map(|old| {
+            // A full queue means the old session is stuck; dropping its sender ends it as well.
+            let _ = old.directives.try_send(Directive::Close(
+                CloseCode::Displaced,
+                "another session of this node has taken over; if you did not start it, revoke the node",
+            ));
+            old.session
+        });
+        Registered { directives, displaced }
+    }
+
+    /// Takes a session out, unless another has taken its place. True when it was the node's current one.
+    pub(super) fn remove(&self, node: NodeId, session: SessionId) -> bool {
+        let mut live = self.live();
+        let current = live.get(&node).is_some_and(|entry| entry.session == session);
+        if current {
+            live.remove(&node);
+        }
+        current
+    }
+
+    /// Hands a directive to a node's session. False when the node has none here.
+    pub fn direct(&self, node: NodeId, directive: Directive) -> bool {
+        let mut live = self.live();
+        let Some(entry) = live.get(&node) else { return false };
+        match entry.directives.try_send(directive) {
+            Ok(()) => true,
+            Err(_) => {
+                live.remove(&node);
+                false
+            }
+        }
+    }
+
+    /// How many sessions are live.
+    pub fn len(&self) -> usize {
+        self.live().len()
+    }
+
+    /// True when no session is live.
+    pub fn is_empty(&self) -> bool {
+        self.live().is_empty()
+    }
+
+    fn live(&self) -> MutexGuard<'_, HashMap<NodeId, Live>> {
+        self.live.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use protocol::Timestamp;
+
+    fn ids() -> (NodeId, SessionId, SessionId) {
+        let now = Timestamp::from_millis(1);
+        (NodeId::new(now, [1; 10]), SessionId::new(now, [2; 10]), SessionId::new(now, [3; 10]))
+    }
+
+    #[tokio::test]
+    async fn a_second_session_of_a_node_ends_the_first() {
+        let (node, first, second) = ids();
+        let registry = Registry::default();
+        let mut old = registry.register(node, first);
+        let new = registry.register(node, second);
+        assert_eq!(new.displaced, Some(first));
+        assert!(matches!(old.directives.recv().await, Some(Directive::Close(CloseCode::Displaced, _))));
+        assert!(old.directives.recv().await.is_none(), "the old session can no longer be reached");
+        assert!(!registry.remove(node, first), "the displaced session must not take the new one out");
+        assert_eq!(registry.len(), 1);
+        assert!(registry.remove(node, second));
+    }
+
+    #[tokio::test]
+    async fn a_session_that_does_not_take_its_directives_is_cut_off() {
+        let (node, session, _) = ids();
+        let registry = Registry::default();
+        let mut stuck = registry.register(node, session);
+        for _ in 0..DIRECTIVES_BOUND {
+            assert!(registry.direct(node, Directive::Pace(Duration::from_secs(1))));
+        }
+        assert!(!registry.direct(node, Directive::Pace(Duration::from_secs(1))));
+        for _ in 0..DIRECTIVES_BOUND {
+            assert!(stuck.directives.recv().await.is_some());
+        }
+        assert!(stuck.directives.recv().await.is_none(), "the channel closes, which ends the session");
+    }
+}

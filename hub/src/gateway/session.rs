@@ -1,0 +1,365 @@
+//! One node's session: its control stream and its telemetry stream, side by side in one task.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use futures_util::FutureExt;
+use pki::NodeIdentity;
+use protocol::frame::{MAX_CONTROL, MAX_TELEMETRY};
+use protocol::message::{Refusal, Renewed, ToHub, Upload};
+use protocol::session::{HELLO_DEADLINE, HubOutput, HubSession, NodeHello, SessionError};
+use protocol::{SessionId, Timestamp, version};
+use rand::RngExt;
+use serde_json::json;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info, warn};
+use transport::{CloseCode, Connection, FrameReader, FrameWriter, StreamError};
+
+use super::Gateway;
+use super::registry::Directive;
+use crate::audit::{self, Actor, Record, action};
+use crate::telemetry::ingest::{IngestError, Intake};
+use crate::telemetry::state::Ended;
+
+/// After a restart of the hub, or trouble with its database, nodes come back spread over this long.
+const COME_BACK_WITHIN: Duration = Duration::from_secs(3);
+/// How long a node may take to acknowledge that the hub says goodbye.
+const GOODBYE_DEADLINE: Duration = Duration::from_secs(2);
+
+/// Why a session is over, and what to tell the node.
+enum Over {
+    /// The node said goodbye, or its connection ended.
+    Node(Ended),
+    /// Close with this code and reason.
+    Close(CloseCode, String),
+    /// Say goodbye first: the node is to come back.
+    Goodbye(&'static str),
+}
+
+/// Serves a node from the verified connection to its end.
+pub(super) async fn run(
+    gateway: Arc<Gateway>,
+    connection: Connection,
+    identity: NodeIdentity,
+    shutdown: CancellationToken,
+) {
+    let node = identity.node;
+    let greeted = tokio::time::timeout(HELLO_DEADLINE, greet(&gateway, &connection, &identity)).await;
+    let (session, mut control, intake) = match greeted {
+        Ok(Ok(greeted)) => greeted,
+        Ok(Err(trouble)) => {
+            debug!(%node, remote = %connection.remote_address(), %trouble, "no session");
+            connection.close(trouble.code(), &trouble.to_string());
+            return;
+        }
+        Err(_) => {
+            connection.close(CloseCode::Timeout, "no Hello came in time");
+            return;
+        }
+    };
+    let registered = gateway.registry.register(node, session);
+    gateway.metrics.sessions.set(gateway.registry.len() as i64);
+    info!(%node, tenant = %identity.tenant, %session, remote = %connection.remote_address(), "session opened");
+    if let Some(displaced) = registered.displaced {
+        record_displacement(&gateway, &connection, &identity, displaced, session).await;
+    }
+    if let Err(error) = gateway.enrollment.seen(&identity, now()).await {
+        // The older certificate then stays good a little longer: the next session retires it.
+        warn!(%node, %error, "the use of a certificate was not recorded");
+    }
+
+    let over = tokio::select! {
+        biased;
+        over = attend(&gateway, &identity, &mut control, registered.directives, &shutdown) => over,
+        over = take_in(&connection, intake) => over,
+    };
+    let ended = end(&connection, control, over).await;
+    if gateway.registry.remove(node, session) {
+        gateway.metrics.sessions.set(gateway.registry.len() as i64);
+    }
+    info!(%node, %session, ?ended, "session closed");
+    gateway.fleet.session_closed(node, session, ended, now());
+}
+
+/// The control stream and the machine that knows its rules.
+struct Control {
+    writer: FrameWriter,
+    reader: FrameReader,
+    machine: HubSession,
+}
+
+/// Hello, the decision, and Welcome.
+async fn greet(
+    gateway: &Gateway,
+    connection: &Connection,
+    identity: &NodeIdentity,
+) -> Result<(SessionId, Control, Intake), Trouble> {
+    let (writer, reader) = connection.accept(MAX_CONTROL).await.map_err(StreamError::from)?;
+    let mut control = Control { writer, reader, machine: HubSession::open(version::SPOKEN, now()) };
+    let hello = loop {
+        let Some(message) = control.reader.recv::<ToHub>().await? else { return Err(Trouble::Gone) };
+        let mut hello = None;
+        for output in control.machine.receive(message, now())? {
+            match output {
+                HubOutput::Send(answer) => control.writer.send(&answer).await?,
+                HubOutput::Hello(said) => hello = Some(said),
+                HubOutput::Over(reason) => return Err(turned_away(&mut control, reason).await),
+                _ => {}
+            }
+        }
+        if let Some(hello) = hello {
+            break hello;
+        }
+    };
+    if let Err(refusal) = gateway.enrollment.authorize(identity) {
+        return Err(refuse(gateway, connection, identity, &mut control, refusal).await);
+    }
+    let NodeHello { facts, spool, .. } = hello;
+    let intake = gateway.ingest.open(identity.node, &identity.tenant, &spool).await.map_err(IngestError::from)?;
+    let session = SessionId::new(now(), rand::rng().random());
+    let renew_at = gateway.enrollment.renew_at(identity);
+    let welcome = control.machine.welcome(session, intake.stored(), env!("CARGO_PKG_VERSION"), Some(renew_at), now());
+    if let Some(welcome) = welcome {
+        control.writer.send(&welcome).await?;
+    }
+    gateway.fleet.session_opened(identity.node, session, connection.remote_address(), facts, now());
+    Ok((session, control, intake))
+}
+
+async fn refuse(
+    gateway: &Gateway,
+    connection: &Connection,
+    identity: &NodeIdentity,
+    control: &mut Control,
+    refusal: Refusal,
+) -> Trouble {
+    let record = Record {
+        actor: Actor::node(identity.node),
+        action: action::SESSION_REFUSED,
+        tenant: Some(identity.tenant.clone()),
+        subject: identity.node.to_string(),
+        detail: json!({ "reason": refusal.message, "serial": identity.serial.to_string() }),
+        remote: Some(connection.remote_address().ip()),
+    };
+    if let Err(error) = audit::record(&gateway.database, now(), record).await {
+        warn!(node = %identity.node, %error, "a refused session was not audited");
+    }
+    let reason = refusal.message.clone();
+    let answer = control.machine.refuse(refusal);
+    match control.writer.send(&answer).await {
+        Ok(()) => turned_away(control, reason).await,
+        Err(error) => error.into(),
+    }
+}
+
+/// Waits until the node has the refusal, so that closing does not overtake it.
+async fn turned_away(control: &mut Control, reason: String) -> Trouble {
+    match control.writer.finish().await {
+        Ok(()) => {
+            let _ = tokio::time::timeout(GOODBYE_DEADLINE, control.writer.delivered()).await;
+            Trouble::Refused(reason)
+        }
+        Err(error) => error.into(),
+    }
+}
+
+async fn record_displacement(
+    gateway: &Gateway,
+    connection: &Connection,
+    identity: &NodeIdentity,
+    displaced: SessionId,
+    by: SessionId,
+) {
+    gateway.metrics.displaced.inc();
+    let record = Record {
+        actor: Actor::node(identity.node),
+        action: action::SESSION_DISPLACED,
+        tenant: Some(identity.tenant.clone()),
+        subject: identity.node.to_string(),
+        detail: json!({ "displaced": displaced.to_string(), "by": by.to_string() }),
+        remote: Some(connection.remote_address().ip()),
+    };
+    if let Err(error) = audit::record(&gateway.database, now(), record).await {
+        warn!(node = %identity.node, %error, "a displaced session was not audited");
+    }
+}
+
+/// The control stream, until one side ends the session.
+async fn attend(
+    gateway: &Gateway,
+    identity: &NodeIdentity,
+    control: &mut Control,
+    mut directives: mpsc::Receiver<Directive>,
+    shutdown: &CancellationToken,
+) -> Over {
+    loop {
+        let message = tokio::select! {
+            biased;
+            () = shutdown.cancelled() => return Over::Goodbye("the hub stops or restarts"),
+            directive = directives.recv() => match directive {
+                Some(Directive::Pace(live_for)) => {
+                    if let Some(pace) = control.machine.live(live_for) && control.writer.send(&pace).await.is_err() {
+                        return Over::Node(Ended::Lost);
+                    }
+                    continue;
+                }
+                Some(Directive::Close(code, reason)) => return Over::Close(code, reason.into()),
+                None => return Over::Close(CloseCode::Displaced, "this session no longer takes part".into()),
+            },
+            message = control.reader.recv::<ToHub>() => message,
+        };
+        let outputs = match message {
+            Ok(Some(message)) => control.machine.receive(message, now()),
+            Ok(None) | Err(StreamError::Closed(_)) => return Over::Node(Ended::Lost),
+            Err(error) => return Over::Close(CloseCode::Malformed, error.to_string()),
+        };
+        let outputs = match outputs {
+            Ok(outputs) => outputs,
+            Err(error) => return Over::Close(CloseCode::Malformed, error.to_string()),
+        };
+        for output in outputs {
+            let answer = match output {
+                HubOutput::Send(answer) => answer,
+                HubOutput::Renew { certificate_request } => {
+                    let renewed = gateway.enrollment.renew(identity, &certificate_request, now()).await;
+                    control.machine.renewed(
+                        renewed.unwrap_or_else(|refusal| Renewed { refusal: Some(refusal), ..Renewed::default() }),
+                    )
+                }
+                HubOutput::Clock(reading) => {
+                    gateway.fleet.clock(identity.node, reading.into());
+                    continue;
+                }
+                HubOutput::Outcome(outcome) => {
+                    debug!(node = %identity.node, state = ?outcome.state(), "an outcome of a command this hub did not send");
+                    continue;
+                }
+                HubOutput::Unsupported(what) => {
+                    debug!(node = %identity.node, what, "the node is older and did not know a message");
+                    continue;
+                }
+                HubOutput::Over(reason) => return Over::Node(Ended::Goodbye(reason)),
+                HubOutput::Hello(_) => continue,
+            };
+            if control.writer.send(&answer).await.is_err() {
+                return Over::Node(Ended::Lost);
+            }
+        }
+    }
+}
+
+/// The telemetry stream: everything that has arrived is committed together, then acknowledged.
+async fn take_in(connection: &Connection, mut intake: Intake) -> Over {
+    let (mut writer, mut reader) = match connection.accept(MAX_TELEMETRY).await {
+        Ok(stream) => stream,
+        Err(_) => return Over::Node(Ended::Lost),
+    };
+    loop {
+        let mut upload = match reader.recv::<Upload>().await {
+            Ok(Some(upload)) => Some(upload),
+            // Without telemetry there is nothing to do here; the control stream says when the session ends.
+            Ok(None) => std::future::pending().await,
+            Err(error) => return broken(error),
+        };
+        while let Some(next) = upload.take() {
+            if let Err(error) = intake.receive(next, now()) {
+                return refused(error);
+            }
+            if intake.is_full() {
+                break;
+            }
+            match reader.recv::<Upload>().now_or_never() {
+                Some(Ok(next)) => upload = next,
+                Some(Err(error)) => return broken(error),
+                None => {}
+            }
+        }
+        match intake.commit(now()).await {
+            Ok(Some(acknowledge)) => {
+                if let Err(error) = writer.send(&acknowledge).await {
+                    return broken(error);
+                }
+            }
+            Ok(None) => {}
+            Err(error) => return refused(error),
+        }
+    }
+}
+
+fn broken(error: StreamError) -> Over {
+    match error {
+        StreamError::Closed(_) | StreamError::Reset | StreamError::Stopped => Over::Node(Ended::Lost),
+        error => Over::Close(CloseCode::Malformed, error.to_string()),
+    }
+}
+
+fn refused(error: IngestError) -> Over {
+    match error {
+        error @ (IngestError::Delivery(_) | IngestError::Body { .. }) => {
+            Over::Close(CloseCode::Malformed, error.to_string())
+        }
+        error => {
+            warn!(%error, "telemetry was not stored; the node keeps it and comes back");
+            Over::Goodbye("the hub can't store telemetry right now; see the hub's log")
+        }
+    }
+}
+
+/// Tells the node, closes the connection, and says how the session ended.
+async fn end(connection: &Connection, control: Control, over: Over) -> Ended {
+    let Control { mut writer, mut machine, .. } = control;
+    match over {
+        Over::Node(ended) => {
+            connection.close(CloseCode::Done, "");
+            ended
+        }
+        Over::Close(code, reason) => {
+            connection.close(code, &reason);
+            Ended::Lost
+        }
+        Over::Goodbye(reason) => {
+            // Spread, so that the nodes of a restarted hub do not all come back in the same second.
+            let after = COME_BACK_WITHIN.mul_f64(rand::rng().random_range(0.1..1.0));
+            let said = async {
+                writer.send(&machine.goodbye(reason, Some(after))).await?;
+                writer.finish().await?;
+                writer.delivered().await
+            };
+            let _ = tokio::time::timeout(GOODBYE_DEADLINE, said).await;
+            connection.close(CloseCode::Draining, reason);
+            Ended::Lost
+        }
+    }
+}
+
+/// Why a connection did not become a session.
+#[derive(Debug, thiserror::Error)]
+enum Trouble {
+    #[error("the stream ended before a Hello")]
+    Gone,
+    #[error("{0}")]
+    Refused(String),
+    #[error(transparent)]
+    Rules(#[from] SessionError),
+    #[error(transparent)]
+    Stream(#[from] StreamError),
+    #[error("the hub can't open the node's telemetry right now; see the hub's log")]
+    Ingest(#[from] IngestError),
+}
+
+impl Trouble {
+    fn code(&self) -> CloseCode {
+        match self {
+            Self::Gone | Self::Stream(_) => CloseCode::Done,
+            Self::Refused(_) => CloseCode::Refused,
+            Self::Rules(SessionError::Deadline { .. }) => CloseCode::Timeout,
+            Self::Rules(_) => CloseCode::Malformed,
+            Self::Ingest(_) => CloseCode::Internal,
+        }
+    }
+}
+
+fn now() -> Timestamp {
+    SystemTime::now().into()
+}

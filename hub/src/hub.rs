@@ -1,0 +1,447 @@
+//! The whole hub: opened, run until told to stop, drained.
+
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::io::{ErrorKind, Write as _};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, SystemTime};
+
+use anyhow::{Context, bail};
+use pki::tls::{HubCertificate, HubTls, server_config, system_clock};
+use pki::{CertificateDer, MasterKey};
+use protocol::Timestamp;
+use protocol::message::RefusalCode;
+use serde::{Deserialize, Serialize};
+use store::Database;
+use store::group::Limits;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::{info, warn};
+use transport::{CloseCode, Endpoint, ResetKey, ServerLimits};
+
+use crate::access::Access;
+use crate::alerts::Alerts;
+use crate::authorities::{Authorities, HubServer};
+use crate::config::Config;
+use crate::enrollment::{self, Enrollment};
+use crate::gateway::{self, Gateway};
+use crate::metrics::Metrics;
+use crate::schema;
+use crate::telemetry::history::{History, Upkeep};
+use crate::telemetry::ingest::Ingest;
+use crate::telemetry::state::Fleet;
+use crate::tenants::Tenants;
+use crate::web::{self, AppState};
+
+/// How long sessions may take to say goodbye, and what is queued to be stored, when the hub stops.
+const DRAIN_DEADLINE: Duration = Duration::from_secs(10);
+/// The hub's own certificate is replaced when less than this is left of it.
+const RENEW_SERVER_BEFORE: Duration = Duration::from_secs(10 * 86_400);
+/// What a thousand nodes that come back at once need.
+const RECEIVE_BUFFER_WANTED: usize = 4 * 1024 * 1024;
+/// How long the last packets to closed connections may take.
+const GOODBYE: Duration = Duration::from_secs(1);
+/// Knocks sent together, and the pause after them: 2,000 nodes within a second.
+const KNOCKS_AT_ONCE: usize = 20;
+/// See [`KNOCKS_AT_ONCE`].
+const KNOCK_PAUSE: Duration = Duration::from_millis(10);
+/// How often the hub looks at its own certificate.
+const LOOK_AT_SERVER: Duration = Duration::from_secs(3600);
+
+/// Where a running hub listens; written to `endpoints.json` in the state directory.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Endpoints {
+    /// Address of the QUIC socket.
+    pub quic: SocketAddr,
+    /// Base URL of dashboard and API.
+    pub http: String,
+}
+
+impl Endpoints {
+    /// File name in the state directory.
+    pub const FILE: &str = "endpoints.json";
+
+    /// Base URL of dashboard and API: as configured, or of the hub that runs, or by default.
+    pub fn of(config: &Config) -> String {
+        let configured = config.public_url.as_deref().map(|url| url.trim_end_matches('/').to_owned());
+        configured
+            .or_else(|| Self::read(&config.state_dir).map(|endpoints| endpoints.http))
+            .unwrap_or_else(|| format!("http://{}", reachable(config.http_listen)))
+    }
+
+    fn write(&self, state_dir: &Path) -> anyhow::Result<()> {
+        let (file, new) = (state_dir.join(Self::FILE), state_dir.join("endpoints.json.new"));
+        let write = || std::fs::write(&new, serde_json::to_vec(self)?).and_then(|()| std::fs::rename(&new, &file));
+        write().with_context(|| format!("cannot write {}", file.display()))
+    }
+
+    /// Those of the hub that runs, or last ran, in `state_dir`.
+    pub fn read(state_dir: &Path) -> Option<Self> {
+        serde_json::from_slice(&std::fs::read(state_dir.join(Self::FILE)).ok()?).ok()
+    }
+}
+
+/// What every verb of the program needs: the database and what stands on it.
+pub struct Domain {
+    /// The database, migrated.
+    pub database: Database,
+    /// The fleet's authorities.
+    pub authorities: Authorities,
+    /// Tenants.
+    pub tenants: Tenants,
+    /// Who may see and do what.
+    pub access: Access,
+    reset_key: ResetKey,
+}
+
+impl Domain {
+    /// Opens the state directory, the master key and the database.
+    ///
+    /// # Errors
+    /// A sentence for the operator.
+    pub async fn open(config: &Config) -> anyhow::Result<Self> {
+        private_directory(&config.state_dir)?;
+        let database = Database::open(&config.database_url()).await?;
+        database.migrate(schema::MIGRATIONS).await?;
+        let master = master_key(&config.master_key_path(), config.master_key_file.is_none())?;
+        let reset_key = ResetKey(master.derive("stateless reset"));
+        let authorities = Authorities::open(database.clone(), master, now())
+            .await
+            .context("the fleet's authorities can't be opened: is this the master key they were sealed with?")?;
+        let tenants = Tenants::new(database.clone(), authorities.clone());
+        let access = Access::new(database.clone());
+        Ok(Self { database, authorities, tenants, access, reset_key })
+    }
+}
+
+/// A hub that listens.
+pub struct Hub {
+    domain: Domain,
+    fleet: Fleet,
+    gateway: Arc<Gateway>,
+    endpoint: Endpoint,
+    certificate: HubCertificate,
+    server_until: Timestamp,
+    listener: TcpListener,
+    endpoints: Endpoints,
+    state_dir: PathBuf,
+    /// Where nodes were whose sessions ended with the hub's last life.
+    orphans: Vec<SocketAddr>,
+    /// Ends the tasks that store, once the sessions are gone.
+    stop_storing: CancellationToken,
+    storing: TaskTracker,
+    router: axum::Router,
+}
+
+impl Hub {
+    /// Opens everything and listens, but serves nobody yet. `shutdown` also ends what pages keep open.
+    ///
+    /// # Errors
+    /// A sentence for the operator: the port that is taken, the directory that can't be written, …
+    pub async fn open(config: &Config, shutdown: &CancellationToken) -> anyhow::Result<Self> {
+        let domain = Domain::open(config).await?;
+        let database = domain.database.clone();
+        let fleet = Fleet::load(&database, now()).await?;
+        let orphans = Fleet::left_behind(&database).await?;
+        let metrics = Arc::new(Metrics::new()?);
+        let listener = listen(config).await?;
+
+        // The list of nodes needs the port for its tokens, and the port comes with a configuration that asks the list.
+        let list: Arc<OnceLock<Enrollment>> = Arc::default();
+        let shown = domain.authorities.hub_server(now()).await?;
+        let certificate = served(&shown)?;
+        let tls = server_config(HubTls {
+            root: domain.authorities.root_certificate().clone(),
+            certificate: certificate.clone(),
+            denied: Arc::new({
+                let list = Arc::clone(&list);
+                move |identity| match list.get().map(|list| list.authorize(identity)) {
+                    // An unknown node is told so by a message; a handshake could only say "revoked".
+                    Some(Err(refusal)) => refusal.code() == RefusalCode::NodeRevoked,
+                    Some(Ok(())) => false,
+                    None => true,
+                }
+            }),
+            clock: system_clock(),
+        })?;
+        let limits = ServerLimits { reset_key: Some(domain.reset_key), ..ServerLimits::default() };
+        let endpoint = Endpoint::server(config.quic_listen, tls, limits)
+            .context("quic-listen (HYPERFACTORY_HUB_QUIC_LISTEN) must be a free UDP address")?;
+        let quic = endpoint.local_addr()?;
+        if endpoint.receive_buffer() < RECEIVE_BUFFER_WANTED {
+            warn!(
+                bytes = endpoint.receive_buffer(),
+                "the UDP receive buffer is small, and many nodes at once will lose packets: \
+                 set the sysctl net.core.rmem_max to {RECEIVE_BUFFER_WANTED} or more"
+            );
+        }
+
+        let address = config.public_address.clone().unwrap_or_else(|| dialed(quic));
+        let settings = enrollment::Settings { address, node_lifetime: pki::authority::NODE_LIFETIME };
+        let enrollment =
+            Enrollment::open(database.clone(), domain.authorities.clone(), fleet.clone(), settings).await?;
+        let _ = list.set(enrollment.clone());
+
+        let stop_storing = CancellationToken::new();
+        let storing = TaskTracker::new();
+        let (ingest, committing) =
+            Ingest::start(database.clone(), fleet.clone(), Limits::default(), stop_storing.clone()).await?;
+        storing.spawn(committing);
+        storing.spawn(fleet.clone().keep(database.clone(), now, stop_storing.clone()));
+        let (alerts, judging) =
+            Alerts::start(database.clone(), fleet.clone(), config.alert_policy(), now, stop_storing.clone()).await?;
+        storing.spawn(judging);
+        storing.spawn(Upkeep::new(database.clone(), config.retention.get()).keep(now, stop_storing.clone()));
+
+        let scheme = if config.http_certificate.is_some() { "https" } else { "http" };
+        let http = match &config.public_url {
+            Some(url) => url.trim_end_matches('/').to_owned(),
+            None => format!("{scheme}://{}", reachable(listener.local_addr()?)),
+        };
+        let gateway = Arc::new(Gateway {
+            admission: config.admission(),
+            database,
+            enrollment,
+            fleet: fleet.clone(),
+            ingest,
+            registry: Arc::default(),
+            metrics,
+        });
+        let metrics = Arc::clone(&gateway.metrics);
+        let router = web::router(AppState {
+            database: gateway.database.clone(),
+            tenants: domain.tenants.clone(),
+            enrollment: gateway.enrollment.clone(),
+            fleet: fleet.clone(),
+            ingest: gateway.ingest.clone(),
+            history: History::new(gateway.database.clone()),
+            alerts,
+            access: domain.access.clone(),
+            metrics: Arc::new(move || metrics.text()),
+            watch: Arc::new({
+                let gateway = Arc::clone(&gateway);
+                move |node, live_for| {
+                    let _ = gateway.registry.direct(node, gateway::Directive::Pace(live_for));
+                }
+            }),
+            secure: http.starts_with("https:"),
+            clock: now,
+            shutdown: shutdown.clone(),
+        });
+        Ok(Self {
+            domain,
+            fleet,
+            gateway,
+            endpoint,
+            certificate,
+            server_until: shown.not_after,
+            listener,
+            endpoints: Endpoints { quic, http },
+            state_dir: config.state_dir.clone(),
+            orphans,
+            stop_storing,
+            storing,
+            router,
+        })
+    }
+
+    /// Where it listens.
+    pub fn endpoints(&self) -> &Endpoints {
+        &self.endpoints
+    }
+
+    /// What stands on the database.
+    pub fn domain(&self) -> &Domain {
+        &self.domain
+    }
+
+    /// Makes join tokens.
+    pub fn enrollment(&self) -> &Enrollment {
+        &self.gateway.enrollment
+    }
+
+    /// The nodes as last seen.
+    pub fn fleet(&self) -> &Fleet {
+        &self.fleet
+    }
+
+    /// Serves until `shutdown`, then drains: sessions say goodbye, what was taken in is stored, pages end.
+    ///
+    /// # Errors
+    /// When it can't say where it listens, or HTTP breaks down.
+    pub async fn run(self, shutdown: CancellationToken) -> anyhow::Result<()> {
+        self.endpoints.write(&self.state_dir)?;
+        info!(quic = %self.endpoints.quic, http = %self.endpoints.http, "the hub listens");
+
+        let sessions = TaskTracker::new();
+        sessions.spawn(gateway::accept(
+            Arc::clone(&self.gateway),
+            self.endpoint.clone(),
+            sessions.clone(),
+            shutdown.clone(),
+        ));
+        sessions.spawn(keep_certified(
+            self.domain.authorities.clone(),
+            self.certificate.clone(),
+            self.server_until,
+            shutdown.clone(),
+        ));
+        sessions.spawn(knock(self.endpoint.clone(), self.orphans, shutdown.clone()));
+        let service = self.router.into_make_service_with_connect_info::<SocketAddr>();
+        let http = axum::serve(self.listener, service).with_graceful_shutdown(shutdown.clone().cancelled_owned());
+        let mut http = std::pin::pin!(http.into_future());
+        let broken = tokio::select! {
+            () = shutdown.cancelled() => None,
+            served = &mut http => Some(served),
+        };
+        shutdown.cancel();
+
+        sessions.close();
+        let drained = tokio::time::timeout(DRAIN_DEADLINE, async {
+            sessions.wait().await;
+            if broken.is_none() {
+                // Pages end by themselves at shutdown; one that does not is cut by the deadline.
+                let _ = http.await;
+            }
+        });
+        if drained.await.is_err() {
+            warn!("some sessions or pages did not end in time and were cut");
+        }
+        self.endpoint.close(CloseCode::Draining, "the hub stops");
+        self.stop_storing.cancel();
+        self.storing.close();
+        self.storing.wait().await;
+        let _ = tokio::time::timeout(GOODBYE, self.endpoint.wait_idle()).await;
+        self.domain.database.close().await;
+        info!("the hub has stopped");
+        match broken {
+            Some(served) => served.context("HTTP has ended by itself"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Now, by this machine's clock.
+pub fn now() -> Timestamp {
+    SystemTime::now().into()
+}
+
+/// Tells the nodes of the hub's last life that it is back, without a burst that would overflow a buffer.
+async fn knock(endpoint: Endpoint, orphans: Vec<SocketAddr>, shutdown: CancellationToken) {
+    for few in orphans.chunks(KNOCKS_AT_ONCE) {
+        for address in few {
+            endpoint.knock(*address);
+        }
+        tokio::select! {
+            () = shutdown.cancelled() => return,
+            () = tokio::time::sleep(KNOCK_PAUSE) => {}
+        }
+    }
+}
+
+/// Replaces the hub's own certificate well before it ends.
+async fn keep_certified(
+    authorities: Authorities,
+    certificate: HubCertificate,
+    mut until: Timestamp,
+    shutdown: CancellationToken,
+) {
+    loop {
+        tokio::select! {
+            () = shutdown.cancelled() => return,
+            () = tokio::time::sleep(LOOK_AT_SERVER) => {}
+        }
+        if now() < until.minus(RENEW_SERVER_BEFORE) {
+            continue;
+        }
+        let replaced = async {
+            let shown = authorities.hub_server(now()).await?;
+            let [leaf, intermediate] = two(&shown)?;
+            certificate.replace(leaf, intermediate, shown.root.clone(), &shown.key)?;
+            anyhow::Ok(shown.not_after)
+        };
+        match replaced.await {
+            Ok(not_after) => {
+                info!(%not_after, "the hub has a new server certificate");
+                until = not_after;
+            }
+            Err(error) => warn!(error = format!("{error:#}"), %until, "the hub could not renew its server certificate"),
+        }
+    }
+}
+
+fn served(shown: &HubServer) -> anyhow::Result<HubCertificate> {
+    let [leaf, intermediate] = two(shown)?;
+    Ok(HubCertificate::new(leaf, intermediate, shown.root.clone(), &shown.key)?)
+}
+
+fn two(shown: &HubServer) -> anyhow::Result<[CertificateDer<'static>; 2]> {
+    match shown.chain.as_slice() {
+        [leaf, intermediate] => Ok([leaf.clone(), intermediate.clone()]),
+        _ => bail!("the hub's certificate chain is not leaf and intermediate"),
+    }
+}
+
+async fn listen(config: &Config) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(config.http_listen).await.with_context(|| {
+        format!(
+            "cannot listen on TCP {}: see who has the port with `ss -tlnp`, or set http-listen \
+             (HYPERFACTORY_HUB_HTTP_LISTEN) to another address",
+            config.http_listen
+        )
+    })
+}
+
+/// What a node dials when nobody configured it: this machine's name, or loopback when the hub listens there alone.
+fn dialed(quic: SocketAddr) -> String {
+    if quic.ip().is_unspecified() {
+        let name = rustix::system::uname().nodename().to_string_lossy().into_owned();
+        format!("{name}:{}", quic.port())
+    } else {
+        quic.to_string()
+    }
+}
+
+/// An address to open in a browser on this machine.
+fn reachable(address: SocketAddr) -> SocketAddr {
+    match address.ip() {
+        ip if !ip.is_unspecified() => address,
+        IpAddr::V4(_) => SocketAddr::new(Ipv4Addr::LOCALHOST.into(), address.port()),
+        IpAddr::V6(_) => SocketAddr::new(Ipv6Addr::LOCALHOST.into(), address.port()),
+    }
+}
+
+/// Makes a directory that only this user can enter.
+fn private_directory(path: &Path) -> anyhow::Result<()> {
+    DirBuilder::new().recursive(true).mode(0o700).create(path).with_context(|| {
+        format!(
+            "cannot make the state directory {}: run as a user who may, or choose another with --state-dir",
+            path.display()
+        )
+    })
+}
+
+/// Reads the master key; makes it when it is the hub's own to make and nothing is sealed with another yet.
+fn master_key(path: &Path, ours: bool) -> anyhow::Result<MasterKey> {
+    match std::fs::read_to_string(path) {
+        Ok(text) => text.trim().parse().with_context(|| {
+            format!("{} is no master key: restore it from the copy made when the hub was set up", path.display())
+        }),
+        Err(error) if error.kind() == ErrorKind::NotFound && ours => {
+            let key = MasterKey::generate()?;
+            let write = || {
+                let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+                file.write_all(key.to_text().as_bytes())?;
+                file.sync_all()?;
+                File::open(path.parent().unwrap_or(Path::new(".")))?.sync_all()
+            };
+            write().with_context(|| format!("cannot write the master key {}", path.display()))?;
+            info!(path = %path.display(), "made the master key that seals the fleet's CA keys: keep a copy of it elsewhere");
+            Ok(key)
+        }
+        Err(error) => Err(error).with_context(|| format!("cannot read the master key {}", path.display())),
+    }
+}

@@ -1,0 +1,20 @@
+//! The centre of a Hyperfactory fleet: enrollment, telemetry, alerts, audit, and who may see them.
+
+pub mod access;
+pub mod alerts;
+pub mod api;
+pub mod audit;
+pub mod authorities;
+pub mod check;
+pub mod config;
+pub mod dashboard;
+pub mod enrollment;
+pub mod gateway;
+pub mod hub;
+pub mod metrics;
+pub mod quickstart;
+mod rows;
+pub mod schema;
+pub mod telemetry;
+pub mod tenants;
+pub mod web;

@@ -1,0 +1,206 @@
+//! The hub's tables, step by step. Everything belongs to a tenant; secrets stand here only as hashes.
+
+use store::Migration;
+
+/// All steps, oldest first. A released step is never altered.
+pub const MIGRATIONS: &[Migration] =
+    &[Migration { version: 1, name: "tenants, trust, telemetry, alerts, audit, access", sql: FIRST }];
+
+/// Times are milliseconds since the Unix epoch, ids are UUIDs in hyphenated text, a spool epoch is the 64 bits of
+/// the wire read as a signed number.
+const FIRST: &str = "
+CREATE TABLE tenants (
+    id TEXT PRIMARY KEY,
+    name TEXT NOT NULL,
+    created_at BIGINT NOT NULL
+);
+
+-- kind: root, hub, tenant. The key is sealed with the master key, bound to its owner.
+CREATE TABLE authorities (
+    id {ID},
+    kind TEXT NOT NULL,
+    tenant TEXT REFERENCES tenants (id),
+    certificate {BLOB} NOT NULL,
+    sealed_key {BLOB} NOT NULL,
+    not_after BIGINT NOT NULL,
+    state TEXT NOT NULL,
+    created_at BIGINT NOT NULL
+);
+CREATE UNIQUE INDEX authorities_active ON authorities (kind, COALESCE(tenant, '')) WHERE state = 'active';
+
+CREATE TABLE nodes (
+    id TEXT PRIMARY KEY,
+    tenant TEXT NOT NULL REFERENCES tenants (id),
+    kind TEXT NOT NULL,
+    name TEXT NOT NULL,
+    software TEXT NOT NULL,
+    enrolled_at BIGINT NOT NULL,
+    revoked_at BIGINT,
+    removed_at BIGINT
+);
+CREATE UNIQUE INDEX nodes_name ON nodes (tenant, name) WHERE removed_at IS NULL;
+
+CREATE TABLE join_tokens (
+    id TEXT PRIMARY KEY,
+    tenant TEXT NOT NULL REFERENCES tenants (id),
+    kind TEXT NOT NULL,
+    name TEXT,
+    secret_hash {BLOB} NOT NULL UNIQUE,
+    created_at BIGINT NOT NULL,
+    created_by TEXT NOT NULL,
+    expires_at BIGINT NOT NULL,
+    used_at BIGINT,
+    used_spki {BLOB},
+    node TEXT REFERENCES nodes (id)
+);
+CREATE INDEX join_tokens_tenant ON join_tokens (tenant, created_at);
+
+-- state: issued, active (a session has used it), retired (a session has used its successor), revoked.
+CREATE TABLE certificates (
+    serial {BLOB} NOT NULL,
+    authority BIGINT NOT NULL REFERENCES authorities (id),
+    tenant TEXT NOT NULL REFERENCES tenants (id),
+    node TEXT NOT NULL REFERENCES nodes (id),
+    spki_sha256 {BLOB} NOT NULL,
+    certificate {BLOB} NOT NULL,
+    issued_at BIGINT NOT NULL,
+    not_after BIGINT NOT NULL,
+    superseded_at BIGINT,
+    state TEXT NOT NULL,
+    PRIMARY KEY (authority, serial)
+);
+CREATE INDEX certificates_node ON certificates (node, issued_at);
+
+-- One life of a node's spool. Everything up to `through` is accounted for: stored, or named in lost_ranges, or
+-- (up to `deleted_through`) deleted by retention.
+CREATE TABLE streams (
+    id {ID},
+    tenant TEXT NOT NULL,
+    node TEXT NOT NULL REFERENCES nodes (id),
+    epoch BIGINT NOT NULL,
+    through BIGINT NOT NULL,
+    deleted_through BIGINT NOT NULL,
+    opened_at BIGINT NOT NULL,
+    UNIQUE (node, epoch)
+);
+
+-- key_sequence: the key batch from which this one decodes; 0: none is known, it can't be decoded.
+CREATE TABLE batches (
+    stream BIGINT NOT NULL,
+    sequence BIGINT NOT NULL,
+    tenant TEXT NOT NULL,
+    key_sequence BIGINT NOT NULL,
+    first_at BIGINT NOT NULL,
+    last_at BIGINT NOT NULL,
+    received_at BIGINT NOT NULL,
+    body {BLOB} NOT NULL,
+    PRIMARY KEY (stream, sequence)
+) {CLUSTERED};
+
+-- Batches without a hole from a key batch on, each body after its length as a LEB128 varint.
+CREATE TABLE chunks (
+    stream BIGINT NOT NULL,
+    first_sequence BIGINT NOT NULL,
+    last_sequence BIGINT NOT NULL,
+    tenant TEXT NOT NULL,
+    first_at BIGINT NOT NULL,
+    last_at BIGINT NOT NULL,
+    received_at BIGINT NOT NULL,
+    bodies {BLOB} NOT NULL,
+    PRIMARY KEY (stream, first_sequence)
+);
+CREATE INDEX chunks_received ON chunks (received_at);
+CREATE INDEX chunks_time ON chunks (stream, last_at);
+
+CREATE TABLE lost_ranges (
+    stream BIGINT NOT NULL REFERENCES streams (id),
+    first_sequence BIGINT NOT NULL,
+    last_sequence BIGINT NOT NULL,
+    tenant TEXT NOT NULL,
+    reason TEXT NOT NULL,
+    reported_at BIGINT NOT NULL,
+    PRIMARY KEY (stream, first_sequence)
+);
+
+-- presence: online, lost, left. facts and state are the wire's NodeFacts and (key) BatchBody.
+CREATE TABLE node_states (
+    node TEXT PRIMARY KEY REFERENCES nodes (id),
+    tenant TEXT NOT NULL,
+    presence TEXT NOT NULL,
+    since BIGINT NOT NULL,
+    last_seen BIGINT NOT NULL,
+    remote TEXT,
+    facts {BLOB} NOT NULL,
+    state_at BIGINT NOT NULL,
+    state {BLOB} NOT NULL
+);
+
+CREATE TABLE alerts (
+    id {ID},
+    tenant TEXT NOT NULL REFERENCES tenants (id),
+    node TEXT NOT NULL REFERENCES nodes (id),
+    rule TEXT NOT NULL,
+    subject TEXT NOT NULL,
+    severity TEXT NOT NULL,
+    message TEXT NOT NULL,
+    opened_at BIGINT NOT NULL,
+    closed_at BIGINT
+);
+CREATE UNIQUE INDEX alerts_open ON alerts (node, rule, subject) WHERE closed_at IS NULL;
+CREATE INDEX alerts_tenant ON alerts (tenant, opened_at);
+
+-- Numbered without a hole: audit_head is the one place numbers come from.
+CREATE TABLE audit (
+    id BIGINT PRIMARY KEY,
+    at BIGINT NOT NULL,
+    actor TEXT NOT NULL,
+    action TEXT NOT NULL,
+    tenant TEXT,
+    subject TEXT NOT NULL,
+    detail TEXT NOT NULL,
+    remote TEXT
+);
+CREATE INDEX audit_tenant ON audit (tenant, id);
+CREATE TABLE audit_head (
+    chain BIGINT PRIMARY KEY,
+    last_id BIGINT NOT NULL
+);
+INSERT INTO audit_head (chain, last_id) VALUES (1, 0);
+
+CREATE TABLE api_tokens (
+    id TEXT PRIMARY KEY,
+    name TEXT NOT NULL,
+    role TEXT NOT NULL,
+    tenant TEXT REFERENCES tenants (id),
+    secret_hash {BLOB} NOT NULL UNIQUE,
+    created_at BIGINT NOT NULL,
+    created_by TEXT NOT NULL,
+    expires_at BIGINT,
+    revoked_at BIGINT
+);
+
+CREATE TABLE sign_in_links (
+    secret_hash {BLOB} PRIMARY KEY,
+    name TEXT NOT NULL,
+    role TEXT NOT NULL,
+    tenant TEXT REFERENCES tenants (id),
+    created_at BIGINT NOT NULL,
+    expires_at BIGINT NOT NULL,
+    used_at BIGINT
+);
+
+CREATE TABLE web_sessions (
+    secret_hash {BLOB} PRIMARY KEY,
+    name TEXT NOT NULL,
+    role TEXT NOT NULL,
+    tenant TEXT REFERENCES tenants (id),
+    created_at BIGINT NOT NULL,
+    expires_at BIGINT NOT NULL,
+    api_token TEXT REFERENCES api_tokens (id)
+);
+
+CREATE TABLE hub_settings (
+    name TEXT PRIMARY KEY,
+    value TEXT NOT NULL
+);
+";

@@ -1,0 +1,324 @@
+//! Telemetry in: judged, decoded, committed in groups across all sessions, and only then acknowledged.
+
+mod coverage;
+mod writer;
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use protocol::delivery::{DeliveryError, Inbox, Verdict};
+use protocol::message::{Acknowledge, Batch, BatchBody, Lost, SpoolRange, Upload, upload};
+use protocol::telemetry::Decoder;
+use protocol::{NodeId, Sequence, SpoolEpoch, TenantId, Timestamp, frame};
+use store::group::{GroupError, Limits, Submitter, group_commit};
+use store::sqlx::{self, Row};
+use store::{Database, StoreError};
+use tokio_util::sync::CancellationToken;
+
+use super::state::{Fleet, Report, Sample};
+use writer::{BatchRow, Delivery, LostRow, Stream, Writer};
+
+pub use coverage::{Coverage, LostRange, coverage};
+
+/// Batches taken in before [`Intake::is_full`] asks for a commit, and their bytes: what a session may make the hub
+/// hold in memory beside the transport's own window.
+const PENDING_BATCHES: usize = 64;
+const PENDING_BYTES: usize = 128 * 1024;
+
+/// Where sessions hand in what nodes upload. Clones share it.
+#[derive(Clone)]
+pub struct Ingest(Arc<Inner>);
+
+struct Inner {
+    database: Database,
+    fleet: Fleet,
+    submitter: Submitter<Writer>,
+    /// The newest spool of each node, so that opening a session costs no query.
+    streams: Mutex<HashMap<NodeId, Arc<Stream>>>,
+}
+
+/// An upload that was not taken in, or not stored. The session must end: the next one starts from what is stored.
+#[derive(Debug, thiserror::Error)]
+pub enum IngestError {
+    /// It is not what comes next.
+    #[error(transparent)]
+    Delivery(#[from] DeliveryError),
+    /// Its body can't be read.
+    #[error("batch {sequence} is not a telemetry batch")]
+    Body {
+        /// Its number.
+        sequence: u64,
+        /// Why.
+        #[source]
+        source: frame::FrameError,
+    },
+    /// A batch before it was not stored.
+    #[error("a batch was not stored because the one before it was not")]
+    OutOfOrder,
+    /// It was not committed.
+    #[error(transparent)]
+    Group(#[from] GroupError),
+    /// The database failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+impl Ingest {
+    /// Starts taking in: a handle, and the task that commits until `stop`.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn start(
+        database: Database,
+        fleet: Fleet,
+        limits: Limits,
+        stop: CancellationToken,
+    ) -> Result<(Self, impl Future<Output = ()> + Send), StoreError> {
+        let rows = sqlx::query(
+            "SELECT node, tenant, epoch, through FROM streams
+             WHERE id IN (SELECT MAX(id) FROM streams GROUP BY node)",
+        )
+        .fetch_all(database.reader())
+        .await?;
+        let mut streams = HashMap::with_capacity(rows.len());
+        for row in &rows {
+            let (node, tenant): (String, String) = (row.try_get(0)?, row.try_get(1)?);
+            let (Ok(node), Ok(tenant)) = (node.parse(), tenant.parse()) else { continue };
+            let epoch = SpoolEpoch(row.try_get::<i64, _>(2)? as u64);
+            let through = row.try_get::<i64, _>(3)? as u64;
+            streams.insert(node, Arc::new(Stream::new(node, tenant, epoch, through)));
+        }
+        let (submitter, task) = group_commit(database.clone(), Writer, limits, stop);
+        Ok((Self(Arc::new(Inner { database, fleet, submitter, streams: Mutex::new(streams) })), task))
+    }
+
+    /// Opens a session's intake, for the spool that the node named in its Hello.
+    ///
+    /// # Errors
+    /// When the database does not answer; it is asked only about a spool that is not the node's newest.
+    pub async fn open(&self, node: NodeId, tenant: &TenantId, spool: &SpoolRange) -> Result<Intake, StoreError> {
+        let epoch = SpoolEpoch(spool.epoch);
+        let stream = self.stream(node, tenant, epoch).await?;
+        let stored = stream.committed();
+        Ok(Intake {
+            ingest: self.clone(),
+            inbox: Inbox::open(epoch, (stored > 0).then_some(Sequence(stored))),
+            decoder: Decoder::sharing(self.0.fleet.schemas()),
+            key: 0,
+            backlog: spool.last,
+            snapshot: false,
+            base: stored,
+            pending: Pending::default(),
+            node,
+            stream,
+        })
+    }
+
+    /// Every spool epoch of `node` with what is stored of it: the proof that no number is missing.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn coverage(&self, node: NodeId) -> Result<Vec<Coverage>, StoreError> {
+        coverage(&self.0.database, node).await
+    }
+
+    async fn stream(&self, node: NodeId, tenant: &TenantId, epoch: SpoolEpoch) -> Result<Arc<Stream>, StoreError> {
+        let known = |streams: &HashMap<NodeId, Arc<Stream>>| {
+            streams.get(&node).filter(|stream| stream.epoch == epoch).map(Arc::clone)
+        };
+        if let Some(stream) = known(&self.lock()) {
+            return Ok(stream);
+        }
+        let through: Option<i64> = sqlx::query_scalar("SELECT through FROM streams WHERE node = $1 AND epoch = $2")
+            .bind(node.to_string())
+            .bind(epoch.0 as i64)
+            .fetch_optional(self.0.database.reader())
+            .await?;
+        let mut streams = self.lock();
+        // Another session of the node may have been quicker; there must be one position for one stream.
+        if let Some(stream) = known(&streams) {
+            return Ok(stream);
+        }
+        let stream = Arc::new(Stream::new(node, tenant.clone(), epoch, through.unwrap_or(0) as u64));
+        streams.insert(node, Arc::clone(&stream));
+        Ok(stream)
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<NodeId, Arc<Stream>>> {
+        self.0.streams.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// One session's way in.
+pub struct Intake {
+    ingest: Ingest,
+    node: NodeId,
+    stream: Arc<Stream>,
+    inbox: Inbox,
+    decoder: Decoder,
+    /// The key batch that the batches now coming continue from.
+    key: u64,
+    /// Up to here, batches were written before the session began, and so before its snapshot.
+    backlog: u64,
+    snapshot: bool,
+    /// Everything up to here is stored, or in a commit under way.
+    base: u64,
+    pending: Pending,
+}
+
+#[derive(Default)]
+struct Pending {
+    batches: Vec<BatchRow>,
+    lost: Vec<LostRow>,
+    reports: Vec<Report>,
+    bytes: usize,
+}
+
+impl Intake {
+    /// What to say in the Welcome: how far the hub has this spool.
+    pub fn stored(&self) -> Option<Acknowledge> {
+        self.inbox.position()
+    }
+
+    /// Takes in one upload. A batch waits for [`Intake::commit`]; a snapshot is shown at once and kept nowhere.
+    ///
+    /// # Errors
+    /// [`IngestError`]; the session must end.
+    pub fn receive(&mut self, upload: Upload, now: Timestamp) -> Result<(), IngestError> {
+        match upload.message {
+            Some(upload::Message::Batch(batch)) => self.batch(batch, now),
+            Some(upload::Message::Lost(lost)) => self.lost(&lost, now),
+            Some(upload::Message::Snapshot(body)) => {
+                self.snapshot = true;
+                let mut decoder = Decoder::sharing(self.ingest.0.fleet.schemas());
+                let (report, _) = decode(&mut decoder, body, true, self.node);
+                self.ingest.0.fleet.report(self.node, vec![report], now);
+                Ok(())
+            }
+            // A newer node's message: skipped, as the contract says.
+            None => Ok(()),
+        }
+    }
+
+    /// Whether there is something to commit.
+    pub fn is_empty(&self) -> bool {
+        self.pending.batches.is_empty() && self.pending.lost.is_empty()
+    }
+
+    /// Whether enough has been taken in: commit before the next [`Intake::receive`].
+    pub fn is_full(&self) -> bool {
+        self.pending.batches.len() >= PENDING_BATCHES || self.pending.bytes >= PENDING_BYTES
+    }
+
+    /// Stores what was taken in, together with what other sessions took in. Gives the acknowledgement to send, when
+    /// that is news. Dropped before its end, it may still store; the session must then end.
+    ///
+    /// # Errors
+    /// [`IngestError`]; nothing is acknowledged, the session must end, and the node sends it all again.
+    pub async fn commit(&mut self, now: Timestamp) -> Result<Option<Acknowledge>, IngestError> {
+        if self.is_empty() {
+            return Ok(None);
+        }
+        let through = self.inbox.accepted();
+        let Pending { batches, lost, reports, .. } = std::mem::take(&mut self.pending);
+        let delivery = Delivery {
+            stream: Arc::clone(&self.stream),
+            // Moved on before it is known to be stored: should it fail, whatever follows in this session is a hole
+            // and is refused.
+            base: std::mem::replace(&mut self.base, through.0),
+            through: through.0,
+            batches,
+            lost,
+            received_at: now,
+        };
+        self.ingest.0.submitter.submit(delivery).await?.map_err(|_| IngestError::OutOfOrder)?;
+        self.ingest.0.fleet.report(self.node, reports, now);
+        Ok(self.inbox.committed(through))
+    }
+
+    fn batch(&mut self, batch: Batch, now: Timestamp) -> Result<(), IngestError> {
+        storable(batch.sequence, batch.sequence)?;
+        let body: BatchBody =
+            frame::decode(&batch.body).map_err(|source| IngestError::Body { sequence: batch.sequence, source })?;
+        let verdict = self.inbox.batch(&batch, body.key)?;
+        if body.key {
+            self.key = batch.sequence;
+        }
+        let current = !self.snapshot || batch.sequence > self.backlog;
+        let (report, span) = decode(&mut self.decoder, body, current, self.node);
+        if verdict == Verdict::Duplicate {
+            return Ok(());
+        }
+        let (first_at, last_at) = span.unwrap_or((now, now));
+        self.pending.bytes += batch.body.len();
+        self.pending.reports.push(report);
+        self.pending.batches.push(BatchRow {
+            sequence: batch.sequence,
+            key_sequence: self.key,
+            first_at,
+            last_at,
+            body: batch.body,
+        });
+        Ok(())
+    }
+
+    fn lost(&mut self, lost: &Lost, now: Timestamp) -> Result<(), IngestError> {
+        storable(lost.first, lost.last)?;
+        if let Some(range) = self.inbox.lost(lost)? {
+            tracing::warn!(node = %self.node, first = range.start(), last = range.end(), reason = ?lost.reason(),
+                "the node has lost batches");
+            self.pending.lost.push(LostRow { range, reason: lost.reason(), reported_at: now });
+        }
+        Ok(())
+    }
+}
+
+/// The database counts to 2^63 - 1.
+fn storable(first: u64, last: u64) -> Result<(), DeliveryError> {
+    if last > i64::MAX as u64 { Err(DeliveryError::Number { first, last }) } else { Ok(()) }
+}
+
+/// What a body says, and the times of its first and last row. A body whose samples can't be read is stored all the
+/// same: what arrived is not thrown away, and the node would only send it again.
+fn decode(
+    decoder: &mut Decoder,
+    body: BatchBody,
+    current: bool,
+    node: NodeId,
+) -> (Report, Option<(Timestamp, Timestamp)>) {
+    let mut span = None;
+    let mut newest: Vec<(Timestamp, Vec<Option<i64>>)> = Vec::new();
+    if !body.samples.is_empty() {
+        let decoded = decoder.decode(&body.samples, |_, at, values| {
+            let (first, last) = span.unwrap_or((at, at));
+            span = Some((at.min(first), at.max(last)));
+            if newest.len() == 2 {
+                newest.swap(0, 1);
+                let (kept_at, kept) = &mut newest[1];
+                *kept_at = at;
+                kept.clear();
+                kept.extend_from_slice(values);
+            } else {
+                newest.push((at, values.to_vec()));
+            }
+        });
+        if let Err(error) = decoded {
+            tracing::warn!(%node, %error, "a batch's samples can't be read; it is stored unread");
+        }
+    }
+    let schema = decoder.schema();
+    let samples = newest
+        .into_iter()
+        .filter_map(|(at, values)| Some(Sample::new(at, Arc::clone(schema?), values.into_iter())))
+        .collect();
+    let report = Report {
+        current,
+        complete: body.key,
+        services: body.services,
+        removed: body.removed,
+        engine: body.engine,
+        status: body.status,
+        samples,
+    };
+    (report, span)
+}

@@ -1,0 +1,206 @@
+//! One node as a page shows it.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use protocol::message::{Engine, NodeFacts, NodeStatus, Service, ServiceKey};
+use protocol::{NodeId, NodeKind, SessionId, TenantId, Timestamp};
+
+use super::{Latest, Member, Report};
+
+/// A node, as last seen. Cheap to copy: its large parts are shared.
+#[derive(Clone, Debug)]
+pub struct NodeView {
+    /// Its id.
+    pub node: NodeId,
+    /// Whose it is.
+    pub tenant: TenantId,
+    /// What it is.
+    pub kind: NodeKind,
+    /// Its name, unique in the tenant.
+    pub name: Arc<str>,
+    /// When it enrolled.
+    pub enrolled_at: Timestamp,
+    /// Whether it is there.
+    pub presence: Presence,
+    /// Its session, while it is there.
+    pub session: Option<SessionId>,
+    /// When the hub last heard of it.
+    pub last_seen: Option<Timestamp>,
+    /// What kind of machine it is.
+    pub facts: Arc<NodeFacts>,
+    /// Its clock and its spool.
+    pub status: Arc<NodeStatus>,
+    /// Its container engine.
+    pub engine: Arc<Engine>,
+    /// Its services, by stack, service and number.
+    pub services: Arc<Vec<Service>>,
+    /// The certificate it uses.
+    pub certificate: Option<Certificate>,
+    /// Its newest figures.
+    pub latest: Option<Latest>,
+    /// What of it needs attention.
+    pub attention: Arc<Attention>,
+}
+
+/// Whether a node is there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Presence {
+    /// It has enrolled, and no session came yet.
+    NeverSeen,
+    /// It holds a session.
+    Online {
+        /// Since when.
+        since: Timestamp,
+        /// From where.
+        remote: SocketAddr,
+    },
+    /// Its session broke off.
+    Lost {
+        /// Since when.
+        since: Timestamp,
+    },
+    /// It said goodbye.
+    Left {
+        /// Since when.
+        since: Timestamp,
+        /// Why, in its words.
+        reason: String,
+    },
+}
+
+impl Presence {
+    /// Whether it holds a session.
+    pub fn is_online(&self) -> bool {
+        matches!(self, Self::Online { .. })
+    }
+}
+
+/// The certificate a node uses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Certificate {
+    /// Its serial.
+    pub serial: pki::Serial,
+    /// When it ends.
+    pub not_after: Timestamp,
+}
+
+/// How urgent something is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Level {
+    /// All is well.
+    #[default]
+    Ok,
+    /// Worth knowing.
+    Notice,
+    /// Somebody should look.
+    Warning,
+    /// Somebody should look now.
+    Critical,
+}
+
+impl Level {
+    /// The lower-case word used in URLs and tables.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Notice => "notice",
+            Self::Warning => "warning",
+            Self::Critical => "critical",
+        }
+    }
+}
+
+/// What needs attention at a node.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Attention {
+    /// The worst of the reasons.
+    pub level: Level,
+    /// The worst first.
+    pub reasons: Vec<Reason>,
+}
+
+/// One thing that needs attention.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reason {
+    /// How urgent.
+    pub level: Level,
+    /// The alert rule behind it.
+    pub rule: &'static str,
+    /// The service, or empty for the node itself.
+    pub subject: String,
+    /// A sentence.
+    pub message: String,
+}
+
+/// `stack/service/number`: a service's name, and the target of its series.
+pub fn service_name(key: &ServiceKey) -> String {
+    format!("{}/{}/{}", key.stack, key.service, key.number)
+}
+
+impl NodeView {
+    pub(crate) fn new(member: Member) -> Self {
+        Self {
+            node: member.node,
+            tenant: member.tenant,
+            kind: member.kind,
+            name: member.name.into(),
+            enrolled_at: member.enrolled_at,
+            presence: Presence::NeverSeen,
+            session: None,
+            last_seen: None,
+            facts: Arc::default(),
+            status: Arc::default(),
+            engine: Arc::default(),
+            services: Arc::default(),
+            certificate: None,
+            latest: None,
+            attention: Arc::default(),
+        }
+    }
+
+    /// The newest value of a gauge, or rate of a counter.
+    pub fn current(&self, metric: &str, target: &str) -> Option<f64> {
+        let latest = self.latest.as_ref()?;
+        latest.current(latest.sample.schema.index(metric, target)?)
+    }
+
+    /// Takes over what a report says.
+    pub(super) fn apply(&mut self, report: Report) {
+        for sample in report.samples {
+            match &mut self.latest {
+                Some(latest) => latest.advance(sample),
+                None => self.latest = Some(Latest { sample, previous: None }),
+            }
+        }
+        if !report.current {
+            return;
+        }
+        if let Some(engine) = report.engine {
+            self.engine = Arc::new(engine);
+        }
+        if let Some(mut status) = report.status {
+            // The clock comes on the control stream, too; a report without it does not unset it.
+            status.clock = status.clock.or(self.status.clock);
+            self.status = Arc::new(status);
+        }
+        if report.complete {
+            let mut services = report.services;
+            services.sort_by(|a, b| order(a).cmp(&order(b)));
+            self.services = Arc::new(services);
+        } else if !report.services.is_empty() || !report.removed.is_empty() {
+            let services = Arc::make_mut(&mut self.services);
+            services.retain(|service| !report.removed.iter().any(|gone| Some(gone) == service.key.as_ref()));
+            for service in report.services {
+                match services.binary_search_by(|known| order(known).cmp(&order(&service))) {
+                    Ok(place) => services[place] = service,
+                    Err(place) => services.insert(place, service),
+                }
+            }
+        }
+    }
+}
+
+fn order(service: &Service) -> Option<(&str, &str, u32)> {
+    service.key.as_ref().map(|key| (&*key.stack, &*key.service, key.number))
+}

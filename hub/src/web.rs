@@ -1,0 +1,195 @@
+//! The hub's HTTP side: REST API, dashboard, health and metrics, on one router.
+
+use std::collections::HashMap;
+use std::ops::Deref;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use axum::Router;
+use axum::extract::{DefaultBodyLimit, State};
+use axum::http::{HeaderName, HeaderValue, StatusCode, Uri, header};
+use axum::middleware::map_response;
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use protocol::{NodeId, Timestamp};
+use store::Database;
+use store::sqlx;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_util::sync::CancellationToken;
+
+use crate::access::Access;
+use crate::alerts::Alerts;
+use crate::api::idempotency::Answers;
+use crate::api::problem::Problem;
+use crate::api::roster::Roster;
+use crate::enrollment::Enrollment;
+use crate::telemetry::history::History;
+use crate::telemetry::ingest::Ingest;
+use crate::telemetry::state::Fleet;
+use crate::tenants::Tenants;
+use crate::{api, dashboard};
+
+/// Largest request body, bytes.
+pub(crate) const BODY_LIMIT: usize = 64 * 1024;
+/// Live streams at once, of pages and of the API. One more is told to come back.
+const STREAMS: usize = 512;
+/// How long a node sends every sample at once after somebody looked at it.
+const WATCHED_FOR: Duration = Duration::from_secs(60);
+/// How long the database may take to answer before the hub is not ready.
+const READY_WITHIN: Duration = Duration::from_secs(2);
+
+/// What pages must not do (CSP Level 3): nothing from elsewhere, nothing inline.
+const CONTENT_SECURITY_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; \
+     connect-src 'self'; form-action 'self'; frame-ancestors 'none'; base-uri 'none'";
+
+/// What the HTTP side stands on.
+#[derive(Clone)]
+pub struct AppState {
+    /// The database: readiness, audit.
+    pub database: Database,
+    /// Tenants.
+    pub tenants: Tenants,
+    /// Join tokens.
+    pub enrollment: Enrollment,
+    /// The nodes as last seen.
+    pub fleet: Fleet,
+    /// Coverage of batch numbers.
+    pub ingest: Ingest,
+    /// What was measured.
+    pub history: History,
+    /// What went wrong.
+    pub alerts: Alerts,
+    /// Who may.
+    pub access: Access,
+    /// `/metrics`, in the Prometheus text format.
+    pub metrics: Arc<dyn Fn() -> String + Send + Sync>,
+    /// Asks a node to send every sample at once for a while, because somebody looks at it.
+    pub watch: Arc<dyn Fn(NodeId, Duration) + Send + Sync>,
+    /// Served by TLS, here or by a proxy in front: cookies are then sent over TLS alone.
+    pub secure: bool,
+    /// The wall clock.
+    pub clock: fn() -> Timestamp,
+    /// Ends live streams.
+    pub shutdown: CancellationToken,
+}
+
+/// What handlers share. Clones share it.
+#[derive(Clone)]
+pub(crate) struct App(Arc<Inner>);
+
+pub(crate) struct Inner {
+    pub(crate) state: AppState,
+    pub(crate) roster: Roster,
+    pub(crate) answers: Answers,
+    /// Until when nodes send every sample at once.
+    watched: Mutex<HashMap<NodeId, Instant>>,
+    streams: Arc<Semaphore>,
+}
+
+impl Deref for App {
+    type Target = Inner;
+
+    fn deref(&self) -> &Inner {
+        &self.0
+    }
+}
+
+impl App {
+    fn new(state: AppState) -> Self {
+        let roster = Roster::new(state.fleet.clone());
+        let streams = Arc::new(Semaphore::new(STREAMS));
+        Self(Arc::new(Inner { state, roster, answers: Answers::default(), watched: Mutex::default(), streams }))
+    }
+
+    /// Now.
+    pub(crate) fn now(&self) -> Timestamp {
+        (self.state.clock)()
+    }
+
+    /// Somebody looks at `node`: asks it to send every sample at once, however many look and however often.
+    pub(crate) fn watch(&self, node: NodeId) {
+        let now = Instant::now();
+        let mut watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
+        watched.retain(|_, until| *until > now);
+        // Asked again while it still lasts, so that there is no break.
+        if watched.get(&node).is_none_or(|until| *until < now + WATCHED_FOR / 2) {
+            watched.insert(node, now + WATCHED_FOR);
+            (self.state.watch)(node, WATCHED_FOR);
+        }
+    }
+
+    /// Room for one more live stream.
+    pub(crate) fn stream(&self) -> Result<OwnedSemaphorePermit, Problem> {
+        let detail = "This hub serves as many live streams as it can; try again soon.";
+        Arc::clone(&self.streams).try_acquire_owned().map_err(|_| Problem::unavailable(detail, Duration::from_secs(10)))
+    }
+}
+
+/// The whole HTTP side. Serve it with `ConnectInfo<SocketAddr>`: failed sign-ins are limited by address.
+pub fn router(state: AppState) -> Router {
+    let app = App::new(state);
+    Router::new()
+        .merge(api::router())
+        .merge(dashboard::router())
+        .route("/healthz", get(async || "ok\n"))
+        .route("/readyz", get(ready))
+        .route("/metrics", get(metrics))
+        .fallback(nowhere)
+        .method_not_allowed_fallback(wrong_method)
+        .layer(DefaultBodyLimit::max(BODY_LIMIT))
+        .layer(map_response(guarded))
+        .with_state(app)
+}
+
+/// Ready when the database answers.
+async fn ready(State(app): State<App>) -> Result<&'static str, Problem> {
+    let asked = sqlx::query_scalar::<_, i64>("SELECT 1").fetch_one(app.state.database.reader());
+    match tokio::time::timeout(READY_WITHIN, asked).await {
+        Ok(Ok(_)) => Ok("ready\n"),
+        _ => Err(Problem::unavailable("The database does not answer.", Duration::from_secs(5))),
+    }
+}
+
+async fn metrics(State(app): State<App>) -> Response {
+    let media_type = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
+    ([(header::CONTENT_TYPE, media_type)], (app.state.metrics)()).into_response()
+}
+
+async fn nowhere(State(app): State<App>, uri: Uri) -> Response {
+    if is_api(&uri) {
+        return Problem::not_found(format!("There is nothing at {}; see /api/v1/openapi.json.", uri.path()))
+            .into_response();
+    }
+    dashboard::lost(&app, StatusCode::NOT_FOUND, "Nothing here", "This address leads nowhere.")
+}
+
+async fn wrong_method(State(app): State<App>, uri: Uri) -> Response {
+    if is_api(&uri) {
+        return Problem::method().into_response();
+    }
+    dashboard::lost(&app, StatusCode::METHOD_NOT_ALLOWED, "Not this way", "This address can't be used like this.")
+}
+
+fn is_api(uri: &Uri) -> bool {
+    let path = uri.path();
+    path == "/api" || path.starts_with("/api/")
+}
+
+/// The headers that every answer carries.
+async fn guarded(mut response: Response) -> Response {
+    let headers = response.headers_mut();
+    let fixed = [
+        (header::CONTENT_SECURITY_POLICY, CONTENT_SECURITY_POLICY),
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        (header::REFERRER_POLICY, "no-referrer"),
+        (header::X_FRAME_OPTIONS, "DENY"),
+        (HeaderName::from_static("cross-origin-opener-policy"), "same-origin"),
+        (HeaderName::from_static("cross-origin-resource-policy"), "same-origin"),
+    ];
+    for (name, value) in fixed {
+        headers.insert(name, HeaderValue::from_static(value));
+    }
+    // What is shown depends on who looks, and may hold a secret.
+    headers.entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
+    response
+}

@@ -1,0 +1,76 @@
+//! Alerts as rows: opened, listed, taken over by the next start, closed.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+
+use hyperfactory_hub::alerts::{Alerts, Change, Filter, Policy, Rule};
+use hyperfactory_hub::telemetry::state::{Ended, Level};
+use protocol::message::NodeFacts;
+use protocol::{SessionId, Timestamp};
+use store::on_both_engines;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::setup::{NOW, World, acme, at};
+
+#[derive(Clone)]
+struct Clock(Arc<AtomicI64>);
+
+impl Clock {
+    fn set(&self, now: Timestamp) {
+        self.0.store(now.millis(), Ordering::Relaxed);
+    }
+
+    fn read(&self) -> impl Fn() -> Timestamp + Send + 'static + use<> {
+        let clock = self.clone();
+        move || Timestamp::from_millis(clock.0.load(Ordering::Relaxed))
+    }
+}
+
+async fn start(world: &World, clock: &Clock, policy: Policy) -> (Alerts, CancellationToken, JoinSet<()>) {
+    let stop = CancellationToken::new();
+    let (alerts, task) = Alerts::start(world.database.clone(), world.fleet.clone(), policy, clock.read(), stop.clone())
+        .await
+        .expect("alerts");
+    let mut tasks = JoinSet::new();
+    tasks.spawn(task);
+    (alerts, stop, tasks)
+}
+
+on_both_engines! {
+    async fn a_lost_node_is_an_alert_until_it_is_back(database: TestDatabase) {
+        let world = World::new(database).await;
+        let (node, _) = world.node().await;
+        let clock = Clock(Arc::new(AtomicI64::new(NOW.millis())));
+        let (alerts, stop, mut tasks) = start(&world, &clock, Policy::default()).await;
+        let mut changes = alerts.changes();
+        let session = SessionId::new(NOW, [1; 10]);
+        let remote = "192.0.2.7:4000".parse().expect("an address");
+        world.fleet.session_opened(node, session, remote, NodeFacts::default(), at(0));
+        world.fleet.session_closed(node, session, Ended::Lost, at(10));
+        clock.set(at(40));
+        let Change::Opened(opened) = changes.recv().await.expect("a change") else { panic!("opened") };
+        assert_eq!((opened.rule, opened.node, opened.level), (Rule::NodeLost, node, Level::Critical));
+        let open = Filter { open: Some(true), tenant: Some(acme()), ..Filter::default() };
+        let listed = alerts.list(&open).await.expect("a list");
+        assert_eq!((listed.len(), &*listed[0].rule, listed[0].opened_at), (1, "node.lost", at(40)));
+        assert_eq!(world.fleet.node(node).expect("the node").attention.level, Level::Critical);
+        let other = Filter { tenant: Some("other".parse().expect("an id")), ..Filter::default() };
+        assert!(alerts.list(&other).await.expect("a list").is_empty());
+
+        // The hub starts again: it is the same alert, not a second one.
+        stop.cancel();
+        tasks.join_next().await;
+        let impatient = Policy { back_for: std::time::Duration::ZERO, ..Policy::default() };
+        let (alerts, _stop, _tasks) = start(&world, &clock, impatient).await;
+        let mut changes = alerts.changes();
+        world.fleet.session_opened(node, session, remote, NodeFacts::default(), at(50));
+        clock.set(at(70));
+        let Change::Closed(closed) = changes.recv().await.expect("a change") else { panic!("closed") };
+        assert_eq!((closed.rule, closed.at), (Rule::NodeLost, at(70)));
+        assert!(alerts.list(&open).await.expect("a list").is_empty());
+        let all = alerts.list(&Filter { node: Some(node), ..Filter::default() }).await.expect("a list");
+        assert_eq!((all.len(), all[0].opened_at, all[0].closed_at), (1, at(40), Some(at(70))));
+        world.close().await;
+    }
+}

@@ -1,0 +1,229 @@
+//! Tokens, certificates, renewal, and who may hold a session.
+
+use hyperfactory_hub::audit::{Actor, action};
+use hyperfactory_hub::enrollment::{NewToken, TokenError};
+use hyperfactory_hub::tenants::TenantError;
+use pki::JoinToken;
+use protocol::NodeKind;
+use protocol::message::{RefusalCode, VersionRange};
+use store::on_both_engines;
+
+use crate::setup::{HERE, NOW, World, acme, at, identity, key, request, seconds};
+
+on_both_engines! {
+    async fn a_token_enrolls_one_node(database: TestDatabase) {
+        let world = World::new(database).await;
+        let token = world.token(NodeKind::Agent, None).await;
+        let key = key();
+        let enrolled = world.enroll(&token, &key, NOW).await.expect("enrolled");
+        let identity = identity(&enrolled.certificate_chain);
+        assert_eq!(identity.node.to_bytes().to_vec(), enrolled.node_id);
+        assert_eq!((identity.tenant.as_str(), identity.kind), ("acme", NodeKind::Agent));
+        assert_eq!(identity.spki_sha256, key.spki_sha256());
+        assert_eq!(enrolled.name, "plant-1.example");
+        pki::trust::check_root(&enrolled.root.clone().into(), &token.root_pin).expect("the pinned root");
+        world.enrollment.authorize(&identity).expect("may hold a session");
+        assert_eq!(&*world.fleet.node(identity.node).expect("in the fleet").name, "plant-1.example");
+
+        let info = &world.enrollment.list_tokens(Some(&acme())).await.expect("tokens")[0];
+        assert_eq!((info.used_at, info.node), (Some(NOW), Some(identity.node)));
+        let entry = &world.audited(action::NODE_ENROLLED).await[0];
+        assert_eq!((entry.subject.clone(), entry.remote.clone()), (identity.node.to_string(), Some(HERE.to_string())));
+        world.close().await;
+    }
+
+    async fn a_lost_reply_is_given_again_to_the_same_key(database: TestDatabase) {
+        let world = World::new(database).await;
+        let token = world.token(NodeKind::Agent, None).await;
+        let key = key();
+        let first = world.enroll(&token, &key, NOW).await.expect("enrolled");
+        // Also after the token's own end, and from a hub that has started again.
+        let again = World::open(database).await;
+        assert_eq!(again.enroll(&token, &key, at(7200)).await.expect("the same"), first);
+        assert_eq!(world.audited(action::NODE_ENROLLED).await.len(), 1);
+        again.close().await;
+        world.close().await;
+    }
+
+    async fn a_used_token_with_another_key_is_refused_and_audited(database: TestDatabase) {
+        let world = World::new(database).await;
+        let token = world.token(NodeKind::Agent, None).await;
+        world.enroll(&token, &key(), NOW).await.expect("enrolled");
+        let refusal = world.enroll(&token, &key(), NOW).await.expect_err("used");
+        assert_eq!(refusal.code(), RefusalCode::TokenUsed);
+        let entry = &world.audited(action::ENROLLMENT_REFUSED).await[0];
+        assert_eq!((entry.tenant.as_deref(), entry.detail["reason"].as_str()), (Some("acme"), Some(&*refusal.message)));
+        world.close().await;
+    }
+
+    async fn of_two_nodes_with_one_token_one_gets_in(database: TestDatabase) {
+        let world = World::new(database).await;
+        let token = world.token(NodeKind::Agent, None).await;
+        let (one, two) = (key(), key());
+        let (one, two) = tokio::join!(world.enroll(&token, &one, NOW), world.enroll(&token, &two, NOW));
+        assert_eq!(u8::from(one.is_ok()) + u8::from(two.is_ok()), 1);
+        let refusal = one.err().or(two.err()).expect("one is refused");
+        assert_eq!(refusal.code(), RefusalCode::TokenUsed);
+        world.close().await;
+    }
+
+    async fn tokens_that_are_not_good_are_refused_without_their_secret_in_the_log(database: TestDatabase) {
+        let world = World::new(database).await;
+        let token = world.token(NodeKind::Agent, None).await;
+        let bridge = world.token(NodeKind::Bridge, None).await;
+        let unknown = JoinToken::new("hub.example:7443", token.root_pin, [9; 32]).expect("a token");
+        let old = VersionRange { oldest: 7, newest: 9 };
+        let mut garbled = request(&token, &key());
+        garbled.certificate_request[40] ^= 1;
+        let cases = [
+            (request(&unknown, &key()), NOW, RefusalCode::TokenUnknown),
+            (request(&token, &key()), at(3600), RefusalCode::TokenExpired),
+            (request(&bridge, &key()), NOW, RefusalCode::TokenKind),
+            (protocol::message::EnrollRequest { versions: Some(old), ..request(&token, &key()) }, NOW, RefusalCode::Version),
+            (garbled, NOW, RefusalCode::Malformed),
+        ];
+        let count = cases.len();
+        for (request, now, code) in cases {
+            let refusal = world.enrollment.enroll(request, HERE, now).await.expect_err("refused");
+            assert_eq!(refusal.code(), code, "{}", refusal.message);
+            assert!(refusal.message.contains(':'), "says what to do: {}", refusal.message);
+        }
+        let log = world.audited(action::ENROLLMENT_REFUSED).await;
+        assert_eq!(log.len(), count);
+        let secret = data_encoding::BASE64URL_NOPAD.encode(&token.secret);
+        let log = serde_json::to_string(&log).expect("json");
+        assert!(!log.contains(&secret) && !log.contains(&data_encoding::HEXLOWER.encode(&token.secret)));
+        // None of it used the token up.
+        world.enroll(&token, &key(), NOW).await.expect("still good");
+        world.close().await;
+    }
+
+    async fn names_come_from_the_token_or_the_host_and_are_unique(database: TestDatabase) {
+        let world = World::new(database).await;
+        let mut names = Vec::new();
+        for name in [None, None, Some("press"), Some("press"), None] {
+            let token = world.token(NodeKind::Agent, name).await;
+            names.push(world.enroll(&token, &key(), NOW).await.expect("enrolled").name);
+        }
+        assert_eq!(names, ["plant-1.example", "plant-1.example-2", "press", "press-2", "plant-1.example-3"]);
+        world.close().await;
+    }
+
+    async fn tokens_are_made_within_bounds(database: TestDatabase) {
+        let world = World::new(database).await;
+        let new = |tenant: &str, name: Option<&str>, valid_for| NewToken {
+            tenant: tenant.parse().expect("an id"),
+            kind: NodeKind::Agent,
+            name: name.map(str::to_owned),
+            valid_for,
+        };
+        let create = async |new| world.enrollment.create_token(new, &Actor::system(), NOW).await.map(drop);
+        assert!(matches!(create(new("nobody", None, seconds(600))).await, Err(TokenError::Tenant(_))));
+        assert!(matches!(create(new("acme", Some("a b"), seconds(600))).await, Err(TokenError::Name)));
+        assert!(matches!(create(new("acme", None, seconds(1))).await, Err(TokenError::Lifetime)));
+        assert!(matches!(create(new("acme", None, seconds(31 * 86_400))).await, Err(TokenError::Lifetime)));
+        assert!(world.audited(action::TOKEN_CREATED).await.is_empty());
+        world.close().await;
+    }
+
+    async fn renewal_gives_the_same_key_the_same_certificate(database: TestDatabase) {
+        let world = World::new(database).await;
+        let (_, old) = world.node().await;
+        let next = key();
+        let request = next.certificate_request().expect("a request");
+        let renewed = world.enrollment.renew(&old, &request, at(3600)).await.expect("renewed");
+        let again = world.enrollment.renew(&old, &request, at(3700)).await.expect("the same");
+        assert_eq!(renewed.certificate_chain, again.certificate_chain);
+        assert_eq!(world.audited(action::CERTIFICATE_RENEWED).await.len(), 1);
+        let new = identity(&renewed.certificate_chain);
+        assert_eq!((new.node, new.spki_sha256), (old.node, next.spki_sha256()));
+        assert_ne!(new.serial, old.serial);
+        // When its life is half over, the same key gets a new one.
+        let later = world.enrollment.renew(&old, &request, at(5 * 86_400)).await.expect("a new one");
+        assert_ne!(later.certificate_chain, renewed.certificate_chain);
+        world.close().await;
+    }
+
+    async fn a_node_that_uses_none_of_its_certificates_gets_no_more(database: TestDatabase) {
+        let world = World::new(database).await;
+        let (_, identity) = world.node().await;
+        world.enrollment.seen(&identity, NOW).await.expect("a session");
+        let renew = async |now| {
+            let request = key().certificate_request().expect("a request");
+            world.enrollment.renew(&identity, &request, now).await.map(drop).map_err(|refusal| refusal.code())
+        };
+        for second in 0..5 {
+            renew(at(second)).await.expect("renewed");
+        }
+        assert_eq!(renew(at(6)).await, Err(RefusalCode::Busy));
+        renew(at(3700)).await.expect("an hour later");
+        world.close().await;
+    }
+
+    async fn the_old_certificate_is_retired_when_the_new_one_is_used(database: TestDatabase) {
+        let world = World::new(database).await;
+        let (node, old) = world.node().await;
+        world.enrollment.seen(&old, NOW).await.expect("the first session");
+        let request = key().certificate_request().expect("a request");
+        let renewed = world.enrollment.renew(&old, &request, at(60)).await.expect("renewed");
+        let new = identity(&renewed.certificate_chain);
+        // Issued, not yet used: the node may have never got it.
+        world.enrollment.authorize(&old).expect("still good");
+        world.enrollment.authorize(&new).expect("good already");
+        world.enrollment.seen(&old, at(61)).await.expect("a session with the old one");
+        world.enrollment.authorize(&new).expect("the new one stays good");
+
+        world.enrollment.seen(&new, at(62)).await.expect("a session with the new one");
+        let refusal = world.enrollment.authorize(&old).expect_err("retired");
+        assert_eq!(refusal.code(), RefusalCode::NodeRevoked);
+        let entry = &world.audited(action::CERTIFICATE_RETIRED).await[0];
+        assert_eq!(entry.subject, node.to_string());
+        assert_eq!(world.fleet.node(node).and_then(|view| view.certificate).map(|c| c.serial), Some(new.serial));
+        // A hub that starts again knows it, too.
+        let again = World::open(database).await;
+        again.enrollment.authorize(&old).expect_err("retired");
+        again.enrollment.authorize(&new).expect("good");
+        again.close().await;
+        world.close().await;
+    }
+
+    async fn a_node_of_another_database_is_unknown(database: TestDatabase) {
+        let world = World::new(database).await;
+        let (_, mut stranger) = world.node().await;
+        stranger.node = protocol::NodeId::new(NOW, [3; 10]);
+        let refusal = world.enrollment.authorize(&stranger).expect_err("unknown");
+        assert_eq!(refusal.code(), RefusalCode::NodeUnknown);
+        let request = key().certificate_request().expect("a request");
+        let refusal = world.enrollment.renew(&stranger, &request, NOW).await.expect_err("unknown");
+        assert_eq!(refusal.code(), RefusalCode::NodeUnknown);
+        assert_eq!(world.audited(action::RENEWAL_REFUSED).await.len(), 1);
+        world.close().await;
+    }
+
+    async fn tenants_are_made_once_with_an_authority(database: TestDatabase) {
+        let world = World::new(database).await;
+        let again = world.tenants.create(&acme(), "Acme again", &Actor::system(), NOW).await;
+        assert!(matches!(again, Err(TenantError::Exists(_))));
+        assert!(matches!(world.tenants.create(&"x".parse().expect("an id"), " ", &Actor::system(), NOW).await,
+            Err(TenantError::Name)));
+        assert_eq!(world.tenants.list().await.expect("tenants").len(), 1);
+        assert_eq!(world.tenants.get(&acme()).await.expect("acme").name, "Acme Ltd");
+        // Root, hub, and one for the tenant; the numbers of the log have no hole.
+        assert_eq!(world.audited(action::AUTHORITY_CREATED).await.len(), 3);
+        let mut ids: Vec<i64> = world.audited("").await.iter().map(|entry| entry.id).collect();
+        ids.sort_unstable();
+        assert_eq!(ids, (1..=ids.len() as i64).collect::<Vec<_>>());
+        world.close().await;
+    }
+
+    async fn another_master_key_opens_nothing(database: TestDatabase) {
+        let world = World::new(database).await;
+        let other = pki::MasterKey::from_bytes([8; 32]).expect("a key");
+        let error = hyperfactory_hub::authorities::Authorities::open(world.database.clone(), other, NOW)
+            .await
+            .map(drop)
+            .expect_err("sealed");
+        assert!(error.to_string().contains("another master key"), "{error}");
+        world.close().await;
+    }
+}

@@ -1,0 +1,11 @@
+//! The hub's data on both engines: who gets in, what is kept, and what is said about it.
+
+#![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used, reason = "a test that can't go on has failed")]
+
+mod access;
+mod alerts;
+mod enrollment;
+mod history;
+mod ingest;
+mod setup;
+mod state;

@@ -1,0 +1,163 @@
+//! What the tests stand on: a hub's data with one tenant, nodes that enroll, and batches as nodes write them.
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyperfactory_hub::audit::{self, Actor, Entry, Filter};
+use hyperfactory_hub::authorities::Authorities;
+use hyperfactory_hub::enrollment::{Enrollment, NewToken, Settings};
+use hyperfactory_hub::schema::MIGRATIONS;
+use hyperfactory_hub::telemetry::state::Fleet;
+use hyperfactory_hub::tenants::Tenants;
+use pki::{CertificateDer, JoinToken, MasterKey, NodeIdentity, PrivateKey};
+use prost::Message;
+use protocol::message::{
+    BatchBody, EnrollRequest, Enrolled, Refusal, Service, ServiceKey, ServiceState, SpoolRange, Upload, upload,
+};
+use protocol::telemetry::{Encoder, Row, Schema};
+use protocol::{NodeId, NodeKind, TenantId, Timestamp, metrics, version};
+use store::Database;
+use store::testing::TestDatabase;
+
+pub(crate) const NOW: Timestamp = Timestamp::from_millis(1_790_000_000_000);
+pub(crate) const HERE: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 7));
+
+pub(crate) fn seconds(seconds: u64) -> Duration {
+    Duration::from_secs(seconds)
+}
+
+/// Some seconds after [`NOW`].
+pub(crate) fn at(after: u64) -> Timestamp {
+    NOW.plus(seconds(after))
+}
+
+/// A hub's data, with the tenant `acme`.
+pub(crate) struct World {
+    pub(crate) database: Database,
+    pub(crate) fleet: Fleet,
+    pub(crate) tenants: Tenants,
+    pub(crate) enrollment: Enrollment,
+}
+
+impl World {
+    pub(crate) async fn new(database: &TestDatabase) -> Self {
+        let world = Self::open(database).await;
+        world.tenants.create(&acme(), "Acme Ltd", &Actor::system(), NOW).await.expect("a tenant");
+        world
+    }
+
+    /// As a hub that starts.
+    pub(crate) async fn open(database: &TestDatabase) -> Self {
+        let database = database.open().await;
+        database.migrate(MIGRATIONS).await.expect("tables");
+        let master = MasterKey::from_bytes([7; 32]).expect("a key");
+        let authorities = Authorities::open(database.clone(), master, NOW).await.expect("authorities");
+        let fleet = Fleet::load(&database, NOW).await.expect("a fleet");
+        let settings = Settings { address: "hub.example:7443".into(), node_lifetime: seconds(7 * 86_400) };
+        let enrollment =
+            Enrollment::open(database.clone(), authorities.clone(), fleet.clone(), settings).await.expect("a door");
+        let tenants = Tenants::new(database.clone(), authorities);
+        Self { database, fleet, tenants, enrollment }
+    }
+
+    pub(crate) async fn token(&self, kind: NodeKind, name: Option<&str>) -> JoinToken {
+        let new = NewToken { tenant: acme(), kind, name: name.map(str::to_owned), valid_for: seconds(3600) };
+        self.enrollment.create_token(new, &Actor::operator("ann"), NOW).await.expect("a token").1
+    }
+
+    pub(crate) async fn enroll(
+        &self,
+        token: &JoinToken,
+        key: &PrivateKey,
+        now: Timestamp,
+    ) -> Result<Enrolled, Refusal> {
+        self.enrollment.enroll(request(token, key), HERE, now).await
+    }
+
+    /// A node of the tenant, enrolled now.
+    pub(crate) async fn node(&self) -> (NodeId, NodeIdentity) {
+        let token = self.token(NodeKind::Agent, None).await;
+        let enrolled = self.enroll(&token, &key(), NOW).await.expect("enrolled");
+        let identity = identity(&enrolled.certificate_chain);
+        (identity.node, identity)
+    }
+
+    pub(crate) async fn audited(&self, action: &str) -> Vec<Entry> {
+        let filter = Filter { action: Some(action.into()), ..Filter::default() };
+        audit::list(&self.database, &filter).await.expect("the audit log")
+    }
+
+    pub(crate) async fn close(self) {
+        self.database.close().await;
+    }
+}
+
+pub(crate) fn acme() -> TenantId {
+    "acme".parse().expect("a tenant")
+}
+
+pub(crate) fn key() -> PrivateKey {
+    PrivateKey::generate().expect("a key")
+}
+
+pub(crate) fn request(token: &JoinToken, key: &PrivateKey) -> EnrollRequest {
+    EnrollRequest {
+        versions: Some(version::SPOKEN),
+        secret: token.secret.to_vec(),
+        certificate_request: key.certificate_request().expect("a request"),
+        kind: protocol::message::NodeKind::Agent.into(),
+        name: "plant-1.example".into(),
+        software: "hyperfactory-agent 0.1.0".into(),
+    }
+}
+
+pub(crate) fn identity(chain: &[Vec<u8>]) -> NodeIdentity {
+    let chain: Vec<CertificateDer<'_>> = chain.iter().map(|der| CertificateDer::from(&**der)).collect();
+    pki::node_identity(&chain).expect("a node's chain")
+}
+
+/// A node's recorder in small: one gauge of the host, one counter of `eth0`.
+pub(crate) struct Recorder {
+    pub(crate) epoch: u64,
+    pub(crate) last: u64,
+    pub(crate) schema: Arc<Schema>,
+    pub(crate) encoder: Encoder,
+}
+
+impl Recorder {
+    pub(crate) fn new(epoch: u64) -> Self {
+        let series =
+            vec![(metrics::CPU_BUSY.into(), vec!["".into()]), (metrics::NETWORK_SENT.into(), vec!["eth0".into()])];
+        let schema = Arc::new(Schema::new(series).expect("a schema"));
+        Self { epoch, last: 0, schema, encoder: Encoder::new() }
+    }
+
+    pub(crate) fn spool(&self) -> SpoolRange {
+        SpoolRange { epoch: self.epoch, first: 1, last: self.last }
+    }
+
+    /// The next batch: one row per (time, share of the processor in 1/10,000, bytes sent so far).
+    pub(crate) fn batch(&mut self, key: bool, rows: &[(Timestamp, i64, i64)], services: Vec<Service>) -> Upload {
+        self.last += 1;
+        let body = self.body(key, rows, services);
+        let batch = protocol::message::Batch { epoch: self.epoch, sequence: self.last, body: body.encode_to_vec() };
+        Upload { message: Some(upload::Message::Batch(batch)) }
+    }
+
+    pub(crate) fn body(&mut self, key: bool, rows: &[(Timestamp, i64, i64)], services: Vec<Service>) -> BatchBody {
+        let rows: Vec<Row> =
+            rows.iter().map(|(at, busy, sent)| Row { at: *at, values: vec![Some(*busy), Some(*sent)] }).collect();
+        let samples = self.encoder.encode(&self.schema, &rows, key).bytes;
+        BatchBody { key, samples, services, ..BatchBody::default() }
+    }
+}
+
+pub(crate) fn service(name: &str, state: ServiceState) -> Service {
+    Service {
+        key: Some(ServiceKey { stack: "shop".into(), service: name.into(), number: 1 }),
+        container_id: format!("{name}-container"),
+        state: state.into(),
+        ..Service::default()
+    }
+}

@@ -1,0 +1,173 @@
+//! The fleet's last state: what moves it, what does not, and what the next start finds.
+
+use hyperfactory_hub::telemetry::ingest::Ingest;
+use hyperfactory_hub::telemetry::state::{Ended, Fleet, Presence};
+use protocol::message::{ClockReport, NodeFacts, ServiceState, Upload, upload};
+use protocol::{SessionId, Timestamp};
+use store::group::Limits;
+use store::on_both_engines;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::setup::{NOW, Recorder, World, acme, at, seconds, service};
+
+const FIRST: [u8; 10] = [1; 10];
+const SECOND: [u8; 10] = [2; 10];
+
+fn session(random: [u8; 10]) -> SessionId {
+    SessionId::new(NOW, random)
+}
+
+fn open(fleet: &Fleet, node: protocol::NodeId, random: [u8; 10], now: Timestamp) {
+    let facts = NodeFacts { hostname: "plant-1".into(), ..NodeFacts::default() };
+    fleet.session_opened(node, session(random), "192.0.2.7:4000".parse().expect("an address"), facts, now);
+}
+
+async fn ingest(world: &World, tasks: &mut JoinSet<()>) -> Ingest {
+    let (ingest, task) =
+        Ingest::start(world.database.clone(), world.fleet.clone(), Limits::default(), CancellationToken::new())
+            .await
+            .expect("an intake");
+    tasks.spawn(task);
+    ingest
+}
+
+on_both_engines! {
+    async fn a_batch_is_seen_after_its_commit(database: TestDatabase) {
+        let world = World::new(database).await;
+        let mut tasks = JoinSet::new();
+        let ingest = ingest(&world, &mut tasks).await;
+        let (node, _) = world.node().await;
+        let mut changes = world.fleet.changes();
+        let mut recorder = Recorder::new(1);
+        let mut intake = ingest.open(node, &acme(), &recorder.spool()).await.expect("a session");
+        let running = vec![service("web", ServiceState::Running), service("db", ServiceState::Running)];
+        let rows = [(at(0), 1000, 0), (at(10), 2500, 20_000)];
+        intake.receive(recorder.batch(true, &rows, running), at(10)).expect("taken in");
+        assert!(world.fleet.node(node).expect("the node").latest.is_none(), "not before the commit");
+        intake.commit(at(10)).await.expect("stored");
+        let view = world.fleet.node(node).expect("the node");
+        assert_eq!(view.current("cpu.busy", ""), Some(0.25));
+        assert_eq!(view.current("network.sent", "eth0"), Some(2000.0));
+        let latest = view.latest.as_ref().expect("figures");
+        assert_eq!(latest.targets("network.sent"), [("eth0", Some(2000.0))]);
+        assert_eq!(latest.value("network.sent", "eth0"), Some(20_000.0));
+        let names: Vec<_> = view.services.iter().map(|s| s.key.as_ref().expect("a key").service.clone()).collect();
+        assert_eq!(names, ["db", "web"]);
+        assert_eq!(changes.recv().await.expect("a change"), node);
+
+        // A delta names what changed and what is gone.
+        let body = protocol::message::BatchBody {
+            removed: vec![service("web", ServiceState::Running).key.expect("a key")],
+            ..recorder.body(false, &[(at(20), 100, 40_000)], vec![service("db", ServiceState::Exited)])
+        };
+        recorder.last += 1;
+        let batch = protocol::message::Batch {
+            epoch: 1,
+            sequence: recorder.last,
+            body: prost::Message::encode_to_vec(&body),
+        };
+        intake.receive(Upload { message: Some(upload::Message::Batch(batch)) }, at(20)).expect("taken in");
+        intake.commit(at(20)).await.expect("stored");
+        let view = world.fleet.node(node).expect("the node");
+        assert_eq!(view.services.len(), 1);
+        assert_eq!(view.services[0].state(), ServiceState::Exited);
+        world.close().await;
+    }
+
+    async fn a_backlog_does_not_undo_the_snapshot(database: TestDatabase) {
+        let world = World::new(database).await;
+        let mut tasks = JoinSet::new();
+        let ingest = ingest(&world, &mut tasks).await;
+        let (node, _) = world.node().await;
+        let mut recorder = Recorder::new(1);
+        let old = recorder.batch(true, &[(at(0), 100, 0)], vec![service("web", ServiceState::Exited)]);
+        let mut intake = ingest.open(node, &acme(), &recorder.spool()).await.expect("a session");
+        let now = vec![service("web", ServiceState::Running)];
+        let snapshot = Recorder::new(1).body(true, &[(at(3600), 9000, 7)], now);
+        intake.receive(Upload { message: Some(upload::Message::Snapshot(snapshot)) }, at(3600)).expect("shown");
+        assert_eq!(world.fleet.node(node).expect("the node").current("cpu.busy", ""), Some(0.9), "at once");
+        intake.receive(old, at(3601)).expect("taken in");
+        let newer = recorder.batch(true, &[(at(3610), 5000, 9)], vec![service("web", ServiceState::Paused)]);
+        intake.commit(at(3601)).await.expect("stored");
+        let view = world.fleet.node(node).expect("the node");
+        assert_eq!(view.current("cpu.busy", ""), Some(0.9));
+        assert_eq!(view.services[0].state(), ServiceState::Running);
+        // What was written after the session began is news again.
+        intake.receive(newer, at(3610)).expect("taken in");
+        intake.commit(at(3610)).await.expect("stored");
+        let view = world.fleet.node(node).expect("the node");
+        assert_eq!((view.current("cpu.busy", ""), view.services[0].state()), (Some(0.5), ServiceState::Paused));
+        world.close().await;
+    }
+
+    async fn the_end_of_a_displaced_session_says_nothing(database: TestDatabase) {
+        let world = World::new(database).await;
+        let (node, _) = world.node().await;
+        assert_eq!(world.fleet.node(node).expect("the node").presence, Presence::NeverSeen);
+        open(&world.fleet, node, FIRST, at(0));
+        open(&world.fleet, node, SECOND, at(5));
+        world.fleet.session_closed(node, session(FIRST), Ended::Lost, at(6));
+        let view = world.fleet.node(node).expect("the node");
+        assert!(view.presence.is_online() && view.session == Some(session(SECOND)));
+        world.fleet.session_closed(node, session(SECOND), Ended::Goodbye("update".into()), at(7));
+        let view = world.fleet.node(node).expect("the node");
+        assert_eq!(view.presence, Presence::Left { since: at(7), reason: "update".into() });
+        assert_eq!(view.last_seen, Some(at(7)));
+        world.close().await;
+    }
+
+    async fn the_next_start_finds_the_last_state(database: TestDatabase) {
+        let world = World::new(database).await;
+        let mut tasks = JoinSet::new();
+        let ingest = ingest(&world, &mut tasks).await;
+        let (online, _) = world.node().await;
+        let (left, _) = world.node().await;
+        let (never, _) = world.node().await;
+        open(&world.fleet, online, FIRST, at(0));
+        open(&world.fleet, left, SECOND, at(0));
+        let mut recorder = Recorder::new(1);
+        let mut intake = ingest.open(online, &acme(), &recorder.spool()).await.expect("a session");
+        let rows = [(at(0), 1000, 0), (at(10), 2500, 20_000)];
+        let upload = recorder.batch(true, &rows, vec![service("web", ServiceState::Running)]);
+        intake.receive(upload, at(10)).expect("taken in");
+        intake.commit(at(10)).await.expect("stored");
+        world.fleet.clock(online, ClockReport { offset_ms: -70, delay_ms: 4 });
+        world.fleet.session_closed(left, session(SECOND), Ended::Goodbye("stopped".into()), at(11));
+        world.fleet.persist(&world.database, at(11), false).await.expect("written");
+
+        let again = Fleet::load(&world.database, at(100)).await.expect("read");
+        let view = again.node(online).expect("the node");
+        assert_eq!(view.presence, Presence::Lost { since: at(10) });
+        assert_eq!(view.facts.hostname, "plant-1");
+        assert_eq!(view.current("cpu.busy", ""), Some(0.25));
+        assert_eq!(view.current("network.sent", "eth0"), Some(2000.0));
+        assert_eq!(view.services[0].state(), ServiceState::Running);
+        assert_eq!(view.status.clock, Some(ClockReport { offset_ms: -70, delay_ms: 4 }));
+        let gone = again.node(left).expect("the node");
+        assert_eq!(gone.presence, Presence::Left { since: at(11), reason: "stopped".into() });
+        assert_eq!(again.node(never).expect("the node").presence, Presence::NeverSeen);
+        assert_eq!(again.all().len(), 3);
+        world.close().await;
+    }
+
+    async fn figures_alone_are_copied_lazily(database: TestDatabase) {
+        let world = World::new(database).await;
+        let (node, _) = world.node().await;
+        open(&world.fleet, node, FIRST, at(0));
+        world.fleet.persist(&world.database, at(1), false).await.expect("written");
+        world.fleet.clock(node, ClockReport { offset_ms: 9, delay_ms: 1 });
+        let stored = async || {
+            let again = Fleet::load(&world.database, at(2)).await.expect("read");
+            again.node(node).expect("the node").status.clock.map(|clock| clock.offset_ms)
+        };
+        world.fleet.persist(&world.database, at(2), false).await.expect("nothing due");
+        assert_eq!(stored().await, None);
+        world.fleet.persist(&world.database, at(1).plus(seconds(60)), false).await.expect("written");
+        assert_eq!(stored().await, Some(9));
+        world.fleet.clock(node, ClockReport { offset_ms: 11, delay_ms: 1 });
+        world.fleet.persist(&world.database, at(62), true).await.expect("all, at the end");
+        assert_eq!(stored().await, Some(11));
+        world.close().await;
+    }
+}

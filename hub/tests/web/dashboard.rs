@@ -1,0 +1,289 @@
+//! The dashboard as a browser without a script sees it, and its live streams.
+
+use axum::body::Body;
+use axum::http::{Method, Request, StatusCode};
+use hyperfactory_hub::access::Role;
+use protocol::message::ServiceHealth;
+use serde_json::Value;
+use store::on_both_engines;
+use store::testing::TestDatabase;
+
+use crate::{Answer, Site};
+
+/// A browser that is signed in.
+struct Browser<'a> {
+    site: &'a Site,
+    cookie: String,
+}
+
+impl<'a> Browser<'a> {
+    async fn sign_in(site: &'a Site, role: Role, tenant: Option<&str>) -> Self {
+        let code = site.link(role, tenant).await;
+        let answer = send(site, Method::POST, "/sign-in", "", &[("code", &code)]).await;
+        assert_eq!(answer.status, StatusCode::SEE_OTHER, "{}", answer.body);
+        let cookie = answer.header("set-cookie").split(';').next().expect("a cookie").to_owned();
+        Self { site, cookie }
+    }
+
+    async fn get(&self, path: &str) -> Answer {
+        send(self.site, Method::GET, path, &self.cookie, &[]).await
+    }
+
+    /// Sends a form with the token of the page it is on.
+    async fn post(&self, page: &str, path: &str, fields: &[(&str, &str)]) -> Answer {
+        let csrf = between(&self.get(page).await.body, r#"name="csrf" value=""#, "\"").to_owned();
+        let mut fields = fields.to_vec();
+        fields.push(("csrf", &csrf));
+        send(self.site, Method::POST, path, &self.cookie, &fields).await
+    }
+
+    /// The live stream of a page.
+    async fn live(&self, page: &str) -> crate::Events {
+        let url = live_url(&self.get(page).await.body);
+        self.site.stream(&url, &[("cookie", &self.cookie)]).await
+    }
+}
+
+async fn send(site: &Site, method: Method, path: &str, cookie: &str, fields: &[(&str, &str)]) -> Answer {
+    let body = fields.iter().map(|(name, value)| format!("{name}={}", value.replace(' ', "+"))).collect::<Vec<_>>();
+    let request = Request::builder().method(method).uri(path).header("cookie", cookie);
+    let request = request.header("content-type", "application/x-www-form-urlencoded").body(Body::from(body.join("&")));
+    site.send(request.expect("a request")).await
+}
+
+fn between<'t>(text: &'t str, start: &str, end: &str) -> &'t str {
+    let rest = text.split_once(start).unwrap_or_else(|| panic!("no {start} in {text}")).1;
+    rest.split_once(end).expect("an end").0
+}
+
+fn live_url(page: &str) -> String {
+    between(page, "data-live=\"", "\"").replace("&amp;", "&")
+}
+
+fn html(update: &str, id: &str) -> Option<String> {
+    let update: Value = serde_json::from_str(update).expect("JSON");
+    update["html"][id].as_str().map(str::to_owned)
+}
+
+on_both_engines! {
+    async fn nobody_gets_in_without_signing_in(test: TestDatabase) {
+        let site = Site::open(test).await;
+        for path in ["/", "/tenants", "/alerts", "/audit", "/join", "/api-tokens", "/tenants/acme"] {
+            let answer = send(&site, Method::GET, path, "hyperfactory_session=hfs_x", &[]).await;
+            assert_eq!(answer.status, StatusCode::SEE_OTHER, "{path}");
+            assert!(answer.header("location").starts_with("/sign-in"), "{path}");
+            let form = send(&site, Method::POST, path, "", &[("csrf", "")]).await;
+            assert!(form.status == StatusCode::SEE_OTHER || form.status == StatusCode::METHOD_NOT_ALLOWED, "{path}");
+        }
+        let next = send(&site, Method::GET, "/alerts?state=all", "", &[]).await;
+        assert_eq!(next.header("location"), "/sign-in?next=%2Falerts%3Fstate%3Dall");
+        let mut live = site.stream("/live?page=fleet", &[]).await;
+        assert_eq!(live.next().await.expect("an event").0, "reload", "a page whose session is over goes to the sign-in");
+        assert!(live.next().await.is_none());
+    }
+
+    async fn a_sign_in_link_works_once_and_a_preview_does_not_burn_it(test: TestDatabase) {
+        let site = Site::open(test).await;
+        let code = site.link(Role::Viewer, None).await;
+        for _ in 0..3 {
+            let shown = send(&site, Method::GET, &format!("/sign-in?link={code}"), "", &[]).await;
+            assert!(shown.status == StatusCode::OK && shown.body.contains("method=\"post\""));
+        }
+        let fields = [("code", &*code), ("next", "/audit")];
+        let first = send(&site, Method::POST, "/sign-in", "", &fields).await;
+        assert_eq!((first.status, first.header("location")), (StatusCode::SEE_OTHER, "/audit"));
+        let cookie = first.header("set-cookie");
+        for part in ["HttpOnly", "SameSite=Strict", "Path=/", "Max-Age="] {
+            assert!(cookie.contains(part), "{cookie}");
+        }
+        assert!(!cookie.contains("Secure"), "this site is served without TLS");
+        let second = send(&site, Method::POST, "/sign-in", "", &fields).await;
+        assert_eq!(second.status, StatusCode::UNAUTHORIZED);
+        assert!(second.header("set-cookie").is_empty() && second.body.contains("role=\"alert\""));
+    }
+
+    async fn an_api_token_signs_in_too_and_signing_out_ends_it(test: TestDatabase) {
+        let site = Site::open(test).await;
+        let token = site.token(Role::Viewer, None).await;
+        let answer = send(&site, Method::POST, "/sign-in", "", &[("code", &token)]).await;
+        let cookie = answer.header("set-cookie").split(';').next().expect("a cookie").to_owned();
+        let browser = Browser { site: &site, cookie };
+        assert_eq!(browser.get("/").await.status, StatusCode::OK);
+        assert_eq!(browser.post("/", "/sign-out", &[]).await.header("location"), "/sign-in");
+        assert_eq!(browser.get("/").await.status, StatusCode::SEE_OTHER);
+    }
+
+    async fn a_form_from_elsewhere_changes_nothing(test: TestDatabase) {
+        let site = Site::open(test).await;
+        let browser = Browser::sign_in(&site, Role::Admin, None).await;
+        let tenant = [("id", "acme"), ("name", "Acme")];
+        for csrf in ["", "x"] {
+            let fields = [&tenant[..], &[("csrf", csrf)]].concat();
+            let answer = send(&site, Method::POST, "/tenants", &browser.cookie, &fields).await;
+            assert_eq!(answer.status, StatusCode::FORBIDDEN, "{csrf:?}");
+        }
+        let csrf = between(&browser.get("/tenants").await.body, r#"name="csrf" value=""#, "\"").to_owned();
+        let form = format!("id=acme&name=Acme&csrf={csrf}");
+        let request = Request::post("/tenants")
+            .header("cookie", &browser.cookie)
+            .header("sec-fetch-site", "cross-site")
+            .header("content-type", "application/x-www-form-urlencoded")
+            .body(Body::from(form));
+        assert_eq!(site.send(request.expect("a request")).await.status, StatusCode::FORBIDDEN);
+        let code = site.link(Role::Admin, None).await;
+        let request = Request::post("/sign-in")
+            .header("origin", "https://evil.example")
+            .header("host", "hub.example")
+            .header("content-type", "application/x-www-form-urlencoded")
+            .body(Body::from(format!("code={code}")));
+        assert_eq!(site.send(request.expect("a request")).await.status, StatusCode::FORBIDDEN, "nobody is signed in as another");
+        assert!(site.tenants.list().await.expect("a list").is_empty());
+        let made = browser.post("/tenants", "/tenants", &tenant).await;
+        assert_eq!((made.status, made.header("location")), (StatusCode::SEE_OTHER, "/tenants/acme"));
+    }
+
+    async fn a_link_from_another_site_finds_the_browser_signed_in(test: TestDatabase) {
+        let site = Site::open(test).await;
+        let request = Request::get("/alerts").header("sec-fetch-site", "cross-site").body(Body::empty());
+        let answer = site.send(request.expect("a request")).await;
+        assert_eq!(answer.status, StatusCode::OK);
+        assert!(answer.body.contains("http-equiv=\"refresh\""), "asks again, and the browser then sends its cookie");
+    }
+
+    async fn every_page_keeps_to_the_policy_and_escapes_what_it_shows(test: TestDatabase) {
+        let site = Site::open(test).await;
+        let browser = Browser::sign_in(&site, Role::Admin, None).await;
+        let empty = browser.get("/").await;
+        assert!(empty.body.contains("Create a tenant"), "the first page says how to begin");
+        site.tenants
+            .create(&crate::tenant("acme"), "<script>alert(1)</script>", &hyperfactory_hub::audit::Actor::operator("<img>"), crate::now())
+            .await
+            .expect("a tenant");
+        assert!(browser.get("/").await.body.contains("Add a node"), "and then how to go on");
+        let node = site.node("acme", "press").await;
+        site.connect(node);
+        site.report(node, "<b>", ServiceHealth::Unhealthy);
+        let (of_node, day) = (format!("/nodes/{node}"), format!("/nodes/{node}?range=24h"));
+        for path in [
+            "/", "/?q=nothing", "/?sort=-cpu&state=online", "/tenants", "/tenants/acme", &of_node, &day, "/alerts",
+            "/alerts?state=all", "/audit", "/audit?action=tenant.", "/join?tenant=acme", "/api-tokens", "/nowhere",
+            "/sign-in",
+        ] {
+            let page = browser.get(path).await;
+            let policy = page.header("content-security-policy");
+            assert!(policy.starts_with("default-src 'none'; script-src 'self'; style-src 'self'"), "{path}: {policy}");
+            assert_eq!(page.header("cache-control"), "no-store", "{path}");
+            assert!(page.body.starts_with("<!DOCTYPE html>"), "{path}");
+            for bad in ["style=\"", "<script>", "onclick", "<img>", "<b>-", " class=\"\" class"] {
+                assert!(!page.body.contains(bad), "{path} has {bad}");
+            }
+            let doubled = page.body.split('<').filter(|tag| tag.split('>').next().is_some_and(|tag| tag.matches(" class=").count() > 1));
+            assert_eq!(doubled.count(), 0, "{path} has an element with two classes");
+        }
+        let style = between(&empty.body, "rel=\"stylesheet\" href=\"", "\"").to_owned();
+        let style = send(&site, Method::GET, &style, "", &[]).await;
+        assert_eq!(style.header("cache-control"), "public, max-age=31536000, immutable");
+        assert_eq!(send(&site, Method::GET, "/assets/app-0.css", "", &[]).await.status, StatusCode::NOT_FOUND);
+    }
+
+    async fn a_wrong_form_comes_back_with_what_was_typed(test: TestDatabase) {
+        let site = Site::open(test).await;
+        let browser = Browser::sign_in(&site, Role::Admin, None).await;
+        let answer = browser.post("/tenants", "/tenants", &[("id", "No Good"), ("name", "Acme")]).await;
+        assert_eq!(answer.status, StatusCode::UNPROCESSABLE_ENTITY);
+        assert!(answer.body.contains("value=\"No Good\"") && answer.body.contains("value=\"Acme\""));
+        assert!(answer.body.contains("is not a tenant id"));
+        site.tenant("acme").await;
+        let fields = [("tenant", "acme"), ("kind", "agent"), ("name", "a b"), ("valid_for", "3600")];
+        let answer = browser.post("/tenants", "/join", &fields).await;
+        assert_eq!(answer.status, StatusCode::UNPROCESSABLE_ENTITY);
+        assert!(answer.body.contains("value=\"a b\"") && answer.body.contains("A node&#39;s name") || answer.body.contains("A node's name"));
+    }
+
+    async fn who_is_bound_to_a_tenant_sees_it_alone(test: TestDatabase) {
+        let site = Site::open(test).await;
+        for id in ["acme", "zeta"] {
+            site.tenant(id).await;
+        }
+        let (own, other) = (site.node("acme", "press").await, site.node("zeta", "mill").await);
+        let browser = Browser::sign_in(&site, Role::Viewer, Some("acme")).await;
+        for path in ["/", "/tenants", "/alerts", "/audit"] {
+            let page = browser.get(path).await;
+            assert_eq!(page.status, StatusCode::OK, "{path}");
+            assert!(!page.body.contains("zeta") && !page.body.contains("mill"), "{path} tells of another tenant");
+        }
+        assert_eq!(browser.get(&format!("/nodes/{own}")).await.status, StatusCode::OK);
+        for path in [format!("/nodes/{other}"), "/tenants/zeta".into()] {
+            assert_eq!(browser.get(&path).await.status, StatusCode::NOT_FOUND, "{path}");
+        }
+        for path in ["/join", "/api-tokens"] {
+            assert_eq!(browser.get(path).await.status, StatusCode::FORBIDDEN, "{path}");
+        }
+        let version = live_url(&browser.get("/").await.body);
+        let spied = version.replace("page=fleet&", &format!("page=node&id={other}"));
+        let mut live = site.stream(&spied, &[("cookie", &browser.cookie)]).await;
+        assert_eq!(live.next().await.expect("an event").0, "reload", "a live stream tells nothing either");
+        assert!(site.watched.lock().expect("a list").is_empty(), "nor is another tenant's node told of the onlooker");
+        let operator = Browser::sign_in(&site, Role::Operator, Some("acme")).await;
+        let fields = [("tenant", "zeta"), ("kind", "agent"), ("name", ""), ("valid_for", "3600")];
+        let answer = operator.post("/join", "/join", &fields).await;
+        assert_eq!(answer.status, StatusCode::NOT_FOUND);
+        assert!(!answer.body.contains("hfj_"));
+    }
+
+    async fn a_join_token_is_shown_once_and_the_page_sees_the_node_come(test: TestDatabase) {
+        let site = Site::open(test).await;
+        site.tenant("acme").await;
+        let browser = Browser::sign_in(&site, Role::Operator, None).await;
+        let fields = [("tenant", "acme"), ("kind", "agent"), ("name", "press"), ("valid_for", "3600")];
+        let made = browser.post("/join", "/join", &fields).await;
+        assert_eq!(made.status, StatusCode::OK, "{}", made.body);
+        let command = between(&made.body, "id=\"command\" tabindex=\"0\">", "<");
+        let text = command.strip_prefix("sudo hyperfactory-agent enroll --token ").expect("the command to paste");
+        let token: pki::JoinToken = text.parse().expect("a join token");
+        let mut live = site.stream(&live_url(&made.body), &[("cookie", &browser.cookie)]).await;
+        live.until("Waiting for the node").await;
+        let node = site.enroll(&token).await;
+        let update = live.until("Enrolled").await;
+        assert!(html(&update, "waiting").expect("the fragment").contains(&format!("/nodes/{node}")));
+        for page in ["/tenants/acme", "/audit"] {
+            assert!(!browser.get(page).await.body.contains("hfj_"), "{page} shows it again");
+        }
+    }
+
+    async fn a_page_is_live_and_is_sent_only_what_changed(test: TestDatabase) {
+        let site = Site::open(test).await;
+        site.tenant("acme").await;
+        let browser = Browser::sign_in(&site, Role::Viewer, None).await;
+        let mut fleet = browser.live("/").await;
+        assert!(fleet.until("No nodes yet").await.contains("\"view\""));
+        let (press, mill) = (site.node("acme", "press").await, site.node("acme", "mill").await);
+        let update: Value = serde_json::from_str(&fleet.until(&format!("n-{mill}")).await).expect("JSON");
+        assert!(update["rows"].as_array().is_some_and(|rows| rows.iter().any(|row| *row == format!("n-{press}"))));
+
+        let mut node = browser.live(&format!("/nodes/{press}")).await;
+        node.until("not connected yet").await;
+        assert_eq!(*site.watched.lock().expect("a list"), [press], "the node is asked to send every sample at once");
+        site.connect(press);
+        site.report(press, "web", ServiceHealth::Healthy);
+        assert!(html(&node.until("Healthy").await, "services").is_some());
+        site.report(press, "web", ServiceHealth::Unhealthy);
+        let update = node.until("Unhealthy").await;
+        assert!(html(&update, "services").expect("services").contains("connection refused"));
+        assert_eq!(html(&update, "facts"), None, "what did not change is not sent");
+
+        let update = fleet.until("1 unhealthy").await;
+        assert!(html(&update, &format!("n-{press}")).is_some());
+        assert_eq!(html(&update, &format!("n-{mill}")), None);
+    }
+
+    async fn a_page_of_an_older_hub_is_loaded_again(test: TestDatabase) {
+        let site = Site::open(test).await;
+        let browser = Browser::sign_in(&site, Role::Viewer, None).await;
+        let mut live = site.stream("/live?v=old&page=fleet", &[("cookie", &browser.cookie)]).await;
+        assert_eq!(live.next().await.expect("an event").0, "reload");
+        let version = live_url(&browser.get("/").await.body);
+        let odd = version.replace("page=fleet", "page=odd");
+        assert_eq!(send(&site, Method::GET, &odd, &browser.cookie, &[]).await.status, StatusCode::BAD_REQUEST);
+    }
+}

@@ -1,0 +1,119 @@
+//! A running node's state as JSON, and how another process on the same machine asks for it.
+
+use std::io;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use protocol::message::{ClockState, SpoolFault};
+use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use super::Vitals;
+
+/// What `GET /status` answers.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Report {
+    /// Name and version of the program.
+    pub software: String,
+    /// Whether a session with the hub is up.
+    pub session_up: bool,
+    /// The link's state in words, and what to do when it is not up.
+    pub link: String,
+    /// When the link came to that state, RFC 3339.
+    pub since: String,
+    /// This clock minus the hub's, in seconds; absent before the first session.
+    pub clock_offset_seconds: Option<f64>,
+    /// `synchronized`, `ahead`, `behind` or `unknown`.
+    pub clock: String,
+    /// When the certificate ends, RFC 3339.
+    pub certificate_not_after: String,
+    /// When it is due to be renewed, RFC 3339.
+    pub renew_at: String,
+    /// Why renewing failed and what to do; absent when it did not.
+    pub renewal_trouble: Option<String>,
+    /// Batches the hub has not stored yet.
+    pub batches_pending: u64,
+    /// Batches that can no longer be delivered.
+    pub batches_lost: u64,
+    /// Bytes in the spool.
+    pub spool_bytes: u64,
+    /// What is wrong with the spool and what to do; absent when nothing is.
+    pub spool_trouble: Option<String>,
+    /// Seconds since the last sample.
+    pub last_sample_seconds: f64,
+    /// Why the sampling loop counts as frozen; absent while it is alive.
+    pub sampling_trouble: Option<String>,
+}
+
+impl Report {
+    pub(super) fn of(vitals: &Vitals) -> Self {
+        let (link, spool) = (vitals.link.borrow().clone(), vitals.spool.borrow().clone());
+        Self {
+            software: vitals.software.clone(),
+            session_up: link.is_up(),
+            link: link.state.to_string(),
+            since: link.since.to_string(),
+            clock_offset_seconds: link.clock.map(|clock| clock.offset_ms as f64 / 1e3),
+            clock: match link.clock_state() {
+                ClockState::Unspecified => "unknown",
+                ClockState::Synchronized => "synchronized",
+                ClockState::Ahead => "ahead",
+                ClockState::Behind => "behind",
+            }
+            .to_owned(),
+            certificate_not_after: link.certificate_not_after.to_string(),
+            renew_at: link.renew_at.to_string(),
+            renewal_trouble: link.renewal_trouble,
+            batches_pending: spool.pending_batches,
+            batches_lost: spool.lost_batches,
+            spool_bytes: spool.bytes,
+            spool_trouble: (spool.fault() != SpoolFault::Unspecified).then_some(spool.message),
+            last_sample_seconds: vitals.pulse.age().as_secs_f64(),
+            sampling_trouble: vitals.health().err(),
+        }
+    }
+}
+
+/// Most bytes of an answer: a report is under 2 KiB.
+const MAX_ANSWER: u64 = 64 * 1024;
+/// How long a node may take to answer: it never waits for anything itself.
+const ANSWER_WITHIN: Duration = Duration::from_secs(3);
+
+/// Asks the node that serves its probes on `address` for its state.
+///
+/// # Errors
+/// [`ProbeError::NotRunning`] when nothing listens there, [`ProbeError::Answer`] when what answers is not a node.
+pub async fn ask(address: SocketAddr) -> Result<Report, ProbeError> {
+    let exchange = async {
+        let mut stream =
+            TcpStream::connect(address).await.map_err(|source| ProbeError::NotRunning { address, source })?;
+        let request = format!("GET /status HTTP/1.0\r\nHost: {address}\r\nConnection: close\r\n\r\n");
+        let broken = |_| ProbeError::Answer { address };
+        stream.write_all(request.as_bytes()).await.map_err(broken)?;
+        let mut answer = Vec::new();
+        stream.take(MAX_ANSWER).read_to_end(&mut answer).await.map_err(broken)?;
+        let body = answer.windows(4).position(|window| window == b"\r\n\r\n").and_then(|at| answer.get(at + 4..));
+        body.and_then(|body| serde_json::from_slice(body).ok()).ok_or(ProbeError::Answer { address })
+    };
+    tokio::time::timeout(ANSWER_WITHIN, exchange).await.unwrap_or(Err(ProbeError::Answer { address }))
+}
+
+/// A node's state could not be read.
+#[derive(Debug, thiserror::Error)]
+pub enum ProbeError {
+    /// Nothing listens there.
+    #[error("nothing answers on {address}: start the service, or name the address it serves its probes on")]
+    NotRunning {
+        /// Where it was looked for.
+        address: SocketAddr,
+        /// Why the connection failed.
+        source: io::Error,
+    },
+    /// Something else answers.
+    #[error("what answers on {address} is not a Hyperfactory node: name the address the node serves its probes on")]
+    Answer {
+        /// Where it was asked.
+        address: SocketAddr,
+    },
+}

@@ -1,0 +1,315 @@
+//! One session, from the first stream to the goodbye.
+
+use std::time::Duration;
+
+use protocol::message::{Refusal, RefusalCode, ToHub, ToNode, to_hub};
+use protocol::session::{NodeOutput, NodeSession, Welcomed};
+use protocol::{Timestamp, frame, version};
+use tokio::time::Instant;
+use transport::{CloseCode, Closed, Connection, FrameReader, FrameWriter, StreamError};
+
+use super::renewal::Renewal;
+use super::upload::{Stream, Upload};
+use super::{Actor, LinkState, Trouble, TroubleKind};
+use crate::clock::Clock;
+use crate::identity::Identity;
+
+/// How long a shutdown waits for the hub to store what is in flight.
+const DRAIN_WITHIN: Duration = Duration::from_secs(5);
+/// How long a goodbye may take to reach the hub.
+const GOODBYE_WITHIN: Duration = Duration::from_secs(1);
+
+/// How an attempt ended.
+pub(super) enum Ending {
+    /// In order, because the process shuts down.
+    Shutdown,
+    /// With a renewed certificate: connect with it at once.
+    Renewed(Box<Identity>),
+    /// Not as it should.
+    Trouble {
+        /// Why.
+        trouble: Trouble,
+        /// What the hub asked for.
+        retry_after: Option<Duration>,
+        /// How long the session was up.
+        lasted: Duration,
+    },
+}
+
+/// Why one half of a session can't go on.
+pub(super) struct Failure {
+    pub(super) trouble: Trouble,
+    pub(super) retry_after: Option<Duration>,
+}
+
+impl From<Trouble> for Failure {
+    fn from(trouble: Trouble) -> Self {
+        Self { trouble, retry_after: None }
+    }
+}
+
+impl From<StreamError> for Failure {
+    fn from(error: StreamError) -> Self {
+        of_stream(&error).into()
+    }
+}
+
+/// The wall clock as it was when the session began, moved on by the monotonic one: a clock that is set meanwhile
+/// does not disturb the session's deadlines.
+#[derive(Clone, Copy)]
+struct SteadyClock {
+    wall: Timestamp,
+    started: Instant,
+}
+
+impl SteadyClock {
+    fn start(clock: &Clock) -> Self {
+        Self { wall: clock.now(), started: Instant::now() }
+    }
+
+    fn now(self) -> Timestamp {
+        self.wall.plus(self.started.elapsed())
+    }
+
+    fn instant(self, at: Timestamp) -> Instant {
+        self.started + at.since(self.wall)
+    }
+}
+
+/// The control stream and its state machine.
+struct Control {
+    machine: NodeSession,
+    writer: FrameWriter,
+    reader: FrameReader,
+    clock: SteadyClock,
+}
+
+impl Actor {
+    /// Holds a session over `connection` until it ends.
+    pub(super) async fn session(&mut self, connection: Connection) -> Ending {
+        let opened = tokio::select! {
+            biased;
+            () = self.shutdown.cancelled() => {
+                connection.close(CloseCode::Done, "the node is shutting down");
+                return Ending::Shutdown;
+            }
+            opened = self.open(&connection) => opened,
+        };
+        let (mut control, welcomed, range) = match opened {
+            Ok(opened) => opened,
+            Err(failure) => {
+                connection.close(CloseCode::Done, "");
+                let went_back = self.go_back(&failure.trouble).await;
+                return ending(went_back.map_or(failure, Failure::from), Duration::ZERO);
+            }
+        };
+        let up_since = Instant::now();
+        self.came_up(&connection, &welcomed).await;
+
+        let mut stream = match Stream::open(&connection).await {
+            Ok(stream) => stream,
+            Err(failure) => return ending(failure, Duration::ZERO),
+        };
+        let mut upload = Upload::new(self, range, &welcomed);
+        let mut renewal = Renewal::new(&self.options, &welcomed);
+        let ended = tokio::select! {
+            biased;
+            ended = self.control(&mut control, &mut renewal) => ended.map(Some),
+            ended = upload.run(&mut stream) => ended.map(|()| None),
+            () = self.shut_down_and(DRAIN_WITHIN) => Ok(None),
+        };
+        match ended {
+            Ok(renewed) => {
+                let reason = if renewed.is_some() { "certificate renewed" } else { "shutting down" };
+                control.goodbye(&connection, reason).await;
+                renewed.map_or(Ending::Shutdown, |identity| Ending::Renewed(Box::new(identity)))
+            }
+            Err(failure) => {
+                connection.close(CloseCode::Done, "");
+                ending(failure, up_since.elapsed())
+            }
+        }
+    }
+
+    /// Says Hello and waits for the Welcome.
+    async fn open(
+        &self,
+        connection: &Connection,
+    ) -> Result<(Control, Welcomed, protocol::message::SpoolRange), Failure> {
+        let options = &self.options;
+        let (mut writer, reader) = connection.open(frame::MAX_CONTROL).await.map_err(StreamError::Closed)?;
+        let range = options.recorder.backlog().range();
+        let clock = SteadyClock::start(&options.clock);
+        let (machine, hello) =
+            NodeSession::open(version::SPOKEN, options.facts.clone(), options.process, range, clock.now());
+        writer.send(&hello).await?;
+        let mut control = Control { machine, writer, reader, clock };
+        loop {
+            for output in control.next().await? {
+                match output {
+                    NodeOutput::Welcomed(welcomed) => return Ok((control, welcomed, range)),
+                    NodeOutput::Send(message) => control.writer.send(&message).await?,
+                    NodeOutput::Refused(refusal) => return Err(of_refusal(&refusal)),
+                    NodeOutput::Goodbye { reason, retry_after } => return Err(of_goodbye(&reason, retry_after)),
+                    NodeOutput::Unsupported(text) => tracing::debug!(text, "the hub did not understand"),
+                    NodeOutput::Renewed { .. }
+                    | NodeOutput::RenewalRefused(_)
+                    | NodeOutput::RenewalUnanswered
+                    | NodeOutput::LiveUntil(_) => {}
+                }
+            }
+        }
+    }
+
+    async fn came_up(&mut self, connection: &Connection, welcomed: &Welcomed) {
+        self.counters.session();
+        self.options.recorder.clock_measured(welcomed.clock);
+        self.status.send_modify(|status| status.clock = Some(welcomed.clock));
+        self.publish(LinkState::Up {
+            session: welcomed.session,
+            remote: connection.remote_address(),
+            hub_version: welcomed.hub_version.clone(),
+        });
+        tracing::info!(
+            session = %welcomed.session,
+            remote = %connection.remote_address(),
+            hub = welcomed.hub_version,
+            clock_offset_ms = welcomed.clock.offset_ms,
+            "session up"
+        );
+        self.retire_previous().await;
+    }
+
+    /// Drives the control stream until the session ends; gives the new identity when the certificate was renewed.
+    async fn control(&self, control: &mut Control, renewal: &mut Renewal) -> Result<Identity, Failure> {
+        loop {
+            let outputs = tokio::select! {
+                biased;
+                outputs = control.next() => outputs?,
+                () = renewal.due() => {
+                    if let Some(request) = renewal.request().await
+                        && let Some(message) = control.machine.renew(request, control.clock.now())
+                    {
+                        control.writer.send(&message).await?;
+                    }
+                    Vec::new()
+                }
+                () = self.options.endpoint.knocked() => {
+                    // Anything will do: a hub that has forgotten this connection answers with its end.
+                    let reading = self.status.borrow().clock;
+                    let report = to_hub::Message::Clock(reading.map(Into::into).unwrap_or_default());
+                    control.writer.send(&ToHub { message: Some(report) }).await?;
+                    Vec::new()
+                }
+            };
+            for output in outputs {
+                match output {
+                    NodeOutput::Send(message) => control.writer.send(&message).await?,
+                    NodeOutput::Renewed { certificate_chain, .. } => {
+                        if let Some(identity) = renewal.accept(certificate_chain).await {
+                            return Ok(identity);
+                        }
+                    }
+                    NodeOutput::RenewalRefused(refusal) => renewal.refused(&refusal),
+                    NodeOutput::RenewalUnanswered => renewal.unanswered(),
+                    NodeOutput::LiveUntil(until) => {
+                        self.options.recorder.live_for(until.since(control.clock.now()));
+                    }
+                    NodeOutput::Unsupported(text) => tracing::debug!(text, "the hub did not understand"),
+                    NodeOutput::Goodbye { reason, retry_after } => return Err(of_goodbye(&reason, retry_after)),
+                    NodeOutput::Refused(refusal) => return Err(of_refusal(&refusal)),
+                    NodeOutput::Welcomed(_) => {}
+                }
+            }
+            self.publish_renewal(renewal.at(), renewal.trouble());
+        }
+    }
+
+    async fn shut_down_and(&self, grace: Duration) {
+        self.shutdown.cancelled().await;
+        tokio::time::sleep(grace).await;
+    }
+}
+
+impl Control {
+    /// What the next message, or the passing of a deadline, asks for. Cancel-safe.
+    async fn next(&mut self) -> Result<Vec<NodeOutput>, Failure> {
+        let deadline = self.machine.deadline().map(|at| self.clock.instant(at));
+        let expired = async {
+            match deadline {
+                Some(deadline) => tokio::time::sleep_until(deadline).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            biased;
+            message = self.reader.recv::<ToNode>() => {
+                let message = message?.ok_or_else(|| Failure::from(broken("the hub ended the control stream")))?;
+                self.machine.receive(message, self.clock.now()).map_err(|error| broken(&error.to_string()).into())
+            }
+            () = expired => match self.machine.tick(self.clock.now()) {
+                Ok(output) => Ok(output.into_iter().collect()),
+                Err(error) => Err(broken(&error.to_string()).into()),
+            },
+        }
+    }
+
+    async fn goodbye(mut self, connection: &Connection, reason: &str) {
+        let goodbye = self.machine.goodbye(reason);
+        let said = async {
+            self.writer.send(&goodbye).await?;
+            self.writer.finish().await?;
+            self.writer.delivered().await
+        };
+        // A hub that does not take it finds out by the close, or by silence.
+        let _ = tokio::time::timeout(GOODBYE_WITHIN, said).await;
+        connection.close(CloseCode::Done, reason);
+    }
+}
+
+fn ending(failure: Failure, lasted: Duration) -> Ending {
+    Ending::Trouble { trouble: failure.trouble, retry_after: failure.retry_after, lasted }
+}
+
+fn broken(message: &str) -> Trouble {
+    Trouble::new(TroubleKind::Broken, message)
+}
+
+pub(super) fn of_stream(error: &StreamError) -> Trouble {
+    let StreamError::Closed(closed) = error else { return broken(&error.to_string()) };
+    of_closed(closed)
+}
+
+fn of_closed(closed: &Closed) -> Trouble {
+    let text = || if closed.reason.is_empty() { closed.to_string() } else { closed.reason.clone() };
+    match (closed.code, closed.by_peer) {
+        (CloseCode::Displaced, true) => Trouble::new(
+            TroubleKind::Displaced,
+            "another process connected with this node's identity; stop one of the two, and enroll a copied machine \
+             with a join token of its own",
+        ),
+        (CloseCode::Revoked, true) => Trouble::new(TroubleKind::Revoked, text()),
+        (CloseCode::Refused, true) => Trouble::new(TroubleKind::Trust, text()),
+        (CloseCode::Draining, true) => Trouble::new(TroubleKind::Goodbye, text()),
+        _ => Trouble::new(TroubleKind::Broken, closed.to_string()),
+    }
+}
+
+fn of_refusal(refusal: &Refusal) -> Failure {
+    let kind = match refusal.code() {
+        RefusalCode::Busy | RefusalCode::Internal => TroubleKind::Busy,
+        RefusalCode::NodeRevoked | RefusalCode::NodeUnknown => TroubleKind::Revoked,
+        _ => TroubleKind::Refused,
+    };
+    let message = match refusal.message.as_str() {
+        "" => format!("the hub refused this node ({:?})", refusal.code()),
+        message => format!("the hub refused this node: {message}"),
+    };
+    let retry_after = (refusal.retry_after_ms > 0).then(|| Duration::from_millis(refusal.retry_after_ms));
+    Failure { trouble: Trouble { kind, message }, retry_after }
+}
+
+fn of_goodbye(reason: &str, retry_after: Option<Duration>) -> Failure {
+    let message = format!("the hub said goodbye: {reason}");
+    Failure { trouble: Trouble { kind: TroubleKind::Goodbye, message }, retry_after }
+}

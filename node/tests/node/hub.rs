@@ -1,0 +1,450 @@
+//! A hub small enough to read, on the real protocol, certificates and transport, that a test can make misbehave.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use pki::tls::{HubCertificate, HubTls, server_config, system_clock};
+use pki::{Authority, JoinToken, NodeIdentity, PrivateKey, Serial, verify_request};
+use prost::Message;
+use protocol::delivery::{Inbox, Verdict};
+use protocol::message::{
+    Acknowledge, BatchBody, Command, CommandOutcome, EnrollReply, EnrollRequest, Enrolled, Refusal, RefusalCode,
+    Renewed, ToHub, ToNode, Upload, enroll_reply, to_node, upload,
+};
+use protocol::session::{ClockReading, HubOutput, HubSession};
+use protocol::{NodeId, NodeKind, Sequence, SessionId, SpoolEpoch, Timestamp, frame, version};
+use tokio::sync::{broadcast, watch};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use transport::{Alpn, CloseCode, Connection, Endpoint, FrameReader, FrameWriter, Peer, ServerLimits, StreamError};
+
+pub(crate) const DAY: Duration = Duration::from_secs(86_400);
+
+/// What the hub has seen; tests wait on it.
+#[derive(Clone, Default)]
+pub(crate) struct Seen {
+    /// Serials of the certificates that were issued, by the key they are for.
+    pub(crate) issued: HashMap<[u8; 32], Serial>,
+    pub(crate) enroll_requests: usize,
+    pub(crate) renew_requests: usize,
+    /// Certificates of the sessions that were welcomed.
+    pub(crate) sessions: Vec<NodeIdentity>,
+    /// Numbers and bodies as they were accepted.
+    pub(crate) batches: Vec<(u64, BatchBody)>,
+    pub(crate) duplicates: usize,
+    pub(crate) lost: Vec<(u64, u64)>,
+    /// What came first on each telemetry stream: whether it was a snapshot.
+    pub(crate) snapshot_first: Vec<bool>,
+    pub(crate) snapshots: Vec<BatchBody>,
+    pub(crate) clocks: Vec<ClockReading>,
+    pub(crate) outcomes: Vec<CommandOutcome>,
+    pub(crate) goodbyes: Vec<String>,
+    pub(crate) violations: Vec<String>,
+}
+
+/// How it misbehaves.
+#[derive(Clone, Default)]
+pub(crate) struct Script {
+    pub(crate) lose_enroll_replies: usize,
+    pub(crate) lose_renew_replies: usize,
+    /// Stops storing, and so acknowledging.
+    pub(crate) hold: bool,
+    /// Ends the session at the batch after this many.
+    pub(crate) break_after: Option<usize>,
+    pub(crate) renew_now: bool,
+    pub(crate) refuse_session: Option<Refusal>,
+    pub(crate) denied: Vec<Serial>,
+    /// Puts what it renews on the denylist.
+    pub(crate) deny_renewed: bool,
+}
+
+/// What a test has the hub do in every session.
+#[derive(Clone)]
+pub(crate) enum Order {
+    Send(ToNode),
+    Close(CloseCode, &'static str),
+    Goodbye(Duration),
+}
+
+/// Unused, or the key it was used for and the answer that was given.
+type Token = Option<([u8; 32], Enrolled)>;
+
+struct Shared {
+    root: Authority,
+    tenant: Authority,
+    seen: watch::Sender<Seen>,
+    script: Mutex<Script>,
+    /// What is stored, by node and epoch.
+    stored: Mutex<HashMap<(NodeId, u64), u64>>,
+    /// Secrets of the tokens, and the key and answer of the enrollment each was used for.
+    tokens: Mutex<HashMap<Vec<u8>, Token>>,
+    renewals: Mutex<HashMap<[u8; 32], Vec<Vec<u8>>>>,
+    orders: broadcast::Sender<Order>,
+}
+
+pub(crate) struct TestHub {
+    shared: Arc<Shared>,
+    endpoint: Endpoint,
+    tasks: TaskTracker,
+    shutdown: CancellationToken,
+}
+
+impl TestHub {
+    pub(crate) fn start() -> Self {
+        Self::start_at(now())
+    }
+
+    /// A hub whose certificates were made at `at`.
+    pub(crate) fn start_at(at: Timestamp) -> Self {
+        let root = Authority::create_root(at, DAY * 3650).expect("a root");
+        let tenant = root.issue_tenant_intermediate(&"acme".parse().expect("a slug"), at).expect("an intermediate");
+        let hub = root.issue_hub_intermediate(at).expect("an intermediate");
+        let key = PrivateKey::generate().expect("a key");
+        let leaf = hub.issue_hub_server(&key.public_key(), at).expect("a certificate");
+        let certificate =
+            HubCertificate::new(leaf.into(), hub.certificate_der().clone(), root.certificate_der().clone(), &key)
+                .expect("a pair");
+        let shared = Arc::new(Shared {
+            root,
+            tenant,
+            seen: watch::Sender::new(Seen::default()),
+            script: Mutex::default(),
+            stored: Mutex::default(),
+            tokens: Mutex::default(),
+            renewals: Mutex::default(),
+            orders: broadcast::channel(16).0,
+        });
+        let asked = Arc::clone(&shared);
+        let tls = server_config(HubTls {
+            root: shared.root.certificate_der().clone(),
+            certificate,
+            denied: Arc::new(move |identity: &NodeIdentity| {
+                asked.script.lock().expect("whole").denied.contains(&identity.serial)
+            }),
+            clock: system_clock(),
+        })
+        .expect("a configuration");
+        let address = SocketAddr::from(([127, 0, 0, 1], 0));
+        let endpoint = Endpoint::server(address, tls, ServerLimits::default()).expect("a socket");
+        let (tasks, shutdown) = (TaskTracker::new(), CancellationToken::new());
+        tasks.spawn(serve(Arc::clone(&shared), endpoint.clone(), tasks.clone(), shutdown.clone()));
+        Self { shared, endpoint, tasks, shutdown }
+    }
+
+    pub(crate) fn address(&self) -> String {
+        self.endpoint.local_addr().expect("bound").to_string()
+    }
+
+    pub(crate) fn token(&self) -> JoinToken {
+        let pin = pki::trust::pin(self.shared.root.certificate_der()).expect("a root");
+        let token = JoinToken::generate(&self.address(), pin).expect("a token");
+        self.shared.tokens.lock().expect("whole").insert(token.secret.to_vec(), None);
+        token
+    }
+
+    pub(crate) fn script(&self, change: impl FnOnce(&mut Script)) {
+        change(&mut self.shared.script.lock().expect("whole"));
+    }
+
+    pub(crate) fn order(&self, order: Order) {
+        assert!(self.shared.orders.send(order).is_ok(), "no session is up");
+    }
+
+    pub(crate) fn seen(&self) -> Seen {
+        self.shared.seen.borrow().clone()
+    }
+
+    /// Waits until the hub has seen something.
+    pub(crate) async fn until(&self, what: &str, reached: impl FnMut(&Seen) -> bool) -> Seen {
+        let mut seen = self.shared.seen.subscribe();
+        let waited = tokio::time::timeout(Duration::from_secs(30), seen.wait_for(reached)).await;
+        waited.unwrap_or_else(|_| panic!("the hub never saw {what}")).expect("a hub").clone()
+    }
+
+    pub(crate) async fn stop(self) {
+        self.shutdown.cancel();
+        self.endpoint.close(CloseCode::Draining, "");
+        self.tasks.close();
+        self.tasks.wait().await;
+        assert_eq!(self.seen().violations, Vec::<String>::new());
+    }
+}
+
+pub(crate) fn now() -> Timestamp {
+    std::time::SystemTime::now().into()
+}
+
+async fn serve(shared: Arc<Shared>, endpoint: Endpoint, tasks: TaskTracker, shutdown: CancellationToken) {
+    loop {
+        let incoming = tokio::select! {
+            () = shutdown.cancelled() => return,
+            incoming = endpoint.accept() => incoming,
+        };
+        let Some(incoming) = incoming else { return };
+        let (shared, shutdown) = (Arc::clone(&shared), shutdown.clone());
+        tasks.spawn(async move {
+            let Ok(connection) = incoming.accept().await else { return };
+            let served = async {
+                match connection.alpn() {
+                    Alpn::Enroll => shared.enroll(&connection).await,
+                    Alpn::Session => shared.session(&connection).await,
+                }
+            };
+            tokio::select! {
+                () = shutdown.cancelled() => connection.close(CloseCode::Draining, "stopping"),
+                served = served => {
+                    if let Err(violation) = served {
+                        shared.note(|seen| seen.violations.push(violation));
+                    }
+                }
+            }
+        });
+    }
+}
+
+impl Shared {
+    fn note(&self, change: impl FnOnce(&mut Seen)) {
+        self.seen.send_modify(change);
+    }
+
+    fn script(&self) -> Script {
+        self.script.lock().expect("whole").clone()
+    }
+
+    fn breaks_now(&self) -> bool {
+        let mut script = self.script.lock().expect("whole");
+        let breaks = script.break_after == Some(0);
+        script.break_after = script.break_after.and_then(|left| left.checked_sub(1));
+        breaks
+    }
+
+    async fn enroll(&self, connection: &Connection) -> Result<(), String> {
+        let Ok((mut writer, mut reader)) = connection.accept(frame::MAX_ENROLL).await else { return Ok(()) };
+        let request: EnrollRequest = reader.recv().await.map_err(text)?.ok_or("no request")?;
+        self.note(|seen| seen.enroll_requests += 1);
+        let reply = self.answer(request);
+        let lose = {
+            let mut script = self.script.lock().expect("whole");
+            let lose = script.lose_enroll_replies > 0;
+            script.lose_enroll_replies = script.lose_enroll_replies.saturating_sub(1);
+            lose
+        };
+        if lose {
+            connection.close(CloseCode::Internal, "lost");
+            return Ok(());
+        }
+        writer.send(&EnrollReply { reply: Some(reply) }).await.map_err(text)?;
+        writer.finish().await.map_err(text)?;
+        connection.closed().await;
+        Ok(())
+    }
+
+    fn answer(&self, request: EnrollRequest) -> enroll_reply::Reply {
+        let refused = |code: RefusalCode, message: &str| {
+            enroll_reply::Reply::Refusal(Refusal { code: code.into(), message: message.into(), retry_after_ms: 0 })
+        };
+        let Ok(requested) = verify_request(&request.certificate_request) else {
+            return refused(RefusalCode::Malformed, "bad request");
+        };
+        let mut tokens = self.tokens.lock().expect("whole");
+        match tokens.get_mut(&request.secret) {
+            None => refused(RefusalCode::TokenUnknown, "this hub does not know the join token; make a new one"),
+            Some(Some((key, enrolled))) if *key == requested.spki_sha256() => {
+                enroll_reply::Reply::Enrolled(enrolled.clone())
+            }
+            Some(Some(_)) => refused(RefusalCode::TokenUsed, "the join token was used by another node"),
+            Some(unused) => {
+                let node = NodeId::new(now(), rand::random());
+                let enrolled = Enrolled {
+                    node_id: node.to_bytes().to_vec(),
+                    tenant: "acme".into(),
+                    name: request.name,
+                    kind: request.kind,
+                    certificate_chain: self.issue(&requested, node),
+                    root: self.root.certificate_der().to_vec(),
+                };
+                *unused = Some((requested.spki_sha256(), enrolled.clone()));
+                enroll_reply::Reply::Enrolled(enrolled)
+            }
+        }
+    }
+
+    fn issue(&self, requested: &pki::RequestedKey, node: NodeId) -> Vec<Vec<u8>> {
+        let leaf = self.tenant.issue_node(requested, node, NodeKind::Agent, now(), DAY * 7).expect("a certificate");
+        let chain = vec![leaf, self.tenant.certificate_der().to_vec()];
+        let parsed: Vec<pki::CertificateDer<'_>> = chain.iter().map(|der| der.clone().into()).collect();
+        let serial = pki::node_identity(&parsed).expect("a node's").serial;
+        self.note(|seen| {
+            seen.issued.insert(requested.spki_sha256(), serial);
+        });
+        chain
+    }
+
+    async fn session(&self, connection: &Connection) -> Result<(), String> {
+        let Peer::Node(identity) = connection.peer().clone() else { return Err("not a node".into()) };
+        // A node that goes away is no violation; one that breaks a rule is.
+        let Ok((mut writer, mut reader)) = connection.accept(frame::MAX_CONTROL).await else { return Ok(()) };
+        let mut session = HubSession::open(version::SPOKEN, now());
+        let hello = loop {
+            let message = match reader.recv::<ToHub>().await {
+                Ok(Some(message)) => message,
+                Ok(None) | Err(StreamError::Closed(_)) => return Ok(()),
+                Err(error) => return Err(text(error)),
+            };
+            let outputs = session.receive(message, now()).map_err(|error| error.to_string())?;
+            if let Some(HubOutput::Hello(hello)) = outputs.into_iter().next() {
+                break hello;
+            }
+        };
+        let script = self.script();
+        if let Some(refusal) = script.refuse_session {
+            let _ = writer.send(&session.refuse(refusal)).await;
+            connection.closed().await;
+            return Ok(());
+        }
+        let epoch = SpoolEpoch(hello.spool.epoch);
+        let stored = self.stored.lock().expect("whole").get(&(identity.node, epoch.0)).copied();
+        let inbox = Inbox::open(epoch, stored.map(Sequence));
+        let renew_at = script.renew_now.then(|| now().minus(Duration::from_secs(1)));
+        let id = SessionId::new(now(), rand::random());
+        let welcome = session.welcome(id, inbox.position(), "0.1.0-test", renew_at, now()).ok_or("no welcome")?;
+        self.note(|seen| seen.sessions.push(identity.clone()));
+        let orders = self.orders.subscribe();
+        let Ok(()) = writer.send(&welcome).await else { return Ok(()) };
+        tokio::select! {
+            ended = self.control(connection, &identity, &mut session, &mut writer, &mut reader, orders) => ended,
+            ended = self.telemetry(connection, identity.node, inbox) => ended,
+        }
+    }
+
+    async fn control(
+        &self,
+        connection: &Connection,
+        identity: &NodeIdentity,
+        session: &mut HubSession,
+        writer: &mut FrameWriter,
+        reader: &mut FrameReader,
+        mut orders: broadcast::Receiver<Order>,
+    ) -> Result<(), String> {
+        loop {
+            let message = tokio::select! {
+                order = orders.recv() => {
+                    match order.map_err(|error| error.to_string())? {
+                        Order::Send(message) => writer.send(&message).await.map_err(text)?,
+                        Order::Close(code, reason) => {
+                            connection.close(code, reason);
+                            return Ok(());
+                        }
+                        Order::Goodbye(after) => {
+                            let goodbye = session.goodbye("restarting", Some(after));
+                            writer.send(&goodbye).await.map_err(text)?;
+                            connection.closed().await;
+                            return Ok(());
+                        }
+                    }
+                    continue;
+                }
+                message = reader.recv::<ToHub>() => message,
+            };
+            let message = match message {
+                Ok(Some(message)) => message,
+                Ok(None) | Err(StreamError::Closed(_)) => return Ok(()),
+                Err(error) => return Err(text(error)),
+            };
+            for output in session.receive(message, now()).map_err(|error| error.to_string())? {
+                match output {
+                    HubOutput::Clock(reading) => self.note(|seen| seen.clocks.push(reading)),
+                    HubOutput::Outcome(outcome) => self.note(|seen| seen.outcomes.push(outcome)),
+                    HubOutput::Over(reason) => self.note(|seen| seen.goodbyes.push(reason)),
+                    HubOutput::Send(message) => writer.send(&message).await.map_err(text)?,
+                    HubOutput::Renew { certificate_request } => {
+                        self.note(|seen| seen.renew_requests += 1);
+                        let requested = verify_request(&certificate_request).map_err(|error| error.to_string())?;
+                        let chain = {
+                            let mut renewals = self.renewals.lock().expect("whole");
+                            let again = || self.issue(&requested, identity.node);
+                            renewals.entry(requested.spki_sha256()).or_insert_with(again).clone()
+                        };
+                        let issued = self.seen.borrow().issued[&requested.spki_sha256()];
+                        let lose = {
+                            let mut script = self.script.lock().expect("whole");
+                            if script.deny_renewed {
+                                script.denied.push(issued);
+                            }
+                            let lose = script.lose_renew_replies > 0;
+                            script.lose_renew_replies = script.lose_renew_replies.saturating_sub(1);
+                            script.renew_now = lose;
+                            lose
+                        };
+                        if lose {
+                            connection.close(CloseCode::Internal, "lost");
+                            return Ok(());
+                        }
+                        let renewed = Renewed { certificate_chain: chain, ..Renewed::default() };
+                        writer.send(&session.renewed(renewed)).await.map_err(text)?;
+                    }
+                    HubOutput::Hello(_) | HubOutput::Unsupported(_) => {}
+                }
+            }
+        }
+    }
+
+    async fn telemetry(&self, connection: &Connection, node: NodeId, mut inbox: Inbox) -> Result<(), String> {
+        let Ok((mut writer, mut reader)) = connection.accept(frame::MAX_TELEMETRY).await else { return Ok(()) };
+        let mut first = true;
+        loop {
+            let upload = match reader.recv::<Upload>().await {
+                Ok(Some(upload)) => upload.message,
+                Ok(None) | Err(StreamError::Closed(_)) => return Ok(()),
+                Err(error) => return Err(text(error)),
+            };
+            if std::mem::take(&mut first) {
+                let snapshot = matches!(upload, Some(upload::Message::Snapshot(_)));
+                self.note(|seen| seen.snapshot_first.push(snapshot));
+            }
+            let script = self.script();
+            match upload {
+                Some(upload::Message::Snapshot(body)) => self.note(|seen| seen.snapshots.push(body)),
+                Some(upload::Message::Batch(batch)) => {
+                    if self.breaks_now() {
+                        connection.close(CloseCode::Internal, "broken off");
+                        return Ok(());
+                    }
+                    let body = BatchBody::decode(&*batch.body).map_err(|error| error.to_string())?;
+                    let verdict = inbox.batch(&batch, body.key).map_err(|error| error.to_string())?;
+                    if !script.hold {
+                        match verdict {
+                            Verdict::Accept => self.note(|seen| seen.batches.push((batch.sequence, body))),
+                            Verdict::Duplicate => self.note(|seen| seen.duplicates += 1),
+                        }
+                    }
+                }
+                Some(upload::Message::Lost(lost)) => {
+                    inbox.lost(&lost).map_err(|error| error.to_string())?;
+                    self.note(|seen| seen.lost.push((lost.first, lost.last)));
+                }
+                None => return Err("an empty upload".into()),
+            }
+            if !script.hold
+                && let Some(acknowledge) = inbox.committed(inbox.accepted())
+            {
+                let Acknowledge { epoch, through } = acknowledge;
+                self.stored.lock().expect("whole").insert((node, epoch), through);
+                if writer.send(&acknowledge).await.is_err() {
+                    return Ok(());
+                }
+            }
+        }
+    }
+}
+
+pub(crate) fn command() -> ToNode {
+    let command = Command { command_id: vec![7; 16], action: "restart".into(), ..Command::default() };
+    ToNode { message: Some(to_node::Message::Command(command)) }
+}
+
+fn text(error: StreamError) -> String {
+    error.to_string()
+}

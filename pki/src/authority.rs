@@ -1,0 +1,354 @@
+//! Authorities of a fleet and what each may issue: the root issues intermediates, the hub's intermediate the hub's
+//! server certificate, a tenant's intermediate its nodes.
+
+use std::fmt;
+use std::time::Duration;
+
+use data_encoding::HEXLOWER;
+use protocol::{NodeId, NodeKind, TenantId, Timestamp};
+use rcgen::string::Ia5String;
+use rcgen::{
+    BasicConstraints, CertificateParams, CidrSubnet, DistinguishedName, DnType, ExtendedKeyUsagePurpose,
+    GeneralSubtree, IsCa, Issuer, KeyUsagePurpose, NameConstraints, SanType, SubjectPublicKeyInfo,
+};
+use rustls::pki_types::CertificateDer;
+
+use crate::certificate::Facts;
+use crate::key::{KeyError, PrivateKey, sha256};
+use crate::name::{self, HUB_SERVER_NAME, NodeName};
+use crate::request::RequestedKey;
+use crate::seal::{MasterKey, SealError};
+use crate::serial::Serial;
+
+const DAY: Duration = Duration::from_secs(86_400);
+
+/// Life of a fleet root.
+pub const ROOT_LIFETIME: Duration = DAY.saturating_mul(3650);
+/// Life of an intermediate.
+pub const INTERMEDIATE_LIFETIME: Duration = DAY.saturating_mul(365);
+/// Life of the hub's server certificate.
+pub const HUB_SERVER_LIFETIME: Duration = DAY.saturating_mul(30);
+/// Life of a node's certificate unless the hub is told otherwise.
+pub const NODE_LIFETIME: Duration = DAY.saturating_mul(7);
+/// How far `notBefore` lies in the past, for nodes whose clock is behind.
+pub const BACKDATE: Duration = Duration::from_secs(600);
+
+/// 9999-12-31T23:59:59Z, the last second a certificate can name (RFC 5280, section 4.1.2.5).
+const LAST_SECOND: i64 = 253_402_300_799;
+
+/// What an authority is for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// The fleet's anchor; issues intermediates.
+    Root,
+    /// Issues the hub's server certificate.
+    Hub,
+    /// Issues the certificates of one tenant's nodes.
+    Tenant(TenantId),
+}
+
+/// A certificate that may issue others, and its key.
+pub struct Authority {
+    role: Role,
+    certificate: CertificateDer<'static>,
+    not_before: Timestamp,
+    not_after: Timestamp,
+    issuer: Issuer<'static, PrivateKey>,
+}
+
+impl Authority {
+    /// Makes a fleet's root, valid from `now` for `validity`.
+    ///
+    /// # Errors
+    /// [`AuthorityError::Key`] when the operating system has no randomness to give.
+    pub fn create_root(now: Timestamp, validity: Duration) -> Result<Self, AuthorityError> {
+        // No path length: a later root may be signed by this one to be introduced to nodes that know only this one.
+        let key = PrivateKey::generate()?;
+        let mut params = authority_params("Hyperfactory fleet root", None, &key, life(now, validity, None)?)?;
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let certificate = params.self_signed(&key).map_err(AuthorityError::Issue)?;
+        Self::with_key(certificate.der().clone(), key)
+    }
+
+    /// Issues the intermediate that signs the hub's server certificate, and nothing but the hub's name.
+    ///
+    /// # Errors
+    /// [`AuthorityError::NotAllowed`] when this is not a root, [`AuthorityError::NotValid`] when it is not valid at `now`.
+    pub fn issue_hub_intermediate(&self, now: Timestamp) -> Result<Self, AuthorityError> {
+        self.must_be(&Role::Root, "an intermediate")?;
+        let (key, life) = (PrivateKey::generate()?, self.child(now, INTERMEDIATE_LIFETIME)?);
+        let mut params = authority_params("Hyperfactory hub authority", None, &key, life)?;
+        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+        params.name_constraints = Some(only_dns(HUB_SERVER_NAME));
+        self.issue_authority(params, key)
+    }
+
+    /// Issues the intermediate that signs the certificates of `tenant`'s nodes, and no other tenant's.
+    ///
+    /// # Errors
+    /// As [`Authority::issue_hub_intermediate`].
+    pub fn issue_tenant_intermediate(&self, tenant: &TenantId, now: Timestamp) -> Result<Self, AuthorityError> {
+        self.must_be(&Role::Root, "an intermediate")?;
+        let (key, life) = (PrivateKey::generate()?, self.child(now, INTERMEDIATE_LIFETIME)?);
+        let mut params = authority_params("Hyperfactory node authority", Some(tenant), &key, life)?;
+        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+        params.name_constraints = Some(only_dns(&name::tenant_subtree(tenant)));
+        self.issue_authority(params, key)
+    }
+
+    /// Issues the hub's server certificate for [`HUB_SERVER_LIFETIME`]; gives it in DER.
+    ///
+    /// # Errors
+    /// [`AuthorityError::NotAllowed`] when this is not the hub's intermediate, [`AuthorityError::NotValid`] when it is
+    /// not valid at `now`.
+    pub fn issue_hub_server(&self, key: &RequestedKey, now: Timestamp) -> Result<Vec<u8>, AuthorityError> {
+        self.must_be(&Role::Hub, "the hub's server certificate")?;
+        let mut params = params(self.child(now, HUB_SERVER_LIFETIME)?)?;
+        params.distinguished_name.push(DnType::CommonName, "Hyperfactory hub");
+        self.issue_leaf(params, HUB_SERVER_NAME, ExtendedKeyUsagePurpose::ServerAuth, key)
+    }
+
+    /// Issues a node's certificate; gives it in DER. It never outlives this authority.
+    ///
+    /// # Errors
+    /// [`AuthorityError::NotAllowed`] when this is not a tenant's intermediate, [`AuthorityError::NotValid`] when it is
+    /// not valid at `now`.
+    pub fn issue_node(
+        &self,
+        key: &RequestedKey,
+        node: NodeId,
+        kind: NodeKind,
+        now: Timestamp,
+        lifetime: Duration,
+    ) -> Result<Vec<u8>, AuthorityError> {
+        let Role::Tenant(tenant) = &self.role else { return Err(self.not_allowed("a node's certificate")) };
+        let mut params = params(self.child(now, lifetime)?)?;
+        params.distinguished_name.push(DnType::OrganizationName, tenant.as_str());
+        params.distinguished_name.push(DnType::OrganizationalUnitName, kind.as_str());
+        params.distinguished_name.push(DnType::CommonName, node.to_string());
+        let name = NodeName { node, kind, tenant: tenant.clone() };
+        self.issue_leaf(params, &name.to_string(), ExtendedKeyUsagePurpose::ClientAuth, key)
+    }
+
+    /// What this authority is for.
+    pub fn role(&self) -> &Role {
+        &self.role
+    }
+
+    /// Its certificate.
+    pub fn certificate_der(&self) -> &CertificateDer<'static> {
+        &self.certificate
+    }
+
+    /// Start of its validity.
+    pub fn not_before(&self) -> Timestamp {
+        self.not_before
+    }
+
+    /// End of its validity; nothing it issues lives longer.
+    pub fn not_after(&self) -> Timestamp {
+        self.not_after
+    }
+
+    /// SHA-256 of its SubjectPublicKeyInfo; of a root, the pin in join tokens.
+    pub fn spki_sha256(&self) -> [u8; 32] {
+        self.issuer.key().spki_sha256()
+    }
+
+    /// Its private key, sealed for storage beside the certificate and bound to what it is for.
+    ///
+    /// # Errors
+    /// [`AuthorityError::Seal`] when the operating system has no randomness to give.
+    pub fn seal_key(&self, master: &MasterKey) -> Result<Vec<u8>, AuthorityError> {
+        Ok(master.seal(&context(&self.role), &self.issuer.key().to_pkcs8())?)
+    }
+
+    /// Restores an authority from storage.
+    ///
+    /// # Errors
+    /// [`AuthorityError::Certificate`] when the certificate is not one of a fleet's authorities,
+    /// [`AuthorityError::Seal`] when the key was sealed for another authority or under another master key, or is
+    /// damaged, [`AuthorityError::KeyMismatch`] when it is not the certificate's.
+    pub fn open(certificate: &[u8], sealed_key: &[u8], master: &MasterKey) -> Result<Self, AuthorityError> {
+        let role = Facts::parse(certificate).as_ref().and_then(role_of).ok_or(AuthorityError::Certificate)?;
+        let key = PrivateKey::from_pkcs8(&master.open(&context(&role), sealed_key)?)?;
+        Self::with_key(CertificateDer::from(certificate.to_vec()), key)
+    }
+
+    fn with_key(certificate: CertificateDer<'static>, key: PrivateKey) -> Result<Self, AuthorityError> {
+        let facts = Facts::parse(&certificate).ok_or(AuthorityError::Certificate)?;
+        let role = role_of(&facts).ok_or(AuthorityError::Certificate)?;
+        if sha256(facts.spki) != key.spki_sha256() {
+            return Err(AuthorityError::KeyMismatch);
+        }
+        let (not_before, not_after) = (facts.not_before, facts.not_after);
+        let issuer = Issuer::from_ca_cert_der(&certificate, key).map_err(AuthorityError::Issue)?;
+        Ok(Self { role, certificate, not_before, not_after, issuer })
+    }
+
+    fn issue_authority(&self, params: CertificateParams, key: PrivateKey) -> Result<Self, AuthorityError> {
+        let certificate = params.signed_by(&key, &self.issuer).map_err(AuthorityError::Issue)?;
+        Self::with_key(certificate.der().clone(), key)
+    }
+
+    fn issue_leaf(
+        &self,
+        mut params: CertificateParams,
+        name: &str,
+        purpose: ExtendedKeyUsagePurpose,
+        key: &RequestedKey,
+    ) -> Result<Vec<u8>, AuthorityError> {
+        params.is_ca = IsCa::ExplicitNoCa;
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.extended_key_usages = vec![purpose];
+        params.subject_alt_names = vec![SanType::DnsName(Ia5String::try_from(name).map_err(AuthorityError::Issue)?)];
+        let public_key = SubjectPublicKeyInfo::from_der(key.spki()).map_err(AuthorityError::Issue)?;
+        Ok(params.signed_by(&public_key, &self.issuer).map_err(AuthorityError::Issue)?.der().to_vec())
+    }
+
+    fn child(&self, now: Timestamp, lifetime: Duration) -> Result<Life, AuthorityError> {
+        life(now, lifetime, Some((self.not_before, self.not_after)))
+    }
+
+    fn must_be(&self, role: &Role, what: &'static str) -> Result<(), AuthorityError> {
+        if self.role == *role { Ok(()) } else { Err(self.not_allowed(what)) }
+    }
+
+    fn not_allowed(&self, what: &'static str) -> AuthorityError {
+        AuthorityError::NotAllowed { role: self.role.clone(), what }
+    }
+}
+
+impl fmt::Debug for Authority {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Authority({:?}, until {})", self.role, self.not_after)
+    }
+}
+
+/// What a sealed key is bound to. The prefix keeps a tenant called "root" apart from the root.
+fn context(role: &Role) -> String {
+    match role {
+        Role::Root => "fleet/root".to_owned(),
+        Role::Hub => "fleet/hub".to_owned(),
+        Role::Tenant(tenant) => format!("tenant/{tenant}"),
+    }
+}
+
+fn role_of(facts: &Facts<'_>) -> Option<Role> {
+    if !facts.is_ca {
+        return None;
+    }
+    match facts.permitted.as_slice() {
+        [] if facts.issuer == facts.subject => Some(Role::Root),
+        [Some(HUB_SERVER_NAME)] => Some(Role::Hub),
+        [Some(subtree)] => name::subtree_tenant(subtree).map(Role::Tenant),
+        _ => None,
+    }
+}
+
+/// Validity in whole seconds since the Unix epoch.
+struct Life {
+    from: i64,
+    until: i64,
+}
+
+fn life(now: Timestamp, lifetime: Duration, issuer: Option<(Timestamp, Timestamp)>) -> Result<Life, AuthorityError> {
+    let mut life = Life { from: now.minus(BACKDATE).seconds(), until: now.plus(lifetime).seconds() };
+    if let Some((not_before, not_after)) = issuer {
+        if now < not_before || now > not_after {
+            return Err(AuthorityError::NotValid { now, not_before, not_after });
+        }
+        life.from = life.from.max(not_before.seconds());
+        life.until = life.until.min(not_after.seconds());
+    }
+    if life.from < 0 || life.until > LAST_SECOND || life.until <= life.from {
+        return Err(AuthorityError::Lifetime);
+    }
+    Ok(life)
+}
+
+/// What every certificate here has: a random serial, both ends of its validity, its issuer's key identifier.
+fn params(life: Life) -> Result<CertificateParams, AuthorityError> {
+    let mut params = CertificateParams::default();
+    let epoch = rcgen::date_time_ymd(1970, 1, 1);
+    params.not_before = epoch + Duration::from_secs(life.from.unsigned_abs());
+    params.not_after = epoch + Duration::from_secs(life.until.unsigned_abs());
+    params.serial_number = Some(Serial::random().map_err(|_| KeyError::Random)?.as_bytes().to_vec().into());
+    params.distinguished_name = DistinguishedName::new();
+    params.use_authority_key_identifier_extension = true;
+    Ok(params)
+}
+
+/// The name ends in a part of the key's hash. Were all fleets' roots called alike, a certificate of another fleet would
+/// look like one of this fleet with a bad signature, and the advice would be wrong.
+fn authority_params(
+    name: &str,
+    tenant: Option<&TenantId>,
+    key: &PrivateKey,
+    life: Life,
+) -> Result<CertificateParams, AuthorityError> {
+    let mut params = params(life)?;
+    if let Some(tenant) = tenant {
+        params.distinguished_name.push(DnType::OrganizationName, tenant.as_str());
+    }
+    let id = HEXLOWER.encode(&key.spki_sha256()[..4]);
+    params.distinguished_name.push(DnType::CommonName, format!("{name} {id}"));
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    Ok(params)
+}
+
+/// Permits one DNS subtree and no IP address. webpki knows no other constraint that OpenSSL reads alike.
+fn only_dns(subtree: &str) -> NameConstraints {
+    NameConstraints {
+        permitted_subtrees: vec![GeneralSubtree::DnsName(subtree.to_owned())],
+        excluded_subtrees: vec![
+            GeneralSubtree::IpAddress(CidrSubnet::V4([0; 4], [0; 4])),
+            GeneralSubtree::IpAddress(CidrSubnet::V6([0; 16], [0; 16])),
+        ],
+    }
+}
+
+/// A certificate that is not issued, or an authority that cannot be restored.
+#[derive(Debug, thiserror::Error)]
+pub enum AuthorityError {
+    /// An authority was asked for what it is not for.
+    #[error("{role:?} does not issue {what}")]
+    NotAllowed {
+        /// The authority asked.
+        role: Role,
+        /// What it was asked for.
+        what: &'static str,
+    },
+    /// The authority is expired, or the clock is wrong.
+    #[error(
+        "the authority is valid from {not_before} to {not_after}, and it is {now}; check this machine's clock, or renew the authority"
+    )]
+    NotValid {
+        /// The time it was asked at.
+        now: Timestamp,
+        /// Start of its validity.
+        not_before: Timestamp,
+        /// End of its validity.
+        not_after: Timestamp,
+    },
+    /// A validity that a certificate cannot say.
+    #[error("the certificate would have no life: its end is not after its start, or not within the years 1970 to 9999")]
+    Lifetime,
+    /// The stored certificate is not an authority's.
+    #[error("a stored certificate is not one of a fleet's authorities; restore the database from its backup")]
+    Certificate,
+    /// The stored key is another authority's.
+    #[error("a stored key is not the one of its certificate; restore the database from its backup")]
+    KeyMismatch,
+    /// The key could not be made or read.
+    #[error(transparent)]
+    Key(#[from] KeyError),
+    /// The key could not be sealed or opened.
+    #[error(transparent)]
+    Seal(#[from] SealError),
+    /// The certificate could not be encoded or signed.
+    #[error("a certificate could not be made")]
+    Issue(#[source] rcgen::Error),
+}

@@ -1,0 +1,201 @@
+//! Judges from outside: OpenSSL, and GnuTLS where it is installed, read our chains as we do.
+
+use std::ffi::OsStr;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::SystemTime;
+
+use data_encoding::BASE64;
+use hyperfactory_pki::CertificateDer;
+use protocol::Timestamp;
+
+use crate::fleet::{DAY, Fleet, Node, dns, forge_under, node_name};
+
+/// A fleet of today, for judges that take no other time, with its certificates as files.
+struct Files {
+    fleet: Fleet,
+    now: Timestamp,
+    directory: tempfile::TempDir,
+}
+
+impl Files {
+    fn new() -> Self {
+        let now = SystemTime::now().into();
+        Self { fleet: Fleet::at(now), now, directory: tempfile::tempdir().expect("a directory") }
+    }
+
+    fn write(&self, name: &str, certificates: &[CertificateDer<'_>]) -> PathBuf {
+        let path = self.directory.path().join(name);
+        let pem: String = certificates
+            .iter()
+            .map(|der| format!("-----BEGIN CERTIFICATE-----\n{}\n-----END CERTIFICATE-----\n", BASE64.encode(der)))
+            .collect();
+        std::fs::write(&path, pem).expect("written");
+        path
+    }
+
+    /// A leaf of acme's key, valid today.
+    fn forge(&self, alter: impl FnOnce(&mut rcgen::CertificateParams)) -> Node {
+        forge_under(&self.fleet.acme, |params| {
+            let second = |time: Timestamp| {
+                rcgen::date_time_ymd(1970, 1, 1) + std::time::Duration::from_secs(time.seconds().unsigned_abs())
+            };
+            params.not_before = second(self.now);
+            params.not_after = second(self.now.plus(DAY));
+            alter(params);
+        })
+    }
+
+    fn openssl(&self, chain: &[CertificateDer<'_>], root: &CertificateDer<'_>, more: &[&str]) -> Result<(), String> {
+        let root = self.write("root.pem", std::slice::from_ref(root));
+        let untrusted = self.write("untrusted.pem", &chain[1..]);
+        let leaf = self.write("leaf.pem", &chain[..1]);
+        let mut arguments: Vec<&OsStr> = vec![OsStr::new("verify"), OsStr::new("-x509_strict")];
+        arguments.extend([OsStr::new("-CAfile"), root.as_ref(), OsStr::new("-untrusted"), untrusted.as_ref()]);
+        arguments.extend(more.iter().map(OsStr::new));
+        arguments.push(leaf.as_ref());
+        run("openssl", &arguments).expect("openssl is installed: it is the judge of this test")
+    }
+
+    /// `None` where GnuTLS's tool is not installed.
+    fn certtool(
+        &self,
+        chain: &[CertificateDer<'_>],
+        root: &CertificateDer<'_>,
+        purpose: &str,
+    ) -> Option<Result<(), String>> {
+        let root = self.write("root.pem", std::slice::from_ref(root));
+        let chain = self.write("chain.pem", chain);
+        let arguments: [&OsStr; 7] = [
+            OsStr::new("--verify"),
+            OsStr::new("--load-ca-certificate"),
+            root.as_ref(),
+            OsStr::new("--infile"),
+            chain.as_ref(),
+            OsStr::new("--verify-purpose"),
+            OsStr::new(purpose),
+        ];
+        run("certtool", &arguments)
+    }
+}
+
+const CLIENT: &str = "1.3.6.1.5.5.7.3.2";
+const SERVER: &str = "1.3.6.1.5.5.7.3.1";
+
+fn run(program: &str, arguments: &[&OsStr]) -> Option<Result<(), String>> {
+    let output = match Command::new(program).args(arguments).output() {
+        Err(error) if error.kind() == ErrorKind::NotFound => return None,
+        output => output.expect("it runs"),
+    };
+    let said = [output.stdout, output.stderr].concat();
+    Some(if output.status.success() { Ok(()) } else { Err(String::from_utf8_lossy(&said).into_owned()) })
+}
+
+fn openssl_accepts(files: &Files, chain: &[CertificateDer<'_>], more: &[&str]) {
+    assert_eq!(files.openssl(chain, &files.fleet.root_der(), more), Ok(()));
+}
+
+fn openssl_refuses(files: &Files, chain: &[CertificateDer<'_>], more: &[&str], because: &str) {
+    let said = files.openssl(chain, &files.fleet.root_der(), more).expect_err(because);
+    assert!(said.contains(because), "{said}");
+}
+
+#[test]
+fn both_judges_accept_a_nodes_chain_and_the_hubs() {
+    let files = Files::new();
+    let root = files.fleet.root_der();
+    let node = files.fleet.node(files.now).chain;
+    let hub = [files.fleet.hub_server(files.now).1, files.fleet.hub_der()];
+    openssl_accepts(&files, &node, &["-purpose", "sslclient"]);
+    openssl_accepts(&files, &hub, &["-purpose", "sslserver", "-verify_hostname", "hub.hyperfactory.internal"]);
+    for (chain, purpose) in [(node.as_slice(), CLIENT), (hub.as_slice(), SERVER)] {
+        if let Some(said) = files.certtool(chain, &root, purpose) {
+            assert_eq!(said, Ok(()));
+        }
+    }
+}
+
+#[test]
+fn both_judges_refuse_another_fleets_chain() {
+    let files = Files::new();
+    let foreign = Fleet::at(files.now);
+    let chain = foreign.node(files.now).chain;
+    openssl_refuses(&files, &chain, &[], "unable to get local issuer");
+    if let Some(said) = files.certtool(&chain, &files.fleet.root_der(), CLIENT) {
+        assert!(said.is_err());
+    }
+}
+
+#[test]
+fn both_judges_refuse_another_tenants_name() {
+    let files = Files::new();
+    let forged = files.forge(|params| params.subject_alt_names = vec![dns(&node_name("other"))]);
+    openssl_refuses(&files, &forged.chain, &[], "permitted subtree violation");
+    let honest = files.forge(|_| {});
+    openssl_accepts(&files, &honest.chain, &["-purpose", "sslclient"]);
+    let root = files.fleet.root_der();
+    if let (Some(forged), Some(honest)) =
+        (files.certtool(&forged.chain, &root, CLIENT), files.certtool(&honest.chain, &root, CLIENT))
+    {
+        assert!(forged.is_err());
+        assert_eq!(honest, Ok(()));
+    }
+}
+
+#[test]
+fn both_judges_refuse_an_address_where_a_name_belongs() {
+    let files = Files::new();
+    let forged = files.forge(|params| {
+        params.subject_alt_names.push(rcgen::SanType::IpAddress(std::net::Ipv4Addr::LOCALHOST.into()));
+    });
+    openssl_refuses(&files, &forged.chain, &[], "excluded subtree violation");
+    if let Some(said) = files.certtool(&forged.chain, &files.fleet.root_der(), CLIENT) {
+        assert!(said.is_err());
+    }
+}
+
+#[test]
+fn both_judges_refuse_a_certificate_for_the_other_purpose() {
+    let files = Files::new();
+    let node = files.fleet.node(files.now).chain;
+    openssl_refuses(&files, &node, &["-purpose", "sslserver"], "unsuitable certificate purpose");
+    if let Some(said) = files.certtool(&node, &files.fleet.root_der(), SERVER) {
+        assert!(said.is_err());
+    }
+}
+
+#[test]
+fn openssl_refuses_a_chain_outside_its_time() {
+    let files = Files::new();
+    let node = files.fleet.node(files.now).chain;
+    let at = |time: Timestamp| time.seconds().to_string();
+    openssl_refuses(&files, &node, &["-attime", &at(files.now.plus(DAY * 30))], "certificate has expired");
+    openssl_refuses(&files, &node, &["-attime", &at(files.now.minus(DAY))], "not yet valid");
+}
+
+#[test]
+fn both_judges_refuse_a_node_that_issues() {
+    let files = Files::new();
+    let node = files.fleet.node(files.now);
+    let issuer = rcgen::Issuer::from_ca_cert_der(&node.chain[0], &node.key).expect("an issuer");
+    let mut params = rcgen::CertificateParams::default();
+    params.subject_alt_names = vec![dns(&node_name("acme"))];
+    let leaf = params.signed_by(&hyperfactory_pki::PrivateKey::generate().expect("a key"), &issuer).expect("signed");
+    let chain = [&[leaf.der().clone()], node.chain.as_slice()].concat();
+    assert!(files.openssl(&chain, &files.fleet.root_der(), &[]).is_err());
+    if let Some(said) = files.certtool(&chain, &files.fleet.root_der(), CLIENT) {
+        assert!(said.is_err());
+    }
+}
+
+#[test]
+fn openssl_reads_our_request_as_proof_of_possession() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let path: &Path = &directory.path().join("request.der");
+    let request = hyperfactory_pki::PrivateKey::generate().expect("a key").certificate_request().expect("a request");
+    std::fs::write(path, request).expect("written");
+    let words = ["req", "-inform", "DER", "-verify", "-noout", "-in"].map(OsStr::new);
+    let arguments = [&words[..], &[path.as_os_str()]].concat();
+    assert_eq!(run("openssl", &arguments), Some(Ok(())));
+}

@@ -1,0 +1,112 @@
+//! The metrics a node reports: names, units and scales that agent, hub and simulator agree on.
+
+use crate::telemetry::{Kind, Metric, Unit};
+
+/// A metric known at compile time; [`Metric`] is made from it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Known {
+    /// Name, as in a schema.
+    pub name: &'static str,
+    /// What the real value counts.
+    pub unit: Unit,
+    /// A level, or a total that only grows.
+    pub kind: Kind,
+    /// Decimal places of the integers.
+    pub decimals: u8,
+}
+
+impl From<Known> for Metric {
+    fn from(known: Known) -> Self {
+        Self { name: known.name.into(), unit: known.unit, kind: known.kind, decimals: known.decimals }
+    }
+}
+
+macro_rules! known {
+    ($($(#[$doc:meta])* $name:ident = $text:literal, $unit:ident, $kind:ident, $decimals:literal;)*) => {
+        $($(#[$doc])* pub const $name: Known =
+            Known { name: $text, unit: Unit::$unit, kind: Kind::$kind, decimals: $decimals };)*
+        /// Every metric of this version, in the order in which a node declares them.
+        pub const ALL: &[Known] = &[$($name),*];
+    };
+}
+
+known! {
+    /// Share of all processors' time that was not idle since the row before.
+    CPU_BUSY = "cpu.busy", Ratio, Gauge, 4;
+    /// The same of one processor; target `cpu0`, `cpu1`, ….
+    CPU_CORE_BUSY = "cpu.core.busy", Ratio, Gauge, 4;
+    /// Load average over a minute.
+    LOAD_1 = "load.1", Count, Gauge, 2;
+    /// Load average over 5 minutes.
+    LOAD_5 = "load.5", Count, Gauge, 2;
+    /// Load average over 15 minutes.
+    LOAD_15 = "load.15", Count, Gauge, 2;
+    /// Memory there is.
+    MEMORY_TOTAL = "memory.total", Kibibytes, Gauge, 0;
+    /// Memory that programs could not have.
+    MEMORY_USED = "memory.used", Kibibytes, Gauge, 0;
+    /// Memory that programs could have without swapping.
+    MEMORY_AVAILABLE = "memory.available", Kibibytes, Gauge, 0;
+    /// Swap there is.
+    SWAP_TOTAL = "swap.total", Kibibytes, Gauge, 0;
+    /// Swap in use.
+    SWAP_USED = "swap.used", Kibibytes, Gauge, 0;
+    /// Size of a file system; target: its mount point.
+    DISK_TOTAL = "disk.total", Kibibytes, Gauge, 0;
+    /// Used of a file system; target: its mount point.
+    DISK_USED = "disk.used", Kibibytes, Gauge, 0;
+    /// Read from a block device; target: the device.
+    DISK_READ = "disk.read", Bytes, Counter, 0;
+    /// Written to a block device; target: the device.
+    DISK_WRITTEN = "disk.written", Bytes, Counter, 0;
+    /// Received on an interface; target: the interface.
+    NETWORK_RECEIVED = "network.received", Bytes, Counter, 0;
+    /// Sent on an interface; target: the interface.
+    NETWORK_SENT = "network.sent", Bytes, Counter, 0;
+    /// Errors of either direction on an interface; target: the interface.
+    NETWORK_ERRORS = "network.errors", Count, Counter, 0;
+    /// Time since the host started.
+    UPTIME = "uptime", Seconds, Counter, 0;
+    /// Processor time of a service. Targets of `service.*`: `stack/service/number`.
+    SERVICE_CPU = "service.cpu", Milliseconds, Counter, 0;
+    /// Memory of a service, without the page cache that could be dropped.
+    SERVICE_MEMORY = "service.memory", Kibibytes, Gauge, 0;
+    /// The most memory a service may take.
+    SERVICE_MEMORY_LIMIT = "service.memory.limit", Kibibytes, Gauge, 0;
+    /// Processes and threads of a service.
+    SERVICE_PROCESSES = "service.processes", Count, Gauge, 0;
+    /// Received by a service.
+    SERVICE_NETWORK_RECEIVED = "service.network.received", Bytes, Counter, 0;
+    /// Sent by a service.
+    SERVICE_NETWORK_SENT = "service.network.sent", Bytes, Counter, 0;
+    /// Read from block devices by a service.
+    SERVICE_BLOCK_READ = "service.block.read", Bytes, Counter, 0;
+    /// Written to block devices by a service.
+    SERVICE_BLOCK_WRITTEN = "service.block.written", Bytes, Counter, 0;
+    /// Resident memory of the node's own program.
+    AGENT_MEMORY = "agent.memory", Kibibytes, Gauge, 0;
+    /// Processor time of the node's own program.
+    AGENT_CPU = "agent.cpu", Milliseconds, Counter, 0;
+    /// Batches in the spool that the hub has not acknowledged.
+    SPOOL_PENDING = "spool.pending", Count, Gauge, 0;
+    /// Bytes of the spool on disk.
+    SPOOL_BYTES = "spool.bytes", Bytes, Gauge, 0;
+}
+
+/// The metric of this name, when this version knows it.
+pub fn find(name: &str) -> Option<Known> {
+    ALL.iter().copied().find(|known| known.name == name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_metric_is_found_by_its_name_and_by_no_other() {
+        for known in ALL {
+            assert_eq!(find(known.name), Some(*known));
+        }
+        assert_eq!(find("cpu"), None);
+    }
+}

@@ -1,0 +1,277 @@
+//! The node's end of the control stream.
+
+use std::time::Duration;
+
+use super::{ClockReading, HELLO_DEADLINE, MAX_LIVE, RENEW_DEADLINE, SessionError};
+use crate::message::{
+    Acknowledge, Command, CommandOutcome, CommandState, Goodbye, Hello, NodeFacts, Refusal, RenewRequest, Renewed,
+    SpoolRange, ToHub, ToNode, Unsupported, VersionRange, to_hub, to_node,
+};
+use crate::{SessionId, Timestamp};
+
+/// The node's side of one session, from its Hello on.
+#[derive(Debug)]
+pub struct NodeSession {
+    state: State,
+    versions: VersionRange,
+}
+
+#[derive(Debug)]
+enum State {
+    /// Hello is sent.
+    Greeting {
+        sent_at: Timestamp,
+    },
+    Running {
+        renewing_since: Option<Timestamp>,
+    },
+    /// Refused, or one side said Goodbye.
+    Over,
+}
+
+/// What a node is to do.
+#[derive(Clone, Debug, PartialEq)]
+pub enum NodeOutput {
+    /// Send this on the control stream.
+    Send(ToHub),
+    /// The session is up: open the telemetry stream.
+    Welcomed(Welcomed),
+    /// The hub would not have this node; the session is over.
+    Refused(Refusal),
+    /// The certificate is renewed.
+    Renewed {
+        /// DER, leaf first.
+        certificate_chain: Vec<Vec<u8>>,
+        /// When to renew the next time; `None`: by the node's own policy.
+        renew_at: Option<Timestamp>,
+    },
+    /// The hub would not renew the certificate.
+    RenewalRefused(Refusal),
+    /// The hub did not answer a renewal; ask again.
+    RenewalUnanswered,
+    /// Until then, send every sample at once.
+    LiveUntil(Timestamp),
+    /// The hub could not read something of ours; for the log.
+    Unsupported(String),
+    /// The hub ends the session.
+    Goodbye {
+        /// Why.
+        reason: String,
+        /// Come back no sooner than this; `None`: by back-off.
+        retry_after: Option<Duration>,
+    },
+}
+
+/// What the hub said in its Welcome.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Welcomed {
+    /// The session's id.
+    pub session: SessionId,
+    /// Protocol version of this session.
+    pub version: u32,
+    /// What the hub has of the spool's epoch; `None`: nothing.
+    pub stored: Option<Acknowledge>,
+    /// The hub's own version, for the log.
+    pub hub_version: String,
+    /// When to renew the certificate; `None`: by the node's own policy.
+    pub renew_at: Option<Timestamp>,
+    /// The node's clock beside the hub's.
+    pub clock: ClockReading,
+}
+
+impl NodeSession {
+    /// Starts a session; gives the first message to send. `process` is random and new at every start of the process.
+    pub fn open(
+        versions: VersionRange,
+        facts: NodeFacts,
+        process: u64,
+        spool: SpoolRange,
+        now: Timestamp,
+    ) -> (Self, ToHub) {
+        let hello = Hello {
+            versions: Some(versions),
+            facts: Some(facts),
+            process,
+            sent_at_ms: now.millis(),
+            spool: Some(spool),
+        };
+        (Self { state: State::Greeting { sent_at: now }, versions }, to_hub::Message::Hello(hello).into())
+    }
+
+    /// Takes a message of the hub.
+    ///
+    /// # Errors
+    /// [`SessionError`] when the hub breaks the rules; the session is over.
+    pub fn receive(&mut self, message: ToNode, now: Timestamp) -> Result<Vec<NodeOutput>, SessionError> {
+        let outputs = self.take(message, now);
+        if outputs.is_err() {
+            self.state = State::Over;
+        }
+        outputs
+    }
+
+    fn take(&mut self, message: ToNode, now: Timestamp) -> Result<Vec<NodeOutput>, SessionError> {
+        use to_node::Message;
+        let Some(message) = message.message else {
+            let text = "a control message that this version does not know";
+            return Ok(vec![NodeOutput::Send(
+                to_hub::Message::Unsupported(Unsupported { message: text.into() }).into(),
+            )]);
+        };
+        match (&mut self.state, message) {
+            (State::Over, _) => Ok(Vec::new()),
+            (_, Message::Unsupported(unsupported)) => Ok(vec![NodeOutput::Unsupported(unsupported.message)]),
+            (_, Message::Goodbye(goodbye)) => {
+                self.state = State::Over;
+                let retry_after = after(goodbye.retry_after_ms);
+                Ok(vec![NodeOutput::Goodbye { reason: goodbye.reason, retry_after }])
+            }
+            (State::Greeting { sent_at }, Message::Welcome(welcome)) => {
+                let (session, clock) = (
+                    SessionId::from_bytes(&welcome.session_id)
+                        .map_err(|_| malformed("Welcome", "its session id is not 16 bytes"))?,
+                    ClockReading::new(
+                        *sent_at,
+                        Timestamp::from_millis(welcome.received_at_ms),
+                        Timestamp::from_millis(welcome.sent_at_ms),
+                        now,
+                    ),
+                );
+                if !(self.versions.oldest..=self.versions.newest).contains(&welcome.version) {
+                    return Err(malformed("Welcome", "it chose a protocol version that this node did not offer"));
+                }
+                self.state = State::Running { renewing_since: None };
+                let welcomed = Welcomed {
+                    session,
+                    version: welcome.version,
+                    stored: welcome.stored,
+                    hub_version: welcome.hub_version,
+                    renew_at: time(welcome.renew_at_ms),
+                    clock,
+                };
+                Ok(vec![NodeOutput::Send(to_hub::Message::Clock(clock.into()).into()), NodeOutput::Welcomed(welcomed)])
+            }
+            (State::Greeting { .. }, Message::Refusal(refusal)) => {
+                self.state = State::Over;
+                Ok(vec![NodeOutput::Refused(refusal)])
+            }
+            (State::Greeting { .. }, other) => {
+                Err(SessionError::Unexpected { found: name(&other), expected: "Welcome or Refusal" })
+            }
+            (State::Running { renewing_since }, Message::Renewed(renewed)) => {
+                // An answer that came after its deadline is as good as one before.
+                *renewing_since = None;
+                Ok(vec![renewal(renewed)])
+            }
+            (State::Running { .. }, Message::Command(command)) => Ok(vec![NodeOutput::Send(unsupported(command))]),
+            (State::Running { .. }, Message::Pace(pace)) => {
+                let live = Duration::from_millis(pace.live_for_ms).min(MAX_LIVE);
+                Ok(vec![NodeOutput::LiveUntil(now.plus(live))])
+            }
+            (State::Running { .. }, other @ (Message::Welcome(_) | Message::Refusal(_))) => {
+                Err(SessionError::Unexpected { found: name(&other), expected: "a message of a running session" })
+            }
+        }
+    }
+
+    /// Asks for a new certificate; `None` when the session is not running or a request is under way.
+    pub fn renew(&mut self, certificate_request: Vec<u8>, now: Timestamp) -> Option<ToHub> {
+        let State::Running { renewing_since: renewing_since @ None } = &mut self.state else { return None };
+        *renewing_since = Some(now);
+        Some(to_hub::Message::Renew(RenewRequest { certificate_request }))
+            .map(|message| ToHub { message: Some(message) })
+    }
+
+    /// Ends the session; the connection is to be closed once this is sent.
+    pub fn goodbye(&mut self, reason: &str) -> ToHub {
+        self.state = State::Over;
+        to_hub::Message::Goodbye(Goodbye { reason: reason.into(), retry_after_ms: 0 }).into()
+    }
+
+    /// When [`Self::tick`] wants to be called.
+    pub fn deadline(&self) -> Option<Timestamp> {
+        match self.state {
+            State::Greeting { sent_at } => Some(sent_at.plus(HELLO_DEADLINE)),
+            State::Running { renewing_since } => Some(renewing_since?.plus(RENEW_DEADLINE)),
+            State::Over => None,
+        }
+    }
+
+    /// Time has passed.
+    ///
+    /// # Errors
+    /// [`SessionError::Deadline`] when the hub has not answered the Hello; the session is over.
+    pub fn tick(&mut self, now: Timestamp) -> Result<Option<NodeOutput>, SessionError> {
+        if self.deadline().is_none_or(|deadline| now < deadline) {
+            return Ok(None);
+        }
+        match &mut self.state {
+            State::Running { renewing_since } => {
+                *renewing_since = None;
+                Ok(Some(NodeOutput::RenewalUnanswered))
+            }
+            State::Greeting { .. } => {
+                self.state = State::Over;
+                Err(SessionError::Deadline { awaited: "answer to Hello", deadline: HELLO_DEADLINE })
+            }
+            State::Over => Ok(None),
+        }
+    }
+
+    /// Whether the hub has welcomed the node and nobody has ended the session.
+    pub fn is_running(&self) -> bool {
+        matches!(self.state, State::Running { .. })
+    }
+}
+
+impl From<to_hub::Message> for ToHub {
+    fn from(message: to_hub::Message) -> Self {
+        Self { message: Some(message) }
+    }
+}
+
+fn renewal(renewed: Renewed) -> NodeOutput {
+    match renewed.refusal {
+        Some(refusal) => NodeOutput::RenewalRefused(refusal),
+        None => {
+            NodeOutput::Renewed { certificate_chain: renewed.certificate_chain, renew_at: time(renewed.renew_at_ms) }
+        }
+    }
+}
+
+fn unsupported(command: Command) -> ToHub {
+    let action: String = command.action.chars().take(64).collect();
+    let outcome = CommandOutcome {
+        command_id: command.command_id,
+        state: CommandState::Unsupported.into(),
+        message: format!("this node does not know the action {action:?}; update its software"),
+    };
+    to_hub::Message::Outcome(outcome).into()
+}
+
+/// A time on the wire, where 0 stands for none.
+fn time(millis: i64) -> Option<Timestamp> {
+    (millis != 0).then_some(Timestamp::from_millis(millis))
+}
+
+/// A duration on the wire, where 0 stands for none.
+fn after(millis: u64) -> Option<Duration> {
+    (millis != 0).then_some(Duration::from_millis(millis))
+}
+
+fn malformed(message: &'static str, fault: &'static str) -> SessionError {
+    SessionError::Malformed { message, fault }
+}
+
+fn name(message: &to_node::Message) -> &'static str {
+    use to_node::Message;
+    match message {
+        Message::Welcome(_) => "Welcome",
+        Message::Refusal(_) => "Refusal",
+        Message::Renewed(_) => "Renewed",
+        Message::Command(_) => "Command",
+        Message::Unsupported(_) => "Unsupported",
+        Message::Goodbye(_) => "Goodbye",
+        Message::Pace(_) => "Pace",
+    }
+}

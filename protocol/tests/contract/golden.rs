@@ -1,0 +1,241 @@
+//! The bytes of every message, as in `golden.txt`. A change there is a protocol break: nodes and hubs in the field
+//! speak those bytes. New lines may be added; a line that is there stays as it is.
+
+use std::sync::Arc;
+
+use prost::Message;
+use protocol::message::*;
+use protocol::telemetry::{Decoder, Encoder, Kind, Metric, Row, Schema, Unit};
+use protocol::{Timestamp, frame};
+
+const GOLDEN: &str = include_str!("golden.txt");
+
+#[test]
+fn every_message_has_the_bytes_it_always_had() {
+    let mut now = String::new();
+    for (name, bytes) in messages().into_iter().chain(samples()) {
+        let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+        now += &format!("{name} {hex}\n");
+    }
+    let golden: String = GOLDEN.lines().filter(|line| !line.starts_with('#')).map(|line| format!("{line}\n")).collect();
+    assert!(now == golden, "the wire format changed; if that is meant, it is a new protocol version:\n{now}");
+}
+
+#[test]
+fn the_golden_samples_decode_to_what_was_measured() {
+    let mut decoder = Decoder::default();
+    let mut rows = Vec::new();
+    for line in GOLDEN.lines().filter_map(|line| line.strip_prefix("samples-")) {
+        let (_, hex) = line.split_once(' ').expect("name and bytes");
+        let bytes: Vec<u8> = (0..hex.len())
+            .step_by(2)
+            .map(|at| u8::from_str_radix(&hex[at..at + 2], 16).expect("hexadecimal"))
+            .collect();
+        decoder.decode(&bytes, |_, at, values| rows.push(Row { at, values: values.to_vec() })).expect("good");
+    }
+    assert_eq!(rows, golden_rows().concat());
+}
+
+fn bytes<M: Message + Default + PartialEq + std::fmt::Debug>(
+    name: &'static str,
+    message: M,
+) -> (&'static str, Vec<u8>) {
+    let mut bytes = Vec::new();
+    frame::encode(&message, frame::MAX_TELEMETRY, &mut bytes).expect("small");
+    let Ok(frame::Head::Frame { start, .. }) = frame::head(&bytes, frame::MAX_TELEMETRY) else { panic!("{name}") };
+    assert_eq!(frame::decode::<M>(&bytes[start..]).expect("its own bytes"), message, "{name}");
+    (name, bytes)
+}
+
+fn to_hub(name: &'static str, message: to_hub::Message) -> (&'static str, Vec<u8>) {
+    bytes(name, ToHub { message: Some(message) })
+}
+
+fn to_node(name: &'static str, message: to_node::Message) -> (&'static str, Vec<u8>) {
+    bytes(name, ToNode { message: Some(message) })
+}
+
+fn messages() -> Vec<(&'static str, Vec<u8>)> {
+    let versions = Some(VersionRange { oldest: 1, newest: 2 });
+    let refusal = Refusal { code: RefusalCode::TokenExpired.into(), message: "late".into(), retry_after_ms: 1_500 };
+    let clock = ClockReport { offset_ms: -2_500, delay_ms: 40 };
+    let stored = Acknowledge { epoch: 0x0102_0304_0506_0708, through: 300 };
+    let unsupported = || Unsupported { message: "what?".into() };
+    let goodbye = || Goodbye { reason: "drain".into(), retry_after_ms: 250 };
+    let upload = |message| Upload { message: Some(message) };
+    vec![
+        bytes(
+            "enroll-request",
+            EnrollRequest {
+                versions,
+                secret: vec![7; 4],
+                certificate_request: vec![0x30, 0],
+                kind: NodeKind::Bridge.into(),
+                name: "press-1".into(),
+                software: "hyperfactory-bridge 0.1.0".into(),
+            },
+        ),
+        bytes(
+            "enroll-reply-enrolled",
+            EnrollReply {
+                reply: Some(enroll_reply::Reply::Enrolled(Enrolled {
+                    node_id: vec![1; 16],
+                    tenant: "acme".into(),
+                    name: "press-1".into(),
+                    kind: NodeKind::Agent.into(),
+                    certificate_chain: vec![vec![1], vec![2]],
+                    root: vec![3],
+                })),
+            },
+        ),
+        bytes("enroll-reply-refusal", EnrollReply { reply: Some(enroll_reply::Reply::Refusal(refusal.clone())) }),
+        to_hub(
+            "to-hub-hello",
+            to_hub::Message::Hello(Hello {
+                versions,
+                facts: Some(NodeFacts {
+                    hostname: "h".into(),
+                    os: "Debian 12".into(),
+                    kernel: "6.1".into(),
+                    architecture: "x86_64".into(),
+                    cpus: 2,
+                    memory_bytes: 1 << 34,
+                    software: "hyperfactory-agent 0.1.0".into(),
+                    booted_at_ms: 1_790_000_000_000,
+                }),
+                process: 0xfeed,
+                sent_at_ms: 1_790_000_000_001,
+                spool: Some(SpoolRange { epoch: 1, first: 2, last: 3 }),
+            }),
+        ),
+        to_hub("to-hub-clock", to_hub::Message::Clock(clock)),
+        to_hub("to-hub-renew", to_hub::Message::Renew(RenewRequest { certificate_request: vec![0x30, 1] })),
+        to_hub(
+            "to-hub-outcome",
+            to_hub::Message::Outcome(CommandOutcome {
+                command_id: vec![2; 16],
+                state: CommandState::Unsupported.into(),
+                message: "no".into(),
+            }),
+        ),
+        to_hub("to-hub-unsupported", to_hub::Message::Unsupported(unsupported())),
+        to_hub("to-hub-goodbye", to_hub::Message::Goodbye(goodbye())),
+        to_node(
+            "to-node-welcome",
+            to_node::Message::Welcome(Welcome {
+                version: 1,
+                session_id: vec![3; 16],
+                received_at_ms: 1_790_000_000_002,
+                sent_at_ms: 1_790_000_000_003,
+                stored: Some(stored),
+                hub_version: "0.1.0".into(),
+                renew_at_ms: 1_790_000_600_000,
+            }),
+        ),
+        to_node("to-node-refusal", to_node::Message::Refusal(refusal.clone())),
+        to_node(
+            "to-node-renewed",
+            to_node::Message::Renewed(Renewed {
+                certificate_chain: vec![vec![1], vec![2]],
+                renew_at_ms: 1_790_000_600_000,
+                refusal: Some(refusal),
+            }),
+        ),
+        to_node(
+            "to-node-command",
+            to_node::Message::Command(Command {
+                command_id: vec![2; 16],
+                action: "restart".into(),
+                arguments: vec![9],
+                deadline_ms: 1_790_000_000_004,
+            }),
+        ),
+        to_node("to-node-unsupported", to_node::Message::Unsupported(unsupported())),
+        to_node("to-node-goodbye", to_node::Message::Goodbye(goodbye())),
+        to_node("to-node-pace", to_node::Message::Pace(Pace { live_for_ms: 60_000 })),
+        bytes("upload-batch", upload(upload::Message::Batch(Batch { epoch: 1, sequence: 300, body: vec![8, 1] }))),
+        bytes(
+            "upload-lost",
+            upload(upload::Message::Lost(Lost { epoch: 1, first: 4, last: 9, reason: LostReason::Released.into() })),
+        ),
+        bytes("upload-snapshot", upload(upload::Message::Snapshot(body(clock)))),
+        bytes("acknowledge", stored),
+        bytes("batch-body", body(clock)),
+    ]
+}
+
+fn body(clock: ClockReport) -> BatchBody {
+    let key = || ServiceKey { stack: "shop".into(), service: "web".into(), number: 1 };
+    BatchBody {
+        key: true,
+        samples: vec![1, 2, 3],
+        services: vec![Service {
+            key: Some(key()),
+            container_id: "c0ffee".into(),
+            state: ServiceState::Restarting.into(),
+            health: ServiceHealth::Unhealthy.into(),
+            restart_count: 5,
+            exit_code: Some(-1),
+            oom_killed: true,
+            image: "web:1".into(),
+            image_digest: "sha256:00".into(),
+            started_at_ms: 1_790_000_000_005,
+            finished_at_ms: 1_790_000_000_006,
+            changed_at_ms: 1_790_000_000_007,
+            health_output: "503".into(),
+        }],
+        removed: vec![key()],
+        engine: Some(Engine {
+            state: EngineState::PermissionDenied.into(),
+            version: "20.10".into(),
+            message: "add the agent to the group docker".into(),
+        }),
+        status: Some(NodeStatus {
+            clock: Some(clock),
+            clock_state: ClockState::Behind.into(),
+            spool: Some(SpoolStatus {
+                pending_batches: 1,
+                bytes: 2,
+                capacity_bytes: 3,
+                lost_batches: 4,
+                fault: SpoolFault::DiskFull.into(),
+                message: "free some space".into(),
+            }),
+        }),
+    }
+}
+
+/// A key batch and two delta batches: gauges and counters, appearing and vanishing, coarse and extreme.
+fn golden_rows() -> [Vec<Row>; 3] {
+    let row = |at: i64, values: [Option<i64>; 5]| Row {
+        at: Timestamp::from_millis(1_790_000_000_000 + at),
+        values: values.to_vec(),
+    };
+    [
+        vec![row(0, [Some(2_500), Some(4_096), None, Some(1 << 40), Some(7)])],
+        vec![
+            row(10_000, [Some(2_600), Some(8_192), Some(i64::MIN), Some((1 << 40) + 1_500), Some(7)]),
+            row(20_003, [Some(2_450), Some(8_192), Some(i64::MAX), Some((1 << 40) + 3_100), Some(7)]),
+            row(30_000, [Some(2_500), None, Some(0), Some((1 << 40) + 4_500), Some(8)]),
+        ],
+        vec![row(40_000, [Some(-2_500), Some(12_288), Some(0), Some(12), Some(8)])],
+    ]
+}
+
+fn samples() -> Vec<(&'static str, Vec<u8>)> {
+    let metric = |name: &str, unit, kind, decimals| Metric { name: name.into(), unit, kind, decimals };
+    let metrics = vec![
+        (metric("cpu.busy", Unit::Ratio, Kind::Gauge, 4), vec!["".into()]),
+        (metric("disk.used", Unit::Kibibytes, Kind::Gauge, 0), vec!["/".into(), "/var".into()]),
+        (metric("network.sent", Unit::Bytes, Kind::Counter, 0), vec!["eth0".into()]),
+        (metric("network.errors", Unit::Count, Kind::Counter, 0), vec!["eth0".into()]),
+    ];
+    let schema = Arc::new(Schema::new(metrics).expect("good"));
+    let mut encoder = Encoder::new();
+    let names = ["samples-key", "samples-delta-1", "samples-delta-2"];
+    names
+        .into_iter()
+        .zip(golden_rows())
+        .map(|(name, rows)| (name, encoder.encode(&schema, &rows, false).bytes))
+        .collect()
+}

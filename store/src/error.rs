@@ -1,0 +1,127 @@
+//! What can go wrong with a database, sorted by what a person has to do about it.
+
+use sqlx::Error as SqlxError;
+
+use crate::migrate::MigrateError;
+
+/// A database operation that failed. Nothing of its transaction was kept.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The URL names no database this build can open.
+    #[error("{url:?} is not a database this hub can use: write sqlite:///path/to/file or postgres://user@host/name")]
+    Url {
+        /// The URL, without its password.
+        url: String,
+    },
+    /// The database could not be opened.
+    #[error("the database {location} could not be opened: {advice}")]
+    Open {
+        /// Where it is, without a password.
+        location: String,
+        /// What to look at.
+        advice: &'static str,
+        /// The engine's words.
+        #[source]
+        source: SqlxError,
+    },
+    /// The engine has no room left. Writing works again as soon as there is some.
+    #[error("the database has no room left: free space on its disk; no restart is needed")]
+    Full(#[source] SqlxError),
+    /// The engine does not answer. The handle reconnects by itself.
+    #[error("the database does not answer: see that it runs and can be reached; no restart is needed")]
+    Unavailable(#[source] SqlxError),
+    /// The engine refused the statement: a constraint, or a defect in the statement.
+    #[error("the database refused a statement")]
+    Statement(#[source] SqlxError),
+    /// The tables do not fit this binary.
+    #[error(transparent)]
+    Migrate(#[from] MigrateError),
+}
+
+impl StoreError {
+    /// Whether the same statement may succeed later, unchanged: the disk is full or the database is away.
+    pub fn is_temporary(&self) -> bool {
+        matches!(self, Self::Full(_) | Self::Unavailable(_))
+    }
+
+    /// Whether a row with this key is there already.
+    pub fn is_duplicate(&self) -> bool {
+        match self {
+            Self::Statement(SqlxError::Database(error)) => error.is_unique_violation(),
+            _ => false,
+        }
+    }
+}
+
+impl From<SqlxError> for StoreError {
+    fn from(error: SqlxError) -> Self {
+        match &error {
+            SqlxError::Database(refused) => match class(refused.code().as_deref()) {
+                Class::Full => Self::Full(error),
+                Class::Away => Self::Unavailable(error),
+                Class::Refused => Self::Statement(error),
+            },
+            SqlxError::Io(cause) if cause.kind() == std::io::ErrorKind::StorageFull => Self::Full(error),
+            SqlxError::Io(_)
+            | SqlxError::Tls(_)
+            | SqlxError::PoolTimedOut
+            | SqlxError::PoolClosed
+            | SqlxError::WorkerCrashed => Self::Unavailable(error),
+            _ => Self::Statement(error),
+        }
+    }
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Class {
+    Full,
+    Away,
+    Refused,
+}
+
+/// SQLite's extended result codes are decimal numbers whose low byte is the primary code (sqlite.org/rescode.html);
+/// PostgreSQL's are five characters whose first two are the class (PostgreSQL manual, appendix A).
+fn class(code: Option<&str>) -> Class {
+    let Some(code) = code else { return Class::Refused };
+    if code.len() == 5 {
+        return match (code, code.get(..2)) {
+            ("53100", _) => Class::Full,
+            ("25006", _) | (_, Some("08" | "53" | "57" | "58")) => Class::Away,
+            _ => Class::Refused,
+        };
+    }
+    match code.parse::<u32>().map(|code| code & 0xff) {
+        // SQLITE_FULL.
+        Ok(13) => Class::Full,
+        // SQLITE_BUSY, LOCKED, READONLY, IOERR, CANTOPEN.
+        Ok(5 | 6 | 8 | 10 | 14) => Class::Away,
+        _ => Class::Refused,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn engine_codes_are_sorted_by_what_to_do() {
+        let cases = [
+            (Some("13"), Class::Full),
+            (Some("53100"), Class::Full),
+            (Some("5"), Class::Away),
+            // SQLITE_IOERR_WRITE and SQLITE_BUSY_SNAPSHOT.
+            (Some("778"), Class::Away),
+            (Some("517"), Class::Away),
+            (Some("57P01"), Class::Away),
+            (Some("08006"), Class::Away),
+            // SQLITE_CONSTRAINT_UNIQUE, unique_violation, syntax_error.
+            (Some("2067"), Class::Refused),
+            (Some("23505"), Class::Refused),
+            (Some("42601"), Class::Refused),
+            (None, Class::Refused),
+        ];
+        for (code, expected) in cases {
+            assert_eq!(class(code), expected, "{code:?}");
+        }
+    }
+}

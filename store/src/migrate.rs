@@ -1,0 +1,112 @@
+//! Migrations: numbered, checksummed, applied once, and refused when they don't fit.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use sqlx::{AssertSqlSafe, Executor, Row};
+
+use crate::database::{Database, Engine, Transaction};
+use crate::error::StoreError;
+
+/// One step of the tables. Never altered once released: the next step changes what this one made.
+#[derive(Clone, Copy, Debug)]
+pub struct Migration {
+    /// Position; the first is 1, without holes.
+    pub version: i64,
+    /// A few words, for messages.
+    pub name: &'static str,
+    /// Statements in the dialect both engines share, with these tokens for the rest: `{BLOB}` a byte string,
+    /// `{ID}` a generated 64-bit primary key, `{CLUSTERED}` after a table stored in its primary key's order.
+    pub sql: &'static str,
+}
+
+/// The tables in the database do not fit this binary.
+#[derive(Debug, thiserror::Error)]
+pub enum MigrateError {
+    /// A newer binary has been here.
+    #[error(
+        "the database is at schema version {found}, this binary knows {known}: a newer hub has used it; \
+         run that version or newer, or restore the backup made before the upgrade"
+    )]
+    Newer {
+        /// Version in the database.
+        found: i64,
+        /// Newest version of this binary.
+        known: i64,
+    },
+    /// A migration's text is not what was applied.
+    #[error(
+        "schema version {version} ({name}) was applied with another text than this binary has: the binary was \
+         not built from a release, or the database is not a hub's; run the hub that made it"
+    )]
+    Altered {
+        /// Its version.
+        version: i64,
+        /// Its name.
+        name: String,
+    },
+}
+
+/// Serializes hubs that start at the same time on one PostgreSQL; "hyperfac" in ASCII.
+const LOCK: i64 = 0x6879_7065_7266_6163;
+
+pub(crate) async fn run(database: &Database, migrations: &[Migration]) -> Result<(), StoreError> {
+    let mut transaction = database.begin_write().await?;
+    if database.engine() == Engine::Postgres {
+        sqlx::query("SELECT pg_advisory_xact_lock($1)").bind(LOCK).execute(&mut *transaction).await?;
+    }
+    let table = "CREATE TABLE IF NOT EXISTS schema_migrations (version BIGINT PRIMARY KEY, name TEXT NOT NULL,
+        checksum {BLOB} NOT NULL, applied_at BIGINT NOT NULL)";
+    transaction.execute(AssertSqlSafe(dialect(table, database.engine()))).await?;
+    let applied = sqlx::query("SELECT version, name, checksum FROM schema_migrations ORDER BY version")
+        .fetch_all(&mut *transaction)
+        .await?;
+    for row in &applied {
+        let version: i64 = row.try_get(0)?;
+        let Some(migration) = migrations.iter().find(|migration| migration.version == version) else {
+            let known = migrations.last().map_or(0, |migration| migration.version);
+            return Err(MigrateError::Newer { found: version, known }.into());
+        };
+        if row.try_get::<Vec<u8>, _>(2)? != checksum(migration) {
+            return Err(MigrateError::Altered { version, name: row.try_get(1)? }.into());
+        }
+    }
+    for migration in migrations.iter().skip(applied.len()) {
+        apply(&mut transaction, migration, database.engine()).await?;
+        tracing::info!(version = migration.version, name = migration.name, "database schema brought forward");
+    }
+    transaction.commit().await?;
+    Ok(())
+}
+
+async fn apply(transaction: &mut Transaction, migration: &Migration, engine: Engine) -> Result<(), StoreError> {
+    sqlx::raw_sql(AssertSqlSafe(dialect(migration.sql, engine))).execute(&mut **transaction).await?;
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
+    sqlx::query("INSERT INTO schema_migrations (version, name, checksum, applied_at) VALUES ($1, $2, $3, $4)")
+        .bind(migration.version)
+        .bind(migration.name)
+        .bind(checksum(migration))
+        .bind(i64::try_from(now).unwrap_or(i64::MAX))
+        .execute(&mut **transaction)
+        .await?;
+    Ok(())
+}
+
+/// `sql` with its tokens in the engine's words.
+pub(crate) fn dialect(sql: &str, engine: Engine) -> String {
+    let words: [(&str, &str); 3] = match engine {
+        Engine::Sqlite => [
+            ("{BLOB}", "BLOB"),
+            // AUTOINCREMENT: an id is never used twice, even after the newest row is gone.
+            ("{ID}", "INTEGER PRIMARY KEY AUTOINCREMENT"),
+            ("{CLUSTERED}", "WITHOUT ROWID"),
+        ],
+        Engine::Postgres => {
+            [("{BLOB}", "BYTEA"), ("{ID}", "BIGINT GENERATED ALWAYS AS IDENTITY PRIMARY KEY"), ("{CLUSTERED}", "")]
+        }
+    };
+    words.iter().fold(sql.to_owned(), |sql, (token, word)| sql.replace(token, word))
+}
+
+fn checksum(migration: &Migration) -> Vec<u8> {
+    ring::digest::digest(&ring::digest::SHA256, migration.sql.as_bytes()).as_ref().to_vec()
+}

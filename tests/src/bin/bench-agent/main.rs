@@ -1,0 +1,127 @@
+//! `./bench agent`: what the agent costs a host with 30 containers, beside prometheus-node-exporter and netdata.
+//!
+//! All run at the same time on the same host at a 10 s interval. The hub runs in a network namespace, so that the
+//! cable to it counts every byte the agent causes, those that QUIC needs for itself included.
+
+mod figures;
+mod peers;
+mod stack;
+mod stored;
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use clap::Parser;
+use hyperfactory_tests::rig::{Agent, Engine, Hub, Netns, SOON, Usage, until};
+
+use figures::{Figures, Mark, Rate, Span};
+use peers::{NetData, NodeExporter, Scraped, Scraper};
+use stored::Stored;
+
+#[derive(Parser)]
+struct Options {
+    /// Writes one row per figure to this file.
+    #[arg(long)]
+    json: Option<PathBuf>,
+    /// How long each of the three measurements lasts.
+    #[arg(long, default_value_t = 240)]
+    seconds: u64,
+}
+
+/// The interval of every measured program in the main comparison.
+const INTERVAL: Duration = Duration::from_secs(10);
+/// What a program does at its start is not what it costs for the rest of the year.
+const SETTLE: Duration = Duration::from_secs(45);
+
+fn main() -> Result<()> {
+    let options = Options::parse();
+    let length = Duration::from_secs(options.seconds.max(180));
+
+    let engine = Engine::from_environment()?;
+    progress(&format!("starting {} containers, {} of them with health checks", stack::CONTAINERS, stack::CHECKED));
+    let stacks = stack::up(&engine)?;
+    let netns = Netns::create()?;
+    let hub = Hub::builder().inside(&netns).start()?;
+    hub.tenant("bench")?;
+
+    let folder = tempfile::tempdir()?;
+    let node_exporter = NodeExporter::start(folder.path())?;
+    let netdata = NetData::start(folder.path())?;
+    let scraper = Scraper::start(INTERVAL, node_exporter.target(), netdata.target());
+    settle("the peers to settle");
+
+    progress(&format!("the engine without the agent, {} s", length.as_secs()));
+    let engine_without = Rate::measure(length, || engine_cpu(&engine))?;
+
+    let mut agent = Agent::create()?
+        .set("docker-host", format!("unix://{}", engine.socket().display()))
+        .set("interval", format!("{}s", INTERVAL.as_secs()));
+    agent.enroll(&hub.join_token("bench")?)?;
+    agent.run()?;
+    all_seen(&hub, stack::CONTAINERS)?;
+    settle("the agent to settle");
+
+    progress(&format!("all three side by side, {} s", length.as_secs()));
+    let look = |agent: &mut Agent| -> Result<(Usage, Usage, Usage, Scraped)> {
+        Ok((Usage::of_tree(agent.process()?.id())?, node_exporter.usage()?, netdata.usage()?, scraper.bytes()?))
+    };
+    let mark = Mark::set(&netns, &agent)?;
+    let (begun, before) = (Instant::now(), look(&mut agent)?);
+    let engine_with = Rate::measure(length, || engine_cpu(&engine))?;
+    let (elapsed, after) = (begun.elapsed(), look(&mut agent)?);
+    let wire = mark.since(&netns, &agent)?;
+    let stored = Stored::read(hub.state_dir())?;
+    drop((scraper, node_exporter, netdata));
+
+    progress(&format!("a host with 8 services every 15 s, {} s", length.as_secs()));
+    agent.stop()?;
+    stack::leave_eight(&stacks)?;
+    let mut agent = agent.set("interval", "15s");
+    agent.run()?;
+    settle("the agent to settle");
+    let mark = Mark::set(&netns, &agent)?;
+    std::thread::sleep(length);
+    let small_wire = mark.since(&netns, &agent)?;
+
+    Figures {
+        elapsed,
+        agent: Span(before.0, after.0),
+        node_exporter: Span(before.1, after.1),
+        netdata: Span(before.2, after.2),
+        engine_without,
+        engine_with,
+        wire,
+        small_wire,
+        scraped: after.3 - before.3,
+        stored,
+    }
+    .report(options.json.as_deref())
+}
+
+/// CPU time of the engine and all that belongs to it: daemon, containerd, one shim for each container.
+fn engine_cpu(engine: &Engine) -> Result<Duration> {
+    let folder = engine.socket().parent().context("the engine's socket is in no folder")?;
+    Ok(Usage::of_marked(&["dockerd", "containerd"], &folder.to_string_lossy())?.cpu)
+}
+
+/// Waits until the hub knows as many services of the one node as there are containers.
+fn all_seen(hub: &Hub, containers: usize) -> Result<()> {
+    until("the hub to know every service", SOON, || {
+        let nodes = hub.api().get("/api/v1/nodes")?.ok()?;
+        let id = nodes.pointer("/items/0/id").and_then(|id| id.as_str()).context("no node yet")?;
+        let node = hub.api().get(&format!("/api/v1/nodes/{id}"))?.ok()?;
+        let services = node.pointer("/services").and_then(|all| all.as_array()).context("no services yet")?;
+        Ok((services.len() >= containers).then_some(()))
+    })
+}
+
+fn settle(what: &str) {
+    progress(&format!("{} s for {what}", SETTLE.as_secs()));
+    std::thread::sleep(SETTLE);
+}
+
+#[expect(clippy::print_stderr, reason = "a benchmark tells what it is doing")]
+fn progress(text: &str) {
+    eprintln!("  {text} …");
+}

@@ -1,0 +1,37 @@
+//! What a whole-system test stands on: the real binaries, a real engine, database, network and browser.
+//!
+//! `./test` starts the engine and the database and says in the environment where they are; for one test by hand
+//! there is `tests/rig/with cargo nextest run …`. Everything a test starts through here ends with its handle.
+
+mod agent;
+mod api;
+mod binary;
+mod browser;
+mod engine;
+mod hub;
+mod netns;
+mod postgres;
+mod process;
+mod usage;
+mod wait;
+
+pub use agent::{Agent, AgentEndpoints};
+pub use api::{Api, Reply};
+pub use binary::binary;
+pub use browser::{Browser, Theme, View};
+pub use engine::{Engine, Project};
+pub use hub::{Endpoints, Hub, HubBuilder};
+pub use netns::Netns;
+pub use postgres::{Postgres, TestDatabase};
+pub use process::Process;
+pub use usage::Usage;
+pub use wait::{SOON, until, until_async};
+
+/// The value that `./test` exports under `name`, or how to get it.
+fn exported(name: &str) -> anyhow::Result<String> {
+    std::env::var(name).map_err(|_| {
+        anyhow::anyhow!(
+            "{name} is not set: run the tests by ./test, or one by hand by tests/rig/with cargo nextest run …"
+        )
+    })
+}

@@ -1,0 +1,118 @@
+//! A real agent: the binary, its state, and where it runs.
+
+use std::path::Path;
+use std::process::{Command, ExitStatus, Output};
+
+use anyhow::{Context, Result, bail};
+use serde::Deserialize;
+use tempfile::TempDir;
+
+use super::binary::binary;
+use super::netns::{self, Netns};
+use super::process::Process;
+use super::wait::{SOON, until};
+
+/// Where a running agent listens, as it writes it to its state directory.
+#[derive(Debug, Clone, Deserialize)]
+pub struct AgentEndpoints {
+    /// Base URL of `/healthz`, `/readyz` and `/metrics`.
+    pub health: String,
+}
+
+/// An agent with a state directory of its own; killed when dropped.
+#[derive(Debug)]
+pub struct Agent {
+    state: TempDir,
+    settings: Vec<(String, String)>,
+    netns: Option<String>,
+    process: Option<Process>,
+}
+
+impl Agent {
+    /// One that has not enrolled and does not run.
+    pub fn create() -> Result<Self> {
+        let settings = vec![("HYPERFACTORY_AGENT_HEALTH_LISTEN".to_owned(), "127.0.0.1:0".to_owned())];
+        Ok(Self { state: tempfile::tempdir()?, settings, netns: None, process: None })
+    }
+
+    /// Sets a key of the configuration by its environment variable.
+    pub fn set(mut self, key: &str, value: impl Into<String>) -> Self {
+        self.settings.push((format!("HYPERFACTORY_AGENT_{}", key.to_uppercase().replace('-', "_")), value.into()));
+        self
+    }
+
+    /// Lets everything it does happen inside a namespace.
+    pub fn inside(mut self, netns: &Netns) -> Self {
+        self.netns = Some(netns.name().to_owned());
+        self
+    }
+
+    /// Its state directory.
+    pub fn state_dir(&self) -> &Path {
+        self.state.path()
+    }
+
+    /// Enrolls; fails with what the agent said.
+    pub fn enroll(&self, token: &str) -> Result<()> {
+        let output = self.command(&["enroll", "--token", token])?;
+        if !output.status.success() {
+            bail!("enroll ended with {}: {}", output.status, String::from_utf8_lossy(&output.stderr).trim());
+        }
+        Ok(())
+    }
+
+    /// Runs one of the program's verbs to its end.
+    pub fn command(&self, arguments: &[&str]) -> Result<Output> {
+        self.program()?.args(arguments).output().context("running the agent's program")
+    }
+
+    /// Starts it and waits until it serves its health.
+    pub fn run(&mut self) -> Result<()> {
+        if self.process.is_some() {
+            bail!("the agent is running");
+        }
+        let file = self.state.path().join("endpoints.json");
+        match std::fs::remove_file(&file) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(error).context("removing the old endpoints");
+            }
+            _ => {}
+        }
+        let mut process = Process::start(self.program()?.arg("run"), &self.state.path().join("rig.log"))?;
+        until("the agent to listen", SOON, || {
+            process.check()?;
+            Ok(file.exists().then_some(()))
+        })?;
+        self.process = Some(process);
+        Ok(())
+    }
+
+    /// Where it serves its health; reachable from inside its namespace only, when it has one.
+    pub fn endpoints(&self) -> Result<AgentEndpoints> {
+        let text = std::fs::read(self.state.path().join("endpoints.json")).context("reading the agent's endpoints")?;
+        Ok(serde_json::from_slice(&text)?)
+    }
+
+    /// Its process; an error when it is stopped.
+    pub fn process(&mut self) -> Result<&mut Process> {
+        self.process.as_mut().context("the agent is stopped")
+    }
+
+    /// Kills it as a power cut would.
+    pub fn kill(&mut self) -> Result<()> {
+        self.process.take().map_or(Ok(()), |mut process| process.kill())
+    }
+
+    /// Stops it by SIGTERM and waits for its end.
+    pub fn stop(&mut self) -> Result<ExitStatus> {
+        self.process.take().context("the agent is stopped already")?.stop(SOON)
+    }
+
+    fn program(&self) -> Result<Command> {
+        let mut command = netns::command(self.netns.as_deref(), binary("hyperfactory-agent")?);
+        command
+            .env("HYPERFACTORY_AGENT_STATE_DIR", self.state.path())
+            .envs(self.settings.iter().map(|(name, value)| (name, value)));
+        Ok(command)
+    }
+}

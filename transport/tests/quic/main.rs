@@ -1,0 +1,9 @@
+//! Hub and node over loopback: who gets in, what crosses, how it ends.
+
+#![expect(clippy::expect_used, reason = "a test's helpers fail as its assertions do")]
+
+mod admission;
+mod identity;
+mod lifetime;
+mod rig;
+mod streams;
