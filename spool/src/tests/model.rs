@@ -276,7 +276,7 @@ impl Life {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
     #[test]
     fn what_was_promised_is_delivered_or_its_loss_is_reported(steps in prop::collection::vec(step(), 1..250)) {
         let mut life = Life::begin();
@@ -347,4 +347,47 @@ fn what_a_failed_segment_still_holds_does_not_come_back() {
         life.sync();
         life.cut(During::Nothing, 0, seed.wrapping_mul(0xd134_2543_de82_ef95));
     }
+}
+
+#[test]
+fn a_loss_is_durable_before_anybody_hears_of_it() {
+    let mut life = Life::begin();
+    life.append(100, true);
+    life.sync();
+    // The segment is full, the disk fails, and the record that would begin the next has no place.
+    rehearsal::fail_syncs(usize::MAX);
+    while life.spool().status().lost == 0 {
+        life.append(600, true);
+    }
+    rehearsal::fail_syncs(0);
+    let lost = life.spool().lost()[0];
+    // No sync by the caller: the next segments are written when there is enough for them.
+    while life.reader.position() <= lost.last {
+        life.append(600, true);
+        while life.read() {}
+    }
+    assert_eq!(life.delivered.get(&lost.last), Some(&None));
+    for seed in 0..20u64 {
+        let after = rehearsal::cut(&mut Choices::new(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15)));
+        let (spool, _) = Spool::open(small(after.path()), 2).expect("opened");
+        assert!(spool.last() >= lost.last, "{} is not used again", lost.last);
+        assert!(spool.lost().iter().any(|range| range.first <= lost.first && lost.last <= range.last));
+    }
+}
+
+#[test]
+fn a_cursor_that_failed_a_sync_is_made_anew() {
+    let mut life = Life::begin();
+    life.append(100, true);
+    life.sync();
+    let cursor = life.directory.path().join("cursor");
+    let inode = || std::os::unix::fs::MetadataExt::ino(&std::fs::metadata(&cursor).expect("metadata"));
+    let before = inode();
+    rehearsal::fail_syncs(1);
+    assert!(life.spool().acknowledge(40).is_err());
+    assert!(life.spool().status().fault.is_some());
+    assert_eq!(inode(), before);
+    life.spool().sync().expect("saved elsewhere");
+    assert_ne!(inode(), before);
+    assert_eq!(life.spool().status().fault, None);
 }
