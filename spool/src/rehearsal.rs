@@ -24,6 +24,7 @@ thread_local! {
 /// One directory that is watched.
 struct Stage {
     directory: PathBuf,
+    good: usize,
     failing: usize,
     /// A file's identity by inode, since inodes are used again.
     identities: HashMap<u64, usize>,
@@ -62,6 +63,7 @@ impl Choices {
 pub(crate) fn watch(directory: &Path) {
     let mut stage = Stage {
         directory: directory.to_owned(),
+        good: 0,
         failing: 0,
         identities: HashMap::new(),
         files: 0,
@@ -83,7 +85,12 @@ pub(crate) fn watch(directory: &Path) {
 
 /// Lets the next `count` syncs of files fail.
 pub(crate) fn fail_syncs(count: usize) {
-    with(|stage| stage.failing = count);
+    fail_syncs_after(0, count);
+}
+
+/// Lets `count` syncs of files fail after `good` that do not.
+pub(crate) fn fail_syncs_after(good: usize, count: usize) {
+    with(|stage| (stage.good, stage.failing) = (good, count));
 }
 
 /// Cuts the power after `operations` more operations on files; [`cut`] gives what is left.
@@ -163,7 +170,9 @@ pub(crate) fn removing(path: &Path) {
 pub(crate) fn before_sync(file: &File) -> io::Result<()> {
     let mut result = Ok(());
     with(|stage| {
-        if stage.failing > 0 {
+        if stage.good > 0 {
+            stage.good -= 1;
+        } else if stage.failing > 0 {
             stage.failing -= 1;
             let identity = stage.identify(file.metadata().expect("metadata").ino());
             let (durable, present) = (stage.durable.entry(identity).or_default(), content(file));
