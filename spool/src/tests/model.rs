@@ -362,8 +362,9 @@ fn a_loss_is_durable_before_anybody_hears_of_it() {
     }
     rehearsal::fail_syncs(0);
     let lost = life.spool().lost()[0];
-    // No sync by the caller, and the cursor fails when the next segment is made: only the reader is left to save it.
-    rehearsal::fail_syncs_after(1, 1);
+    // No sync by the caller, and the cursor fails when the next segment is made, after that was allocated and got its
+    // header: only the reader is left to save it.
+    rehearsal::fail_syncs_after(2, 1);
     while life.reader.position() <= lost.last {
         life.append(600, true);
         while life.read() {}
