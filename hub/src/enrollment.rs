@@ -25,6 +25,10 @@ pub use tokens::{NewToken, TokenError, TokenInfo};
 /// Longest life of a join token.
 pub const TOKEN_LIFETIME_MAX: Duration = Duration::from_secs(30 * 86_400);
 
+/// A node that has got so many certificates within this time and used none gets no more for a while.
+const UNUSED_MAX: i64 = 5;
+const UNUSED_WITHIN: Duration = Duration::from_secs(3600);
+
 /// What enrollment needs to know of its hub.
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -372,6 +376,23 @@ impl Enrollment {
             if age < issued.identity.not_after.since(issued.identity.not_before) / 2 {
                 return Ok(issued);
             }
+        }
+        let unused: i64 = sqlx::query_scalar(
+            "SELECT COUNT(*) FROM certificates WHERE node = $1 AND state = 'issued' AND issued_at > $2",
+        )
+        .bind(identity.node.to_string())
+        .bind(now.minus(UNUSED_WITHIN).millis())
+        .fetch_one(&mut *transaction)
+        .await?;
+        if unused >= UNUSED_MAX {
+            return Err(Failure::Refused(Refusal {
+                code: RefusalCode::Busy.into(),
+                message: format!(
+                    "{unused} certificates were issued to this node within the hour and never used: \
+                     see that it can write its state directory"
+                ),
+                retry_after_ms: UNUSED_WITHIN.as_millis() as u64,
+            }));
         }
         let member = Member {
             node: identity.node,

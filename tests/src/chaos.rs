@@ -143,7 +143,7 @@ fn nodes(hub: &Hub) -> Result<Vec<String>> {
 
 fn coverage(hub: &Hub, node: &str) -> Result<Vec<Value>> {
     let coverage = hub.api().get(&format!("/api/v1/nodes/{node}/coverage"))?.ok()?;
-    coverage["items"].as_array().cloned().with_context(|| format!("no epochs in {coverage}"))
+    coverage.as_array().cloned().with_context(|| format!("no epochs in {coverage}"))
 }
 
 fn number(value: &Value, key: &str) -> u64 {

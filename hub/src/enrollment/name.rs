@@ -23,6 +23,15 @@ pub(super) async fn choose(
     kind: NodeKind,
 ) -> Result<String, StoreError> {
     let base = fixed.map(str::to_owned).or_else(|| clean(wanted)).unwrap_or_else(|| kind.to_string());
+    let same: Option<i64> =
+        sqlx::query_scalar("SELECT 1 FROM nodes WHERE tenant = $1 AND name = $2 AND removed_at IS NULL")
+            .bind(tenant.as_str())
+            .bind(&base)
+            .fetch_optional(&mut **transaction)
+            .await?;
+    if same.is_none() {
+        return Ok(base);
+    }
     let taken: Vec<String> = sqlx::query_scalar(
         "SELECT name FROM nodes WHERE tenant = $1 AND removed_at IS NULL AND SUBSTR(name, 1, CAST($2 AS INTEGER)) = $3",
     )

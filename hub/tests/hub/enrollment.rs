@@ -144,6 +144,22 @@ on_both_engines! {
         world.close().await;
     }
 
+    async fn a_node_that_uses_none_of_its_certificates_gets_no_more(database: TestDatabase) {
+        let world = World::new(database).await;
+        let (_, identity) = world.node().await;
+        world.enrollment.seen(&identity, NOW).await.expect("a session");
+        let renew = async |now| {
+            let request = key().certificate_request().expect("a request");
+            world.enrollment.renew(&identity, &request, now).await.map(drop).map_err(|refusal| refusal.code())
+        };
+        for second in 0..5 {
+            renew(at(second)).await.expect("renewed");
+        }
+        assert_eq!(renew(at(6)).await, Err(RefusalCode::Busy));
+        renew(at(3700)).await.expect("an hour later");
+        world.close().await;
+    }
+
     async fn the_old_certificate_is_retired_when_the_new_one_is_used(database: TestDatabase) {
         let world = World::new(database).await;
         let (node, old) = world.node().await;

@@ -182,6 +182,34 @@ on_both_engines! {
         world.close().await;
     }
 
+    async fn what_is_in_a_chunk_or_stored_by_a_sister_is_not_stored_again(database: TestDatabase) {
+        let world = World::new(database).await;
+        let intakes = Intakes::start(&world).await;
+        let (node, _) = world.node().await;
+        let mut recorder = Recorder::new(EPOCH);
+        let uploads = batches(&mut recorder, 6);
+        let (mut one, mut two) = (intakes.open(node, &recorder).await, intakes.open(node, &recorder).await);
+        let mut three = intakes.open(node, &recorder).await;
+        deliver(&mut one, &uploads[..3]).await.expect("stored");
+        let mut transaction = world.database.begin_write().await.expect("the writer");
+        for statement in [
+            "INSERT INTO chunks SELECT stream, 1, 3, tenant, 0, 0, 0, body FROM batches WHERE sequence = 1",
+            "DELETE FROM batches",
+        ] {
+            sqlx::query(statement).execute(&mut *transaction).await.expect("compacted");
+        }
+        transaction.commit().await.expect("done");
+        deliver(&mut two, &uploads[..3]).await.expect("known");
+        // The third has begun before any of it, and reports a loss that reaches into what the first has stored.
+        let mut recorder = Recorder { last: 5, ..recorder };
+        let key = recorder.batch(true, &[(at(60), 1, 1)], Vec::new());
+        deliver(&mut three, &[lost(1, 5), key]).await.expect("stored");
+        let coverage = &intakes.coverage(node).await[0];
+        assert_eq!((coverage.stored, coverage.through, coverage.is_complete()), (4, 6, true), "{coverage:?}");
+        assert_eq!((coverage.lost[0].first, coverage.lost[0].last), (4, 5));
+        world.close().await;
+    }
+
     async fn many_sessions_share_their_commits(database: TestDatabase) {
         let world = World::new(database).await;
         let intakes = Intakes::start(&world).await;

@@ -121,8 +121,8 @@ pub(crate) fn identity(chain: &[Vec<u8>]) -> NodeIdentity {
 pub(crate) struct Recorder {
     pub(crate) epoch: u64,
     pub(crate) last: u64,
-    schema: Arc<Schema>,
-    encoder: Encoder,
+    pub(crate) schema: Arc<Schema>,
+    pub(crate) encoder: Encoder,
 }
 
 impl Recorder {

@@ -141,14 +141,17 @@ impl HubBuilder {
     pub fn start(self) -> Result<Hub> {
         let state = tempfile::tempdir()?;
         // Join tokens carry the address, so the port must be known before the first start.
-        let quic = UdpSocket::bind((self.address, 0)).context("finding a free UDP port")?.local_addr()?;
+        let (quic, http) = match self.netns {
+            // In a namespace of its own every port is free.
+            Some(_) => (SocketAddr::new(self.address, 7443), SocketAddr::new(self.address, 7080)),
+            None => {
+                let free = UdpSocket::bind((self.address, 0)).context("finding a free UDP port")?.local_addr()?;
+                (free, SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 0))
+            }
+        };
         let mut settings = self.settings;
-        for (key, value) in [
-            ("QUIC_LISTEN", quic.to_string()),
-            ("PUBLIC_ADDRESS", quic.to_string()),
-            ("HTTP_LISTEN", "127.0.0.1:0".to_owned()),
-        ] {
-            settings.push((format!("HYPERFACTORY_HUB_{key}"), value));
+        for (key, value) in [("QUIC_LISTEN", quic), ("PUBLIC_ADDRESS", quic), ("HTTP_LISTEN", http)] {
+            settings.push((format!("HYPERFACTORY_HUB_{key}"), value.to_string()));
         }
         let (process, endpoints) = serve(self.netns.as_deref(), state.path(), &settings)?;
         let http = endpoints.http.rsplit('/').next().unwrap_or_default().to_owned();

@@ -89,19 +89,25 @@ async fn more_clients_than_may_wait_are_not_heard_until_there_is_room() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_client_that_stalls_in_its_handshake_is_dropped_at_the_deadline() {
     let fleet = Fleet::new();
-    let hub = listen_with(&fleet, ServerLimits { handshake: Duration::from_millis(50), ..ServerLimits::default() });
+    let deadline = Duration::from_secs(3);
+    let hub = listen_with(&fleet, ServerLimits { handshake: deadline, ..ServerLimits::default() });
     // The first datagram arrives at the hub and nothing comes back.
     let wire = Wire::to(hub.local_addr().expect("bound"), 1).await;
     let node = Endpoint::client().expect("a port");
-    let tls = fleet.node_config(&fleet.node());
-    let stalled = tokio::select! {
-        at_hub = async { hub.accept().await.expect("a client").accept().await } => at_hub,
-        at_node = node.connect(wire.address, tls) => unreachable!("{at_node:?}"),
+    let admit = async {
+        let client = hub.accept().await.expect("a client");
+        let start = tokio::time::Instant::now();
+        (client.accept().await, start.elapsed())
+    };
+    let (stalled, waited) = tokio::select! {
+        at_hub = admit => at_hub,
+        at_node = node.connect(wire.address, fleet.node_config(&fleet.node())) => unreachable!("{at_node:?}"),
     };
     assert!(matches!(stalled, Err(ConnectError::NoAnswer { .. })), "{stalled:?}");
+    assert_eq!(waited.as_secs(), deadline.as_secs(), "of the test's own time");
     hub.wait_idle().await;
     assert_eq!(hub.open_connections(), 0);
 }
