@@ -85,7 +85,7 @@ impl Authorities {
             }
         };
         match load(&mut transaction, "hub", None, &master).await? {
-            Some(hub) if now < hub.authority.not_after().minus(RENEW_BEFORE) => {}
+            Some(hub) if issues_at(&hub.authority, now) => {}
             _ => {
                 let hub = root.issue_hub_intermediate(now)?;
                 save(&mut transaction, "hub", None, &hub, &master, now).await?;
@@ -114,7 +114,7 @@ impl Authorities {
     pub async fn hub_server(&self, now: Timestamp) -> Result<HubServer, AuthoritiesError> {
         let mut transaction = self.0.database.begin_write().await?;
         let mut hub = load(&mut transaction, "hub", None, &self.0.master).await?;
-        if hub.as_ref().is_none_or(|hub| now >= hub.authority.not_after().minus(RENEW_BEFORE)) {
+        if hub.as_ref().is_none_or(|hub| !issues_at(&hub.authority, now)) {
             let root = self.root(&mut transaction).await?;
             let authority = root.issue_hub_intermediate(now)?;
             let id = save(&mut transaction, "hub", None, &authority, &self.0.master, now).await?;
@@ -148,7 +148,7 @@ impl Authorities {
         tenant: &TenantId,
         now: Timestamp,
     ) -> Result<Arc<Issuing>, AuthoritiesError> {
-        let fresh = |issuing: &Issuing| now < issuing.authority.not_after().minus(RENEW_BEFORE);
+        let fresh = |issuing: &Issuing| issues_at(&issuing.authority, now);
         let known = self.0.tenants.read().unwrap_or_else(PoisonError::into_inner).get(tenant).cloned();
         if let Some(known) = known.filter(|known| fresh(known)) {
             return Ok(known);
@@ -196,6 +196,11 @@ async fn save(
     transaction: &mut Transaction,
     kind: &'static str,
     tenant: Option<&TenantId>,
+/// Whether an intermediate can go on issuing. One that is not valid yet was made while this hub's clock was ahead.
+fn issues_at(authority: &Authority, now: Timestamp) -> bool {
+    (authority.not_before()..authority.not_after().minus(RENEW_BEFORE)).contains(&now)
+}
+
     authority: &Authority,
     master: &MasterKey,
     now: Timestamp,
