@@ -97,6 +97,30 @@ impl Authorities {
         Ok(Self(Arc::new(Inner { database, master, root_certificate, root_pin, tenants: RwLock::default() })))
     }
 
+    /// Whether the database holds keys that a master key seals.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn are_sealed(database: &Database) -> Result<bool, StoreError> {
+        let sealed: i64 = sqlx::query_scalar("SELECT COUNT(*) FROM authorities").fetch_one(database.reader()).await?;
+        Ok(sealed > 0)
+    }
+
+    /// Whether `master` is the key that the fleet's keys are sealed with.
+    ///
+    /// # Errors
+    /// [`AuthoritiesError::Authority`] when it is not.
+    pub async fn check(database: &Database, master: &MasterKey) -> Result<(), AuthoritiesError> {
+        let rows = sqlx::query("SELECT certificate, sealed_key FROM authorities WHERE state = 'active'")
+            .fetch_all(database.reader())
+            .await?;
+        for row in rows {
+            let (certificate, sealed): (Vec<u8>, Vec<u8>) = (row.try_get(0)?, row.try_get(1)?);
+            Authority::open(&certificate, &sealed, master)?;
+        }
+        Ok(())
+    }
+
     /// The fleet root's certificate: the one anchor of nodes and hub.
     pub fn root_certificate(&self) -> &CertificateDer<'static> {
         &self.0.root_certificate
@@ -172,6 +196,11 @@ impl Authorities {
     }
 }
 
+/// Whether an intermediate can go on issuing. One that is not valid yet was made while this hub's clock was ahead.
+fn issues_at(authority: &Authority, now: Timestamp) -> bool {
+    (authority.not_before()..authority.not_after().minus(RENEW_BEFORE)).contains(&now)
+}
+
 async fn load(
     transaction: &mut Transaction,
     kind: &str,
@@ -196,11 +225,6 @@ async fn save(
     transaction: &mut Transaction,
     kind: &'static str,
     tenant: Option<&TenantId>,
-/// Whether an intermediate can go on issuing. One that is not valid yet was made while this hub's clock was ahead.
-fn issues_at(authority: &Authority, now: Timestamp) -> bool {
-    (authority.not_before()..authority.not_after().minus(RENEW_BEFORE)).contains(&now)
-}
-
     authority: &Authority,
     master: &MasterKey,
     now: Timestamp,
