@@ -273,9 +273,12 @@ impl Hub {
     /// Serves until `shutdown`, then drains: sessions say goodbye, what was taken in is stored, pages end.
     ///
     /// # Errors
-    /// When it can't say where it listens, or HTTP breaks down.
+    /// When HTTP breaks down.
     pub async fn run(self, shutdown: CancellationToken) -> anyhow::Result<()> {
-        self.endpoints.write(&self.state_dir)?;
+        if let Err(error) = self.endpoints.write(&self.state_dir) {
+            // Other programs then look where the configuration says. A full disk is no reason to serve nobody.
+            warn!(error = format!("{error:#}"), "not written where the hub listens");
+        }
         info!(quic = %self.endpoints.quic, http = %self.endpoints.http, "the hub listens");
 
         let sessions = TaskTracker::new();
