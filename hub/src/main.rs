@@ -98,7 +98,10 @@ fn main() -> ExitCode {
     };
     match runtime.block_on(run(arguments.verb, &config)) {
         Ok(code) => code,
-        Err(error) => told(&error, FAILED),
+        Err(error) => {
+            let misconfigured = matches!(error.downcast_ref(), Some(store::StoreError::Url { .. }));
+            told(&error, if misconfigured { MISCONFIGURED } else { FAILED })
+        }
     }
 }
 
