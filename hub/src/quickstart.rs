@@ -107,8 +107,9 @@ async fn attend_agent(
             input.write_all(token.as_bytes()).await?;
         }
         let status = tokio::select! {
-            status = child.wait() => status?,
+            biased;
             () = shutdown.cancelled() => return stop(child).await,
+            status = child.wait() => status?,
         };
         if !status.success() {
             bail!("the agent did not enroll ({status}): its own words are above");
