@@ -79,10 +79,11 @@ impl Agent {
             _ => {}
         }
         let mut process = Process::start(self.program()?.arg("run"), &self.state.path().join("rig.log"))?;
-        until("the agent to listen", SOON, || {
+        let listens = until("the agent to listen", SOON, || {
             process.check()?;
             Ok(file.exists().then_some(()))
-        })?;
+        });
+        listens.with_context(|| process.last_words())?;
         self.process = Some(process);
         Ok(())
     }

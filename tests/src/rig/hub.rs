@@ -177,15 +177,17 @@ fn serve(netns: Option<&str>, state: &Path, settings: &[(String, String)]) -> Re
     }
     let mut command = program(netns, state, settings)?;
     let mut process = Process::start(command.arg("serve"), &log(state))?;
-    let endpoints: Endpoints = until("the hub to listen", SOON, || {
+    let endpoints = until("the hub to listen", SOON, || {
         process.check()?;
-        Ok(Some(serde_json::from_slice(&std::fs::read(&file)?)?))
-    })?;
+        Ok(Some(serde_json::from_slice::<Endpoints>(&std::fs::read(&file)?)?))
+    });
+    let endpoints = endpoints.with_context(|| process.last_words())?;
     let anonymous = Api::new(endpoints.http.clone());
-    until("the hub to answer", SOON, || {
+    let answers = until("the hub to answer", SOON, || {
         process.check()?;
         anonymous.get("/healthz")?.ok().map(|_| Some(()))
-    })?;
+    });
+    answers.with_context(|| process.last_words())?;
     Ok((process, endpoints))
 }
 
