@@ -219,15 +219,29 @@ impl Client {
             ureq::Error::Io(error) if error.kind() == std::io::ErrorKind::ConnectionRefused => {
                 format!("nothing listens at {url}: is the hub running? (hyperfactory-hub serve)")
             }
-            ureq::Error::Rustls(error) => format!(
-                "the certificate of {url} is not trusted ({error}): name its authority with ca-file in hfctl.toml, or hfctl login --ca-file"
-            ),
-            ureq::Error::Io(error) if error.get_ref().is_some_and(|inner| inner.is::<rustls::Error>()) => format!(
-                "the certificate of {url} is not trusted ({error}): name its authority with ca-file in hfctl.toml, or hfctl login --ca-file"
-            ),
+            ureq::Error::Rustls(error) => insecure(url, error),
+            ureq::Error::Io(error) => match error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
+                Some(error) => insecure(url, error),
+                // The system's resolver has no error kind of its own.
+                None if error.to_string().contains("lookup") => {
+                    format!("the host of {url} is not known: check the address, or this machine's DNS ({error})")
+                }
+                None => format!("{url} can't be reached: {error}"),
+            },
             ureq::Error::BadUri(_) | ureq::Error::Http(_) => format!("{url} is not an address: run hfctl login"),
             other => format!("{url} can't be reached: {other}"),
         })
+    }
+}
+
+/// What TLS does not like about a hub.
+fn insecure(url: &str, error: &rustls::Error) -> String {
+    match error {
+        rustls::Error::InvalidCertificate(_) => format!(
+            "the certificate of {url} is not trusted ({error}): name its authority with ca-file in hfctl.toml, or hfctl login --ca-file"
+        ),
+        rustls::Error::InvalidMessage(_) => format!("{url} does not speak HTTPS: is its address http://…?"),
+        other => format!("no secure connection to {url}: {other}"),
     }
 }
 

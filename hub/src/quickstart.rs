@@ -21,6 +21,8 @@ use crate::tenants::TenantError;
 const TENANT: &str = "demo";
 /// How long the agent may take to stop.
 const AGENT_STOPS_WITHIN: Duration = Duration::from_secs(15);
+/// How far apart Ctrl-C may reach the two programs.
+const CTRL_C_WITHIN: Duration = Duration::from_secs(2);
 /// How long the printed link works.
 const LINK_LIFETIME: Duration = Duration::from_secs(3600);
 
@@ -105,8 +107,9 @@ async fn attend_agent(
             input.write_all(token.as_bytes()).await?;
         }
         let status = tokio::select! {
-            status = child.wait() => status?,
+            biased;
             () = shutdown.cancelled() => return stop(child).await,
+            status = child.wait() => status?,
         };
         if !status.success() {
             bail!("the agent did not enroll ({status}): its own words are above");
@@ -119,8 +122,17 @@ async fn attend_agent(
          Try also    target/release/hfctl node list\n\n  Ctrl-C stops all of it.\n"
     ));
     tokio::select! {
-        status = child.wait() => bail!("the agent has ended by itself ({}): its own words are above", status?),
+        biased;
         () = shutdown.cancelled() => {}
+        status = child.wait() => {
+            let status = status?;
+            // Ctrl-C reaches the agent as well, which may be the quicker one.
+            let told = tokio::time::timeout(CTRL_C_WITHIN, shutdown.cancelled()).await.is_ok();
+            if !(told && status.success()) {
+                bail!("the agent has ended by itself ({status}): its own words are above");
+            }
+            return Ok(());
+        }
     }
     say("\n  stopping the agent and the hub …");
     stop(child).await
@@ -129,8 +141,6 @@ async fn attend_agent(
 fn program(agent: &Path, state: &Path) -> Command {
     let mut command = Command::new(agent);
     command.arg("--state-dir").arg(state).kill_on_drop(true);
-    // Ctrl-C reaches the whole foreground group; the agent is stopped by us, in order.
-    command.process_group(0);
     command
 }
 

@@ -86,6 +86,7 @@ impl Link {
             status: sender,
             counters: Arc::clone(&counters),
             sent_through: AtomicU64::new(0),
+            renewed: None,
         };
         tasks.spawn(actor.run());
         Self { status, counters }
@@ -109,6 +110,8 @@ struct Actor {
     counters: Arc<Counters>,
     /// The highest batch number this process ever sent.
     sent_through: AtomicU64,
+    /// When the certificate was renewed.
+    renewed: Option<Instant>,
 }
 
 impl Actor {
@@ -121,6 +124,7 @@ impl Actor {
                 Ending::Shutdown => break,
                 Ending::Renewed(identity) => {
                     self.options.identity = *identity;
+                    self.renewed = Some(Instant::now());
                     self.publish_certificate();
                     continue;
                 }

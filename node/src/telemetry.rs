@@ -51,7 +51,7 @@ struct Shared {
     pulse: Arc<Pulse>,
     gathered: Mutex<Gathered>,
     live_until: watch::Sender<Option<Instant>>,
-    /// Counts what can't go through the backlog, so that the link sends a snapshot.
+    /// Counts what can't or shall not wait for the backlog, so that the link sends a snapshot.
     snapshot_due: watch::Sender<u64>,
 }
 
@@ -164,8 +164,11 @@ impl Recorder {
         }
     }
 
-    /// Sends every sample at once for `duration` from now.
+    /// Sends every sample at once for `duration` from now, and the newest state right away when nobody looked before.
     pub fn live_for(&self, duration: Duration) {
+        if !self.is_live() {
+            self.0.snapshot_due.send_modify(|count| *count += 1);
+        }
         self.0.live_until.send_replace(Some(Instant::now() + duration.min(LONGEST_LIVE)));
     }
 

@@ -17,7 +17,7 @@
 //! | 4092 | 4 | CRC-32C of the bytes before |
 
 use crate::error::SpoolError;
-use crate::file::{Directory, SpoolFile};
+use crate::file::{Directory, SpoolFile, is_ours};
 use crate::ledger::Ledger;
 use crate::lost::{LostRanges, LostReason};
 use crate::segment::MAX_NUMBER;
@@ -58,11 +58,14 @@ impl Cursor {
     pub(crate) const BYTES: u64 = 2 * SLOT as u64;
 
     /// Reads the cursor file of `directory`.
-    pub(crate) fn open(directory: &Directory) -> Found {
+    pub(crate) fn open(directory: &Directory) -> Result<Found, SpoolError> {
         let file = match directory.open_file(NAME) {
             Ok(file) => file,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Found::Missing,
-            Err(_) => return Found::Unreadable,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Found::Missing),
+            Err(source) if is_ours(&source) => {
+                return Err(SpoolError::Directory { path: directory.path().to_owned(), source });
+            }
+            Err(_) => return Ok(Found::Unreadable),
         };
         let mut best: Option<(u64, Ledger)> = None;
         for slot in 0..2 {
@@ -75,10 +78,15 @@ impl Cursor {
                 best = Some((generation, ledger));
             }
         }
-        match best {
-            Some((generation, ledger)) => Found::Ledger(Self { file, generation, failed: false }, ledger),
+        Ok(match best {
+            Some((generation, ledger)) => {
+                // The process before may have ended between the write and the sync. The next save overwrites the
+                // other slot, so this one has to be durable first.
+                let failed = file.rewrite(Self::BYTES).is_err();
+                Found::Ledger(Self { file, generation, failed }, ledger)
+            }
             None => Found::Unreadable,
-        }
+        })
     }
 
     /// Creates the cursor file with `ledger` in it; complete and durable, or not there.
@@ -223,12 +231,12 @@ mod tests {
     fn the_slots_are_written_in_turn_and_the_newer_whole_one_counts() {
         let path = tempfile::tempdir().expect("a directory");
         let directory = Directory::open(path.path()).expect("opened");
-        assert!(matches!(Cursor::open(&directory), Found::Missing));
+        assert!(matches!(Cursor::open(&directory), Ok(Found::Missing)));
         let mut cursor = Cursor::create(&directory, &ledger()).expect("created");
         let mut newer = ledger();
         newer.acknowledge(250);
         cursor.save(&directory, &newer).expect("saved");
-        assert!(matches!(Cursor::open(&directory), Found::Ledger(_, found) if found == newer));
+        assert!(matches!(Cursor::open(&directory), Ok(Found::Ledger(_, found)) if found == newer));
 
         let file = path.path().join(NAME);
         let bytes = std::fs::read(&file).expect("read");
@@ -236,13 +244,13 @@ mod tests {
         let mut damaged = bytes.clone();
         damaged[newest + 30] ^= 1;
         std::fs::write(&file, &damaged).expect("written");
-        assert!(matches!(Cursor::open(&directory), Found::Ledger(_, found) if found == ledger()));
+        assert!(matches!(Cursor::open(&directory), Ok(Found::Ledger(_, found)) if found == ledger()));
         damaged[SLOT - newest + 30] ^= 1;
         std::fs::write(&file, &damaged).expect("written");
-        assert!(matches!(Cursor::open(&directory), Found::Unreadable));
+        assert!(matches!(Cursor::open(&directory), Ok(Found::Unreadable)));
         for length in [0, 1, SLOT - 1] {
             std::fs::write(&file, &bytes[..length]).expect("written");
-            assert!(matches!(Cursor::open(&directory), Found::Unreadable));
+            assert!(matches!(Cursor::open(&directory), Ok(Found::Unreadable)));
         }
     }
 

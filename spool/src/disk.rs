@@ -145,6 +145,12 @@ impl DiskLog {
         if through > last { Err(SpoolError::Ahead { through, last }) } else { Ok(()) }
     }
 
+    /// Writes what is left and saves the acknowledgements. Nobody is promised that: it spares sending twice.
+    pub(crate) fn finish(&mut self) {
+        let _ = self.flush();
+        let _ = self.save();
+    }
+
     /// Bytes of the segments that hold pending records.
     pub(crate) fn bytes(&self) -> u64 {
         let from = self.locate(self.ledger.first()).unwrap_or(0);
@@ -293,13 +299,11 @@ impl DiskLog {
         Err(failed.unwrap_or_else(|| self.directory.full()))
     }
 
-    /// The newest segment is written no more. Without a durable record in it there is no reason to keep it.
+    /// The newest segment is written no more. One without a durable record is forgotten, but its file stays until the
+    /// next takes its name: while it is there, nobody takes what the segment before it has beyond for records.
     fn abandon(&mut self, active: &Active) {
-        if active.end == HEADER
-            && let Some(segment) = self.segments.pop_back()
-        {
-            // It is in nobody's way: the next segment has the same name and takes its place.
-            let _ = self.directory.remove(&segment::name(segment.first));
+        if active.end == HEADER {
+            self.segments.pop_back();
         }
     }
 
@@ -321,9 +325,8 @@ impl DiskLog {
             self.directory.sync()
         });
         if let Err(error) = named {
-            // Whatever name it has now, it is not in use.
+            // When it has its new name already, it stays, as an abandoned one does.
             let _ = self.directory.remove(&spare);
-            let _ = self.directory.remove(&segment::name(first));
             return Err(error);
         }
         let bytes = self.options.segment_bytes;
@@ -364,14 +367,6 @@ impl DiskLog {
             }
         }
         Ok(self.durable + 1)
-    }
-}
-
-impl Drop for DiskLog {
-    /// Writes what is left and saves the acknowledgements. Nobody is promised that: it spares sending twice.
-    fn drop(&mut self) {
-        let _ = self.flush();
-        let _ = self.save();
     }
 }
 

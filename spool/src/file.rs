@@ -20,7 +20,7 @@ static ZEROS: [u8; 16 << 10] = [0; 16 << 10];
 pub(crate) struct Directory {
     path: PathBuf,
     handle: File,
-    _lock: File,
+    lock: File,
 }
 
 /// An open file of the spool.
@@ -42,7 +42,7 @@ impl Directory {
         let lock = path.join("lock");
         let lock = OpenOptions::new().create(true).truncate(false).write(true).open(lock).map_err(refused)?;
         match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => Ok(Self { path: path.to_owned(), handle, _lock: lock }),
+            Ok(()) => Ok(Self { path: path.to_owned(), handle, lock }),
             Err(Errno::WOULDBLOCK) => Err(SpoolError::Busy { path: path.to_owned() }),
             Err(errno) => Err(refused(errno.into())),
         }
@@ -139,6 +139,14 @@ impl Directory {
     }
 }
 
+impl Drop for Directory {
+    /// A child process that was forked and has not begun its program yet has the lock file open too; closing ours
+    /// would not release it.
+    fn drop(&mut self) {
+        let _ = rustix::fs::flock(&self.lock, FlockOperation::Unlock);
+    }
+}
+
 impl SpoolFile {
     pub(crate) fn length(&self) -> io::Result<u64> {
         self.file.metadata().map(|metadata| metadata.len())
@@ -164,7 +172,7 @@ impl SpoolFile {
 
     pub(crate) fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
         #[cfg(test)]
-        hook::writing();
+        hook::writing(&self.file, offset, bytes.len());
         self.file.write_all_at(bytes, offset)
     }
 
@@ -172,6 +180,25 @@ impl SpoolFile {
     /// the kernel reports a failed write once and then forgets it.
     pub(crate) fn sync(&self) -> Result<(), SpoolError> {
         self.sync_raw().map_err(|source| self.failed("sync", source))
+    }
+
+    /// Writes again what is in the file until `until`, and makes it durable. After a failed sync the kernel may hold
+    /// bytes for written that are not; those it writes only when they change.
+    pub(crate) fn rewrite(&self, until: u64) -> Result<(), SpoolError> {
+        let rewrite = || {
+            let (mut chunk, mut offset) = (vec![0; ZEROS.len()], 0);
+            while offset < until {
+                let wanted = usize::try_from(until - offset).map_or(chunk.len(), |left| left.min(chunk.len()));
+                let read = self.read_at(&mut chunk[..wanted], offset)?;
+                if read == 0 {
+                    break;
+                }
+                self.write_at(&chunk[..read], offset)?;
+                offset += read as u64;
+            }
+            self.sync_raw()
+        };
+        rewrite().map_err(|source| self.failed("sync", source))
     }
 
     /// Overwrites everything with zeros, keeping the room allocated, and makes it `bytes` long.
@@ -194,13 +221,15 @@ impl SpoolFile {
     fn write_zeros(&self, mut from: u64, until: u64) -> io::Result<()> {
         while from < until {
             let chunk = usize::try_from(until - from).map_or(ZEROS.len(), |left| left.min(ZEROS.len()));
-            self.file.write_all_at(&ZEROS[..chunk], from)?;
+            self.write_at(&ZEROS[..chunk], from)?;
             from += chunk as u64;
         }
         Ok(())
     }
 
     fn clear_raw(&self, bytes: u64) -> io::Result<()> {
+        #[cfg(test)]
+        hook::writing(&self.file, 0, usize::try_from(bytes).unwrap_or(usize::MAX));
         match rustix::fs::fallocate(&self.file, FallocateFlags::ZERO_RANGE, 0, bytes) {
             Ok(()) => {}
             Err(errno) if is_unsupported(errno) => {
@@ -237,6 +266,14 @@ impl SpoolFile {
         }
         SpoolError::Io { doing, path: self.path.clone(), source }
     }
+}
+
+/// Whether the error is about this process, not about a file: it may be gone after a restart or a `chown`.
+pub(crate) fn is_ours(error: &io::Error) -> bool {
+    matches!(
+        Errno::from_io_error(error),
+        Some(Errno::ACCESS | Errno::PERM | Errno::MFILE | Errno::NFILE | Errno::NOMEM | Errno::ROFS)
+    )
 }
 
 /// Whether the error says that there is no room, on the disk or in a quota.

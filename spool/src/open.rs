@@ -6,7 +6,7 @@ use std::io;
 use crate::cursor::{self, Cursor, Found};
 use crate::disk::{Active, DiskLog, Group, Segment};
 use crate::error::SpoolError;
-use crate::file::{Directory, SpoolFile};
+use crate::file::{Directory, SpoolFile, is_ours};
 use crate::ledger::Ledger;
 use crate::lost::LostReason;
 use crate::options::Options;
@@ -22,6 +22,8 @@ const MAX_JUMP: u64 = 1 << 32;
 pub(crate) fn open(options: Options, epoch: u64) -> Result<(DiskLog, Recovery), SpoolError> {
     options.check()?;
     let directory = Directory::open(&options.directory)?;
+    // What the process before renamed may not be durable, and is built upon from here on.
+    directory.sync()?;
     let names = directory.names()?;
     let mut opening = Opening {
         room: Room::open(&directory, &options, &names)?,
@@ -109,9 +111,15 @@ impl Opening<'_> {
         let mut found = Vec::new();
         for name in names {
             let Some(first) = segment::first_of(name) else { continue };
-            let Ok(file) = self.directory.open_file(name) else {
-                self.quarantine(name)?;
-                continue;
+            let file = match self.directory.open_file(name) {
+                Ok(file) => file,
+                Err(source) if is_ours(&source) => {
+                    return Err(SpoolError::Directory { path: self.directory.path().to_owned(), source });
+                }
+                Err(_) => {
+                    self.quarantine(name)?;
+                    continue;
+                }
             };
             let mut bytes = [0; HEADER as usize];
             let read = file.read_at(&mut bytes, 0).unwrap_or(0);
@@ -133,7 +141,7 @@ impl Opening<'_> {
         epoch: u64,
     ) -> Result<(Cursor, Ledger, VecDeque<Segment>), SpoolError> {
         let newest_epoch = found.iter().rev().find_map(|segment| segment.header).map(|header| header.epoch);
-        let (cursor, mut ledger) = match (Cursor::open(self.directory), newest_epoch) {
+        let (cursor, mut ledger) = match (Cursor::open(self.directory)?, newest_epoch) {
             (Found::Ledger(cursor, ledger), _) => {
                 self.recovery.read_bytes += Cursor::BYTES;
                 (Some(cursor), ledger)
@@ -260,7 +268,8 @@ fn take_up_newest(log: &mut DiskLog, tail: Tail) {
     newest.damaged |= tail.damaged;
     if tail.torn > 0 {
         // Nothing of it is needed: the ledger has its numbers. Left there it would be found again at the next start.
-        let blanked = file.blank(tail.end, newest.bytes.min(tail.end + tail.torn), tail.size);
+        let until = newest.bytes.min(tail.end + tail.torn);
+        let blanked = file.blank(tail.end, until, tail.size).and_then(|()| file.rewrite(tail.end));
         newest.bytes = tail.size;
         if let Err(error) = blanked {
             log.note(&error);
@@ -268,8 +277,8 @@ fn take_up_newest(log: &mut DiskLog, tail: Tail) {
         return;
     }
     let usable = !tail.damaged && newest.bytes == log.options.segment_bytes && tail.end < log.options.full_at();
-    // The process before may have written without a sync, and what was not synced is not durable.
-    match file.sync() {
+    // The process before may have written without a sync, or with one that failed.
+    match file.rewrite(tail.end) {
         Ok(()) if usable => {
             log.active = Some(Active { seed: Seed::of(log.ledger.epoch, newest.first), file, end: tail.end });
         }

@@ -1,8 +1,9 @@
 //! For tests: lets syncs fail on demand, and knows what of a directory a power cut would leave.
 //!
 //! A sector of 512 bytes is after the cut as it was at the file's last sync, or as it was written since. Names are as
-//! they were at the directory's last sync, or after any of the changes since, in their order. A file that failed a sync
-//! is never again more durable than before it, however many syncs follow: that is what kernels do.
+//! they were at the directory's last sync, or after any of the changes since, in their order. What was written before a
+//! failed sync stays as it was on the disk, however many syncs follow, until it is written again: that is what kernels
+//! do.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -14,6 +15,7 @@ use std::path::{Path, PathBuf};
 use tempfile::TempDir;
 
 const SECTOR: usize = 512;
+const PAGE: usize = 4096;
 
 thread_local! {
     static STAGE: RefCell<Option<Stage>> = const { RefCell::new(None) };
@@ -22,18 +24,22 @@ thread_local! {
 /// One directory that is watched.
 struct Stage {
     directory: PathBuf,
+    good: usize,
     failing: usize,
     /// A file's identity by inode, since inodes are used again.
     identities: HashMap<u64, usize>,
     files: usize,
     durable: HashMap<usize, Vec<u8>>,
-    failed: HashSet<usize>,
+    /// Pages that the kernel holds for written and that are not.
+    believed: HashMap<usize, HashSet<usize>>,
     removed: HashMap<usize, Vec<u8>>,
     /// What the directory may list after a cut; the first is durable.
     listings: Vec<BTreeMap<String, usize>>,
     /// A cut that is to come after so many operations.
     planned: Option<(usize, Choices)>,
     cut: Option<TempDir>,
+    /// The process is to be killed after so many operations.
+    doomed: Option<usize>,
 }
 
 /// Random choices that a failing case repeats.
@@ -57,15 +63,17 @@ impl Choices {
 pub(crate) fn watch(directory: &Path) {
     let mut stage = Stage {
         directory: directory.to_owned(),
+        good: 0,
         failing: 0,
         identities: HashMap::new(),
         files: 0,
         durable: HashMap::new(),
-        failed: HashSet::new(),
+        believed: HashMap::new(),
         removed: HashMap::new(),
         listings: Vec::new(),
         planned: None,
         cut: None,
+        doomed: None,
     };
     for (path, inode) in files(directory) {
         let identity = stage.identify(inode);
@@ -77,13 +85,35 @@ pub(crate) fn watch(directory: &Path) {
 
 /// Lets the next `count` syncs of files fail.
 pub(crate) fn fail_syncs(count: usize) {
-    with(|stage| stage.failing = count);
+    fail_syncs_after(0, count);
+}
+
+/// Lets `count` syncs of files fail after `good` that do not.
+pub(crate) fn fail_syncs_after(good: usize, count: usize) {
+    with(|stage| (stage.good, stage.failing) = (good, count));
 }
 
 /// Cuts the power after `operations` more operations on files; [`cut`] gives what is left.
 pub(crate) fn cut_after(operations: usize, choices: Choices) {
     with(|stage| stage.planned = Some((operations, choices)));
 }
+
+/// Does `act`, but ends it after `operations` operations on files, as kill -9 would. Whatever `act` holds is left to the
+/// caller.
+pub(crate) fn kill_after(operations: usize, act: impl FnOnce()) {
+    let doom = |operations| STAGE.with_borrow_mut(|stage| stage.as_mut().map(|stage| stage.doomed = operations));
+    doom(Some(operations));
+    let ended = std::panic::catch_unwind(std::panic::AssertUnwindSafe(act));
+    doom(None);
+    if let Err(other) = ended
+        && !other.is::<Killed>()
+    {
+        std::panic::resume_unwind(other);
+    }
+}
+
+/// What unwinds a thread that is killed.
+struct Killed;
 
 /// A directory as the power cut that was planned left it, or one now would.
 pub(crate) fn cut(choices: &mut Choices) -> TempDir {
@@ -101,8 +131,14 @@ pub(crate) fn fast() -> PathBuf {
     if memory.is_dir() { memory } else { std::env::temp_dir() }
 }
 
-pub(crate) fn writing() {
-    with(|_| {});
+pub(crate) fn writing(file: &File, offset: u64, length: usize) {
+    with(|stage| {
+        let identity = stage.identify(file.metadata().expect("metadata").ino());
+        let pages = offset as usize / PAGE..(offset as usize + length).div_ceil(PAGE);
+        if let Some(believed) = stage.believed.get_mut(&identity) {
+            believed.retain(|page| !pages.contains(page));
+        }
+    });
 }
 
 pub(crate) fn created(directory: &Path, file: &File) {
@@ -134,10 +170,16 @@ pub(crate) fn removing(path: &Path) {
 pub(crate) fn before_sync(file: &File) -> io::Result<()> {
     let mut result = Ok(());
     with(|stage| {
-        if stage.failing > 0 {
+        if stage.good > 0 {
+            stage.good -= 1;
+        } else if stage.failing > 0 {
             stage.failing -= 1;
             let identity = stage.identify(file.metadata().expect("metadata").ino());
-            stage.failed.insert(identity);
+            let (durable, present) = (stage.durable.entry(identity).or_default(), content(file));
+            let page =
+                |bytes: &[u8], page: usize| bytes.get(page * PAGE..).map(|rest| rest[..rest.len().min(PAGE)].to_vec());
+            let differ = (0..present.len().div_ceil(PAGE)).filter(|at| page(durable, *at) != page(&present, *at));
+            stage.believed.entry(identity).or_default().extend(differ);
             result = Err(rustix::io::Errno::IO.into());
         }
     });
@@ -146,13 +188,15 @@ pub(crate) fn before_sync(file: &File) -> io::Result<()> {
 
 pub(crate) fn synced(file: &File) {
     with(|stage| {
-        let metadata = file.metadata().expect("metadata");
-        let identity = stage.identify(metadata.ino());
-        if !stage.failed.contains(&identity) {
-            let mut bytes = vec![0; metadata.len() as usize];
-            file.read_exact_at(&mut bytes, 0).expect("readable");
-            stage.durable.insert(identity, bytes);
+        let identity = stage.identify(file.metadata().expect("metadata").ino());
+        let mut bytes = content(file);
+        let before = stage.durable.entry(identity).or_default();
+        for page in stage.believed.get(&identity).into_iter().flatten() {
+            for at in page * PAGE..bytes.len().min((page + 1) * PAGE) {
+                bytes[at] = before.get(at).copied().unwrap_or(0);
+            }
         }
+        *before = bytes;
     });
 }
 
@@ -205,17 +249,28 @@ impl Stage {
 }
 
 fn with(act: impl FnOnce(&mut Stage)) {
-    STAGE.with_borrow_mut(|stage| {
-        if let Some(stage) = stage {
-            act(stage);
-            stage.tick();
-        }
+    let killed = STAGE.with_borrow_mut(|stage| {
+        let Some(stage) = stage else { return false };
+        act(stage);
+        stage.tick();
+        let operations = stage.doomed.take();
+        stage.doomed = operations.and_then(|operations| operations.checked_sub(1));
+        operations == Some(0)
     });
+    if killed && !std::thread::panicking() {
+        std::panic::resume_unwind(Box::new(Killed));
+    }
 }
 
 fn files(directory: &Path) -> impl Iterator<Item = (PathBuf, u64)> {
     let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
     entries.filter_map(|entry| Some((entry.path(), entry.metadata().ok().filter(|m| m.is_file())?.ino())))
+}
+
+fn content(file: &File) -> Vec<u8> {
+    let mut bytes = vec![0; file.metadata().expect("metadata").len() as usize];
+    file.read_exact_at(&mut bytes, 0).expect("readable");
+    bytes
 }
 
 /// Each sector old or new, and one of the two lengths.

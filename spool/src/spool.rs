@@ -191,6 +191,14 @@ impl Spool {
     }
 }
 
+impl Drop for Spool {
+    fn drop(&mut self) {
+        if let Store::Disk(log) = &mut self.store {
+            log.finish();
+        }
+    }
+}
+
 /// The worst that is wrong, with advice.
 fn fault(log: &DiskLog) -> Option<Fault> {
     let place = log.directory.path().display();

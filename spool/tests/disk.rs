@@ -1,5 +1,7 @@
 //! A spool on a disk that is really full, and a directory that somebody else has.
 
+#![allow(clippy::expect_used, clippy::panic, reason = "a test that can't go on has failed")]
+
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};

@@ -284,7 +284,9 @@ impl Live {
                 self.visitor.principal().tenant.as_ref().is_none_or(in_tenant)
             }
             Watched::Node { id, .. } => *id == changed,
-            Watched::Alerts(_) | Watched::Audit(_) | Watched::Join { .. } => false,
+            // The one it waits for is not known yet.
+            Watched::Join { .. } => true,
+            Watched::Alerts(_) | Watched::Audit(_) => false,
         }
     }
 

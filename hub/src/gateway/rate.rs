@@ -16,6 +16,25 @@ pub(super) struct RateLimit {
     overall: Rate,
 }
 
+/// One session's budget: what is spent beyond it is waited for, so that no node can take the hub for itself.
+pub(super) struct Budget {
+    rate: Rate,
+    bucket: Bucket,
+}
+
+impl Budget {
+    pub(super) fn new(rate: Rate, now: Instant) -> Self {
+        Self { rate, bucket: Bucket::full(rate, now) }
+    }
+
+    /// Spends so many, and says how long to wait before the next.
+    pub(super) fn spend(&mut self, count: usize, now: Instant) -> Duration {
+        self.bucket.refill(self.rate, now);
+        self.bucket.tokens -= count as f64;
+        if self.bucket.tokens >= 0.0 { Duration::ZERO } else { self.bucket.wait(self.rate) }
+    }
+}
+
 /// So many a second, and as many at once as two seconds' worth.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Rate(pub(super) f64);
@@ -132,6 +151,16 @@ mod tests {
             assert!(limit.take(IpAddr::V4(n.into()), start).is_ok());
         }
         assert!(limit.state.lock().expect("unpoisoned").sources.len() <= SOURCES_BOUND);
+    }
+
+    #[test]
+    fn a_session_that_spends_too_much_waits_as_long_as_it_takes() {
+        let start = Instant::now();
+        let mut budget = Budget::new(Rate(10.0), start);
+        assert_eq!(budget.spend(20, start), Duration::ZERO, "two seconds' worth at once");
+        let wait = budget.spend(9, start);
+        assert_eq!(wait, Duration::from_secs(1), "nine owed, and one for the next");
+        assert_eq!(budget.spend(1, start + wait), Duration::ZERO);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! One node's session: its control stream and its telemetry stream, side by side in one task.
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use futures_util::FutureExt;
 use pki::NodeIdentity;
@@ -17,11 +17,15 @@ use tracing::{debug, info, warn};
 use transport::{CloseCode, Connection, FrameReader, FrameWriter, StreamError};
 
 use super::Gateway;
+use super::rate::{Budget, Rate};
 use super::registry::Directive;
 use crate::audit::{self, Actor, Record, action};
 use crate::telemetry::ingest::{IngestError, Intake};
 use crate::telemetry::state::Ended;
 
+/// Uploads of one session: a node in its daily life sends one in 10 to 60 s, and one that was away hands over an hour
+/// of them in a second.
+const UPLOADS: Rate = Rate(500.0);
 /// After a restart of the hub, or trouble with its database, nodes come back spread over this long.
 const COME_BACK_WITHIN: Duration = Duration::from_secs(3);
 /// How long a node may take to acknowledge that the hub says goodbye.
@@ -255,7 +259,9 @@ async fn take_in(connection: &Connection, mut intake: Intake) -> Over {
         Ok(stream) => stream,
         Err(_) => return Over::Node(Ended::Lost),
     };
+    let mut budget = Budget::new(UPLOADS, Instant::now());
     loop {
+        let mut taken = 0;
         let mut upload = match reader.recv::<Upload>().await {
             Ok(Some(upload)) => Some(upload),
             // Without telemetry there is nothing to do here; the control stream says when the session ends.
@@ -266,6 +272,7 @@ async fn take_in(connection: &Connection, mut intake: Intake) -> Over {
             if let Err(error) = intake.receive(next, now()) {
                 return refused(error);
             }
+            taken += 1;
             if intake.is_full() {
                 break;
             }
@@ -283,6 +290,11 @@ async fn take_in(connection: &Connection, mut intake: Intake) -> Over {
             }
             Ok(None) => {}
             Err(error) => return refused(error),
+        }
+        let wait = budget.spend(taken, Instant::now());
+        if !wait.is_zero() {
+            // What is not read fills the stream's window, and the node waits.
+            tokio::time::sleep(wait).await;
         }
     }
 }

@@ -8,7 +8,6 @@ use hyperfactory_hub::access::Role;
 use protocol::message::ServiceHealth;
 use serde_json::{Value, json};
 use store::on_both_engines;
-use store::testing::TestDatabase;
 
 use crate::{Answer, Site};
 

@@ -6,7 +6,6 @@ use hyperfactory_hub::access::Role;
 use protocol::message::ServiceHealth;
 use serde_json::Value;
 use store::on_both_engines;
-use store::testing::TestDatabase;
 
 use crate::{Answer, Site};
 
@@ -270,7 +269,7 @@ on_both_engines! {
         site.report(press, "web", ServiceHealth::Unhealthy);
         let update = node.until("Unhealthy").await;
         assert!(html(&update, "services").expect("services").contains("connection refused"));
-        assert_eq!(html(&update, "facts"), None, "what did not change is not sent");
+        assert_eq!(html(&update, "node-head"), None, "what did not change is not sent");
 
         let update = fleet.until("1 unhealthy").await;
         assert!(html(&update, &format!("n-{press}")).is_some());

@@ -4,7 +4,6 @@ use hyperfactory_hub::access::Role;
 use protocol::message::ServiceHealth;
 use serde_json::Value;
 use store::on_both_engines;
-use store::testing::TestDatabase;
 
 use crate::Site;
 

@@ -7,6 +7,7 @@ use pki::PrivateKey;
 use protocol::Timestamp;
 use protocol::message::Refusal;
 use protocol::session::{ClockReading, Welcomed};
+use tokio::time::Instant;
 use transport::Backoff;
 
 use super::{Actor, LinkOptions, Trouble, TroubleKind};
@@ -15,6 +16,9 @@ use crate::identity::{Credential, Identity, IdentityError, IdentityStore, Pendin
 
 /// A wait for a time of day is cut into pieces of this, so that a clock that was set is noticed.
 const LOOK_EVERY: Duration = Duration::from_secs(60);
+/// A certificate serves at least this long, whatever the hub says: one that is due as soon as it is issued would have a
+/// node do nothing but renew.
+const SERVES_AT_LEAST: Duration = Duration::from_secs(10);
 /// Attempts that failed are repeated after this share of the certificate's life, at first and at most.
 const FIRST_RETRY_SHARE: u32 = 500;
 const LONGEST_RETRY_SHARE: u32 = 20;
@@ -41,14 +45,20 @@ pub(super) struct Renewal {
 }
 
 impl Renewal {
-    pub(super) fn new(options: &LinkOptions, welcomed: &Welcomed) -> Self {
-        Self::of(
+    /// `renewed`: when this process renewed it the last time.
+    pub(super) fn new(options: &LinkOptions, welcomed: &Welcomed, renewed: Option<Instant>) -> Self {
+        let mut renewal = Self::of(
             options.identity.clone(),
             options.store.clone(),
             options.clock.clone(),
             welcomed.clock,
             welcomed.renew_at,
-        )
+        );
+        if let Some(renewed) = renewed {
+            let serves = SERVES_AT_LEAST.saturating_sub(renewed.elapsed());
+            renewal.at = renewal.at.max(renewal.hub_now().plus(serves));
+        }
+        renewal
     }
 
     fn of(
@@ -228,7 +238,6 @@ mod tests {
 
     use pki::PrivateKey;
     use protocol::message::RefusalCode;
-    use tokio::time::Instant;
 
     use super::*;
     use crate::identity::tests::Fleet;

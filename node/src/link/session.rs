@@ -111,7 +111,7 @@ impl Actor {
             Err(failure) => return ending(failure, Duration::ZERO),
         };
         let mut upload = Upload::new(self, range, &welcomed);
-        let mut renewal = Renewal::new(&self.options, &welcomed);
+        let mut renewal = Renewal::new(&self.options, &welcomed, self.renewed);
         let ended = tokio::select! {
             biased;
             ended = self.control(&mut control, &mut renewal) => ended.map(Some),

@@ -54,6 +54,8 @@ pub(crate) struct Script {
     /// Ends the session at the batch after this many.
     pub(crate) break_after: Option<usize>,
     pub(crate) renew_now: bool,
+    /// Calls even a new certificate due.
+    pub(crate) always_due: bool,
     pub(crate) refuse_session: Option<Refusal>,
     pub(crate) denied: Vec<Serial>,
     /// Puts what it renews on the denylist.
@@ -375,7 +377,7 @@ impl Shared {
                             }
                             let lose = script.lose_renew_replies > 0;
                             script.lose_renew_replies = script.lose_renew_replies.saturating_sub(1);
-                            script.renew_now = lose;
+                            script.renew_now = lose || script.always_due;
                             lose
                         };
                         if lose {

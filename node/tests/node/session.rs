@@ -291,6 +291,26 @@ async fn a_due_certificate_is_renewed_used_and_only_then_is_the_old_one_retired(
 }
 
 #[tokio::test]
+async fn a_hub_that_calls_every_certificate_due_does_not_make_a_node_renew_without_end() {
+    let hub = TestHub::start();
+    hub.script(|script| {
+        script.renew_now = true;
+        script.always_due = true;
+    });
+    let mut node = TestNode::start(&hub).await;
+    hub.until("the renewed session", |seen| seen.sessions.len() == 2).await;
+    let status = node.until("up", LinkStatus::is_up).await;
+    // The session goes on working with the new certificate.
+    for at in 0..4 {
+        node.sample(at).await;
+    }
+    let seen = hub.until("a batch", |seen| !seen.batches.is_empty()).await;
+    assert_eq!((seen.renew_requests, seen.sessions.len()), (1, 2), "{status:?}");
+    node.stop().await;
+    hub.stop().await;
+}
+
+#[tokio::test]
 async fn a_lost_renewal_is_asked_for_again_with_the_same_key() {
     let hub = TestHub::start();
     hub.script(|script| {
@@ -346,6 +366,7 @@ async fn while_somebody_looks_every_sample_goes_at_once() {
     while !node.recorder.is_live() {
         tokio::task::yield_now().await;
     }
+    hub.until("the newest state", |seen| seen.snapshots.len() == 2).await;
     node.sample(1).await;
     let seen = hub.until("one sample", |seen| !seen.batches.is_empty()).await;
     assert_eq!(rows(&seen), [row(1)]);

@@ -35,6 +35,11 @@ impl Api {
         Self { base: base.into(), token: None, agent: config.new_agent() }
     }
 
+    /// The bearer token that is sent.
+    pub fn token(&self) -> Option<&str> {
+        self.token.as_deref()
+    }
+
     /// The same address with a bearer token.
     pub fn with_token(&self, token: impl Into<String>) -> Self {
         Self { token: Some(token.into()), ..self.clone() }

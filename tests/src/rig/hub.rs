@@ -183,14 +183,17 @@ impl HubBuilder {
     pub fn start(self) -> Result<Hub> {
         let state = tempfile::tempdir()?;
         // Join tokens carry the address, so the port must be known before the first start.
-        let quic = UdpSocket::bind((self.address, 0)).context("finding a free UDP port")?.local_addr()?;
+        let (quic, http) = match self.netns {
+            // In a namespace of its own every port is free.
+            Some(_) => (SocketAddr::new(self.address, 7443), SocketAddr::new(self.address, 7080)),
+            None => {
+                let free = UdpSocket::bind((self.address, 0)).context("finding a free UDP port")?.local_addr()?;
+                (free, SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 0))
+            }
+        };
         let mut settings = self.settings;
-        for (key, value) in [
-            ("QUIC_LISTEN", quic.to_string()),
-            ("PUBLIC_ADDRESS", quic.to_string()),
-            ("HTTP_LISTEN", "127.0.0.1:0".to_owned()),
-        ] {
-            settings.push((format!("HYPERFACTORY_HUB_{key}"), value));
+        for (key, value) in [("QUIC_LISTEN", quic), ("PUBLIC_ADDRESS", quic), ("HTTP_LISTEN", http)] {
+            settings.push((format!("HYPERFACTORY_HUB_{key}"), value.to_string()));
         }
         let (process, endpoints) = serve(self.netns.as_deref(), state.path(), &settings)?;
         let http = endpoints.http.rsplit('/').next().unwrap_or_default().to_owned();
@@ -216,15 +219,17 @@ fn serve(netns: Option<&str>, state: &Path, settings: &[(String, String)]) -> Re
     }
     let mut command = program(netns, state, settings)?;
     let mut process = Process::start(command.arg("serve"), &log(state))?;
-    let endpoints: Endpoints = until("the hub to listen", SOON, || {
+    let endpoints = until("the hub to listen", SOON, || {
         process.check()?;
-        Ok(Some(serde_json::from_slice(&std::fs::read(&file)?)?))
-    })?;
+        Ok(Some(serde_json::from_slice::<Endpoints>(&std::fs::read(&file)?)?))
+    });
+    let endpoints = endpoints.with_context(|| process.last_words())?;
     let anonymous = Api::new(endpoints.http.clone());
-    until("the hub to answer", SOON, || {
+    let answers = until("the hub to answer", SOON, || {
         process.check()?;
         anonymous.get("/healthz")?.ok().map(|_| Some(()))
-    })?;
+    });
+    answers.with_context(|| process.last_words())?;
     Ok((process, endpoints))
 }
 

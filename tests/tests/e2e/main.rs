@@ -4,5 +4,6 @@
 
 mod bad_input;
 mod chaos;
+mod dashboard;
 mod main_job;
 mod quickstart;

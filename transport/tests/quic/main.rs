@@ -5,5 +5,6 @@
 mod admission;
 mod identity;
 mod lifetime;
+mod restart;
 mod rig;
 mod streams;

@@ -1,0 +1,274 @@
+//! `hfctl` as people run it, against a hub that runs.
+
+#![allow(clippy::expect_used, clippy::panic, reason = "a test that meets what it does not expect has failed")]
+
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::PathBuf;
+use std::process::{Command, Output, Stdio};
+use std::thread::JoinHandle;
+
+use hub::access::{Grant, Role};
+use hub::audit::Actor;
+use hub::config::Config;
+use hub::hub::{Hub, now};
+use serde_json::Value;
+use tempfile::TempDir;
+use tokio_util::sync::CancellationToken;
+
+/// A hub, tokens for it, and the home of a person who has never used it.
+struct Site {
+    url: String,
+    admin: String,
+    viewer: String,
+    home: TempDir,
+    shutdown: CancellationToken,
+    running: Option<JoinHandle<()>>,
+}
+
+impl Site {
+    fn start() -> Self {
+        let home = tempfile::tempdir().expect("a directory");
+        let state_dir = home.path().join("hub");
+        let shutdown = CancellationToken::new();
+        let told = shutdown.clone();
+        let (ready, started) = std::sync::mpsc::sync_channel(1);
+        let running = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+            runtime.block_on(async move {
+                let local = "127.0.0.1:0".parse().expect("an address");
+                let config = Config { state_dir, quic_listen: local, http_listen: local, ..Config::default() };
+                let hub = Hub::open(&config, &told).await.expect("a hub");
+                let grant = |role: Role| Grant { name: role.to_string(), role, tenant: None, valid_for: None };
+                let access = hub.domain().access.clone();
+                let token = async |role| {
+                    access.create_api_token(grant(role), &Actor::system(), now()).await.expect("a token").1
+                };
+                let tokens = (token(Role::Admin).await, token(Role::Viewer).await);
+                ready.send((hub.endpoints().http.clone(), tokens)).expect("somebody waits");
+                hub.run(told).await.expect("it ends well");
+            });
+        });
+        let (url, (admin, viewer)) = started.recv().expect("it starts");
+        Self { url, admin, viewer, home, shutdown, running: Some(running) }
+    }
+
+    /// `hfctl` in this home, without anything else from the environment.
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_hfctl"));
+        command.args(arguments).env_clear().env("HOME", self.home.path()).stdin(Stdio::null());
+        command
+    }
+
+    fn run(&self, arguments: &[&str]) -> Done {
+        self.command(arguments).output().expect("it runs").into()
+    }
+
+    /// As an administrator by the environment.
+    fn admin(&self, arguments: &[&str]) -> Done {
+        self.with(&self.url, &self.admin, arguments)
+    }
+
+    fn with(&self, url: &str, token: &str, arguments: &[&str]) -> Done {
+        let mut command = self.command(arguments);
+        command.env("HYPERFACTORY_HFCTL_URL", url).env("HYPERFACTORY_HFCTL_TOKEN", token);
+        command.output().expect("it runs").into()
+    }
+
+    fn login(&self, token: &str) -> Done {
+        let mut command = self.command(&["login", "--url", &self.url]);
+        let mut child =
+            command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it runs");
+        writeln!(child.stdin.take().expect("a pipe"), "{token}").expect("it reads");
+        child.wait_with_output().expect("it ends").into()
+    }
+
+    fn login_file(&self) -> PathBuf {
+        self.home.path().join(".config/hyperfactory/hfctl.toml")
+    }
+}
+
+impl Drop for Site {
+    fn drop(&mut self) {
+        self.shutdown.cancel();
+        if let Some(running) = self.running.take()
+            && running.join().is_err()
+            && !std::thread::panicking()
+        {
+            panic!("the hub failed");
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Done {
+    code: i32,
+    out: String,
+    err: String,
+}
+
+impl From<Output> for Done {
+    fn from(output: Output) -> Self {
+        let text = |bytes| String::from_utf8(bytes).expect("text");
+        Self { code: output.status.code().expect("a code"), out: text(output.stdout), err: text(output.stderr) }
+    }
+}
+
+impl Done {
+    fn ok(self) -> String {
+        assert_eq!(self.code, 0, "{self:?}");
+        self.out
+    }
+
+    /// It ends with this code and says all of these, on standard error alone.
+    fn fails(self, code: i32, says: &[&str]) {
+        assert_eq!(self.code, code, "{self:?}");
+        for text in says {
+            assert!(self.err.contains(text), "{text:?} is not in {self:?}");
+        }
+        assert_eq!(self.out, "", "{self:?}");
+        assert!(!self.err.contains("hft_") || self.err.contains("hft_…"), "an error shows a token: {self:?}");
+    }
+}
+
+#[test]
+fn a_login_is_tried_stored_for_this_user_alone_and_used() {
+    let site = Site::start();
+    site.run(&["tenant", "list"]).fails(2, &["no hub is known", "hfctl login"]);
+    assert!(site.login(&site.admin).ok().contains("logged in"));
+    let mode = std::fs::metadata(site.login_file()).expect("stored").permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+    assert!(site.run(&["tenant", "create", "acme", "--name", "Acme GmbH"]).ok().contains("made tenant acme"));
+    let listed = site.run(&["tenant", "list"]).ok();
+    let mut lines = listed.lines();
+    assert!(lines.next().expect("heads").starts_with("ID    NAME       NODES"));
+    assert!(lines.next().expect("a row").starts_with("acme  Acme GmbH  0"));
+    // Another login replaces it whole.
+    site.login(&site.viewer).ok();
+    site.run(&["tenant", "create", "zeta"]).fails(3, &["takes the role admin"]);
+}
+
+#[test]
+fn a_login_that_does_not_work_is_not_stored() {
+    let site = Site::start();
+    let other = format!("{}A", site.admin.get(..site.admin.len() - 1).expect("a token"));
+    site.login(&other).fails(3, &["does not take the token", "hfctl login"]);
+    site.login("hfj_abc").fails(2, &["this is a join token"]);
+    site.login("").fails(2, &["nothing was given"]);
+    site.run(&["login", "--url", "hub.example", "--token-file", "/nowhere"]).fails(2, &["cannot read the token"]);
+    site.run(&["login", "--url", &site.url, "--token", &site.admin]).fails(2, &["unexpected argument '--token'"]);
+    assert!(!site.login_file().exists());
+}
+
+#[test]
+fn a_token_makes_the_command_that_enrolls_a_node() {
+    let site = Site::start();
+    site.admin(&["tenant", "create", "acme"]).ok();
+    let made = site.admin(&["token", "create", "--tenant", "acme", "--name", "press", "--valid-for", "15m"]);
+    assert!(made.err.contains("run this on the new node"), "{made:?}");
+    let command = made.ok();
+    assert!(command.starts_with("sudo hyperfactory-agent enroll --token hfj_") && command.lines().count() == 1);
+    let json = site.admin(&["-o", "json", "token", "create", "--tenant", "acme", "--kind", "bridge"]).ok();
+    let json: Value = serde_json::from_str(&json).expect("JSON");
+    assert!(json["command"].as_str().is_some_and(|command| command.contains("hyperfactory-bridge")));
+    let listed = site.admin(&["token", "list"]).ok();
+    assert!(listed.contains("press") && !listed.contains("hfj_"));
+    site.admin(&["token", "create", "--tenant", "nobody"]).fails(1, &["there is no tenant nobody"]);
+    site.admin(&["token", "create", "--tenant", "acme", "--valid-for", "90d"]).fails(2, &["1 minute to 30 days"]);
+    site.admin(&["token", "create", "--tenant", "acme", "--valid-for", "soon"]).fails(2, &["--valid-for"]);
+    site.with(&site.url, &site.viewer, &["token", "create", "--tenant", "acme"]).fails(3, &["takes the role operator"]);
+}
+
+#[test]
+fn empty_lists_say_what_to_do_and_are_still_json_for_programs() {
+    let site = Site::start();
+    for (verb, hint) in [("tenant", "hfctl tenant create"), ("node", "hfctl token create"), ("alert", "no open alerts")]
+    {
+        let listed = site.admin(&[verb, "list"]);
+        assert!(listed.err.contains(hint), "{listed:?}");
+        assert_eq!(listed.ok(), "");
+        assert_eq!(site.admin(&[verb, "list", "--output", "json"]).ok(), "[]\n");
+    }
+    site.admin(&["node", "show", "press"]).fails(1, &["there is no node \"press\""]);
+    site.admin(&["node", "show", "019ab0c2-7f00-7000-8000-000000000000"]).fails(1, &["There is no node"]);
+    site.admin(&["node", "list", "--state", "broken"]).fails(2, &["possible values", "never_seen"]);
+    site.admin(&["tenant", "create", "Not An Id"]).fails(2, &["is not a tenant id"]);
+}
+
+#[test]
+fn the_quickstarts_hub_is_asked_without_a_login() {
+    let site = Site::start();
+    let directory = site.home.path().join(".local/state/hyperfactory/quickstart");
+    std::fs::create_dir_all(&directory).expect("a directory");
+    let text = format!("url = \"{}\"\ntoken = \"{}\"\n", site.url, site.admin);
+    std::fs::write(directory.join("hfctl.toml"), text).expect("written");
+    site.run(&["tenant", "create", "demo"]).ok();
+    assert!(site.run(&["tenant", "list"]).ok().contains("demo"));
+}
+
+#[test]
+fn a_stored_token_goes_to_no_other_hub() {
+    let site = Site::start();
+    site.login(&site.admin).ok();
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let other = format!("http://{}", listener.local_addr().expect("an address"));
+    let mut command = site.command(&["tenant", "list"]);
+    let done: Done = command.env("HYPERFACTORY_HFCTL_URL", &other).output().expect("it runs").into();
+    done.fails(2, &["the stored token is for", "HYPERFACTORY_HFCTL_TOKEN"]);
+    listener.set_nonblocking(true).expect("set");
+    assert!(listener.accept().is_err(), "nobody came");
+    // The same hub by the environment, and its token by a file.
+    let file = site.home.path().join("token");
+    std::fs::write(&file, format!("{}\n", site.viewer)).expect("written");
+    let mut command = site.command(&["tenant", "list"]);
+    command.env("HYPERFACTORY_HFCTL_URL", format!("{}/", site.url)).env("HYPERFACTORY_HFCTL_TOKEN_FILE", &file);
+    Done::from(command.output().expect("it runs")).ok();
+}
+
+#[test]
+fn what_is_wrong_with_the_hub_or_the_way_to_it_is_said() {
+    let site = Site::start();
+    let list = ["node", "list"];
+    site.with("http://127.0.0.1:9", &site.admin, &list).fails(1, &["nothing listens", "hyperfactory-hub serve"]);
+    site.with("http://nowhere.invalid", &site.admin, &list).fails(1, &["nowhere.invalid", "check the address"]);
+    site.with("hub.example", &site.admin, &list).fails(2, &["starts with https:// or http://"]);
+    site.with("http://a b", &site.admin, &list).fails(2, &["is not the address of a hub"]);
+    site.with(&site.url, "hunter2", &list).fails(2, &["not an API token"]);
+    site.with(&format!("{}/sub", site.url), &site.admin, &list).fails(1, &["not as a Hyperfactory hub does"]);
+    let https = site.url.replace("http:", "https:");
+    site.with(&https, &site.admin, &list).fails(1, &["does not speak HTTPS"]);
+}
+
+#[test]
+fn a_configuration_with_a_misspelt_key_is_refused() {
+    let site = Site::start();
+    let file = site.home.path().join("my.toml");
+    std::fs::write(&file, "ulr = \"http://127.0.0.1:1\"\n").expect("written");
+    let path = file.to_str().expect("text");
+    site.run(&["--config", path, "node", "list"]).fails(2, &["ulr", "url", path]);
+    site.run(&["--config", "/nowhere.toml", "node", "list"]).fails(2, &["/nowhere.toml"]);
+    let mut command = site.command(&["node", "list"]);
+    command.env("HYPERFACTORY_HFCTL_TOKNE", "x");
+    Done::from(command.output().expect("it runs")).fails(2, &["HYPERFACTORY_HFCTL_TOKNE"]);
+}
+
+#[test]
+fn the_audit_log_is_followed() {
+    let site = Site::start();
+    site.admin(&["tenant", "create", "acme"]).ok();
+    let tail = site.admin(&["audit", "tail", "-n", "1", "--action", "tenant.created"]).ok();
+    assert!(tail.contains("operator:admin  tenant.created  acme"), "{tail}");
+
+    let mut command = site.command(&["audit", "tail", "-f", "-o", "json", "--action", "tenant."]);
+    command.env("HYPERFACTORY_HFCTL_URL", &site.url).env("HYPERFACTORY_HFCTL_TOKEN", &site.admin);
+    let mut child = command.stdout(Stdio::piped()).spawn().expect("it runs");
+    let mut lines = BufReader::new(child.stdout.take().expect("a pipe")).lines();
+    let mut next =
+        || -> Value { serde_json::from_str(&lines.next().expect("a line").expect("text")).expect("JSON on one line") };
+    assert_eq!(next()["subject"], "acme");
+    site.admin(&["tenant", "create", "zeta"]).ok();
+    assert_eq!(next()["subject"], "zeta");
+    child.kill().expect("killed");
+    child.wait().expect("ended");
+}
