@@ -111,7 +111,10 @@ pub async fn run(config: Config, stop: CancellationToken) -> Result<(), Failure>
         spool: backlog.watch(),
     };
     let server = Server::bind(config.health_listen, vitals).await?;
-    Endpoints { health: format!("http://{}", server.local_addr()?) }.write(&config.state_dir)?;
+    if let Err(failure) = (Endpoints { health: format!("http://{}", server.local_addr()?) }.write(&config.state_dir)) {
+        // `status` and `check` then ask where the configuration says. A full disk is to be reported, not to end this.
+        tracing::warn!("{failure}");
+    }
     let mut services = JoinSet::new();
     services.spawn({
         let stop = sources_stop.clone();

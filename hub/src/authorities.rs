@@ -85,7 +85,7 @@ impl Authorities {
             }
         };
         match load(&mut transaction, "hub", None, &master).await? {
-            Some(hub) if now < hub.authority.not_after().minus(RENEW_BEFORE) => {}
+            Some(hub) if issues_at(&hub.authority, now) => {}
             _ => {
                 let hub = root.issue_hub_intermediate(now)?;
                 save(&mut transaction, "hub", None, &hub, &master, now).await?;
@@ -95,6 +95,30 @@ impl Authorities {
         let root_certificate = root.certificate_der().clone();
         let root_pin = pki::trust::pin(&root_certificate).map_err(AuthoritiesError::Root)?;
         Ok(Self(Arc::new(Inner { database, master, root_certificate, root_pin, tenants: RwLock::default() })))
+    }
+
+    /// Whether the database holds keys that a master key seals.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn are_sealed(database: &Database) -> Result<bool, StoreError> {
+        let sealed: i64 = sqlx::query_scalar("SELECT COUNT(*) FROM authorities").fetch_one(database.reader()).await?;
+        Ok(sealed > 0)
+    }
+
+    /// Whether `master` is the key that the fleet's keys are sealed with.
+    ///
+    /// # Errors
+    /// [`AuthoritiesError::Authority`] when it is not.
+    pub async fn check(database: &Database, master: &MasterKey) -> Result<(), AuthoritiesError> {
+        let rows = sqlx::query("SELECT certificate, sealed_key FROM authorities WHERE state = 'active'")
+            .fetch_all(database.reader())
+            .await?;
+        for row in rows {
+            let (certificate, sealed): (Vec<u8>, Vec<u8>) = (row.try_get(0)?, row.try_get(1)?);
+            Authority::open(&certificate, &sealed, master)?;
+        }
+        Ok(())
     }
 
     /// The fleet root's certificate: the one anchor of nodes and hub.
@@ -114,7 +138,7 @@ impl Authorities {
     pub async fn hub_server(&self, now: Timestamp) -> Result<HubServer, AuthoritiesError> {
         let mut transaction = self.0.database.begin_write().await?;
         let mut hub = load(&mut transaction, "hub", None, &self.0.master).await?;
-        if hub.as_ref().is_none_or(|hub| now >= hub.authority.not_after().minus(RENEW_BEFORE)) {
+        if hub.as_ref().is_none_or(|hub| !issues_at(&hub.authority, now)) {
             let root = self.root(&mut transaction).await?;
             let authority = root.issue_hub_intermediate(now)?;
             let id = save(&mut transaction, "hub", None, &authority, &self.0.master, now).await?;
@@ -148,7 +172,7 @@ impl Authorities {
         tenant: &TenantId,
         now: Timestamp,
     ) -> Result<Arc<Issuing>, AuthoritiesError> {
-        let fresh = |issuing: &Issuing| now < issuing.authority.not_after().minus(RENEW_BEFORE);
+        let fresh = |issuing: &Issuing| issues_at(&issuing.authority, now);
         let known = self.0.tenants.read().unwrap_or_else(PoisonError::into_inner).get(tenant).cloned();
         if let Some(known) = known.filter(|known| fresh(known)) {
             return Ok(known);
@@ -170,6 +194,11 @@ impl Authorities {
         let root = load(transaction, "root", None, &self.0.master).await?;
         Ok(root.ok_or(AuthorityError::Certificate)?.authority)
     }
+}
+
+/// Whether an intermediate can go on issuing. One that is not valid yet was made while this hub's clock was ahead.
+fn issues_at(authority: &Authority, now: Timestamp) -> bool {
+    (authority.not_before()..authority.not_after().minus(RENEW_BEFORE)).contains(&now)
 }
 
 async fn load(

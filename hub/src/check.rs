@@ -6,8 +6,9 @@ use std::path::Path;
 
 use store::Database;
 
+use crate::authorities::{Authorities, AuthoritiesError};
 use crate::config::Config;
-use crate::hub::Endpoints;
+use crate::hub::{self, Endpoints};
 use crate::schema;
 
 /// Less room than this, and the database may soon fail to grow.
@@ -41,7 +42,7 @@ pub async fn all(config: &Config) -> Vec<Finding> {
     vec![
         state_dir(&config.state_dir),
         database(config).await,
-        master_key(config),
+        master_key(config).await,
         port(
             "quic-listen",
             config.quic_listen,
@@ -110,7 +111,7 @@ async fn database(config: &Config) -> Finding {
     }
 }
 
-fn master_key(config: &Config) -> Finding {
+async fn master_key(config: &Config) -> Finding {
     let subject = "master-key";
     let path = config.master_key_path();
     let shown = path.display();
@@ -119,12 +120,38 @@ fn master_key(config: &Config) -> Finding {
             let said = format!("others can read {shown}: chmod 600 {shown}");
             Finding { subject, outcome: Outcome::Fail, said }
         }
-        Ok(_) => Finding { subject, outcome: Outcome::Ok, said: format!("{shown}; keep a copy elsewhere") },
-        Err(_) if config.master_key_file.is_none() => {
+        Ok(_) => match opens(config).await {
+            Ok(()) => Finding { subject, outcome: Outcome::Ok, said: format!("{shown}; keep a copy elsewhere") },
+            Err(error) => Finding { subject, outcome: Outcome::Fail, said: format!("{shown}: {error:#}") },
+        },
+        Err(_) if config.master_key_file.is_none() && !seals_something(config).await => {
             Finding { subject, outcome: Outcome::Ok, said: format!("{shown} will be made at the first start") }
         }
-        Err(error) => Finding { subject, outcome: Outcome::Fail, said: format!("{shown} can't be read: {error}") },
+        Err(error) => Finding {
+            subject,
+            outcome: Outcome::Fail,
+            said: format!("{shown} can't be read: {error}; restore it from the copy made when the hub was set up"),
+        },
     }
+}
+
+/// Whether the master key opens what the database holds. A database that can't be read is another check's.
+async fn opens(config: &Config) -> anyhow::Result<()> {
+    let master = hub::master_key(&config.master_key_path(), false)?;
+    let Ok(database) = Database::open(&config.database_url()).await else { return Ok(()) };
+    let opened = Authorities::check(&database, &master).await;
+    database.close().await;
+    match opened {
+        Err(AuthoritiesError::Store(_)) => Ok(()),
+        opened => Ok(opened?),
+    }
+}
+
+async fn seals_something(config: &Config) -> bool {
+    let Ok(database) = Database::open(&config.database_url()).await else { return false };
+    let sealed = Authorities::are_sealed(&database).await;
+    database.close().await;
+    sealed.unwrap_or(false)
 }
 
 fn port(subject: &'static str, address: SocketAddr, bound: std::io::Result<()>, running: bool, who: &str) -> Finding {

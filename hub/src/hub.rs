@@ -106,11 +106,13 @@ impl Domain {
         private_directory(&config.state_dir)?;
         let database = Database::open(&config.database_url()).await?;
         database.migrate(schema::MIGRATIONS).await?;
-        let master = master_key(&config.master_key_path(), config.master_key_file.is_none())?;
+        // A new key would open nothing of what another has sealed.
+        let ours = config.master_key_file.is_none() && !Authorities::are_sealed(&database).await?;
+        let master = master_key(&config.master_key_path(), ours)?;
         let reset_key = ResetKey(master.derive("stateless reset"));
         let authorities = Authorities::open(database.clone(), master, now())
             .await
-            .context("the fleet's authorities can't be opened: is this the master key they were sealed with?")?;
+            .context("the fleet's authorities can't be opened")?;
         let tenants = Tenants::new(database.clone(), authorities.clone());
         let access = Access::new(database.clone());
         Ok(Self { database, authorities, tenants, access, reset_key })
@@ -271,9 +273,12 @@ impl Hub {
     /// Serves until `shutdown`, then drains: sessions say goodbye, what was taken in is stored, pages end.
     ///
     /// # Errors
-    /// When it can't say where it listens, or HTTP breaks down.
+    /// When HTTP breaks down.
     pub async fn run(self, shutdown: CancellationToken) -> anyhow::Result<()> {
-        self.endpoints.write(&self.state_dir)?;
+        if let Err(error) = self.endpoints.write(&self.state_dir) {
+            // Other programs then look where the configuration says. A full disk is no reason to serve nobody.
+            warn!(error = format!("{error:#}"), "not written where the hub listens");
+        }
         info!(quic = %self.endpoints.quic, http = %self.endpoints.http, "the hub listens");
 
         let sessions = TaskTracker::new();
@@ -425,7 +430,7 @@ fn private_directory(path: &Path) -> anyhow::Result<()> {
 }
 
 /// Reads the master key; makes it when it is the hub's own to make and nothing is sealed with another yet.
-fn master_key(path: &Path, ours: bool) -> anyhow::Result<MasterKey> {
+pub(crate) fn master_key(path: &Path, ours: bool) -> anyhow::Result<MasterKey> {
     match std::fs::read_to_string(path) {
         Ok(text) => text.trim().parse().with_context(|| {
             format!("{} is no master key: restore it from the copy made when the hub was set up", path.display())
@@ -442,6 +447,12 @@ fn master_key(path: &Path, ours: bool) -> anyhow::Result<MasterKey> {
             info!(path = %path.display(), "made the master key that seals the fleet's CA keys: keep a copy of it elsewhere");
             Ok(key)
         }
-        Err(error) => Err(error).with_context(|| format!("cannot read the master key {}", path.display())),
+        Err(error) => Err(error).with_context(|| {
+            format!(
+                "cannot read the master key {}: restore it from the copy made when the hub was set up; \
+                 without it the fleet's keys stay sealed",
+                path.display()
+            )
+        }),
     }
 }

@@ -80,6 +80,8 @@ fn main() -> ExitCode {
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())
+        // A log on a full disk would otherwise end the task that has something to say.
+        .log_internal_errors(false)
         .init();
     let config = if matches!(arguments.verb, Verb::Quickstart { .. }) {
         quickstart::config(arguments.place.config.as_deref(), arguments.place.state_dir)
@@ -96,7 +98,10 @@ fn main() -> ExitCode {
     };
     match runtime.block_on(run(arguments.verb, &config)) {
         Ok(code) => code,
-        Err(error) => told(&error, FAILED),
+        Err(error) => {
+            let misconfigured = matches!(error.downcast_ref(), Some(store::StoreError::Url { .. }));
+            told(&error, if misconfigured { MISCONFIGURED } else { FAILED })
+        }
     }
 }
 

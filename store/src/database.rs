@@ -7,7 +7,7 @@ use std::time::Duration;
 use sqlx::any::{AnyConnectOptions, AnyPoolOptions};
 use sqlx::{AnyConnection, AnyPool, ConnectOptions, Connection, Executor};
 
-use crate::error::StoreError;
+use crate::error::{StoreError, is_damage};
 use crate::migrate::{self, Migration};
 
 /// An open transaction; dropped without a commit, it is rolled back.
@@ -124,12 +124,20 @@ async fn open_sqlite(path: &Path) -> Result<Inner, StoreError> {
     let location = path.display().to_string();
     let failed = |source: sqlx::Error| StoreError::Open {
         location: location.clone(),
-        advice: "see that its directory exists, that this user may write there, and that the disk has room",
+        advice: if is_damage(&source) {
+            "it is damaged, or is no SQLite database: keep a copy of it, and restore it from its backup"
+        } else {
+            "see that its directory exists, that this user may write there, and that the disk has room"
+        },
         source,
     };
     create_private(path).map_err(|error| failed(error.into()))?;
     let url = format!("sqlite://{}?mode=rw", percent_encoded(path));
     let options = url.parse::<AnyConnectOptions>().map_err(failed)?.disable_statement_logging();
+    // A pool goes on trying for its whole time-out, and then tells of that alone.
+    let mut probe = AnyConnection::connect_with(&options).await.map_err(failed)?;
+    probe.execute(SQLITE_WRITER).await.map_err(failed)?;
+    probe.close().await.map_err(failed)?;
     let writers = pool(1, false)
         .after_connect(|connection, _| Box::pin(async { connection.execute(SQLITE_WRITER).await.map(drop) }))
         .connect_with(options.clone())

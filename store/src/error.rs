@@ -30,6 +30,9 @@ pub enum StoreError {
     /// The engine does not answer. The handle reconnects by itself.
     #[error("the database does not answer: see that it runs and can be reached; no restart is needed")]
     Unavailable(#[source] SqlxError),
+    /// The file is damaged, or is no database at all.
+    #[error("the database is damaged: stop the hub, keep a copy of the file, and restore it from its backup")]
+    Damaged(#[source] SqlxError),
     /// The engine refused the statement: a constraint, or a defect in the statement.
     #[error("the database refused a statement")]
     Statement(#[source] SqlxError),
@@ -59,6 +62,7 @@ impl From<SqlxError> for StoreError {
             SqlxError::Database(refused) => match class(refused.code().as_deref()) {
                 Class::Full => Self::Full(error),
                 Class::Away => Self::Unavailable(error),
+                Class::Damaged => Self::Damaged(error),
                 Class::Refused => Self::Statement(error),
             },
             SqlxError::Io(cause) if cause.kind() == std::io::ErrorKind::StorageFull => Self::Full(error),
@@ -72,10 +76,16 @@ impl From<SqlxError> for StoreError {
     }
 }
 
+/// Whether the engine says that the file is damaged or no database.
+pub(crate) fn is_damage(error: &SqlxError) -> bool {
+    matches!(error, SqlxError::Database(refused) if class(refused.code().as_deref()) == Class::Damaged)
+}
+
 #[derive(Debug, PartialEq, Eq)]
 enum Class {
     Full,
     Away,
+    Damaged,
     Refused,
 }
 
@@ -86,6 +96,8 @@ fn class(code: Option<&str>) -> Class {
     if code.len() == 5 {
         return match (code, code.get(..2)) {
             ("53100", _) => Class::Full,
+            // data_corrupted, index_corrupted.
+            ("XX001" | "XX002", _) => Class::Damaged,
             ("25006", _) | (_, Some("08" | "53" | "57" | "58")) => Class::Away,
             _ => Class::Refused,
         };
@@ -93,6 +105,8 @@ fn class(code: Option<&str>) -> Class {
     match code.parse::<u32>().map(|code| code & 0xff) {
         // SQLITE_FULL.
         Ok(13) => Class::Full,
+        // SQLITE_CORRUPT, NOTADB.
+        Ok(11 | 26) => Class::Damaged,
         // SQLITE_BUSY, LOCKED, READONLY, IOERR, CANTOPEN.
         Ok(5 | 6 | 8 | 10 | 14) => Class::Away,
         _ => Class::Refused,
@@ -112,6 +126,11 @@ mod tests {
             // SQLITE_IOERR_WRITE and SQLITE_BUSY_SNAPSHOT.
             (Some("778"), Class::Away),
             (Some("517"), Class::Away),
+            (Some("11"), Class::Damaged),
+            // SQLITE_CORRUPT_INDEX.
+            (Some("779"), Class::Damaged),
+            (Some("26"), Class::Damaged),
+            (Some("XX001"), Class::Damaged),
             (Some("57P01"), Class::Away),
             (Some("08006"), Class::Away),
             // SQLITE_CONSTRAINT_UNIQUE, unique_violation, syntax_error.

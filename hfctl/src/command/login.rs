@@ -18,7 +18,7 @@ const LINE: u64 = 4096;
 /// The token is asked for, or read from standard input or a file: as an argument, every user of this machine could see it.
 #[derive(Args)]
 pub(crate) struct Login {
-    /// The hub's address, such as https://hub.example:7080; asked for when not given.
+    /// The hub's address, such as `https://hub.example:7080`; asked for when not given.
     #[arg(long, value_name = "URL")]
     url: Option<String>,
     /// File that holds the API token.

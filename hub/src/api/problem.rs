@@ -181,8 +181,10 @@ impl From<HistoryError> for Problem {
     }
 }
 
+/// What passes says so itself, and what to do about it: the disk is full, the database is away.
 impl From<StoreError> for Problem {
     fn from(error: StoreError) -> Self {
-        Self::internal(&error)
+        let problem = Self::internal(&error);
+        if error.is_temporary() { Self::unavailable(error.to_string(), Duration::from_secs(5)) } else { problem }
     }
 }

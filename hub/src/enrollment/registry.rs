@@ -5,7 +5,7 @@ use std::sync::{PoisonError, RwLock};
 
 use pki::{NodeIdentity, Serial};
 use protocol::message::{Refusal, RefusalCode};
-use protocol::{NodeId, Timestamp};
+use protocol::{NodeId, TenantId, Timestamp};
 use store::sqlx::{self, Row};
 use store::{Database, StoreError};
 
@@ -14,28 +14,43 @@ use crate::telemetry::state::Certificate;
 /// Every node with the certificates that are good for it.
 pub(super) struct Registry(RwLock<HashMap<NodeId, Known>>);
 
-#[derive(Default)]
 struct Known {
+    tenant: TenantId,
     revoked: bool,
     /// Issued or in use: mostly one, two while a renewal is under way.
-    good: Vec<Certificate>,
+    good: Vec<Good>,
     /// The one a session has used last.
     current: Option<Serial>,
+}
+
+/// A certificate this hub issued. Whoever has a tenant's authority can issue another with the same serial, but not for
+/// the same key.
+struct Good {
+    certificate: Certificate,
+    spki_sha256: [u8; 32],
+}
+
+impl Known {
+    fn of(tenant: TenantId) -> Self {
+        Self { tenant, revoked: false, good: Vec::new(), current: None }
+    }
 }
 
 impl Registry {
     pub(super) async fn load(database: &Database) -> Result<Self, StoreError> {
         let mut known: HashMap<NodeId, Known> = HashMap::new();
-        let nodes = sqlx::query("SELECT id, revoked_at FROM nodes WHERE removed_at IS NULL")
+        let nodes = sqlx::query("SELECT id, revoked_at, tenant FROM nodes WHERE removed_at IS NULL")
             .fetch_all(database.reader())
             .await?;
         for row in &nodes {
             let Ok(node) = row.try_get::<String, _>(0)?.parse() else { continue };
-            known.entry(node).or_default().revoked = row.try_get::<Option<i64>, _>(1)?.is_some();
+            let Ok(tenant) = row.try_get::<String, _>(2)?.parse() else { continue };
+            let revoked = row.try_get::<Option<i64>, _>(1)?.is_some();
+            known.insert(node, Known { revoked, ..Known::of(tenant) });
         }
         let certificates = sqlx::query(
-            "SELECT node, serial, not_after, state FROM certificates WHERE state IN ('issued', 'active')
-             ORDER BY issued_at",
+            "SELECT node, serial, not_after, state, spki_sha256 FROM certificates
+             WHERE state IN ('issued', 'active') ORDER BY issued_at",
         )
         .fetch_all(database.reader())
         .await?;
@@ -43,8 +58,10 @@ impl Registry {
             let Ok(node) = row.try_get::<String, _>(0)?.parse() else { continue };
             let serial: Vec<u8> = row.try_get(1)?;
             let Ok(serial) = data_encoding::HEXLOWER.encode(&serial).parse() else { continue };
+            let Ok(spki_sha256) = row.try_get::<Vec<u8>, _>(4)?.try_into() else { continue };
             let Some(known) = known.get_mut(&node) else { continue };
-            known.good.push(Certificate { serial, not_after: Timestamp::from_millis(row.try_get(2)?) });
+            let certificate = Certificate { serial, not_after: Timestamp::from_millis(row.try_get(2)?) };
+            known.good.push(Good { certificate, spki_sha256 });
             if row.try_get::<String, _>(3)? == "active" {
                 known.current = Some(serial);
             }
@@ -56,15 +73,18 @@ impl Registry {
     pub(super) fn certificates(&self) -> Vec<(NodeId, Certificate)> {
         let known = self.0.read().unwrap_or_else(PoisonError::into_inner);
         let used = |known: &Known| {
-            let current = known.good.iter().find(|good| Some(good.serial) == known.current);
-            current.or(known.good.last()).copied()
+            let current = known.good.iter().find(|good| Some(good.certificate.serial) == known.current);
+            current.or(known.good.last()).map(|good| good.certificate)
         };
         known.iter().filter_map(|(node, known)| Some((*node, used(known)?))).collect()
     }
 
     pub(super) fn authorize(&self, identity: &NodeIdentity) -> Result<(), Refusal> {
         let known = self.0.read().unwrap_or_else(PoisonError::into_inner);
-        let Some(known) = known.get(&identity.node) else { return Err(unknown(identity.node)) };
+        // Also a node of another tenant: one tenant's authority says nothing about another's nodes.
+        let Some(known) = known.get(&identity.node).filter(|known| known.tenant == identity.tenant) else {
+            return Err(unknown(identity.node));
+        };
         if known.revoked {
             return Err(Refusal {
                 code: RefusalCode::NodeRevoked.into(),
@@ -75,7 +95,7 @@ impl Registry {
                 retry_after_ms: 0,
             });
         }
-        if !known.good.iter().any(|good| good.serial == identity.serial) {
+        if !known.good.iter().any(|good| good.is_of(identity)) {
             return Err(Refusal {
                 code: RefusalCode::NodeRevoked.into(),
                 message: format!(
@@ -97,8 +117,9 @@ impl Registry {
     /// A certificate has been issued: it is good, beside those before it.
     pub(super) fn issued(&self, identity: &NodeIdentity) {
         let mut known = self.0.write().unwrap_or_else(PoisonError::into_inner);
-        let known = known.entry(identity.node).or_default();
-        known.good.push(Certificate { serial: identity.serial, not_after: identity.not_after });
+        let known = known.entry(identity.node).or_insert_with(|| Known::of(identity.tenant.clone()));
+        let certificate = Certificate { serial: identity.serial, not_after: identity.not_after };
+        known.good.push(Good { certificate, spki_sha256: identity.spki_sha256 });
     }
 
     /// A session has used this certificate: those before it are good no more.
@@ -106,9 +127,15 @@ impl Registry {
         let mut known = self.0.write().unwrap_or_else(PoisonError::into_inner);
         let Some(known) = known.get_mut(&identity.node) else { return };
         known.current = Some(identity.serial);
-        if let Some(place) = known.good.iter().position(|good| good.serial == identity.serial) {
+        if let Some(place) = known.good.iter().position(|good| good.is_of(identity)) {
             known.good.drain(..place);
         }
+    }
+}
+
+impl Good {
+    fn is_of(&self, identity: &NodeIdentity) -> bool {
+        self.certificate.serial == identity.serial && self.spki_sha256 == identity.spki_sha256
     }
 }
 

@@ -5,6 +5,7 @@ use std::process::{Command, ExitStatus, Output};
 
 use anyhow::{Context, Result, bail};
 use serde::Deserialize;
+use serde_json::Value;
 use tempfile::TempDir;
 
 use super::binary::binary;
@@ -66,11 +67,31 @@ impl Agent {
         self.program()?.args(arguments).output().context("running the agent's program")
     }
 
-    /// Starts it and waits until it serves its health.
-    pub fn run(&mut self) -> Result<()> {
+    /// The id it enrolled with.
+    pub fn node(&self) -> Result<String> {
+        let path = self.state.path().join("identity.json");
+        let identity: Value = serde_json::from_slice(&std::fs::read(path).context("reading the agent's identity")?)?;
+        Ok(identity["node"].as_str().context("no id in the agent's identity")?.to_owned())
+    }
+
+    /// What the running agent says of itself.
+    pub fn status(&self) -> Result<Value> {
+        let output = self.command(&["status", "--json"])?;
+        serde_json::from_slice(&output.stdout)
+            .with_context(|| format!("no status: {}", String::from_utf8_lossy(&output.stderr).trim()))
+    }
+
+    /// Starts it without waiting for anything.
+    pub fn launch(&mut self) -> Result<()> {
         if self.process.is_some() {
             bail!("the agent is running");
         }
+        self.process = Some(Process::start(self.program()?.arg("run"), &self.state.path().join("rig.log"))?);
+        Ok(())
+    }
+
+    /// Starts it and waits until it serves its health.
+    pub fn run(&mut self) -> Result<()> {
         let file = self.state.path().join("endpoints.json");
         match std::fs::remove_file(&file) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
@@ -78,13 +99,23 @@ impl Agent {
             }
             _ => {}
         }
-        let mut process = Process::start(self.program()?.arg("run"), &self.state.path().join("rig.log"))?;
+<<<<<<< HEAD
+        self.launch()?;
+        let process = self.process()?;
         until("the agent to listen", SOON, || {
             process.check()?;
             Ok(file.exists().then_some(()))
-        })?;
+        })
+=======
+        let mut process = Process::start(self.program()?.arg("run"), &self.state.path().join("rig.log"))?;
+        let listens = until("the agent to listen", SOON, || {
+            process.check()?;
+            Ok(file.exists().then_some(()))
+        });
+        listens.with_context(|| process.last_words())?;
         self.process = Some(process);
         Ok(())
+>>>>>>> main
     }
 
     /// Where it serves its health; reachable from inside its namespace only, when it has one.

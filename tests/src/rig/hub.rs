@@ -2,15 +2,16 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitStatus};
+use std::process::{Command, ExitStatus, Output};
 
 use anyhow::{Context, Result, bail};
 use serde::Deserialize;
-use serde_json::json;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use super::api::Api;
 use super::binary::binary;
+use super::clock;
 use super::netns::{self, Netns};
 use super::process::Process;
 use super::wait::{SOON, until};
@@ -99,6 +100,41 @@ impl Hub {
         run(self.state.path(), &self.settings, arguments)
     }
 
+    /// Runs the hub's program with `arguments` on its state to its end, whatever that is.
+    pub fn attempt(&self, arguments: &[&str]) -> Result<Output> {
+        let mut program = program(self.netns.as_deref(), self.state.path(), &self.settings)?;
+        program.args(arguments).output().context("running the hub's program")
+    }
+
+    /// Sets its clock off by `offset` (`+365d`, `-5m`), or right again, from its next start on.
+    pub fn set_clock(&mut self, offset: Option<&str>) -> Result<()> {
+        self.settings.retain(|(name, _)| !clock::VARIABLES.contains(&name.as_str()));
+        if let Some(offset) = offset {
+            self.settings.extend(clock::off_by(offset)?);
+        }
+        Ok(())
+    }
+
+    /// Ids of all nodes, oldest first.
+    pub fn nodes(&self) -> Result<Vec<String>> {
+        let page = self.api.get("/api/v1/nodes?limit=500")?.ok()?;
+        let items = page["items"].as_array().context("a page without items")?;
+        let mut ids: Vec<_> = items.iter().filter_map(|node| node["id"].as_str().map(str::to_owned)).collect();
+        ids.sort();
+        Ok(ids)
+    }
+
+    /// All the hub knows of a node now.
+    pub fn node(&self, id: &str) -> Result<Value> {
+        self.api.get(&format!("/api/v1/nodes/{id}"))?.ok()
+    }
+
+    /// What the hub has stored of each of a node's spools.
+    pub fn coverage(&self, node: &str) -> Result<Vec<Value>> {
+        let coverage = self.api.get(&format!("/api/v1/nodes/{node}/coverage"))?.ok()?;
+        coverage.as_array().cloned().with_context(|| format!("no list: {coverage}"))
+    }
+
     /// Makes a tenant.
     pub fn tenant(&self, id: &str) -> Result<()> {
         self.api.post("/api/v1/tenants", &json!({ "id": id, "name": id }))?.ok().map(drop)
@@ -123,6 +159,12 @@ impl HubBuilder {
     pub fn set(mut self, key: &str, value: impl Into<String>) -> Self {
         self.settings.push((format!("HYPERFACTORY_HUB_{}", key.to_uppercase().replace('-', "_")), value.into()));
         self
+    }
+
+    /// Sets its clock off by `offset`, such as `+365d`.
+    pub fn clock(mut self, offset: &str) -> Result<Self> {
+        self.settings.extend(clock::off_by(offset)?);
+        Ok(self)
     }
 
     /// Lets nodes reach it at this address of the machine instead of loopback.
@@ -177,15 +219,17 @@ fn serve(netns: Option<&str>, state: &Path, settings: &[(String, String)]) -> Re
     }
     let mut command = program(netns, state, settings)?;
     let mut process = Process::start(command.arg("serve"), &log(state))?;
-    let endpoints: Endpoints = until("the hub to listen", SOON, || {
+    let endpoints = until("the hub to listen", SOON, || {
         process.check()?;
-        Ok(Some(serde_json::from_slice(&std::fs::read(&file)?)?))
-    })?;
+        Ok(Some(serde_json::from_slice::<Endpoints>(&std::fs::read(&file)?)?))
+    });
+    let endpoints = endpoints.with_context(|| process.last_words())?;
     let anonymous = Api::new(endpoints.http.clone());
-    until("the hub to answer", SOON, || {
+    let answers = until("the hub to answer", SOON, || {
         process.check()?;
         anonymous.get("/healthz")?.ok().map(|_| Some(()))
-    })?;
+    });
+    answers.with_context(|| process.last_words())?;
     Ok((process, endpoints))
 }
 

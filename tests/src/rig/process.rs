@@ -57,10 +57,15 @@ impl Process {
         std::fs::read(&self.log).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
     }
 
+    /// The end of what it has written, for an error to quote.
+    pub fn last_words(&self) -> String {
+        format!("the end of its log:\n{}", tail(&self.log()))
+    }
+
     /// Fails with the end of its log when it is no longer running.
     pub fn check(&mut self) -> Result<()> {
         if let Some(status) = self.child.try_wait()? {
-            bail!("{} has ended ({status}); the end of its log:\n{}", self.name, tail(&self.log()));
+            bail!("{} has ended ({status}); {}", self.name, self.last_words());
         }
         Ok(())
     }
@@ -92,7 +97,7 @@ impl Process {
     /// Waits for its end.
     pub fn wait(&mut self, within: Duration) -> Result<ExitStatus> {
         let status = until(&format!("the end of {}", self.name), within, || Ok(self.child.try_wait()?));
-        status.with_context(|| format!("the end of its log:\n{}", tail(&self.log())))
+        status.with_context(|| self.last_words())
     }
 }
 

@@ -6,11 +6,13 @@ use hyperfactory_tests::rig::Postgres;
 
 fn prove(rounds: u32, seed: u64, database: Option<&str>) -> Result<()> {
     let outcome = chaos::run(rounds, seed, database)?;
-    println!("{outcome:?}");
     assert_eq!(outcome.rounds, rounds);
-    assert!(outcome.hub_kills > rounds / 4 && outcome.agent_kills > rounds / 4 && outcome.cuts > rounds / 8);
+    assert!(
+        outcome.hub_kills > rounds / 4 && outcome.agent_kills > rounds / 4 && outcome.cuts > rounds / 8,
+        "{outcome:?}"
+    );
     assert!(outcome.batches > u64::from(rounds), "only {} batches: nothing was under way", outcome.batches);
-    assert_eq!((outcome.missing, outcome.doubled, outcome.lost), (0, 0, 0));
+    assert_eq!((outcome.missing, outcome.doubled, outcome.lost), (0, 0, 0), "{outcome:?}");
     Ok(())
 }
 
