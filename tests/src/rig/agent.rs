@@ -99,23 +99,13 @@ impl Agent {
             }
             _ => {}
         }
-<<<<<<< HEAD
         self.launch()?;
         let process = self.process()?;
-        until("the agent to listen", SOON, || {
-            process.check()?;
-            Ok(file.exists().then_some(()))
-        })
-=======
-        let mut process = Process::start(self.program()?.arg("run"), &self.state.path().join("rig.log"))?;
         let listens = until("the agent to listen", SOON, || {
             process.check()?;
             Ok(file.exists().then_some(()))
         });
-        listens.with_context(|| process.last_words())?;
-        self.process = Some(process);
-        Ok(())
->>>>>>> main
+        listens.with_context(|| process.last_words())
     }
 
     /// Where it serves its health; reachable from inside its namespace only, when it has one.
