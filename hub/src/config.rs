@@ -27,12 +27,9 @@ pub struct Config {
     pub http_listen: SocketAddr,
     /// Host and port that join tokens carry: what nodes dial. Default: this machine's host name and the QUIC port.
     pub public_address: Option<String>,
-    /// Address of the dashboard as people reach it, for links. Default: `http_listen`.
+    /// Address of the dashboard as people reach it, for links: that of the proxy in front which speaks TLS. Default: plain
+    /// HTTP on `http-listen`.
     pub public_url: Option<String>,
-    /// PEM file with the certificate chain for HTTPS. Default: plain HTTP.
-    pub http_certificate: Option<PathBuf>,
-    /// PEM file with the key of `http-certificate`.
-    pub http_key: Option<PathBuf>,
     /// The key that seals CA keys in the database. Default: `master.key` in the state directory, made at the first start.
     pub master_key_file: Option<PathBuf>,
     /// How long telemetry is kept.
@@ -57,8 +54,6 @@ impl Default for Config {
             http_listen: SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 7080),
             public_address: None,
             public_url: None,
-            http_certificate: None,
-            http_key: None,
             master_key_file: None,
             retention: Period(Duration::from_secs(7 * 86_400)),
             enrollments_per_second: admission.enrollments_per_second,

@@ -198,10 +198,9 @@ impl Hub {
         storing.spawn(judging);
         storing.spawn(Upkeep::new(database.clone(), config.retention.get()).keep(now, stop_storing.clone()));
 
-        let scheme = if config.http_certificate.is_some() { "https" } else { "http" };
         let http = match &config.public_url {
             Some(url) => url.trim_end_matches('/').to_owned(),
-            None => format!("{scheme}://{}", reachable(listener.local_addr()?)),
+            None => format!("http://{}", reachable(listener.local_addr()?)),
         };
         let gateway = Arc::new(Gateway {
             admission: config.admission(),

@@ -60,6 +60,8 @@ struct Gathered {
     encoder: Encoder,
     schema: Option<Arc<Schema>>,
     rows: Vec<Row>,
+    /// Samples that make the next batch.
+    next_batch: usize,
     newest: Option<Row>,
     services: Services,
     engine: Option<Engine>,
@@ -73,9 +75,10 @@ struct Gathered {
 impl Recorder {
     /// A recorder that stores batches of `samples_per_batch` samples in `backlog`.
     pub fn new(backlog: Backlog, samples_per_batch: usize) -> Self {
-        let gathered = Gathered::new(backlog.max_body() / 2);
+        let samples_per_batch = samples_per_batch.clamp(1, MOST_ROWS);
+        let gathered = Gathered::new(samples_per_batch, backlog.max_body() / 2);
         Self(Arc::new(Shared {
-            samples_per_batch: samples_per_batch.clamp(1, MOST_ROWS),
+            samples_per_batch,
             backlog,
             pulse: Arc::default(),
             gathered: Mutex::new(gathered),
@@ -113,7 +116,11 @@ impl Recorder {
                 gathered.rows.remove(0);
             }
             gathered.rows.push(row);
-            gathered.rows.len() >= self.0.samples_per_batch || self.is_live()
+            let full = gathered.rows.len() >= gathered.next_batch;
+            if full {
+                gathered.next_batch = self.0.samples_per_batch;
+            }
+            full || self.is_live()
         };
         if due {
             self.store().await;
@@ -143,8 +150,13 @@ impl Recorder {
     }
 
     /// Stores what is gathered as a batch now.
+    ///
+    /// The batch after it is a random bit shorter: nodes flush when their sessions come up, which after a restart of
+    /// the hub is for all of them at once, and would go on sending at one moment.
     pub async fn flush(&self) {
         self.store().await;
+        let most = self.0.samples_per_batch;
+        self.gathered().next_batch = rand::random_range(1..=most);
     }
 
     /// The newest full state, as a batch that decodes alone and is not numbered.
@@ -259,11 +271,12 @@ impl Shared {
 }
 
 impl Gathered {
-    fn new(most_service_bytes: usize) -> Self {
+    fn new(next_batch: usize, most_service_bytes: usize) -> Self {
         Self {
             encoder: Encoder::new(),
             schema: None,
             rows: Vec::new(),
+            next_batch,
             newest: None,
             services: Services::new(most_service_bytes),
             engine: None,

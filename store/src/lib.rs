@@ -12,3 +12,6 @@ pub use error::StoreError;
 pub use migrate::{MigrateError, Migration};
 /// The query functions, under one version for everybody who holds a [`Database`].
 pub use sqlx;
+
+#[cfg(test)]
+mod tests;

@@ -63,7 +63,7 @@ fn table(alerts: &[Alert], which: Which, clock: Clock) -> Markup {
                 @else { h2 { "No alerts" } p { "Nothing has gone wrong so far." } }
             }
         } @else {
-            table.cards {
+            table.alerts.cards {
                 caption.visually-hidden { "Alerts" }
                 thead { tr { th scope="col" { "State" } th scope="col" { "What" } th scope="col" { "Node" } th scope="col" { "Tenant" } th scope="col" { "Began" } th scope="col" { "Ended" } } }
                 tbody #rows {
@@ -72,7 +72,7 @@ fn table(alerts: &[Alert], which: Which, clock: Clock) -> Markup {
                             td.lead { @if alert.closed_at.is_some() { span.state.away { (format::mark("away")) "Ended" } } @else { (format::level(alert.severity).show()) } }
                             td.wide.break { (format::sentence(&alert.subject, &alert.message)) span.sub { (alert.rule) } }
                             th.nowrap scope="row" { a href={ "/nodes/" (alert.node) } { (alert.node_name) } }
-                            td.wide { a href={ "/tenants/" (alert.tenant) } { (alert.tenant) } }
+                            td.half { a href={ "/tenants/" (alert.tenant) } { (alert.tenant) } }
                             td.nowrap data-name="Began" { (clock.ago(alert.opened_at)) }
                             td.nowrap data-name="Ended" { @if let Some(at) = alert.closed_at { (clock.ago(at)) } }
                         }

@@ -69,7 +69,7 @@ fn row(entry: &AuditEntry, clock: Clock) -> Markup {
 }
 
 /// `operator:ada` reads `ada`; a node links to its page.
-fn actor(actor: &str) -> Markup {
+pub(super) fn actor(actor: &str) -> Markup {
     html! {
         @match actor.split_once(':') {
             Some(("operator", name)) => (name),

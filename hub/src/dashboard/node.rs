@@ -70,7 +70,7 @@ pub fn heading(node: &NodeDetail, clock: Clock) -> Markup {
                 div.actions {
                     (format::node(n).show())
                     @if let Some(at) = n.presence.since.or(n.last_seen) {
-                        span.quiet { @match n.presence.state { PresenceState::Online => "connected ", _ => "since " } (clock.ago(at)) }
+                        span.quiet { @match n.presence.state { PresenceState::Online => "connected ", _ => "" } (clock.ago(at)) }
                     }
                 }
             }

@@ -123,7 +123,7 @@ pub fn tokens(tokens: &[Token], clock: Clock) -> Markup {
                                     th scope="row" { (token.kind.as_str()) @if let Some(name) = &token.name { " " (name) } }
                                     td { (token_state(token)) @if let Some(node) = &token.node { " " a href={ "/nodes/" (node) } { "node" } } }
                                     td data-name="Made" { (clock.ago(token.created_at)) }
-                                    td data-name="By" { (token.created_by) }
+                                    td data-name="By" { (super::audit::actor(&token.created_by)) }
                                     td data-name="Ends" { @if token.state == TokenState::Open { (clock.ago(token.expires_at)) } }
                                 }
                             }

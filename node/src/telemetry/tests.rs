@@ -61,6 +61,30 @@ async fn four_samples_travel_in_one_batch_and_the_first_batch_is_a_key() {
 }
 
 #[tokio::test]
+async fn nodes_that_flushed_together_do_not_go_on_together() {
+    let schema = schema(&["eth0"]);
+    let mut first_batches = std::collections::BTreeSet::new();
+    for _ in 0..200 {
+        let recorder = recorder();
+        recorder.flush().await;
+        for at in 0..12 {
+            recorder.record(&schema, row(at, &[at])).await;
+        }
+        let lengths: Vec<usize> = stored(&recorder)
+            .await
+            .iter()
+            .scan(Decoder::default(), |decoder, batch| {
+                let mut rows = 0;
+                decoder.decode(&batch.samples, |_, _, _| rows += 1).ok().map(|()| rows)
+            })
+            .collect();
+        first_batches.insert(lengths[0]);
+        assert!(lengths[1..].iter().all(|rows| *rows == SAMPLES_PER_BATCH), "{lengths:?}");
+    }
+    assert_eq!(first_batches, (1..=SAMPLES_PER_BATCH).collect());
+}
+
+#[tokio::test]
 async fn a_change_is_stored_at_once_with_the_samples_gathered_so_far() {
     let (recorder, schema) = (recorder(), schema(&["eth0"]));
     recorder.record(&schema, row(1, &[10])).await;

@@ -73,7 +73,7 @@ fn coverage(hub: &Hub, node: &str) -> Result<Value> {
     ensure!(epochs.len() == 1, "{} epochs", epochs.len());
     let epoch = epochs.remove(0);
     assert_eq!(epoch["complete"], true, "{epoch}");
-    let number = |key: &str| epoch[key].as_u64().with_context(|| format!("no {key}: {epoch}"));
+    let number = |key: &str| epoch[key].as_u64().with_context(|| format!("no {key} in {epoch}"));
     assert_eq!(number("stored")? + number("lost")?, number("through")?, "{epoch}");
     Ok(epoch)
 }

@@ -5,7 +5,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use hyperfactory_store as store;
+use crate as store;
 use store::group::{Apply, GroupError, Limits, Submitter, group_commit};
 use store::sqlx::{self, Row};
 use store::testing::TestDatabase;
