@@ -70,6 +70,8 @@ impl Follower {
         stop.clone()
             .run_until_cancelled(async move {
                 let mut wait = RECONNECT.0;
+                // A host without an engine is asked for ever, and need not read of it every time.
+                let mut said = None;
                 loop {
                     let trouble = match self.address.connect(ANSWER).await {
                         Ok(engine) => {
@@ -77,6 +79,7 @@ impl Follower {
                             let end = self.follow(engine).await;
                             if began.elapsed() > RECONNECT.1 {
                                 wait = RECONNECT.0;
+                                said = None;
                             }
                             self.followed.send_modify(|followed| followed.engine = None);
                             match end {
@@ -88,7 +91,10 @@ impl Follower {
                         Err(trouble) => Some(trouble),
                     };
                     if let Some(trouble) = trouble {
-                        tracing::warn!(engine = %self.address, "{trouble}");
+                        if said.as_ref() != Some(&trouble) {
+                            tracing::warn!(engine = %self.address, "{trouble}");
+                            said = Some(trouble.clone());
+                        }
                         self.tell(Some(trouble.into())).await;
                         self.followed.send_modify(|followed| followed.settled = true);
                     }
