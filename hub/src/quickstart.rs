@@ -21,6 +21,8 @@ use crate::tenants::TenantError;
 const TENANT: &str = "demo";
 /// How long the agent may take to stop.
 const AGENT_STOPS_WITHIN: Duration = Duration::from_secs(15);
+/// The agent's key for the time from one sample to the next.
+const INTERVAL: &str = "HYPERFACTORY_AGENT_INTERVAL";
 /// How far apart Ctrl-C may reach the two programs.
 const CTRL_C_WITHIN: Duration = Duration::from_secs(2);
 /// How long the printed link works.
@@ -141,6 +143,10 @@ async fn attend_agent(
 fn program(agent: &Path, state: &Path) -> Command {
     let mut command = Command::new(agent);
     command.arg("--state-dir").arg(state).kill_on_drop(true);
+    if std::env::var_os(INTERVAL).is_none() {
+        // Somebody waits for the first figures; a rate takes two samples.
+        command.env(INTERVAL, "5s");
+    }
     command
 }
 

@@ -22,6 +22,7 @@ fn start(home: &Path, quic: &str, http: &str) -> Result<Quickstart> {
         .env("HYPERFACTORY_HUB_QUIC_LISTEN", quic)
         .env("HYPERFACTORY_HUB_HTTP_LISTEN", http)
         .env("HYPERFACTORY_AGENT_HEALTH_LISTEN", "127.0.0.1:0")
+        .env("HYPERFACTORY_AGENT_INTERVAL", "1s")
         .env("HYPERFACTORY_AGENT_DOCKER_HOST", "unix:///nonexistent/docker.sock");
     let mut process = Process::start_group(&mut command, &home.join("quickstart.log"))?;
     until("the sign-in link", SOON, || {
