@@ -74,7 +74,10 @@ impl Figures {
     }
 }
 
-/// What went over the cable between agent and hub: Ethernet headers and all that QUIC needs.
+/// The cable counts each packet's Ethernet header; what a provider counts begins with IP.
+const ETHERNET: u64 = 14;
+
+/// What went over the cable between agent and hub: IP, UDP, and all that QUIC needs for itself.
 pub(crate) struct OnTheWire {
     bytes: u64,
     packets: u64,
@@ -92,7 +95,9 @@ pub(crate) struct Mark {
 impl Mark {
     pub(crate) fn set(netns: &Netns, agent: &Agent) -> Result<Self> {
         let ((out, into), (sent, received)) = (netns.traffic()?, netns.packets()?);
-        Ok(Self { at: Instant::now(), bytes: out + into, packets: sent + received, sessions: sessions(agent)? })
+        let packets = sent + received;
+        let bytes = out + into - packets * ETHERNET;
+        Ok(Self { at: Instant::now(), bytes, packets, sessions: sessions(agent)? })
     }
 
     /// What went over it since; fails when the session was lost on the way, as then it was not the steady state.
