@@ -13,7 +13,7 @@
 #   DOCKER_CONFIG                 a folder with the Compose plugin
 services_up() {
     rig_open "$1"
-    engine_up
+    engine_up "$1"
     postgres_up
 }
 
@@ -136,7 +136,7 @@ TOML
     mkdir -p "$rig_run/docker-config/cli-plugins"
     cp "$rig_cache/docker-compose" "$rig_run/docker-config/cli-plugins/docker-compose"
     export DOCKER_CONFIG=$rig_run/docker-config
-    _base_image
+    _base_image "$1"
 }
 
 engine_down() {
@@ -167,16 +167,9 @@ _background() {
         sh -c 'echo $$ >"$1"; log=$2; shift 2; exec "$@" >"$log" 2>&1 </dev/null' sh "$pidfile" "$log" "$@"
 }
 
-# An image without a registry: one static busybox, and the links to it.
+# The image of the demo and the test stack, made without a registry.
 _base_image() {
-    local rootfs=$rig_run/busybox
-    mkdir -p "$rootfs/bin" "$rootfs/etc" "$rootfs/tmp" "$rootfs/root"
-    cp /bin/busybox "$rootfs/bin/busybox"
-    (cd "$rootfs/bin" && ./busybox --list | while read -r applet; do [ "$applet" = busybox ] || ln -s busybox "$applet"; done)
-    echo 'root:x:0:0:root:/root:/bin/sh' >"$rootfs/etc/passwd"
-    tar -C "$rootfs" --owner=0 --group=0 -c . |
-        "$HYPERFACTORY_TEST_DOCKER_CLI" --host "unix://$HYPERFACTORY_TEST_DOCKER" \
-            import --change 'CMD ["sh"]' - hyperfactory/busybox:1 >/dev/null ||
+    DOCKER_HOST=unix://$HYPERFACTORY_TEST_DOCKER PATH="$(dirname "$HYPERFACTORY_TEST_DOCKER_CLI"):$PATH" "$1/compose/image" ||
         fail "The engine did not take the test image." "Its log: $rig_run/engine/dockerd.log"
     export HYPERFACTORY_TEST_IMAGE=hyperfactory/busybox:1
 }

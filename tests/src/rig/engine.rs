@@ -166,7 +166,8 @@ services:
     restart: always
   greedy:
     image: IMAGE
-    command: ["tail", "/dev/zero"]
+    # The shell outlives it for a moment: see compose/test/compose.yaml.
+    command: ["sh", "-c", "tail /dev/zero; sleep 1; exit 137"]
     mem_limit: 16m
 "#;
 }
