@@ -1,5 +1,7 @@
 //! Authorities of a fleet and what each may issue: the root issues intermediates, the hub's intermediate the hub's
-//! server certificate, a tenant's intermediate its nodes.
+//! server certificate, a tenant's intermediate its nodes. Apart from them stands the authority for HTTPS.
+
+mod web;
 
 use std::fmt;
 use std::time::Duration;
@@ -19,6 +21,8 @@ use crate::name::{self, HUB_SERVER_NAME, NodeName};
 use crate::request::RequestedKey;
 use crate::seal::{MasterKey, SealError};
 use crate::serial::Serial;
+
+pub use web::WEB_SERVER_LIFETIME;
 
 const DAY: Duration = Duration::from_secs(86_400);
 
@@ -45,6 +49,8 @@ pub enum Role {
     Hub,
     /// Issues the certificates of one tenant's nodes.
     Tenant(TenantId),
+    /// Issues the hub's certificate for HTTPS; signed by itself, and nothing to nodes.
+    Web,
 }
 
 /// A certificate that may issue others, and its key.
@@ -107,7 +113,7 @@ impl Authority {
         self.must_be(&Role::Hub, "the hub's server certificate")?;
         let mut params = params(self.child(now, HUB_SERVER_LIFETIME)?)?;
         params.distinguished_name.push(DnType::CommonName, "Hyperfactory hub");
-        self.issue_leaf(params, HUB_SERVER_NAME, ExtendedKeyUsagePurpose::ServerAuth, key)
+        self.issue_leaf(params, vec![dns(HUB_SERVER_NAME)?], ExtendedKeyUsagePurpose::ServerAuth, key)
     }
 
     /// Issues a node's certificate; gives it in DER. It never outlives this authority.
@@ -129,7 +135,7 @@ impl Authority {
         params.distinguished_name.push(DnType::OrganizationalUnitName, kind.as_str());
         params.distinguished_name.push(DnType::CommonName, node.to_string());
         let name = NodeName { node, kind, tenant: tenant.clone() };
-        self.issue_leaf(params, &name.to_string(), ExtendedKeyUsagePurpose::ClientAuth, key)
+        self.issue_leaf(params, vec![dns(&name.to_string())?], ExtendedKeyUsagePurpose::ClientAuth, key)
     }
 
     /// What this authority is for.
@@ -196,14 +202,14 @@ impl Authority {
     fn issue_leaf(
         &self,
         mut params: CertificateParams,
-        name: &str,
+        names: Vec<SanType>,
         purpose: ExtendedKeyUsagePurpose,
         key: &RequestedKey,
     ) -> Result<Vec<u8>, AuthorityError> {
         params.is_ca = IsCa::ExplicitNoCa;
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = vec![purpose];
-        params.subject_alt_names = vec![SanType::DnsName(Ia5String::try_from(name).map_err(AuthorityError::Issue)?)];
+        params.subject_alt_names = names;
         let public_key = SubjectPublicKeyInfo::from_der(key.spki()).map_err(AuthorityError::Issue)?;
         Ok(params.signed_by(&public_key, &self.issuer).map_err(AuthorityError::Issue)?.der().to_vec())
     }
@@ -233,6 +239,7 @@ fn context(role: &Role) -> String {
         Role::Root => "fleet/root".to_owned(),
         Role::Hub => "fleet/hub".to_owned(),
         Role::Tenant(tenant) => format!("tenant/{tenant}"),
+        Role::Web => "fleet/web".to_owned(),
     }
 }
 
@@ -242,6 +249,7 @@ fn role_of(facts: &Facts<'_>) -> Option<Role> {
     }
     match facts.permitted.as_slice() {
         [] if facts.issuer == facts.subject => Some(Role::Root),
+        _ if facts.issuer == facts.subject => Some(Role::Web),
         [Some(HUB_SERVER_NAME)] => Some(Role::Hub),
         [Some(subtree)] => name::subtree_tenant(subtree).map(Role::Tenant),
         _ => None,
@@ -267,6 +275,10 @@ fn life(now: Timestamp, lifetime: Duration, issuer: Option<(Timestamp, Timestamp
         return Err(AuthorityError::Lifetime);
     }
     Ok(life)
+}
+
+fn dns(name: &str) -> Result<SanType, AuthorityError> {
+    Ia5String::try_from(name).map(SanType::DnsName).map_err(AuthorityError::Issue)
 }
 
 /// What every certificate here has: a random serial, both ends of its validity, its issuer's key identifier.

@@ -17,6 +17,7 @@ pub mod tls;
 pub mod token;
 pub mod trust;
 mod verifier;
+pub mod web;
 
 pub use authority::{Authority, AuthorityError, Role};
 pub use distrust::Distrust;
@@ -28,3 +29,4 @@ pub use seal::{MasterKey, SealError};
 pub use serial::Serial;
 pub use token::{JoinToken, TokenError};
 pub use trust::{NodeIdentity, TrustError, node_identity};
+pub use web::{WebCertificate, WebCertificateError, WebName};

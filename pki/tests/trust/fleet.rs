@@ -121,6 +121,7 @@ pub(crate) fn stolen_key(authority: &Authority) -> KeyPair {
         hyperfactory_pki::Role::Root => "fleet/root".to_owned(),
         hyperfactory_pki::Role::Hub => "fleet/hub".to_owned(),
         hyperfactory_pki::Role::Tenant(tenant) => format!("tenant/{tenant}"),
+        hyperfactory_pki::Role::Web => "fleet/web".to_owned(),
     };
     let pkcs8 = master.open(&context, &sealed).expect("opened");
     KeyPair::from_pkcs8_der_and_sign_algo(&PrivatePkcs8KeyDer::from(pkcs8.as_slice()), &rcgen::PKCS_ECDSA_P256_SHA256)
