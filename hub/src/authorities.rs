@@ -1,5 +1,7 @@
 //! The fleet's certificate authorities: made once, kept sealed in the database, opened when something is to be issued.
 
+mod web;
+
 use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;

@@ -16,6 +16,7 @@ use crate::telemetry::state::Fleet;
 
 pub use accept::Admission;
 pub(crate) use accept::accept;
+pub(crate) use rate::network;
 pub use registry::{Directive, Registry};
 
 /// What sessions work with.

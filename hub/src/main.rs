@@ -3,15 +3,18 @@
 use std::io::IsTerminal as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use clap::{Args, Parser, Subcommand};
 use hyperfactory_hub::access::{Grant, Role};
 use hyperfactory_hub::audit::Actor;
-use hyperfactory_hub::config::Config;
+use hyperfactory_hub::config::{Config, ConfigError, HttpTls};
 use hyperfactory_hub::hub::{Domain, Endpoints, Hub, now};
+use hyperfactory_hub::web::{PairError, http_authority};
 use hyperfactory_hub::{check, quickstart};
 use protocol::TenantId;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
@@ -44,7 +47,7 @@ struct Place {
 
 #[derive(Subcommand)]
 enum Verb {
-    /// Runs the hub until SIGTERM or Ctrl-C.
+    /// Runs the hub until SIGTERM or Ctrl-C. SIGHUP has it read http-certificate and http-key again.
     Serve,
     /// Runs a hub and an agent for this machine, with the tenant `demo`, and prints the dashboard's address.
     Quickstart {
@@ -52,12 +55,15 @@ enum Verb {
         #[arg(long, value_name = "FILE")]
         agent: PathBuf,
     },
-    /// Tests configuration, database, keys, ports and disk, and says what to do.
+    /// Tests configuration, database, keys, HTTPS, ports and disk, and says what to do.
     Check,
     /// Prints a one-time link that signs a browser in to the dashboard. Works while the hub runs.
     SignIn(Who),
     /// Makes an API token and prints it, once. Works while the hub runs.
     ApiToken(Who),
+    /// Prints the authority of the hub's own HTTPS certificate (http-tls = "own"), in PEM for browsers and for hfctl
+    /// login --ca-file. It can speak for this hub's names alone. Works while the hub runs.
+    HttpAuthority,
 }
 
 #[derive(Args)]
@@ -99,7 +105,9 @@ fn main() -> ExitCode {
     match runtime.block_on(run(arguments.verb, &config)) {
         Ok(code) => code,
         Err(error) => {
-            let misconfigured = matches!(error.downcast_ref(), Some(store::StoreError::Url { .. }));
+            let misconfigured = matches!(error.downcast_ref(), Some(store::StoreError::Url { .. }))
+                || error.downcast_ref::<ConfigError>().is_some()
+                || error.downcast_ref::<PairError>().is_some();
             told(&error, if misconfigured { MISCONFIGURED } else { FAILED })
         }
     }
@@ -110,6 +118,7 @@ async fn run(verb: Verb, config: &Config) -> anyhow::Result<ExitCode> {
         Verb::Serve => {
             let shutdown = until_told()?;
             let hub = Hub::open(config, &shutdown).await?;
+            on_hangup(&hub.reload())?;
             // Without systemd there is nobody to notify, which is fine.
             let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
             hub.run(shutdown).await?;
@@ -123,13 +132,27 @@ async fn run(verb: Verb, config: &Config) -> anyhow::Result<ExitCode> {
             let domain = Domain::open(config).await?;
             let actor = Actor::operator("hyperfactory-hub");
             let code = domain.access.create_sign_in_link(who.grant(), &actor, now()).await?;
-            say(&format!("{}/sign-in?link={code}", Endpoints::of(config)));
+            say(&format!("{}/sign-in?link={code}", Endpoints::of(config)?));
+            if config.http_tls == Some(HttpTls::Own) {
+                note(
+                    "the browser has to trust this hub's own authority first: import what hyperfactory-hub http-authority prints",
+                );
+            }
         }
         Verb::ApiToken(who) => {
             let domain = Domain::open(config).await?;
             let grant = who.grant();
             let (_, token) = domain.access.create_api_token(grant, &Actor::operator("hyperfactory-hub"), now()).await?;
             say(&token);
+            if config.http_tls == Some(HttpTls::Own) {
+                let (url, fingerprint) = (Endpoints::of(config)?, http_authority(config, &domain).await?.fingerprint);
+                note(&format!("use it with: hfctl login --url {url} --fingerprint {fingerprint}"));
+            }
+        }
+        Verb::HttpAuthority => {
+            let authority = http_authority(config, &Domain::open(config).await?).await?;
+            say(authority.pem.trim_end());
+            note(&format!("its SHA-256 fingerprint: {}", authority.fingerprint));
         }
     }
     Ok(ExitCode::SUCCESS)
@@ -157,17 +180,35 @@ fn until_told() -> anyhow::Result<CancellationToken> {
     Ok(shutdown)
 }
 
+/// Has what `reload` wakes done at every SIGHUP.
+fn on_hangup(reload: &Arc<Notify>) -> anyhow::Result<()> {
+    let mut hangup = signal(SignalKind::hangup())?;
+    let reload = Arc::clone(reload);
+    #[expect(clippy::disallowed_methods, reason = "listens for the life of the process; its end is the process's")]
+    tokio::spawn(async move {
+        while hangup.recv().await.is_some() {
+            reload.notify_one();
+        }
+    });
+    Ok(())
+}
+
 /// The verbs that print something for a person or a script keep quiet beside it.
 fn default_filter(verb: &Verb) -> &'static str {
     match verb {
         Verb::Serve => "info",
-        Verb::Quickstart { .. } | Verb::Check | Verb::SignIn(_) | Verb::ApiToken(_) => "warn",
+        Verb::Quickstart { .. } | Verb::Check | Verb::SignIn(_) | Verb::ApiToken(_) | Verb::HttpAuthority => "warn",
     }
 }
 
 #[expect(clippy::print_stdout, reason = "the verb's result")]
 fn say(text: &str) {
     println!("{text}");
+}
+
+#[expect(clippy::print_stderr, reason = "beside the verb's result, which a script may read")]
+fn note(text: &str) {
+    eprintln!("{text}");
 }
 
 #[expect(clippy::print_stderr, reason = "the one place errors are printed")]

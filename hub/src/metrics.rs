@@ -17,6 +17,16 @@ pub struct Metrics {
     pub enrollments_limited: IntCounter,
     /// Sessions ended by another one of the same node.
     pub displaced: IntCounter,
+    /// Connections to the HTTP side.
+    pub http_connections: IntGauge,
+    /// Connections to the HTTP side closed because their source has too many.
+    pub http_refused: IntCounter,
+    /// TLS handshakes of the HTTP side that failed.
+    pub https_handshakes_failed: IntCounter,
+    /// Renewed certificates for HTTPS that were of no use.
+    pub https_certificates_refused: IntCounter,
+    /// When the certificate for HTTPS ends, in seconds since the Unix epoch; 0 without one.
+    pub https_certificate_end: IntGauge,
 }
 
 impl Metrics {
@@ -31,10 +41,13 @@ impl Metrics {
             registry.register(Box::new(counter.clone()))?;
             prometheus::Result::Ok(counter)
         };
-        let sessions = IntGauge::new("hyperfactory_hub_sessions", "Live sessions of nodes.")?;
-        registry.register(Box::new(sessions.clone()))?;
+        let gauge = |name, help| {
+            let gauge = IntGauge::new(name, help)?;
+            registry.register(Box::new(gauge.clone()))?;
+            prometheus::Result::Ok(gauge)
+        };
         Ok(Self {
-            sessions,
+            sessions: gauge("hyperfactory_hub_sessions", "Live sessions of nodes.")?,
             handshakes: counter("hyperfactory_hub_handshakes_total", "QUIC handshakes that ended well.")?,
             handshakes_failed: counter("hyperfactory_hub_handshakes_failed_total", "QUIC handshakes that failed.")?,
             retries: counter("hyperfactory_hub_retries_total", "Connections asked to prove their address first.")?,
@@ -45,6 +58,23 @@ impl Metrics {
             displaced: counter(
                 "hyperfactory_hub_sessions_displaced_total",
                 "Sessions ended by another one of the same node.",
+            )?,
+            http_connections: gauge("hyperfactory_hub_http_connections", "Connections to dashboard and API.")?,
+            http_refused: counter(
+                "hyperfactory_hub_http_refused_total",
+                "Connections to dashboard and API closed because their source had too many.",
+            )?,
+            https_handshakes_failed: counter(
+                "hyperfactory_hub_https_handshakes_failed_total",
+                "TLS handshakes of dashboard and API that failed.",
+            )?,
+            https_certificates_refused: counter(
+                "hyperfactory_hub_https_certificates_refused_total",
+                "Renewed certificates of dashboard and API that could not be used; the one before stays.",
+            )?,
+            https_certificate_end: gauge(
+                "hyperfactory_hub_https_certificate_end_timestamp_seconds",
+                "When the certificate of dashboard and API ends; 0 without one.",
             )?,
             registry,
         })

@@ -12,10 +12,11 @@ use tokio_util::sync::CancellationToken;
 
 use crate::access::{Grant, Role};
 use crate::audit::Actor;
-use crate::config::{Config, STATE_DIR};
+use crate::config::{Config, ConfigError, Encryption, STATE_DIR};
 use crate::enrollment::NewToken;
 use crate::hub::{Hub, now};
 use crate::tenants::TenantError;
+use crate::web::http_authority;
 
 /// The tenant it makes.
 const TENANT: &str = "demo";
@@ -32,7 +33,7 @@ const LINK_LIFETIME: Duration = Duration::from_secs(3600);
 ///
 /// # Errors
 /// As [`Config::load`].
-pub fn config(file: Option<&Path>, state_dir: Option<PathBuf>) -> Result<Config, settings::SettingsError> {
+pub fn config(file: Option<&Path>, state_dir: Option<PathBuf>) -> Result<Config, ConfigError> {
     let mut config = Config::load(file, state_dir)?;
     if config.state_dir == Path::new(STATE_DIR) {
         config.state_dir = home().join("hub");
@@ -68,7 +69,14 @@ pub async fn run(config: &Config, agent: &Path, shutdown: CancellationToken) -> 
     if !client.exists() {
         let (_, token) =
             domain.access.create_api_token(grant(Duration::from_secs(365 * 86_400)), &actor, now()).await?;
-        private_file(&client, &format!("url = \"{base}\"\ntoken = \"{token}\"\n"))?;
+        let mut login = format!("url = \"{base}\"\ntoken = \"{token}\"\n");
+        if config.encryption()? == Encryption::Own {
+            let authority = home.join("http-authority.pem");
+            std::fs::write(&authority, http_authority(config, domain).await?.pem)
+                .with_context(|| format!("cannot write {}", authority.display()))?;
+            login.push_str(&format!("ca-file = {:?}\n", authority.display().to_string()));
+        }
+        private_file(&client, &login)?;
     }
     let agent_state = home.join("agent");
     let token = if agent_state.join("identity.json").exists() {

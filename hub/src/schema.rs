@@ -15,7 +15,7 @@ CREATE TABLE tenants (
     created_at BIGINT NOT NULL
 );
 
--- kind: root, hub, tenant. The key is sealed with the master key, bound to its owner.
+-- kind: root, hub, tenant, web. The key is sealed with the master key, bound to its owner.
 CREATE TABLE authorities (
     id {ID},
     kind TEXT NOT NULL,

@@ -4,6 +4,7 @@
 
 mod access;
 mod alerts;
+mod authorities;
 mod enrollment;
 mod history;
 mod ingest;

@@ -5,6 +5,7 @@
 mod api;
 mod dashboard;
 mod events;
+mod https;
 
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
@@ -97,6 +98,7 @@ impl Site {
                 move |node, _| watched.lock().expect("a list").push(node)
             }),
             secure: false,
+            strict: false,
             clock: now,
             shutdown: stop,
         });

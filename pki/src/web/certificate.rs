@@ -108,6 +108,12 @@ impl WebCertificate {
         self.not_after
     }
 
+    /// Whether it is in the last sixth of its life. ACME clients renew a certificate when a third is left.
+    pub fn ends_soon(&self, now: Timestamp) -> bool {
+        let life = self.not_after.millis().saturating_sub(self.not_before.millis());
+        now.millis() > self.not_after.millis().saturating_sub(life / 6)
+    }
+
     /// Whether the authority between it and the root may be missing: clients would then not trust it.
     pub fn is_alone(&self) -> bool {
         self.alone

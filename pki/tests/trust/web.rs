@@ -145,6 +145,7 @@ fn a_pair_of_files_is_read_with_what_it_is_for_and_how_long() {
     assert_eq!(pair.judge(NOW), Ok(()));
     let end = pair.not_after();
     assert_eq!(pair.judge(end), Ok(()));
+    assert!(pair.ends_soon(end.minus(DAY * 15)) && !pair.ends_soon(end.minus(DAY * 16)), "of 91 days");
     assert_eq!(pair.judge(end.plus(HOUR)), Err(WebCertificateError::Expired { not_after: end }));
     assert!(matches!(pair.judge(NOW.minus(DAY * 300)), Err(WebCertificateError::NotYet { .. })));
     assert!(!format!("{pair:?}").contains("PRIVATE"));
