@@ -3,5 +3,6 @@
 mod bad_input;
 mod chaos;
 mod dashboard;
+mod https;
 mod main_job;
 mod quickstart;
