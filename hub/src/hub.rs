@@ -32,6 +32,7 @@ use crate::enrollment::{self, Enrollment};
 use crate::gateway::{self, Gateway};
 use crate::metrics::Metrics;
 use crate::schema;
+use crate::service::{self, Vitals};
 use crate::telemetry::history::{History, Upkeep};
 use crate::telemetry::ingest::Ingest;
 use crate::telemetry::state::Fleet;
@@ -304,12 +305,16 @@ impl Hub {
         info!(quic = %self.endpoints.quic, http = %self.endpoints.http, "the hub listens");
 
         let sessions = TaskTracker::new();
+        let (pulse, asked) = gateway::pulse();
         sessions.spawn(gateway::accept(
             Arc::clone(&self.gateway),
             self.endpoint.clone(),
             sessions.clone(),
+            asked,
             shutdown.clone(),
         ));
+        let vitals = Vitals { gateway: pulse, database: self.domain.database.clone() };
+        sessions.spawn(service::attend(vitals, shutdown.clone()));
         sessions.spawn(keep_certified(
             self.domain.authorities.clone(),
             self.certificate.clone(),
@@ -329,6 +334,7 @@ impl Hub {
             _ = http.join_next() => true,
         };
         shutdown.cancel();
+        service::stopping();
 
         sessions.close();
         let drained = tokio::time::timeout(DRAIN_DEADLINE, async {

@@ -15,6 +15,7 @@ pub mod metrics;
 pub mod quickstart;
 mod rows;
 pub mod schema;
+pub mod service;
 pub mod telemetry;
 pub mod tenants;
 pub mod web;

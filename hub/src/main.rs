@@ -11,7 +11,7 @@ use hyperfactory_hub::audit::Actor;
 use hyperfactory_hub::config::{Config, ConfigError, HttpTls};
 use hyperfactory_hub::hub::{Domain, Endpoints, Hub, now};
 use hyperfactory_hub::web::{PairError, http_authority};
-use hyperfactory_hub::{check, quickstart};
+use hyperfactory_hub::{check, quickstart, service};
 use protocol::TenantId;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Notify;
@@ -119,8 +119,7 @@ async fn run(verb: Verb, config: &Config) -> anyhow::Result<ExitCode> {
             let shutdown = until_told()?;
             let hub = Hub::open(config, &shutdown).await?;
             on_hangup(&hub.reload())?;
-            // Without systemd there is nobody to notify, which is fine.
-            let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+            service::ready();
             hub.run(shutdown).await?;
         }
         Verb::Quickstart { agent } => quickstart::run(config, &agent, until_told()?).await?,

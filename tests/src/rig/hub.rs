@@ -161,6 +161,12 @@ impl HubBuilder {
         self
     }
 
+    /// Sets a variable of its environment that is no key, as a service manager does.
+    pub fn variable(mut self, name: &str, value: impl Into<String>) -> Self {
+        self.settings.push((name.to_owned(), value.into()));
+        self
+    }
+
     /// Sets its clock off by `offset`, such as `+365d`.
     pub fn clock(mut self, offset: &str) -> Result<Self> {
         self.settings.extend(clock::off_by(offset)?);

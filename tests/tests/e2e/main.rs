@@ -6,3 +6,4 @@ mod dashboard;
 mod https;
 mod main_job;
 mod quickstart;
+mod service;
