@@ -6,6 +6,9 @@ use anyhow::{Context, Result, ensure};
 use hyperfactory_tests::rig::{Hub, SOON};
 use store::Database;
 
+/// More messages than any of these takes: what is wanted will not come.
+const MANY: usize = 40;
+
 /// A service manager's end of NOTIFY_SOCKET.
 struct Manager(UnixDatagram);
 
@@ -14,6 +17,7 @@ impl Manager {
     fn until(&self, wanted: &str) -> Result<Vec<String>> {
         let mut read = Vec::new();
         loop {
+            ensure!(read.len() < MANY, "no {wanted} among {read:?}");
             let mut message = [0; 4096];
             let length = self.0.recv(&mut message).with_context(|| format!("no {wanted} after {read:?}"))?;
             read.push(String::from_utf8(message[..length].to_vec())?);
