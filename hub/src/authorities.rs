@@ -58,6 +58,9 @@ pub enum AuthoritiesError {
     /// The stored root is not a certificate.
     #[error("the stored fleet root can't be read: restore the database from its backup")]
     Root(#[source] pki::TrustError),
+    /// What was issued can't be read back.
+    #[error("an issued certificate can't be read back")]
+    Unreadable(#[source] pki::TrustError),
     /// The database failed.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -144,13 +147,22 @@ impl Authorities {
             let id = save(&mut transaction, "hub", None, &authority, &self.0.master, now).await?;
             hub = Some(Issuing { id, authority });
         }
-        transaction.commit().await?;
         let Some(Issuing { authority, .. }) = hub else { return Err(AuthorityError::Certificate.into()) };
         let key = PrivateKey::generate().map_err(AuthorityError::from)?;
         let leaf = CertificateDer::from(authority.issue_hub_server(&key.public_key(), now)?);
-        let (_, not_after) = pki::trust::validity(&leaf).map_err(AuthoritiesError::Root)?;
+        let summary = pki::Summary::of(&leaf).map_err(AuthoritiesError::Unreadable)?;
+        let record = Record {
+            actor: Actor::system(),
+            action: action::HUB_CERTIFIED,
+            tenant: None,
+            subject: summary.names.join(" "),
+            detail: json!({ "certificate": audit::certificate("hub_server", &summary) }),
+            remote: None,
+        };
+        audit::append(&mut transaction, now, record).await?;
+        transaction.commit().await?;
         let chain = vec![leaf, authority.certificate_der().clone()];
-        Ok(HubServer { key, chain, root: self.0.root_certificate.clone(), not_after })
+        Ok(HubServer { key, chain, root: self.0.root_certificate.clone(), not_after: summary.not_after })
     }
 
     /// Makes a new tenant's intermediate, in the transaction that makes the tenant.
@@ -250,12 +262,13 @@ async fn save(
     .bind(now.millis())
     .fetch_one(&mut **transaction)
     .await?;
+    let summary = pki::Summary::of(authority.certificate_der()).map_err(AuthoritiesError::Unreadable)?;
     let record = Record {
         actor: Actor::system(),
         action: action::AUTHORITY_CREATED,
         tenant: tenant.cloned(),
         subject: kind.to_owned(),
-        detail: json!({ "not_after": authority.not_after().to_string() }),
+        detail: json!({ "certificate": audit::certificate("authority", &summary) }),
         remote: None,
     };
     audit::append(transaction, now, record).await?;

@@ -12,6 +12,7 @@ pub mod renewal;
 pub mod request;
 pub mod seal;
 pub mod serial;
+pub mod summary;
 pub mod tls;
 
 pub mod token;
@@ -26,5 +27,6 @@ pub use request::{RequestError, RequestedKey, verify_request};
 pub use rustls::pki_types::CertificateDer;
 pub use seal::{MasterKey, SealError};
 pub use serial::Serial;
+pub use summary::Summary;
 pub use token::{JoinToken, TokenError};
 pub use trust::{NodeIdentity, TrustError, node_identity};

@@ -4,6 +4,7 @@ mod alerts;
 mod api_tokens;
 mod audit;
 pub(crate) mod convert;
+pub(crate) mod denial;
 mod events;
 pub(crate) mod extract;
 pub(crate) mod idempotency;
