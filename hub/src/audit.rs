@@ -11,6 +11,7 @@ use store::{Database, StoreError, Transaction};
 /// The words of [`Record::action`].
 pub mod action {
     #![expect(missing_docs, reason = "the names say it")]
+    pub const KEYS_REWRAPPED: &str = "keys.rewrapped";
     pub const AUTHORITY_CREATED: &str = "authority.created";
     pub const TENANT_CREATED: &str = "tenant.created";
     pub const TOKEN_CREATED: &str = "token.created";

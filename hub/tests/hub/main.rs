@@ -7,5 +7,6 @@ mod alerts;
 mod enrollment;
 mod history;
 mod ingest;
+mod keys;
 mod setup;
 mod state;
