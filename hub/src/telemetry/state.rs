@@ -2,6 +2,7 @@
 
 mod latest;
 mod persist;
+mod services;
 mod view;
 
 use std::collections::HashMap;
@@ -15,6 +16,7 @@ use tokio::sync::broadcast;
 
 pub(crate) use latest::scaled;
 pub use latest::{Latest, Sample};
+pub use services::Services;
 pub use view::{Attention, Certificate, Level, NodeView, Presence, Reason, service_name};
 
 /// Changes a slow reader may fall behind; beyond it, it is told that it lagged and refreshes all.

@@ -224,7 +224,7 @@ fn encode(view: &NodeView) -> Vec<u8> {
     let body = BatchBody {
         key: true,
         samples,
-        services: view.services.to_vec(),
+        services: view.services.iter().collect(),
         removed: Vec::new(),
         engine: Some((*view.engine).clone()),
         status: Some((*view.status).clone()),
