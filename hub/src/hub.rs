@@ -1,16 +1,15 @@
 //! The whole hub: opened, run until told to stop, drained.
 
-use std::fs::{DirBuilder, File, OpenOptions};
-use std::io::{ErrorKind, Write as _};
+use std::fs::DirBuilder;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, bail};
+use pki::CertificateDer;
 use pki::tls::{HubCertificate, HubTls, server_config, system_clock};
-use pki::{CertificateDer, MasterKey};
 use protocol::Timestamp;
 use protocol::message::RefusalCode;
 use serde::{Deserialize, Serialize};
@@ -28,6 +27,7 @@ use crate::authorities::{Authorities, HubServer};
 use crate::config::Config;
 use crate::enrollment::{self, Enrollment};
 use crate::gateway::{self, Gateway};
+use crate::keys::Keys;
 use crate::metrics::Metrics;
 use crate::schema;
 use crate::telemetry::history::{History, Upkeep};
@@ -110,13 +110,11 @@ impl Domain {
             None => format!("the hub cannot start with its state in {}", config.state_dir.display()),
             Some(_) => "the hub cannot start with the database it is configured for".to_owned(),
         })?;
-        // A new key would open nothing of what another has sealed.
-        let ours = config.master_key_file.is_none() && !Authorities::are_sealed(&database).await?;
-        let master = master_key(&config.master_key_path(), ours)?;
-        let reset_key = ResetKey(master.derive("stateless reset"));
-        let authorities = Authorities::open(database.clone(), master, now())
+        let keys = Keys::open(&database, &config.master(), now()).await?;
+        let authorities = Authorities::open(database.clone(), keys, now())
             .await
             .context("the fleet's authorities can't be opened")?;
+        let reset_key = ResetKey(authorities.derive("stateless reset").await?);
         let tenants = Tenants::new(database.clone(), authorities.clone());
         let access = Access::new(database.clone());
         Ok(Self { database, authorities, tenants, access, reset_key })
@@ -440,32 +438,4 @@ fn private_directory(path: &Path) -> anyhow::Result<()> {
             path.display()
         )
     })
-}
-
-/// Reads the master key; makes it when it is the hub's own to make and nothing is sealed with another yet.
-pub(crate) fn master_key(path: &Path, ours: bool) -> anyhow::Result<MasterKey> {
-    match std::fs::read_to_string(path) {
-        Ok(text) => text.trim().parse().with_context(|| {
-            format!("{} is no master key: restore it from the copy made when the hub was set up", path.display())
-        }),
-        Err(error) if error.kind() == ErrorKind::NotFound && ours => {
-            let key = MasterKey::generate()?;
-            let write = || {
-                let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
-                file.write_all(key.to_text().as_bytes())?;
-                file.sync_all()?;
-                File::open(path.parent().unwrap_or(Path::new(".")))?.sync_all()
-            };
-            write().with_context(|| format!("cannot write the master key {}", path.display()))?;
-            info!(path = %path.display(), "made the master key that seals the fleet's CA keys: keep a copy of it elsewhere");
-            Ok(key)
-        }
-        Err(error) => Err(error).with_context(|| {
-            format!(
-                "cannot read the master key {}: restore it from the copy made when the hub was set up; \
-                 without it the fleet's keys stay sealed",
-                path.display()
-            )
-        }),
-    }
 }

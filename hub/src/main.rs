@@ -9,7 +9,7 @@ use hyperfactory_hub::access::{Grant, Role};
 use hyperfactory_hub::audit::Actor;
 use hyperfactory_hub::config::Config;
 use hyperfactory_hub::hub::{Domain, Endpoints, Hub, now};
-use hyperfactory_hub::{check, quickstart};
+use hyperfactory_hub::{check, keys, quickstart};
 use protocol::TenantId;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -56,6 +56,9 @@ enum Verb {
     Check,
     /// Prints a one-time link that signs a browser in to the dashboard. Works while the hub runs.
     SignIn(Who),
+    /// The keys that guard the CA keys in the database.
+    #[command(subcommand)]
+    Keys(keys::verb::Verb),
     /// Makes an API token and prints it, once. Works while the hub runs.
     ApiToken(Who),
 }
@@ -120,6 +123,7 @@ async fn run(verb: Verb, config: &Config) -> anyhow::Result<ExitCode> {
             let sound = check::print(&check::all(config).await);
             return Ok(if sound { ExitCode::SUCCESS } else { ExitCode::from(FAILED) });
         }
+        Verb::Keys(verb) => keys::verb::run(verb, config).await?,
         Verb::SignIn(who) => {
             let domain = Domain::open(config).await?;
             let actor = Actor::operator("hyperfactory-hub");
@@ -164,7 +168,7 @@ fn until_told() -> anyhow::Result<CancellationToken> {
 fn default_filter(verb: &Verb) -> &'static str {
     match verb {
         Verb::Serve => "info",
-        Verb::Quickstart { .. } | Verb::Check | Verb::SignIn(_) | Verb::ApiToken(_) => "warn",
+        Verb::Quickstart { .. } | Verb::Check | Verb::Keys(_) | Verb::SignIn(_) | Verb::ApiToken(_) => "warn",
     }
 }
 
