@@ -9,5 +9,6 @@ mod enrollment;
 mod history;
 mod ingest;
 mod keys;
+mod revocation;
 mod setup;
 mod state;
