@@ -5,12 +5,14 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use axum::http::Uri;
-use pki::WebName;
+use pki::{Passphrase, WebName};
 use serde::Deserialize;
 use settings::{Period, Secret, SettingsError};
+use zeroize::Zeroizing;
 
 use crate::alerts;
 use crate::gateway::Admission;
+use crate::keys::Master;
 use crate::web::Pair;
 
 /// Where the hub keeps its state unless told otherwise.
@@ -40,8 +42,13 @@ pub struct Config {
     /// Address of the dashboard as people reach it, for links: `https://…`, of this hub or of a proxy in front which
     /// speaks TLS. Default: an address of this machine, or a name in the certificate.
     pub public_url: Option<String>,
-    /// The key that seals CA keys in the database. Default: `master.key` in the state directory, made at the first start.
+    /// The master key, which guards the CA keys in the database: a file with it. Default: `master.key` in the state
+    /// directory, made at the first start.
     pub master_key_file: Option<PathBuf>,
+    /// Instead of a file, a passphrase of at least 16 characters that it is made from.
+    pub master_passphrase: Option<Secret>,
+    /// Instead of a file, a program that keeps it: run with `wrap` or `unwrap`, bytes on standard input, bytes back.
+    pub master_command: Option<PathBuf>,
     /// How long telemetry is kept.
     pub retention: Period,
     /// Enrollments a second, in all.
@@ -86,33 +93,6 @@ pub(crate) struct PublicUrl {
     pub(crate) host: WebName,
 }
 
-/// A configuration that can't be used.
-#[derive(Debug, thiserror::Error)]
-pub enum ConfigError {
-    /// A key or a value is wrong.
-    #[error(transparent)]
-    Settings(#[from] SettingsError),
-    /// Half a pair.
-    #[error("{set} is set and {missing} is not: HTTPS takes both, the certificate and its private key")]
-    HalfPair {
-        /// The key that is set.
-        set: &'static str,
-        /// The other.
-        missing: &'static str,
-    },
-    /// Two answers to one question.
-    #[error("http-certificate and http-tls are both set: leave one of them out")]
-    TwoSources,
-    /// No address.
-    #[error(
-        "public-url {0:?} is no address of a dashboard: it is like https://hub.example or https://hub.example:7080"
-    )]
-    PublicUrl(String),
-    /// Links that would lead nowhere.
-    #[error("public-url {0:?} says http, and the hub is to speak HTTPS there: write https")]
-    PlainPublicUrl(String),
-}
-
 impl Default for Config {
     fn default() -> Self {
         let admission = Admission::default();
@@ -127,6 +107,8 @@ impl Default for Config {
             http_tls: None,
             public_url: None,
             master_key_file: None,
+            master_passphrase: None,
+            master_command: None,
             retention: Period(Duration::from_secs(7 * 86_400)),
             enrollments_per_second: admission.enrollments_per_second,
             enrollments_per_source: admission.enrollments_per_source,
@@ -141,8 +123,17 @@ impl Config {
     ///
     /// # Errors
     /// A sentence for the person who wrote the configuration.
-    pub fn load(file: Option<&Path>, state_dir: Option<PathBuf>) -> Result<Self, ConfigError> {
-        let mut config: Self = settings::load("hub", file, std::env::vars_os())?;
+    pub fn load(file: Option<&Path>, state_dir: Option<PathBuf>) -> Result<Self, SettingsError> {
+        Self::load_from(Path::new(settings::DIRECTORY), file, state_dir)
+    }
+
+    /// [`Self::load`] with another directory in place of `/etc/hyperfactory`.
+    ///
+    /// # Errors
+    /// As [`Self::load`].
+    pub fn load_from(directory: &Path, file: Option<&Path>, state_dir: Option<PathBuf>) -> Result<Self, SettingsError> {
+        let mut config: Self = settings::load_from(directory, "hub", file, std::env::vars_os())?;
+        config.one_master()?;
         if let Some(state_dir) = state_dir {
             config.state_dir = state_dir;
         }
@@ -154,19 +145,27 @@ impl Config {
     ///
     /// # Errors
     /// When the keys for it contradict each other.
-    pub(crate) fn encryption(&self) -> Result<Encryption, ConfigError> {
+    pub(crate) fn encryption(&self) -> Result<Encryption, SettingsError> {
         let encryption = match (&self.http_certificate, &self.http_key, self.http_tls) {
             (None, None, None | Some(HttpTls::Off)) => Encryption::Off,
             (None, None, Some(HttpTls::Own)) => Encryption::Own,
-            (Some(_), Some(_), Some(_)) => return Err(ConfigError::TwoSources),
+            (Some(_), Some(_), Some(_)) => {
+                return Err(invalid("http-tls", "`http-certificate` is set too: unset one of them"));
+            }
             (Some(certificate), Some(key), None) => {
                 Encryption::Files(Pair { certificate: certificate.clone(), key: key.clone() })
             }
-            (Some(_), None, _) => return Err(ConfigError::HalfPair { set: "http-certificate", missing: "http-key" }),
-            (None, Some(_), _) => return Err(ConfigError::HalfPair { set: "http-key", missing: "http-certificate" }),
+            (Some(_), None, _) => {
+                return Err(invalid("http-certificate", "HTTPS takes its private key too: set `http-key`"));
+            }
+            (None, Some(_), _) => {
+                return Err(invalid("http-key", "HTTPS takes a certificate for it too: set `http-certificate`"));
+            }
         };
         match self.public()? {
-            Some(url) if !url.secure && encryption != Encryption::Off => Err(ConfigError::PlainPublicUrl(url.base)),
+            Some(url) if !url.secure && encryption != Encryption::Off => {
+                Err(invalid("public-url", format!("{:?} says http, and the hub speaks HTTPS: write https", url.base)))
+            }
             _ => Ok(encryption),
         }
     }
@@ -175,7 +174,7 @@ impl Config {
     ///
     /// # Errors
     /// When it is none.
-    pub(crate) fn public(&self) -> Result<Option<PublicUrl>, ConfigError> {
+    pub(crate) fn public(&self) -> Result<Option<PublicUrl>, SettingsError> {
         let Some(text) = &self.public_url else { return Ok(None) };
         let base = text.trim().trim_end_matches('/');
         let read = || {
@@ -187,11 +186,12 @@ impl Config {
             };
             Some(PublicUrl { base: base.to_owned(), secure, host: uri.host()?.parse().ok()? })
         };
-        read().map(Some).ok_or_else(|| ConfigError::PublicUrl(text.clone()))
+        let like = "it is like https://hub.example or https://hub.example:7080";
+        read().map(Some).ok_or_else(|| invalid("public-url", format!("{text:?} is no address of a dashboard; {like}")))
     }
 
     /// Whether people's passwords would cross a network in the clear: no HTTPS here, none said to be in front.
-    pub(crate) fn is_exposed(&self) -> Result<bool, ConfigError> {
+    pub(crate) fn is_exposed(&self) -> Result<bool, SettingsError> {
         let in_front = self.public()?.is_some_and(|url| url.secure);
         Ok(self.encryption()? == Encryption::Off && !in_front && !self.http_listen.ip().is_loopback())
     }
@@ -204,9 +204,30 @@ impl Config {
         }
     }
 
-    /// File with the master key.
-    pub fn master_key_path(&self) -> PathBuf {
-        self.master_key_file.clone().unwrap_or_else(|| self.state_dir.join("master.key"))
+    /// Where the master key comes from.
+    pub fn master(&self) -> Master {
+        match (&self.master_key_file, &self.master_passphrase, &self.master_command) {
+            (Some(file), ..) => Master::File(file.clone()),
+            (_, Some(passphrase), _) => {
+                Master::Passphrase(Passphrase::new(Zeroizing::new(passphrase.expose().to_owned())))
+            }
+            (.., Some(program)) => Master::Command(program.clone()),
+            _ => Master::Unsaid(self.state_dir.join("master.key")),
+        }
+    }
+
+    fn one_master(&self) -> Result<(), SettingsError> {
+        let given = [
+            ("master-key-file", self.master_key_file.is_some()),
+            ("master-passphrase", self.master_passphrase.is_some()),
+            ("master-command", self.master_command.is_some()),
+        ];
+        match given.iter().filter(|(_, given)| *given).map(|(key, _)| *key).collect::<Vec<_>>().as_slice() {
+            [first, second, ..] => {
+                Err(invalid(second, format!("there is one master key, and `{first}` is set too: unset one of them")))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// How patient the alert rules are.
@@ -228,6 +249,11 @@ impl Config {
     }
 }
 
+/// For what is wrong with keys together.
+fn invalid(key: &str, message: impl Into<String>) -> SettingsError {
+    SettingsError::Invalid { place: "the configuration".into(), key: key.into(), message: message.into() }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -242,6 +268,9 @@ mod tests {
         assert_eq!(config.database_url(), "sqlite:///var/lib/hyperfactory/hub/hub.db");
         let config = load(&[("HYPERFACTORY_HUB_HTTP_LISTEN", "127.0.0.1:0")]).expect("known key");
         assert_eq!(config.http_listen.port(), 0);
+        let config = load(&[("HYPERFACTORY_HUB_MASTER_KEY_FILE", "/k"), ("HYPERFACTORY_HUB_MASTER_COMMAND", "/c")]);
+        let error = config.expect("known keys").one_master().expect_err("two").to_string();
+        assert!(error.contains("`master-key-file` is set too"), "{error}");
         let error = load(&[("HYPERFACTORY_HUB_HTTP_LISTENN", "x")]).expect_err("misspelt").to_string();
         assert!(error.contains("HYPERFACTORY_HUB_HTTP_LISTEN"), "{error}");
         let config = load(&[("HYPERFACTORY_HUB_HTTP_TLS", "own")]).expect("a known word");
@@ -267,10 +296,10 @@ mod tests {
             let error = good(config).expect_err(says);
             assert!(error.contains(says), "{error}");
         };
-        bad(config(true, false, None, ""), "http-key is not");
-        bad(config(false, true, Some(HttpTls::Own), ""), "http-certificate is not");
-        bad(config(true, true, Some(HttpTls::Own), ""), "leave one of them out");
-        bad(config(true, true, Some(HttpTls::Off), ""), "leave one of them out");
+        bad(config(true, false, None, ""), "set `http-key`");
+        bad(config(false, true, Some(HttpTls::Own), ""), "set `http-certificate`");
+        bad(config(true, true, Some(HttpTls::Own), ""), "unset one of them");
+        bad(config(true, true, Some(HttpTls::Off), ""), "unset one of them");
         bad(config(false, false, Some(HttpTls::Own), "http://hub.example"), "write https");
         for url in ["hub.example", "ftp://hub.example", "https://", "https://a b"] {
             bad(config(false, false, None, url), "is no address of a dashboard");

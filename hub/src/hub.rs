@@ -1,16 +1,15 @@
 //! The whole hub: opened, run until told to stop, drained.
 
-use std::fs::{DirBuilder, File, OpenOptions};
-use std::io::{ErrorKind, Write as _};
+use std::fs::DirBuilder;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, bail};
+use pki::CertificateDer;
 use pki::tls::{HubCertificate, HubTls, server_config, system_clock};
-use pki::{CertificateDer, MasterKey};
 use protocol::Timestamp;
 use protocol::message::RefusalCode;
 use serde::{Deserialize, Serialize};
@@ -22,15 +21,17 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
-use transport::{CloseCode, Endpoint, ResetKey, ServerLimits};
+use transport::{CloseCode, Endpoint, EndpointError, ResetKey, ServerLimits};
 
 use crate::access::Access;
 use crate::alerts::Alerts;
 use crate::authorities::{Authorities, HubServer};
-use crate::config::{Config, ConfigError, Encryption};
+use crate::config::{Config, Encryption};
 use crate::enrollment::{self, Enrollment};
 use crate::gateway::{self, Gateway};
+use crate::keys::Keys;
 use crate::metrics::Metrics;
+use crate::revocation_lists::RevocationLists;
 use crate::schema;
 use crate::service::{self, Vitals};
 use crate::telemetry::history::{History, Upkeep};
@@ -71,7 +72,7 @@ impl Endpoints {
     ///
     /// # Errors
     /// When the configuration contradicts itself.
-    pub fn of(config: &Config) -> Result<String, ConfigError> {
+    pub fn of(config: &Config) -> Result<String, settings::SettingsError> {
         let scheme = if config.encryption()? == Encryption::Off { "http" } else { "https" };
         let configured = config.public()?.map(|url| url.base);
         Ok(configured
@@ -112,14 +113,16 @@ impl Domain {
     pub async fn open(config: &Config) -> anyhow::Result<Self> {
         private_directory(&config.state_dir)?;
         let database = Database::open(&config.database_url()).await?;
-        database.migrate(schema::MIGRATIONS).await?;
-        // A new key would open nothing of what another has sealed.
-        let ours = config.master_key_file.is_none() && !Authorities::are_sealed(&database).await?;
-        let master = master_key(&config.master_key_path(), ours)?;
-        let reset_key = ResetKey(master.derive("stateless reset"));
-        let authorities = Authorities::open(database.clone(), master, now())
+        let ready = database.migrate(schema::MIGRATIONS).await;
+        ready.with_context(|| match &config.database {
+            None => format!("the hub cannot start with its state in {}", config.state_dir.display()),
+            Some(_) => "the hub cannot start with the database it is configured for".to_owned(),
+        })?;
+        let keys = Keys::open(&database, &config.master(), now()).await?;
+        let authorities = Authorities::open(database.clone(), keys, now())
             .await
             .context("the fleet's authorities can't be opened")?;
+        let reset_key = ResetKey(authorities.derive("stateless reset").await?);
         let tenants = Tenants::new(database.clone(), authorities.clone());
         let access = Access::new(database.clone());
         Ok(Self { database, authorities, tenants, access, reset_key })
@@ -179,21 +182,20 @@ impl Hub {
             clock: system_clock(),
         })?;
         let limits = ServerLimits { reset_key: Some(domain.reset_key), ..ServerLimits::default() };
-        let endpoint = Endpoint::server(config.quic_listen, tls, limits)
-            .context("quic-listen (HYPERFACTORY_HUB_QUIC_LISTEN) must be a free UDP address")?;
+        let endpoint = Endpoint::server(config.quic_listen, tls, limits).map_err(|error| match error {
+            EndpointError::Bind { address, source } => anyhow::Error::new(source).context(format!(
+                "cannot listen on UDP {address}: see who has the port with `ss -ulnp`, or set quic-listen \
+                 (HYPERFACTORY_HUB_QUIC_LISTEN) to another address"
+            )),
+            error => error.into(),
+        })?;
         let quic = endpoint.local_addr()?;
-        if endpoint.receive_buffer() < RECEIVE_BUFFER_WANTED {
-            warn!(
-                bytes = endpoint.receive_buffer(),
-                "the UDP receive buffer is small, and many nodes at once will lose packets: \
-                 set the sysctl net.core.rmem_max to {RECEIVE_BUFFER_WANTED} or more"
-            );
-        }
 
         let address = config.public_address.clone().unwrap_or_else(|| dialed(quic));
         let settings = enrollment::Settings { address, node_lifetime: pki::authority::NODE_LIFETIME };
-        let enrollment =
-            Enrollment::open(database.clone(), domain.authorities.clone(), fleet.clone(), settings).await?;
+        let registry = Arc::<gateway::Registry>::default();
+        let (authorities, sessions) = (domain.authorities.clone(), Arc::clone(&registry));
+        let enrollment = Enrollment::open(database.clone(), authorities, fleet.clone(), settings, sessions).await?;
         let _ = list.set(enrollment.clone());
 
         let stop_storing = CancellationToken::new();
@@ -224,7 +226,7 @@ impl Hub {
             enrollment,
             fleet: fleet.clone(),
             ingest,
-            registry: Arc::default(),
+            registry,
             metrics,
         });
         let metrics = Arc::clone(&gateway.metrics);
@@ -233,6 +235,7 @@ impl Hub {
             database: gateway.database.clone(),
             tenants: domain.tenants.clone(),
             enrollment: gateway.enrollment.clone(),
+            revocation_lists: RevocationLists::new(gateway.database.clone(), domain.authorities.clone()),
             fleet: fleet.clone(),
             ingest: gateway.ingest.clone(),
             history: History::new(gateway.database.clone()),
@@ -276,6 +279,18 @@ impl Hub {
     /// Notified, it has the hub read the files of its certificate for HTTPS again.
     pub fn reload(&self) -> Arc<Notify> {
         Arc::clone(&self.reload)
+    }
+
+    /// Warns of a receive buffer that is too small for a fleet.
+    pub fn judge_receive_buffer(&self) {
+        let bytes = self.endpoint.receive_buffer();
+        if bytes < RECEIVE_BUFFER_WANTED {
+            warn!(
+                bytes,
+                "the UDP receive buffer is small, and many nodes at once will lose packets: \
+                 set the sysctl net.core.rmem_max to {RECEIVE_BUFFER_WANTED} or more"
+            );
+        }
     }
 
     /// What stands on the database.
@@ -458,32 +473,4 @@ fn private_directory(path: &Path) -> anyhow::Result<()> {
             path.display()
         )
     })
-}
-
-/// Reads the master key; makes it when it is the hub's own to make and nothing is sealed with another yet.
-pub(crate) fn master_key(path: &Path, ours: bool) -> anyhow::Result<MasterKey> {
-    match std::fs::read_to_string(path) {
-        Ok(text) => text.trim().parse().with_context(|| {
-            format!("{} is no master key: restore it from the copy made when the hub was set up", path.display())
-        }),
-        Err(error) if error.kind() == ErrorKind::NotFound && ours => {
-            let key = MasterKey::generate()?;
-            let write = || {
-                let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
-                file.write_all(key.to_text().as_bytes())?;
-                file.sync_all()?;
-                File::open(path.parent().unwrap_or(Path::new(".")))?.sync_all()
-            };
-            write().with_context(|| format!("cannot write the master key {}", path.display()))?;
-            info!(path = %path.display(), "made the master key that seals the fleet's CA keys: keep a copy of it elsewhere");
-            Ok(key)
-        }
-        Err(error) => Err(error).with_context(|| {
-            format!(
-                "cannot read the master key {}: restore it from the copy made when the hub was set up; \
-                 without it the fleet's keys stay sealed",
-                path.display()
-            )
-        }),
-    }
 }

@@ -1,6 +1,6 @@
 //! `hyperfactory-hub`: arguments, logging, exit codes.
 
-use std::io::IsTerminal as _;
+use std::io::{IsTerminal as _, Write as _};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -8,10 +8,10 @@ use std::sync::Arc;
 use clap::{Args, Parser, Subcommand};
 use hyperfactory_hub::access::{Grant, Role};
 use hyperfactory_hub::audit::Actor;
-use hyperfactory_hub::config::{Config, ConfigError, HttpTls};
+use hyperfactory_hub::config::{Config, HttpTls};
 use hyperfactory_hub::hub::{Domain, Endpoints, Hub, now};
 use hyperfactory_hub::web::{PairError, http_authority};
-use hyperfactory_hub::{check, quickstart, service};
+use hyperfactory_hub::{check, keys, quickstart, service};
 use protocol::TenantId;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Notify;
@@ -47,7 +47,8 @@ struct Place {
 
 #[derive(Subcommand)]
 enum Verb {
-    /// Runs the hub until SIGTERM or Ctrl-C. SIGHUP has it read http-certificate and http-key again.
+    /// Runs the hub until SIGTERM, Ctrl-C or the end of its terminal. Without a terminal, SIGHUP has it read
+    /// http-certificate and http-key again.
     Serve,
     /// Runs a hub and an agent for this machine, with the tenant `demo`, and prints the dashboard's address.
     Quickstart {
@@ -59,6 +60,9 @@ enum Verb {
     Check,
     /// Prints a one-time link that signs a browser in to the dashboard. Works while the hub runs.
     SignIn(Who),
+    /// The keys that guard the CA keys in the database.
+    #[command(subcommand)]
+    Keys(keys::verb::Verb),
     /// Makes an API token and prints it, once. Works while the hub runs.
     ApiToken(Who),
     /// Prints the authority of the hub's own HTTPS certificate (http-tls = "own"), in PEM for browsers and for hfctl
@@ -106,7 +110,6 @@ fn main() -> ExitCode {
         Ok(code) => code,
         Err(error) => {
             let misconfigured = matches!(error.downcast_ref(), Some(store::StoreError::Url { .. }))
-                || error.downcast_ref::<ConfigError>().is_some()
                 || error.downcast_ref::<PairError>().is_some();
             told(&error, if misconfigured { MISCONFIGURED } else { FAILED })
         }
@@ -116,17 +119,22 @@ fn main() -> ExitCode {
 async fn run(verb: Verb, config: &Config) -> anyhow::Result<ExitCode> {
     match verb {
         Verb::Serve => {
-            let shutdown = until_told()?;
+            let has_terminal = std::io::stdin().is_terminal();
+            let shutdown = until_told(has_terminal)?;
             let hub = Hub::open(config, &shutdown).await?;
-            on_hangup(&hub.reload())?;
+            if !has_terminal {
+                on_hang_up(&hub.reload())?;
+            }
+            hub.judge_receive_buffer();
             service::ready();
             hub.run(shutdown).await?;
         }
-        Verb::Quickstart { agent } => quickstart::run(config, &agent, until_told()?).await?,
+        Verb::Quickstart { agent } => quickstart::run(config, &agent, until_told(true)?).await?,
         Verb::Check => {
             let sound = check::print(&check::all(config).await);
             return Ok(if sound { ExitCode::SUCCESS } else { ExitCode::from(FAILED) });
         }
+        Verb::Keys(verb) => keys::verb::run(verb, config).await?,
         Verb::SignIn(who) => {
             let domain = Domain::open(config).await?;
             let actor = Actor::operator("hyperfactory-hub");
@@ -163,9 +171,10 @@ impl Who {
     }
 }
 
-/// Cancelled by SIGTERM and SIGINT.
-fn until_told() -> anyhow::Result<CancellationToken> {
+/// Cancelled by SIGTERM, SIGINT and, if so `hang_up_ends`, SIGHUP: a terminal was closed.
+fn until_told(hang_up_ends: bool) -> anyhow::Result<CancellationToken> {
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let mut hang_up = signal(SignalKind::hangup())?;
     let told = CancellationToken::new();
     let shutdown = told.clone();
     #[expect(clippy::disallowed_methods, reason = "listens for the life of the process; its end is the process's")]
@@ -173,6 +182,7 @@ fn until_told() -> anyhow::Result<CancellationToken> {
         tokio::select! {
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
+            _ = hang_up.recv(), if hang_up_ends => {}
         }
         told.cancel();
     });
@@ -180,12 +190,12 @@ fn until_told() -> anyhow::Result<CancellationToken> {
 }
 
 /// Has what `reload` wakes done at every SIGHUP.
-fn on_hangup(reload: &Arc<Notify>) -> anyhow::Result<()> {
-    let mut hangup = signal(SignalKind::hangup())?;
+fn on_hang_up(reload: &Arc<Notify>) -> anyhow::Result<()> {
+    let mut hang_up = signal(SignalKind::hangup())?;
     let reload = Arc::clone(reload);
     #[expect(clippy::disallowed_methods, reason = "listens for the life of the process; its end is the process's")]
     tokio::spawn(async move {
-        while hangup.recv().await.is_some() {
+        while hang_up.recv().await.is_some() {
             reload.notify_one();
         }
     });
@@ -196,7 +206,12 @@ fn on_hangup(reload: &Arc<Notify>) -> anyhow::Result<()> {
 fn default_filter(verb: &Verb) -> &'static str {
     match verb {
         Verb::Serve => "info",
-        Verb::Quickstart { .. } | Verb::Check | Verb::SignIn(_) | Verb::ApiToken(_) | Verb::HttpAuthority => "warn",
+        Verb::Quickstart { .. }
+        | Verb::Check
+        | Verb::Keys(_)
+        | Verb::SignIn(_)
+        | Verb::ApiToken(_)
+        | Verb::HttpAuthority => "warn",
     }
 }
 
@@ -205,13 +220,12 @@ fn say(text: &str) {
     println!("{text}");
 }
 
-#[expect(clippy::print_stderr, reason = "beside the verb's result, which a script may read")]
 fn note(text: &str) {
-    eprintln!("{text}");
+    let _ = writeln!(std::io::stderr(), "{text}");
 }
 
-#[expect(clippy::print_stderr, reason = "the one place errors are printed")]
 fn told(error: &anyhow::Error, code: u8) -> ExitCode {
-    eprintln!("hyperfactory-hub: {error:#}");
+    // A terminal that is gone hears nothing.
+    let _ = writeln!(std::io::stderr(), "hyperfactory-hub: {error:#}");
     ExitCode::from(code)
 }

@@ -1,9 +1,10 @@
 //! The authority of the hub's own HTTPS certificate: kept as the others are, and apart from them in what it may.
 
-use pki::{Authority, AuthorityError, PrivateKey, WebCertificate, WebName};
+use pki::{Authority, AuthorityError, CertificateDer, PrivateKey, WebCertificate, WebName};
 use protocol::Timestamp;
+use store::Transaction;
 
-use super::{Authorities, AuthoritiesError, issues_at, load, save};
+use super::{Authorities, AuthoritiesError, issues_at, load, log_server, save};
 
 const KIND: &str = "web";
 
@@ -15,7 +16,34 @@ impl Authorities {
     /// When it can't be opened or made.
     pub async fn web(&self, names: &[WebName], now: Timestamp) -> Result<Authority, AuthoritiesError> {
         let mut transaction = self.0.database.begin_write().await?;
-        let known = load(&mut transaction, KIND, None, &self.0.master).await?.map(|issuing| issuing.authority);
+        let authority = self.web_for(&mut transaction, names, now).await?;
+        transaction.commit().await?;
+        Ok(authority)
+    }
+
+    /// Issues a certificate for HTTPS, with a new key that is never stored.
+    ///
+    /// # Errors
+    /// As [`Authorities::web`].
+    pub async fn web_server(&self, names: &[WebName], now: Timestamp) -> Result<WebCertificate, AuthoritiesError> {
+        let mut transaction = self.0.database.begin_write().await?;
+        let authority = self.web_for(&mut transaction, names, now).await?;
+        let key = PrivateKey::generate().map_err(AuthorityError::from)?;
+        let leaf = CertificateDer::from(authority.issue_web_server(&key.public_key(), names, now)?);
+        log_server(&mut transaction, &leaf, now).await?;
+        transaction.commit().await?;
+        // The authority goes along, so that hfctl can take it by its fingerprint.
+        let chain = vec![leaf, authority.certificate_der().clone()];
+        WebCertificate::issued(chain, &key).map_err(|_| AuthorityError::KeyMismatch.into())
+    }
+
+    async fn web_for(
+        &self,
+        transaction: &mut Transaction,
+        names: &[WebName],
+        now: Timestamp,
+    ) -> Result<Authority, AuthoritiesError> {
+        let known = load(transaction, KIND, None, &self.0.keys).await?.map(|issuing| issuing.authority);
         // What it could speak for stays: another hub on this database may go by it.
         let mut speaks_for = known.as_ref().map(Authority::web_names).unwrap_or_default();
         let before = speaks_for.len();
@@ -28,23 +56,9 @@ impl Authorities {
             return Ok(known);
         }
         let authority = Authority::create_web(&speaks_for, now)?;
-        save(&mut transaction, KIND, None, &authority, &self.0.master, now).await?;
-        transaction.commit().await?;
+        save(transaction, KIND, None, &authority, &self.0.keys, now).await?;
         let names: Vec<_> = speaks_for.iter().map(ToString::to_string).collect();
         tracing::info!(names = names.join(" "), "made an authority for HTTPS, to be trusted by browsers and hfctl");
         Ok(authority)
-    }
-
-    /// Issues a certificate for HTTPS, with a new key that is never stored.
-    ///
-    /// # Errors
-    /// As [`Authorities::web`].
-    pub async fn web_server(&self, names: &[WebName], now: Timestamp) -> Result<WebCertificate, AuthoritiesError> {
-        let authority = self.web(names, now).await?;
-        let key = PrivateKey::generate().map_err(AuthorityError::from)?;
-        let leaf = authority.issue_web_server(&key.public_key(), names, now)?;
-        // The authority goes along, so that hfctl can take it by its fingerprint.
-        let chain = vec![leaf.into(), authority.certificate_der().clone()];
-        WebCertificate::issued(chain, &key).map_err(|_| AuthorityError::KeyMismatch.into())
     }
 }

@@ -4,9 +4,9 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use protocol::Timestamp;
 use protocol::frame::MAX_ENROLL;
 use protocol::message::{EnrollReply, EnrollRequest, Refusal, RefusalCode, enroll_reply};
-use protocol::{Timestamp, version};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -89,7 +89,7 @@ pub(crate) async fn accept(
             incoming.retry();
             continue;
         }
-        tasks.spawn(admit(gateway.clone(), door.clone(), incoming, permit, shutdown.clone()));
+        tasks.spawn(admit(gateway.clone(), door.clone(), incoming, permit, tasks.clone(), shutdown.clone()));
     }
 }
 
@@ -104,6 +104,7 @@ async fn admit(
     door: Arc<Door>,
     incoming: Incoming,
     permit: OwnedSemaphorePermit,
+    tasks: TaskTracker,
     shutdown: CancellationToken,
 ) {
     let remote = incoming.remote_address();
@@ -123,8 +124,8 @@ async fn admit(
     drop(permit);
     gateway.metrics.handshakes.inc();
     match (connection.alpn(), connection.peer().node().cloned()) {
-        // Boxed: the task of a refused or enrolling connection need not be as large as a session's.
-        (Alpn::Session, Some(identity)) => Box::pin(session::run(gateway, connection, identity, shutdown)).await,
+        // A task of its own: a session need not carry what admission took for as long as it lasts.
+        (Alpn::Session, Some(identity)) => drop(tasks.spawn(session::run(gateway, connection, identity, shutdown))),
         (Alpn::Enroll, _) => enroll(&gateway, &door, connection, remote).await,
         // The endpoint lets none of these through.
         (Alpn::Session, None) => connection.close(CloseCode::Refused, "a session needs a certificate"),
@@ -167,20 +168,6 @@ async fn enroll(gateway: &Gateway, door: &Door, connection: Connection, remote: 
 }
 
 async fn judge(gateway: &Gateway, request: EnrollRequest, remote: SocketAddr) -> enroll_reply::Reply {
-    let theirs = request.versions.unwrap_or_default();
-    if version::negotiate(version::SPOKEN, theirs).is_none() {
-        return enroll_reply::Reply::Refusal(Refusal {
-            code: RefusalCode::Version.into(),
-            message: format!(
-                "This hub speaks protocol versions {} to {}, the node {} to {}. Upgrade the older of the two.",
-                version::SPOKEN.oldest,
-                version::SPOKEN.newest,
-                theirs.oldest,
-                theirs.newest
-            ),
-            retry_after_ms: 0,
-        });
-    }
     match gateway.enrollment.enroll(request, remote.ip(), Timestamp::from(std::time::SystemTime::now())).await {
         Ok(enrolled) => enroll_reply::Reply::Enrolled(enrolled),
         Err(refusal) => {

@@ -4,9 +4,12 @@
 
 mod access;
 mod alerts;
+mod audit;
 mod authorities;
 mod enrollment;
 mod history;
 mod ingest;
+mod keys;
+mod revocation;
 mod setup;
 mod state;

@@ -251,5 +251,5 @@ async fn check_judges_the_pair_before_a_browser_does() {
     says(&good, Outcome::Fail, "is not that of the certificate").await;
     std::fs::remove_file(home.path().join("key.pem")).expect("removed");
     says(&good, Outcome::Fail, "http-key can't be read").await;
-    says(&Config { http_key: None, ..good }, Outcome::Fail, "http-key is not").await;
+    says(&Config { http_key: None, ..good }, Outcome::Fail, "set `http-key`").await;
 }

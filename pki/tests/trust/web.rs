@@ -6,7 +6,7 @@ use hyperfactory_pki::authority::WEB_SERVER_LIFETIME;
 use hyperfactory_pki::tls::FixedClock;
 use hyperfactory_pki::web::{self, Shown};
 use hyperfactory_pki::{Authority, AuthorityError, CertificateDer, PrivateKey, Role};
-use hyperfactory_pki::{MasterKey, WebCertificate, WebCertificateError, WebName};
+use hyperfactory_pki::{DataKey, WebCertificate, WebCertificateError, WebName};
 use protocol::Timestamp;
 use rcgen::{CertificateParams, KeyPair};
 use rustls::version::{TLS12, TLS13};
@@ -109,15 +109,15 @@ fn the_authority_has_no_part_in_the_fleet() {
 
 #[test]
 fn the_authority_survives_storage_as_what_it_is() {
-    let master = MasterKey::generate().expect("a key");
+    let key = DataKey::generate(Role::Web.owner()).expect("a key");
     let authority = Authority::create_web(&names(&["hub.example"]), NOW).expect("an authority");
-    let sealed = authority.seal_key(&master).expect("sealed");
-    let opened = Authority::open(authority.certificate_der(), &sealed, &master).expect("opened");
+    let sealed = authority.seal_key(&key).expect("sealed");
+    let opened = Authority::open(authority.certificate_der(), &sealed, &key).expect("opened");
     assert_eq!(*opened.role(), Role::Web);
     assert_eq!(opened.web_names(), names(&["hub.example"]));
     // Sealed for HTTPS, its key opens as no root's.
     let root = Authority::create_root(NOW, DAY).expect("a root");
-    assert!(Authority::open(root.certificate_der(), &sealed, &master).is_err());
+    assert!(Authority::open(root.certificate_der(), &sealed, &key).is_err());
 }
 
 /// A certificate as an ACME client leaves it: PEM of one that somebody else signed.

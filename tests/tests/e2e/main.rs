@@ -6,4 +6,5 @@ mod dashboard;
 mod https;
 mod main_job;
 mod quickstart;
+mod scripts;
 mod service;

@@ -23,8 +23,8 @@ fn issue(directory: &Path, now: Timestamp) -> String {
 async fn open(config: &Config, now: Timestamp) -> anyhow::Result<Https> {
     let database = store::Database::open(&config.database_url()).await?;
     database.migrate(crate::schema::MIGRATIONS).await?;
-    let master = pki::MasterKey::from_bytes([7; 32])?;
-    let authorities = Authorities::open(database, master, now).await?;
+    let keys = crate::keys::Keys::open(&database, &config.master(), now).await?;
+    let authorities = Authorities::open(database, keys, now).await?;
     Ok(Https::open(config, &authorities, now).await?.expect("HTTPS"))
 }
 
