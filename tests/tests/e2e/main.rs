@@ -5,4 +5,5 @@ mod chaos;
 mod dashboard;
 mod main_job;
 mod quickstart;
+mod revocation;
 mod scripts;
