@@ -26,6 +26,7 @@ pub use export::Export;
 /// The words of [`Record::action`].
 pub mod action {
     #![expect(missing_docs, reason = "the names say it")]
+    pub const KEYS_REWRAPPED: &str = "keys.rewrapped";
     pub const AUTHORITY_CREATED: &str = "authority.created";
     pub const HUB_CERTIFIED: &str = "hub.certified";
     pub const TENANT_CREATED: &str = "tenant.created";

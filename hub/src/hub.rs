@@ -1,16 +1,15 @@
 //! The whole hub: opened, run until told to stop, drained.
 
-use std::fs::{DirBuilder, File, OpenOptions};
-use std::io::{ErrorKind, Write as _};
+use std::fs::DirBuilder;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, bail};
+use pki::CertificateDer;
 use pki::tls::{HubCertificate, HubTls, server_config, system_clock};
-use pki::{CertificateDer, MasterKey};
 use protocol::Timestamp;
 use protocol::message::RefusalCode;
 use serde::{Deserialize, Serialize};
@@ -20,7 +19,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
-use transport::{CloseCode, Endpoint, ResetKey, ServerLimits};
+use transport::{CloseCode, Endpoint, EndpointError, ResetKey, ServerLimits};
 
 use crate::access::Access;
 use crate::alerts::Alerts;
@@ -29,6 +28,7 @@ use crate::authorities::{Authorities, HubServer};
 use crate::config::Config;
 use crate::enrollment::{self, Enrollment};
 use crate::gateway::{self, Gateway};
+use crate::keys::Keys;
 use crate::metrics::Metrics;
 use crate::schema;
 use crate::telemetry::history::{History, Upkeep};
@@ -106,14 +106,16 @@ impl Domain {
     pub async fn open(config: &Config) -> anyhow::Result<Self> {
         private_directory(&config.state_dir)?;
         let database = Database::open(&config.database_url()).await?;
-        database.migrate(schema::MIGRATIONS).await?;
-        // A new key would open nothing of what another has sealed.
-        let ours = config.master_key_file.is_none() && !Authorities::are_sealed(&database).await?;
-        let master = master_key(&config.master_key_path(), ours)?;
-        let reset_key = ResetKey(master.derive("stateless reset"));
-        let authorities = Authorities::open(database.clone(), master, now())
+        let ready = database.migrate(schema::MIGRATIONS).await;
+        ready.with_context(|| match &config.database {
+            None => format!("the hub cannot start with its state in {}", config.state_dir.display()),
+            Some(_) => "the hub cannot start with the database it is configured for".to_owned(),
+        })?;
+        let keys = Keys::open(&database, &config.master(), now()).await?;
+        let authorities = Authorities::open(database.clone(), keys, now())
             .await
             .context("the fleet's authorities can't be opened")?;
+        let reset_key = ResetKey(authorities.derive("stateless reset").await?);
         let tenants = Tenants::new(database.clone(), authorities.clone());
         let access = Access::new(database.clone());
         Ok(Self { database, authorities, tenants, access, reset_key })
@@ -171,16 +173,14 @@ impl Hub {
             clock: system_clock(),
         })?;
         let limits = ServerLimits { reset_key: Some(domain.reset_key), ..ServerLimits::default() };
-        let endpoint = Endpoint::server(config.quic_listen, tls, limits)
-            .context("quic-listen (HYPERFACTORY_HUB_QUIC_LISTEN) must be a free UDP address")?;
+        let endpoint = Endpoint::server(config.quic_listen, tls, limits).map_err(|error| match error {
+            EndpointError::Bind { address, source } => anyhow::Error::new(source).context(format!(
+                "cannot listen on UDP {address}: see who has the port with `ss -ulnp`, or set quic-listen \
+                 (HYPERFACTORY_HUB_QUIC_LISTEN) to another address"
+            )),
+            error => error.into(),
+        })?;
         let quic = endpoint.local_addr()?;
-        if endpoint.receive_buffer() < RECEIVE_BUFFER_WANTED {
-            warn!(
-                bytes = endpoint.receive_buffer(),
-                "the UDP receive buffer is small, and many nodes at once will lose packets: \
-                 set the sysctl net.core.rmem_max to {RECEIVE_BUFFER_WANTED} or more"
-            );
-        }
 
         let address = config.public_address.clone().unwrap_or_else(|| dialed(quic));
         let settings = enrollment::Settings { address, node_lifetime: pki::authority::NODE_LIFETIME };
@@ -258,6 +258,18 @@ impl Hub {
     /// Where it listens.
     pub fn endpoints(&self) -> &Endpoints {
         &self.endpoints
+    }
+
+    /// Warns of a receive buffer that is too small for a fleet.
+    pub fn judge_receive_buffer(&self) {
+        let bytes = self.endpoint.receive_buffer();
+        if bytes < RECEIVE_BUFFER_WANTED {
+            warn!(
+                bytes,
+                "the UDP receive buffer is small, and many nodes at once will lose packets: \
+                 set the sysctl net.core.rmem_max to {RECEIVE_BUFFER_WANTED} or more"
+            );
+        }
     }
 
     /// What stands on the database.
@@ -432,32 +444,4 @@ fn private_directory(path: &Path) -> anyhow::Result<()> {
             path.display()
         )
     })
-}
-
-/// Reads the master key; makes it when it is the hub's own to make and nothing is sealed with another yet.
-pub(crate) fn master_key(path: &Path, ours: bool) -> anyhow::Result<MasterKey> {
-    match std::fs::read_to_string(path) {
-        Ok(text) => text.trim().parse().with_context(|| {
-            format!("{} is no master key: restore it from the copy made when the hub was set up", path.display())
-        }),
-        Err(error) if error.kind() == ErrorKind::NotFound && ours => {
-            let key = MasterKey::generate()?;
-            let write = || {
-                let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
-                file.write_all(key.to_text().as_bytes())?;
-                file.sync_all()?;
-                File::open(path.parent().unwrap_or(Path::new(".")))?.sync_all()
-            };
-            write().with_context(|| format!("cannot write the master key {}", path.display()))?;
-            info!(path = %path.display(), "made the master key that seals the fleet's CA keys: keep a copy of it elsewhere");
-            Ok(key)
-        }
-        Err(error) => Err(error).with_context(|| {
-            format!(
-                "cannot read the master key {}: restore it from the copy made when the hub was set up; \
-                 without it the fleet's keys stay sealed",
-                path.display()
-            )
-        }),
-    }
 }

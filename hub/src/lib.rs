@@ -11,6 +11,7 @@ pub mod dashboard;
 pub mod enrollment;
 pub mod gateway;
 pub mod hub;
+pub mod keys;
 pub mod metrics;
 pub mod quickstart;
 mod rows;

@@ -1,6 +1,6 @@
 //! `hyperfactory-hub`: arguments, logging, exit codes.
 
-use std::io::IsTerminal as _;
+use std::io::{IsTerminal as _, Write as _};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -9,7 +9,7 @@ use hyperfactory_hub::access::{Grant, Role};
 use hyperfactory_hub::audit::{Actor, Audit};
 use hyperfactory_hub::config::Config;
 use hyperfactory_hub::hub::{Domain, Endpoints, Hub, now};
-use hyperfactory_hub::{check, quickstart};
+use hyperfactory_hub::{check, keys, quickstart};
 use protocol::TenantId;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -44,7 +44,7 @@ struct Place {
 
 #[derive(Subcommand)]
 enum Verb {
-    /// Runs the hub until SIGTERM or Ctrl-C.
+    /// Runs the hub until SIGTERM, Ctrl-C or the end of its terminal.
     Serve,
     /// Runs a hub and an agent for this machine, with the tenant `demo`, and prints the dashboard's address.
     Quickstart {
@@ -56,6 +56,9 @@ enum Verb {
     Check,
     /// Prints a one-time link that signs a browser in to the dashboard. Works while the hub runs.
     SignIn(Who),
+    /// The keys that guard the CA keys in the database.
+    #[command(subcommand)]
+    Keys(keys::verb::Verb),
     /// Makes an API token and prints it, once. Works while the hub runs.
     ApiToken(Who),
     /// The audit log, offline.
@@ -113,6 +116,7 @@ async fn run(verb: Verb, config: &Config) -> anyhow::Result<ExitCode> {
         Verb::Serve => {
             let shutdown = until_told()?;
             let hub = Hub::open(config, &shutdown).await?;
+            hub.judge_receive_buffer();
             // Without systemd there is nobody to notify, which is fine.
             let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
             hub.run(shutdown).await?;
@@ -122,6 +126,7 @@ async fn run(verb: Verb, config: &Config) -> anyhow::Result<ExitCode> {
             let sound = check::print(&check::all(config).await);
             return Ok(if sound { ExitCode::SUCCESS } else { ExitCode::from(FAILED) });
         }
+        Verb::Keys(verb) => keys::verb::run(verb, config).await?,
         Verb::SignIn(who) => {
             let domain = Domain::open(config).await?;
             let actor = Actor::operator("hyperfactory-hub");
@@ -148,9 +153,10 @@ impl Who {
     }
 }
 
-/// Cancelled by SIGTERM and SIGINT.
+/// Cancelled by SIGTERM, SIGINT and, when a terminal is closed, SIGHUP.
 fn until_told() -> anyhow::Result<CancellationToken> {
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let mut hang_up = signal(SignalKind::hangup())?;
     let told = CancellationToken::new();
     let shutdown = told.clone();
     #[expect(clippy::disallowed_methods, reason = "listens for the life of the process; its end is the process's")]
@@ -158,6 +164,7 @@ fn until_told() -> anyhow::Result<CancellationToken> {
         tokio::select! {
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
+            _ = hang_up.recv() => {}
         }
         told.cancel();
     });
@@ -168,7 +175,12 @@ fn until_told() -> anyhow::Result<CancellationToken> {
 fn default_filter(verb: &Verb) -> &'static str {
     match verb {
         Verb::Serve => "info",
-        Verb::Quickstart { .. } | Verb::Check | Verb::SignIn(_) | Verb::ApiToken(_) | Verb::Audit(_) => "warn",
+        Verb::Quickstart { .. }
+        | Verb::Check
+        | Verb::Keys(_)
+        | Verb::SignIn(_)
+        | Verb::ApiToken(_)
+        | Verb::Audit(_) => "warn",
     }
 }
 
@@ -177,8 +189,8 @@ fn say(text: &str) {
     println!("{text}");
 }
 
-#[expect(clippy::print_stderr, reason = "the one place errors are printed")]
 fn told(error: &anyhow::Error, code: u8) -> ExitCode {
-    eprintln!("hyperfactory-hub: {error:#}");
+    // A terminal that is gone hears nothing.
+    let _ = writeln!(std::io::stderr(), "hyperfactory-hub: {error:#}");
     ExitCode::from(code)
 }

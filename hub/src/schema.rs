@@ -15,7 +15,26 @@ CREATE TABLE tenants (
     created_at BIGINT NOT NULL
 );
 
--- kind: root, hub, tenant. The key is sealed with the master key, bound to its owner.
+-- How the master key is had; the key itself is not here. kind: file, passphrase (parameters: costs and salt), command
+-- (parameters: what it gave for the key). One row: what changes its id moves all data keys.
+CREATE TABLE master_key (
+    slot BIGINT PRIMARY KEY CHECK (slot = 1),
+    id TEXT NOT NULL UNIQUE,
+    kind TEXT NOT NULL,
+    parameters {BLOB} NOT NULL,
+    created_at BIGINT NOT NULL
+);
+
+-- owner: fleet, or tenant/<id>. Deleting a row makes all that it sealed unreadable for ever.
+CREATE TABLE data_keys (
+    owner TEXT PRIMARY KEY,
+    tenant TEXT REFERENCES tenants (id),
+    wrapped {BLOB} NOT NULL,
+    master TEXT NOT NULL REFERENCES master_key (id) ON UPDATE CASCADE,
+    created_at BIGINT NOT NULL
+);
+
+-- kind: root, hub, tenant. The key is sealed with its owner's data key.
 CREATE TABLE authorities (
     id {ID},
     kind TEXT NOT NULL,

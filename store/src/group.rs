@@ -43,7 +43,7 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { queue: 4096, group: 1024, linger: Duration::from_millis(10) }
+        Self { queue: 4096, group: 1024, linger: Duration::from_millis(100) }
     }
 }
 
@@ -120,13 +120,14 @@ async fn run<A: Apply>(
             return;
         }
         if busy && group.len() < limits.group && !receiver.is_closed() {
-            let deadline = tokio::time::Instant::now() + limits.linger;
-            while group.len() < limits.group {
-                let room = limits.group - group.len();
-                match tokio::time::timeout_at(deadline, receiver.recv_many(&mut group, room)).await {
-                    Ok(more) if more > 0 => {}
-                    _ => break,
-                }
+            let room = limits.group - group.len();
+            if receiver.len() < room {
+                // Asleep rather than woken by each that comes.
+                tokio::time::sleep(limits.linger).await;
+            }
+            let room = room.min(receiver.len());
+            if room > 0 {
+                receiver.recv_many(&mut group, room).await;
             }
         }
         busy = group.len() > 1;

@@ -33,7 +33,9 @@ pub(crate) fn hub(idle_timeout: Duration) -> Arc<TransportConfig> {
     config
         .max_concurrent_bidi_streams(VarInt::from_u32(STREAMS))
         .stream_receive_window(VarInt::from_u32(HUB_STREAM_WINDOW))
-        .receive_window(VarInt::from_u32(HUB_WINDOW));
+        .receive_window(VarInt::from_u32(HUB_WINDOW))
+        // A hub sends acknowledgements, one packet each; room for ten at once would cost 12 KB a connection.
+        .enable_segmentation_offload(false);
     Arc::new(config)
 }
 

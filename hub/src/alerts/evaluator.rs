@@ -1,8 +1,6 @@
 //! The evaluator: patience, memory and hysteresis around the rules. Views and times in, openings and closings out.
 
-use std::collections::hash_map::DefaultHasher;
-use std::collections::{HashMap, VecDeque};
-use std::hash::{Hash, Hasher};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,7 +9,7 @@ use protocol::{NodeId, TenantId, Timestamp};
 
 use super::rules::{self, Judgement};
 use super::{Policy, Rule};
-use crate::telemetry::state::{Attention, Level, NodeView, Reason, service_name};
+use crate::telemetry::state::{Attention, Level, NodeView, Reason, Services, service_name};
 
 /// Restarts remembered of one service.
 const RESTARTS: usize = 16;
@@ -54,9 +52,10 @@ pub struct Finding {
 #[derive(Default)]
 struct Node {
     conditions: HashMap<(Rule, String), Condition>,
-    services: HashMap<u64, Memory>,
+    /// When services restarted lately, by name; of most none ever does.
+    restarts: HashMap<String, VecDeque<Timestamp>>,
     /// The services as last judged: while they are the same and nothing is pending, they need no second look.
-    judged: Option<Arc<Vec<Service>>>,
+    judged: Option<Arc<Services>>,
     /// Since when its services are watched without a break.
     watched_since: Option<Timestamp>,
     lost_batches: Option<u64>,
@@ -78,13 +77,6 @@ enum State {
     Pending { since: Timestamp },
     /// An alert; and well since then, not yet for long enough.
     Open { well_since: Option<Timestamp> },
-}
-
-/// What is remembered of a service between two looks: 24 bytes, and its restarts if it has any.
-struct Memory {
-    container: u64,
-    restart_count: u32,
-    restarts: VecDeque<Timestamp>,
 }
 
 impl Evaluator {
@@ -244,7 +236,7 @@ impl Look<'_> {
             // Nobody is there to tell: what is open stays open, what was pending starts anew.
             self.node.watched_since = None;
             self.node.judged = None;
-            self.node.services.clear();
+            self.node.restarts.clear();
             for key in self.service_conditions() {
                 self.judge(key.0, &key.1, Judgement::Unclear);
             }
@@ -255,29 +247,23 @@ impl Look<'_> {
         if unchanged && self.service_conditions().is_empty() && self.calm() {
             return;
         }
-        self.node.judged = Some(Arc::clone(services));
+        let before = self.node.judged.replace(Arc::clone(services));
+        let before: HashMap<String, Service> =
+            before.iter().flat_map(|before| before.iter().filter_map(named)).collect();
         let watched = self.now.since(watched_since) >= self.policy.restart_window;
-        let mut seen = HashMap::with_capacity(services.len());
-        for service in services.iter() {
-            let Some(key) = &service.key else { continue };
-            let number = hash(&(&key.stack, &key.service, key.number));
-            let restarts = self.restarts(number, service);
-            seen.insert(number, ());
-            let quiet = restarts == 0 && self.node.conditions.is_empty();
-            let (unhealthy, failed) = (rules::unhealthy(service), rules::failed(service));
-            if quiet && !matches!(unhealthy, Judgement::Wrong { .. }) && !matches!(failed, Judgement::Wrong { .. }) {
-                continue;
-            }
-            let name = service_name(key);
+        let mut seen = HashSet::with_capacity(services.len());
+        for (name, service) in services.iter().filter_map(named) {
+            let restarts = self.restarts(&name, &service, before.get(&name));
+            let (unhealthy, failed) = (rules::unhealthy(&service), rules::failed(&service));
             self.judge(Rule::ServiceUnhealthy, &name, unhealthy);
             self.judge(Rule::ServiceFailed, &name, failed);
             self.judge(Rule::ServiceRestarting, &name, rules::restarting(restarts, watched, self.policy));
+            seen.insert(name);
         }
-        self.node.services.retain(|number, _| seen.contains_key(number));
+        self.node.restarts.retain(|name, _| seen.contains(name));
         // A service that is no longer there has nothing wrong with it.
         for (rule, subject) in self.service_conditions() {
-            let exists = services.iter().any(|s| s.key.as_ref().is_some_and(|key| service_name(key) == subject));
-            if !exists {
+            if !seen.contains(&subject) {
                 self.judge(rule, &subject, Judgement::Well);
             }
         }
@@ -286,42 +272,40 @@ impl Look<'_> {
         }
     }
 
-    /// Notes the restarts of a service since the last look; gives those within the window.
-    fn restarts(&mut self, number: u64, service: &Service) -> usize {
-        let container = hash(&service.container_id);
+    /// Notes the restarts of a service since it was `before`; gives those within the window.
+    fn restarts(&mut self, name: &str, service: &Service, before: Option<&Service>) -> usize {
         let (now, window) = (self.now, self.policy.restart_window);
-        let fresh = || Memory { container, restart_count: service.restart_count, restarts: VecDeque::new() };
-        let memory = self.node.services.entry(number).or_insert_with(fresh);
-        if memory.container != container || service.restart_count < memory.restart_count {
+        let known = before.map_or(service.restart_count, |before| before.restart_count);
+        let recreated = before.is_some_and(|before| before.container_id != service.container_id);
+        if recreated || service.restart_count < known {
             // Recreated, as a deployment does: that is not a restart, and its past is another container's.
-            *memory = fresh();
-            let name = service.key.as_ref().map(service_name).unwrap_or_default();
-            self.node.conditions.retain(|(_, subject), condition| {
-                *subject != name || subject.is_empty() || matches!(condition.state, State::Open { .. })
-            });
+            self.node.restarts.remove(name);
+            self.node
+                .conditions
+                .retain(|(_, subject), condition| subject != name || matches!(condition.state, State::Open { .. }));
             return 0;
         }
-        let more = (service.restart_count - memory.restart_count) as usize;
-        memory.restart_count = service.restart_count;
-        for _ in 0..more.min(RESTARTS) {
-            if memory.restarts.len() == RESTARTS {
-                memory.restarts.pop_front();
-            }
-            memory.restarts.push_back(now);
+        let more = (service.restart_count - known) as usize;
+        if more == 0 && !self.node.restarts.contains_key(name) {
+            return 0;
         }
-        while memory.restarts.front().is_some_and(|at| now.since(*at) >= window) {
-            memory.restarts.pop_front();
+        let restarts = self.node.restarts.entry(name.to_owned()).or_default();
+        restarts.extend(std::iter::repeat_n(now, more.min(RESTARTS)));
+        restarts.drain(..restarts.len().saturating_sub(RESTARTS));
+        while restarts.front().is_some_and(|at| now.since(*at) >= window) {
+            restarts.pop_front();
         }
-        let (count, oldest) = (memory.restarts.len(), memory.restarts.front().copied());
-        if let Some(oldest) = oldest {
-            self.look_again(oldest.plus(window));
+        let (count, oldest) = (restarts.len(), restarts.front().copied());
+        match oldest {
+            Some(oldest) => self.look_again(oldest.plus(window)),
+            None => drop(self.node.restarts.remove(name)),
         }
         count
     }
 
     /// Whether no service has restarted lately.
     fn calm(&self) -> bool {
-        self.node.services.values().all(|memory| memory.restarts.is_empty())
+        self.node.restarts.is_empty()
     }
 
     fn service_conditions(&self) -> Vec<(Rule, String)> {
@@ -347,10 +331,8 @@ impl Look<'_> {
     }
 }
 
-fn hash(value: &impl Hash) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    value.hash(&mut hasher);
-    hasher.finish()
+fn named(service: Service) -> Option<(String, Service)> {
+    Some((service_name(service.key.as_ref()?), service))
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ use super::resource::{
     EngineState, Figures, History, Host, LostRange, NewToken, Node, NodeDetail, Point, Presence, PresenceState, Reason,
     Series, Service, ServiceCounts, ServiceHealth, ServiceState, Spool, Time, Token, TokenState, Used,
 };
-use crate::telemetry::state::{self, Latest, Level, NodeView, service_name};
+use crate::telemetry::state::{self, Latest, Level, NodeView, Services, service_name};
 use crate::telemetry::{history, ingest};
 use crate::{access, alerts, audit, enrollment};
 
@@ -74,7 +74,7 @@ impl NodeDetail {
                 version: view.engine.version.clone(),
                 message: view.engine.message.clone(),
             },
-            services: view.services.iter().filter_map(|one| service(one, view)).collect(),
+            services: view.services.iter().filter_map(|one| service(&one, view)).collect(),
             certificate: view
                 .certificate
                 .map(|one| Certificate { serial: one.serial.to_string(), not_after: Time(one.not_after) }),
@@ -146,9 +146,9 @@ fn figures(latest: &Latest) -> Figures {
     }
 }
 
-fn counts(services: &[message::Service]) -> ServiceCounts {
+fn counts(services: &Services) -> ServiceCounts {
     let mut counts = ServiceCounts::default();
-    for service in services {
+    for service in services.iter() {
         counts.total += 1;
         match service.state() {
             message::ServiceState::Running if service.health() == message::ServiceHealth::Unhealthy => {

@@ -79,7 +79,7 @@ pub(crate) async fn accept(gateway: Arc<Gateway>, endpoint: Endpoint, tasks: Tas
             incoming.retry();
             continue;
         }
-        tasks.spawn(admit(gateway.clone(), door.clone(), incoming, permit, shutdown.clone()));
+        tasks.spawn(admit(gateway.clone(), door.clone(), incoming, permit, tasks.clone(), shutdown.clone()));
     }
 }
 
@@ -94,6 +94,7 @@ async fn admit(
     door: Arc<Door>,
     incoming: Incoming,
     permit: OwnedSemaphorePermit,
+    tasks: TaskTracker,
     shutdown: CancellationToken,
 ) {
     let remote = incoming.remote_address();
@@ -113,8 +114,8 @@ async fn admit(
     drop(permit);
     gateway.metrics.handshakes.inc();
     match (connection.alpn(), connection.peer().node().cloned()) {
-        // Boxed: the task of a refused or enrolling connection need not be as large as a session's.
-        (Alpn::Session, Some(identity)) => Box::pin(session::run(gateway, connection, identity, shutdown)).await,
+        // A task of its own: a session need not carry what admission took for as long as it lasts.
+        (Alpn::Session, Some(identity)) => drop(tasks.spawn(session::run(gateway, connection, identity, shutdown))),
         (Alpn::Enroll, _) => enroll(&gateway, &door, connection, remote).await,
         // The endpoint lets none of these through.
         (Alpn::Session, None) => connection.close(CloseCode::Refused, "a session needs a certificate"),

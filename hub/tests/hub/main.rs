@@ -8,5 +8,6 @@ mod audit;
 mod enrollment;
 mod history;
 mod ingest;
+mod keys;
 mod setup;
 mod state;

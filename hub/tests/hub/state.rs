@@ -71,7 +71,7 @@ on_both_engines! {
         intake.commit(at(20)).await.expect("stored");
         let view = world.fleet.node(node).expect("the node");
         assert_eq!(view.services.len(), 1);
-        assert_eq!(view.services[0].state(), ServiceState::Exited);
+        assert_eq!(view.services.iter().next().expect("a service").state(), ServiceState::Exited);
         world.close().await;
     }
 
@@ -92,12 +92,12 @@ on_both_engines! {
         intake.commit(at(3601)).await.expect("stored");
         let view = world.fleet.node(node).expect("the node");
         assert_eq!(view.current("cpu.busy", ""), Some(0.9));
-        assert_eq!(view.services[0].state(), ServiceState::Running);
+        assert_eq!(view.services.iter().next().expect("a service").state(), ServiceState::Running);
         // What was written after the session began is news again.
         intake.receive(newer, at(3610)).expect("taken in");
         intake.commit(at(3610)).await.expect("stored");
         let view = world.fleet.node(node).expect("the node");
-        assert_eq!((view.current("cpu.busy", ""), view.services[0].state()), (Some(0.5), ServiceState::Paused));
+        assert_eq!((view.current("cpu.busy", ""), view.services.iter().next().expect("a service").state()), (Some(0.5), ServiceState::Paused));
         world.close().await;
     }
 
@@ -142,7 +142,7 @@ on_both_engines! {
         assert_eq!(view.facts.hostname, "plant-1");
         assert_eq!(view.current("cpu.busy", ""), Some(0.25));
         assert_eq!(view.current("network.sent", "eth0"), Some(2000.0));
-        assert_eq!(view.services[0].state(), ServiceState::Running);
+        assert_eq!(view.services.iter().next().expect("a service").state(), ServiceState::Running);
         assert_eq!(view.status.clock, Some(ClockReport { offset_ms: -70, delay_ms: 4 }));
         let gone = again.node(left).expect("the node");
         assert_eq!(gone.presence, Presence::Left { since: at(11), reason: "stopped".into() });

@@ -6,7 +6,7 @@ use protocol::message::{
 use protocol::{NodeKind, SessionId};
 
 use super::*;
-use crate::telemetry::state::{Certificate, Member, Presence};
+use crate::telemetry::state::{Certificate, Member, Presence, Services};
 
 /// One node and its evaluator; every step is a second of the story.
 struct Story {
@@ -109,7 +109,7 @@ const WEB: Container = Container {
 fn runs(container: Container) -> impl FnOnce(&mut NodeView) {
     move |view| {
         let key = ServiceKey { stack: "shop".into(), service: "web".into(), number: 1 };
-        view.services = Arc::new(vec![Service {
+        view.services = Arc::new(Services::new(vec![Service {
             key: Some(key),
             container_id: container.id.into(),
             state: container.state.into(),
@@ -118,7 +118,7 @@ fn runs(container: Container) -> impl FnOnce(&mut NodeView) {
             exit_code: container.exit,
             oom_killed: container.oom,
             ..Service::default()
-        }]);
+        }]));
     }
 }
 

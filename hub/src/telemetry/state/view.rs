@@ -3,10 +3,10 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use protocol::message::{Engine, NodeFacts, NodeStatus, Service, ServiceKey};
+use protocol::message::{Engine, NodeFacts, NodeStatus, ServiceKey};
 use protocol::{NodeId, NodeKind, SessionId, TenantId, Timestamp};
 
-use super::{Latest, Member, Report};
+use super::{Latest, Member, Report, Services};
 
 /// A node, as last seen. Cheap to copy: its large parts are shared.
 #[derive(Clone, Debug)]
@@ -33,8 +33,8 @@ pub struct NodeView {
     pub status: Arc<NodeStatus>,
     /// Its container engine.
     pub engine: Arc<Engine>,
-    /// Its services, by stack, service and number.
-    pub services: Arc<Vec<Service>>,
+    /// Its services.
+    pub services: Arc<Services>,
     /// The certificate it uses.
     pub certificate: Option<Certificate>,
     /// Its newest figures.
@@ -185,22 +185,9 @@ impl NodeView {
             self.status = Arc::new(status);
         }
         if report.complete {
-            let mut services = report.services;
-            services.sort_by(|a, b| order(a).cmp(&order(b)));
-            self.services = Arc::new(services);
+            self.services = Arc::new(report.services);
         } else if !report.services.is_empty() || !report.removed.is_empty() {
-            let services = Arc::make_mut(&mut self.services);
-            services.retain(|service| !report.removed.iter().any(|gone| Some(gone) == service.key.as_ref()));
-            for service in report.services {
-                match services.binary_search_by(|known| order(known).cmp(&order(&service))) {
-                    Ok(place) => services[place] = service,
-                    Err(place) => services.insert(place, service),
-                }
-            }
+            self.services = Arc::new(self.services.with(&report.services, &report.removed));
         }
     }
-}
-
-fn order(service: &Service) -> Option<(&str, &str, u32)> {
-    service.key.as_ref().map(|key| (&*key.stack, &*key.service, key.number))
 }
