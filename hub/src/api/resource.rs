@@ -623,6 +623,17 @@ pub struct AuditEntry {
     pub hash: String,
 }
 
+/// The audit log's newest entry: it stands for the whole log up to there.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct AuditHead {
+    /// Its number.
+    pub id: i64,
+    /// Its hash, in hexadecimal.
+    pub hash: String,
+    /// When it was the newest, ms since the Unix epoch.
+    pub at_ms: i64,
+}
+
 /// What became of a join token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]

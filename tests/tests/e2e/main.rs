@@ -1,5 +1,6 @@
 //! The whole system on real parts: hub, agents, engine, databases, network, browser.
 
+mod audit;
 mod bad_input;
 mod chaos;
 mod dashboard;
