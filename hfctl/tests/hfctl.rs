@@ -32,11 +32,11 @@ struct Site {
 
 impl Site {
     fn start() -> Self {
-        Self::with(Config::default())
+        Self::configured(Config::default())
     }
 
     /// One with a configuration of its own.
-    fn with(config: Config) -> Self {
+    fn configured(config: Config) -> Self {
         let home = tempfile::tempdir().expect("a directory");
         let state_dir = home.path().join("hub");
         let shutdown = CancellationToken::new();
@@ -79,10 +79,10 @@ impl Site {
 
     /// As an administrator by the environment.
     fn admin(&self, arguments: &[&str]) -> Done {
-        self.at(&self.url, &self.admin, arguments)
+        self.with(&self.url, &self.admin, arguments)
     }
 
-    fn at(&self, url: &str, token: &str, arguments: &[&str]) -> Done {
+    fn with(&self, url: &str, token: &str, arguments: &[&str]) -> Done {
         let mut command = self.command(arguments);
         command.env("HYPERFACTORY_HFCTL_URL", url).env("HYPERFACTORY_HFCTL_TOKEN", token);
         command.output().expect("it runs").into()
@@ -180,7 +180,7 @@ fn a_login_that_does_not_work_is_not_stored() {
 
 /// A hub that speaks HTTPS with a certificate of its own.
 fn own() -> (Site, HttpAuthority) {
-    let mut site = Site::with(Config { http_tls: Some(HttpTls::Own), ..Config::default() });
+    let mut site = Site::configured(Config { http_tls: Some(HttpTls::Own), ..Config::default() });
     let authority = site.authority.take().expect("an authority");
     assert!(site.url.starts_with("https://"), "{}", site.url);
     (site, authority)
@@ -219,7 +219,7 @@ fn another_fingerprint_is_never_trusted_and_gets_no_token() {
     let plain = Site::start();
     plain.login_with(&plain.admin, &["--fingerprint", &authority.fingerprint]).fails(2, &["not the https address"]);
     let http = site.url.replace("https:", "http:");
-    site.at(&http, &site.admin, &["tenant", "list"]).fails(2, &["speaks HTTPS", &site.url]);
+    site.with(&http, &site.admin, &["tenant", "list"]).fails(2, &["speaks HTTPS", &site.url]);
     drop(other);
     assert!(!site.login_file().exists());
 }
@@ -240,7 +240,7 @@ fn a_token_makes_the_command_that_enrolls_a_node() {
     site.admin(&["token", "create", "--tenant", "nobody"]).fails(1, &["there is no tenant nobody"]);
     site.admin(&["token", "create", "--tenant", "acme", "--valid-for", "90d"]).fails(2, &["1 minute to 30 days"]);
     site.admin(&["token", "create", "--tenant", "acme", "--valid-for", "soon"]).fails(2, &["--valid-for"]);
-    site.at(&site.url, &site.viewer, &["token", "create", "--tenant", "acme"]).fails(3, &["takes the role operator"]);
+    site.with(&site.url, &site.viewer, &["token", "create", "--tenant", "acme"]).fails(3, &["takes the role operator"]);
 }
 
 #[test]
@@ -293,14 +293,14 @@ fn a_stored_token_goes_to_no_other_hub() {
 fn what_is_wrong_with_the_hub_or_the_way_to_it_is_said() {
     let site = Site::start();
     let list = ["node", "list"];
-    site.at("http://127.0.0.1:9", &site.admin, &list).fails(1, &["nothing listens", "hyperfactory-hub serve"]);
-    site.at("http://nowhere.invalid", &site.admin, &list).fails(1, &["nowhere.invalid", "check the address"]);
-    site.at("hub.example", &site.admin, &list).fails(2, &["starts with https:// or http://"]);
-    site.at("http://a b", &site.admin, &list).fails(2, &["is not the address of a hub"]);
-    site.at(&site.url, "hunter2", &list).fails(2, &["not an API token"]);
-    site.at(&format!("{}/sub", site.url), &site.admin, &list).fails(1, &["not as a Hyperfactory hub does"]);
+    site.with("http://127.0.0.1:9", &site.admin, &list).fails(1, &["nothing listens", "hyperfactory-hub serve"]);
+    site.with("http://nowhere.invalid", &site.admin, &list).fails(1, &["nowhere.invalid", "check the address"]);
+    site.with("hub.example", &site.admin, &list).fails(2, &["starts with https:// or http://"]);
+    site.with("http://a b", &site.admin, &list).fails(2, &["is not the address of a hub"]);
+    site.with(&site.url, "hunter2", &list).fails(2, &["not an API token"]);
+    site.with(&format!("{}/sub", site.url), &site.admin, &list).fails(1, &["not as a Hyperfactory hub does"]);
     let https = site.url.replace("http:", "https:");
-    site.at(&https, &site.admin, &list).fails(1, &["does not speak HTTPS"]);
+    site.with(&https, &site.admin, &list).fails(1, &["does not speak HTTPS"]);
 }
 
 #[test]
@@ -334,4 +334,37 @@ fn the_audit_log_is_followed() {
     assert_eq!(next()["subject"], "zeta");
     child.kill().expect("killed");
     child.wait().expect("ended");
+}
+
+#[test]
+fn an_export_is_there_when_it_is_whole() {
+    let site = Site::start();
+    let file = site.home.path().join("audit.jsonl");
+    let path = file.to_str().expect("text");
+    site.admin(&["audit", "export", "--file", path]).ok();
+    let lines = std::fs::read_to_string(&file).expect("written");
+    let last: Value = serde_json::from_str(lines.lines().last().expect("a line")).expect("JSON");
+    let head = site.admin(&["audit", "head"]).ok();
+    assert_eq!(
+        head.trim(),
+        format!("{}:{}", last["unmapped"]["id"], last["unmapped"]["hash"].as_str().expect("a hash"))
+    );
+    assert!(site.admin(&["audit", "export"]).ok().starts_with(&lines));
+    site.with(&site.url, &site.viewer, &["audit", "export", "--file", path]).fails(3, &["takes the role admin"]);
+
+    // A hub that dies in the middle of it.
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let url = format!("http://{}", listener.local_addr().expect("an address"));
+    let dying = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().expect("a caller");
+        let mut asked = BufReader::new(stream.try_clone().expect("a reader")).lines();
+        while asked.next().is_some_and(|line| line.is_ok_and(|line| !line.is_empty())) {}
+        let begun = "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n3\r\n{}\n\r\n";
+        stream.write_all(begun.as_bytes()).expect("begun");
+    });
+    let other = site.home.path().join("other.jsonl");
+    let path = other.to_str().expect("text");
+    site.with(&url, &site.admin, &["audit", "export", "--file", path]).fails(1, &["broke off and is not whole"]);
+    assert!(!other.exists());
+    dying.join().expect("it served");
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use clap::{Args, Parser, Subcommand};
 use hyperfactory_hub::access::{Grant, Role};
-use hyperfactory_hub::audit::Actor;
+use hyperfactory_hub::audit::{Actor, Audit};
 use hyperfactory_hub::config::{Config, HttpTls};
 use hyperfactory_hub::hub::{Domain, Endpoints, Hub, now};
 use hyperfactory_hub::web::{PairError, http_authority};
@@ -68,6 +68,9 @@ enum Verb {
     /// Prints the authority of the hub's own HTTPS certificate (http-tls = "own"), in PEM for browsers and for hfctl
     /// login --ca-file. It can speak for this hub's names alone. Works while the hub runs.
     HttpAuthority,
+    /// The audit log, offline.
+    #[command(subcommand)]
+    Audit(Audit),
 }
 
 #[derive(Args)]
@@ -161,6 +164,10 @@ async fn run(verb: Verb, config: &Config) -> anyhow::Result<ExitCode> {
             say(authority.pem.trim_end());
             note(&format!("its SHA-256 fingerprint: {}", authority.fingerprint));
         }
+        Verb::Audit(audit) => {
+            let sound = audit.run(config, now()).await?;
+            return Ok(if sound { ExitCode::SUCCESS } else { ExitCode::from(FAILED) });
+        }
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -211,7 +218,8 @@ fn default_filter(verb: &Verb) -> &'static str {
         | Verb::Keys(_)
         | Verb::SignIn(_)
         | Verb::ApiToken(_)
-        | Verb::HttpAuthority => "warn",
+        | Verb::HttpAuthority
+        | Verb::Audit(_) => "warn",
     }
 }
 

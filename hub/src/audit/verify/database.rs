@@ -93,20 +93,30 @@ async fn authorities(snapshot: &mut AnyConnection, walk: &mut Walk) -> Result<()
     let rows = sqlx::query("SELECT id, kind, tenant, not_after, certificate FROM authorities ORDER BY id")
         .fetch_all(&mut *snapshot)
         .await?;
-    for row in &rows {
-        let (id, kind, tenant): (i64, String, Option<String>) = (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
-        let (not_after, der): (i64, Vec<u8>) = (row.try_get(3)?, row.try_get(4)?);
-        let owner = tenant.as_deref().map_or(String::new(), |tenant| format!(" of tenant {tenant}"));
-        let Some((what, summary)) = summary(walk, &format!("authority {id} ({kind}{owner})"), &der) else { continue };
-        walk.certificate(&what, &HEXLOWER.encode(&summary.sha256));
-        let names = tenant.and_then(|tenant| tenant.parse::<TenantId>().ok());
-        let names = names.map(|tenant| vec![pki::name::tenant_subtree(&tenant)]);
-        if names.is_some_and(|names| names != summary.names) {
-            mislabelled(walk, &what, "the certificate is for another tenant than its row says");
+    for (number, row) in rows.iter().enumerate() {
+        if let Err(error) = authority(walk, row) {
+            mislabelled(walk, &format!("row {} of the authorities", number + 1), &error.to_string());
         }
-        if summary.not_after.millis() != not_after || !summary.is_ca {
-            mislabelled(walk, &what, "its row says something else than the certificate");
-        }
+    }
+    Ok(())
+}
+
+/// # Errors
+/// When the row holds something else than an authority.
+fn authority(walk: &mut Walk, row: &AnyRow) -> Result<(), sqlx::Error> {
+    let (id, kind, tenant): (i64, String, Option<String>) = (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
+    let (not_after, der): (i64, Vec<u8>) = (row.try_get(3)?, row.try_get(4)?);
+    let owner = tenant.as_deref().map_or(String::new(), |tenant| format!(" of tenant {tenant}"));
+    let what = format!("authority {id} ({kind}{owner})");
+    let Some(summary) = summary(walk, &what, &der) else { return Ok(()) };
+    walk.certificate(&what, &HEXLOWER.encode(&summary.sha256));
+    let names = tenant.and_then(|tenant| tenant.parse::<TenantId>().ok());
+    let names = names.map(|tenant| vec![pki::name::tenant_subtree(&tenant)]);
+    if names.is_some_and(|names| names != summary.names) {
+        mislabelled(walk, &what, "the certificate is for another tenant than its row says");
+    }
+    if summary.not_after.millis() != not_after || !summary.is_ca {
+        mislabelled(walk, &what, "its row says something else than the certificate");
     }
     Ok(())
 }
@@ -127,24 +137,9 @@ async fn nodes(snapshot: &mut AnyConnection, walk: &mut Walk) -> Result<(), Data
         .await?;
         for row in &rows {
             after = (row.try_get(0)?, row.try_get(1)?);
-            let (node, der): (String, Vec<u8>) = (row.try_get(3)?, row.try_get(6)?);
-            let what = format!("certificate {} of node {node}", HEXLOWER.encode(&after.1));
-            let Some((what, summary)) = summary(walk, &what, &der) else { continue };
-            walk.certificate(&what, &HEXLOWER.encode(&summary.sha256));
-            let issuer: Option<Vec<u8>> = row.try_get(7)?;
-            let chain = [der, issuer.unwrap_or_default()].map(CertificateDer::from);
-            match pki::node_identity(&chain) {
-                Ok(identity) => {
-                    let same = identity.serial.as_bytes().as_slice() == after.1
-                        && identity.node.to_string() == node
-                        && identity.tenant.as_str() == row.try_get::<String, _>(2)?
-                        && identity.spki_sha256.as_slice() == row.try_get::<Vec<u8>, _>(4)?
-                        && identity.not_after.millis() == row.try_get::<i64, _>(5)?;
-                    if !same {
-                        mislabelled(walk, &what, "its row says something else than the certificate");
-                    }
-                }
-                Err(error) => mislabelled(walk, &what, &error.to_string()),
+            let what = format!("certificate {}", HEXLOWER.encode(&after.1));
+            if let Err(error) = node(walk, row, &after.1) {
+                mislabelled(walk, &what, &error.to_string());
             }
         }
         if rows.len() < PAGE as usize {
@@ -153,9 +148,34 @@ async fn nodes(snapshot: &mut AnyConnection, walk: &mut Walk) -> Result<(), Data
     }
 }
 
-fn summary(walk: &mut Walk, what: &str, der: &[u8]) -> Option<(String, Summary)> {
+/// # Errors
+/// When the row holds something else than a certificate.
+fn node(walk: &mut Walk, row: &AnyRow, serial: &[u8]) -> Result<(), sqlx::Error> {
+    let (node, der): (String, Vec<u8>) = (row.try_get(3)?, row.try_get(6)?);
+    let what = format!("certificate {} of node {node}", HEXLOWER.encode(serial));
+    let Some(summary) = summary(walk, &what, &der) else { return Ok(()) };
+    walk.certificate(&what, &HEXLOWER.encode(&summary.sha256));
+    let issuer: Option<Vec<u8>> = row.try_get(7)?;
+    let chain = [der, issuer.unwrap_or_default()].map(CertificateDer::from);
+    match pki::node_identity(&chain) {
+        Ok(identity) => {
+            let same = identity.serial.as_bytes().as_slice() == serial
+                && identity.node.to_string() == node
+                && identity.tenant.as_str() == row.try_get::<String, _>(2)?
+                && identity.spki_sha256.as_slice() == row.try_get::<Vec<u8>, _>(4)?
+                && identity.not_after.millis() == row.try_get::<i64, _>(5)?;
+            if !same {
+                mislabelled(walk, &what, "its row says something else than the certificate");
+            }
+        }
+        Err(error) => mislabelled(walk, &what, &error.to_string()),
+    }
+    Ok(())
+}
+
+fn summary(walk: &mut Walk, what: &str, der: &[u8]) -> Option<Summary> {
     match Summary::of(der) {
-        Ok(summary) => Some((what.to_owned(), summary)),
+        Ok(summary) => Some(summary),
         Err(error) => {
             mislabelled(walk, what, &error.to_string());
             None
