@@ -213,6 +213,7 @@ impl Hub {
         let router = web::router(AppState {
             database: gateway.database.clone(),
             tenants: domain.tenants.clone(),
+            authorities: domain.authorities.clone(),
             enrollment: gateway.enrollment.clone(),
             fleet: fleet.clone(),
             ingest: gateway.ingest.clone(),

@@ -15,6 +15,10 @@ pub(crate) struct Facts<'a> {
     pub(crate) not_before: Timestamp,
     pub(crate) not_after: Timestamp,
     pub(crate) is_ca: bool,
+    /// How many authorities may follow it in a chain; `None`: any number.
+    pub(crate) path_length: Option<u32>,
+    /// The subject's organization.
+    pub(crate) organization: Option<&'a str>,
     /// Every subject alternative name; `None` for one that is not a DNS name.
     pub(crate) names: Vec<Option<&'a str>>,
     /// Every permitted subtree of the name constraints, likewise.
@@ -36,11 +40,14 @@ impl<'a> Facts<'a> {
             not_before: at(tbs.validity.not_before.timestamp()),
             not_after: at(tbs.validity.not_after.timestamp()),
             is_ca: false,
+            path_length: None,
+            organization: None,
             names: Vec::new(),
             permitted: Vec::new(),
             key_id: None,
             issuer_key_id: None,
         };
+        facts.organization = tbs.subject.iter_organization().next().and_then(|name| name.as_str().ok());
         let extensions = tbs.extensions();
         for (index, extension) in extensions.iter().enumerate() {
             if extensions[..index].iter().any(|earlier| earlier.oid == extension.oid) {
@@ -48,7 +55,9 @@ impl<'a> Facts<'a> {
             }
             match extension.parsed_extension() {
                 ParsedExtension::ParseError { .. } => return None,
-                ParsedExtension::BasicConstraints(constraints) => facts.is_ca = constraints.ca,
+                ParsedExtension::BasicConstraints(constraints) => {
+                    (facts.is_ca, facts.path_length) = (constraints.ca, constraints.path_len_constraint);
+                }
                 ParsedExtension::SubjectAlternativeName(names) => {
                     facts.names = names.general_names.iter().map(dns_name).collect();
                 }

@@ -7,6 +7,7 @@ mod alerts;
 mod enrollment;
 mod history;
 mod ingest;
+mod kafka;
 mod keys;
 mod setup;
 mod state;

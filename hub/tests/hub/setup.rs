@@ -37,6 +37,7 @@ pub(crate) fn at(after: u64) -> Timestamp {
 pub(crate) struct World {
     pub(crate) database: Database,
     pub(crate) fleet: Fleet,
+    pub(crate) authorities: Authorities,
     pub(crate) tenants: Tenants,
     pub(crate) enrollment: Enrollment,
 }
@@ -63,8 +64,8 @@ impl World {
         let settings = Settings { address: "hub.example:7443".into(), node_lifetime: seconds(7 * 86_400) };
         let enrollment =
             Enrollment::open(database.clone(), authorities.clone(), fleet.clone(), settings).await.expect("a door");
-        let tenants = Tenants::new(database.clone(), authorities);
-        Self { database, fleet, tenants, enrollment }
+        let tenants = Tenants::new(database.clone(), authorities.clone());
+        Self { database, authorities, fleet, tenants, enrollment }
     }
 
     pub(crate) async fn token(&self, kind: NodeKind, name: Option<&str>) -> JoinToken {

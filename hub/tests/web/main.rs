@@ -5,6 +5,7 @@
 mod api;
 mod dashboard;
 mod events;
+mod trust;
 
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
@@ -81,12 +82,13 @@ impl Site {
         let (alerts, judging) =
             Alerts::start(database.clone(), fleet.clone(), Policy::default(), now, stop.clone()).await.expect("alerts");
         tasks.spawn(judging);
-        let tenants = Tenants::new(database.clone(), authorities);
+        let tenants = Tenants::new(database.clone(), authorities.clone());
         let access = Access::new(database.clone());
         let watched: Arc<Mutex<Vec<NodeId>>> = Arc::default();
         let router = web::router(AppState {
             database: database.clone(),
             tenants: tenants.clone(),
+            authorities,
             enrollment: enrollment.clone(),
             fleet: fleet.clone(),
             ingest,

@@ -31,7 +31,7 @@ async fn another_fleets_certificate_is_no_way_in() -> Result<()> {
     let intruder = scene.intruder().await?;
     let now: Timestamp = SystemTime::now().into();
     let root = Authority::create_root(now, authority::ROOT_LIFETIME)?;
-    let tenant = root.issue_tenant_intermediate(&"other".parse()?, now)?;
+    let tenant = root.issue_tenant_intermediate(&"other".parse()?, now, authority::INTERMEDIATE_LIFETIME)?;
     let key = PrivateKey::generate()?;
     // The good node's own id, in a fleet that anybody can make.
     let leaf =
