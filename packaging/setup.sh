@@ -33,17 +33,17 @@ as_root() {
     if [ "$(id -u)" -eq 0 ]; then "$@"; else sudo "$@"; fi
 }
 
-# need_root WHY: makes sure that as_root will work, asking for the password now rather than halfway.
+# need_root WHY [ADVICE]: makes sure that as_root will work, asking for the password now rather than halfway.
 need_root() {
     [ "$(id -u)" -eq 0 ] && return
-    command -v sudo >/dev/null ||
-        fail "This needs root ($1), and there is no sudo here." "Run the script again as root."
+    local advice=${2:-Run it again as root.}
+    command -v sudo >/dev/null || fail "This needs root ($1), and there is no sudo here." "$advice"
     sudo -n true 2>/dev/null && return
     [ -t 0 ] ||
         fail "This needs root ($1), and sudo asks for a password that nobody is here to type." \
-            "Run it from a terminal, or as root."
+            "Run it from a terminal. Or: $advice"
     say "Root is needed ($1); sudo may ask for your password."
-    sudo -v || fail "sudo was refused." "Run the script as a user who may use sudo, or as root."
+    sudo -v || fail "sudo was refused." "$advice"
 }
 
 # --- Packages -------------------------------------------------------------------------------------
@@ -75,14 +75,15 @@ need_packages() {
     [ ${#missing[@]} -eq 0 ] && return
 
     say "Missing packages: ${missing[*]}"
-    need_root "to install packages"
+    # The choices among packages are apt's to know; the first is as good as any in advice.
+    need_root "to install packages" "As root: apt-get install ${missing[*]%%|*}; then run this again."
     local log
     log=$(mktemp)
     if [ -z "${_lists_fresh:-}" ]; then
         say "  refreshing the package lists …"
         # A third-party source that doesn't answer is no reason to stop: what matters is whether the
         # packages can be had, and that is seen below.
-        _apt "$log" update || say "  (some package lists could not be refreshed; going on with what is known)"
+        _refresh "$log" || say "  (some package lists could not be refreshed; going on with what is known)"
         _lists_fresh=yes
     fi
 
@@ -95,9 +96,9 @@ need_packages() {
                 continue 2
             fi
         done
-        fail "The package '$wanted' is not to be had from this machine's package sources." \
+        fail "The package ${wanted//|/ or } is not to be had from this machine's package sources." \
             "apt-get said: $(_complaint "$log")" \
-            "Look at /etc/apt/sources.list and /etc/apt/sources.list.d, and at the network; then run this again."
+            "$(_advice "$log" "Look at /etc/apt/sources.list and /etc/apt/sources.list.d, and at the network; then run this again.")"
     done
 
     # In a subshell, so that the hold on services is lifted however this ends.
@@ -111,21 +112,47 @@ need_packages() {
             ! package_installed "$name" || continue
             say "  installing $name ($count of ${#names[@]}) …"
             _apt "$log" install --yes --no-install-recommends "$name" ||
-                fail "The package '$name' could not be installed." \
+                fail "The package $name could not be installed." \
                     "apt-get said: $(_complaint "$log")" \
-                    "$(_advice "$log" "$name")"
+                    "$(_advice "$log" "Try it by hand to see more: apt-get install $name")"
         done
     ) || exit 1
     rm -f "$log"
 }
 
-# _apt LOG ARGUMENT…: apt-get without questions; waits up to ten minutes for another apt to finish.
+# _apt LOG ARGUMENT…: apt-get without questions, that removes nothing; waits up to ten minutes for another one to
+# finish, and says so.
 _apt() {
-    local log=$1
+    local log=$1 status=0 watcher
     shift
+    (
+        exec 2>/dev/null
+        until grep -q 'Waiting for cache lock' "$log"; do sleep 1 >/dev/null; done
+        _say_waiting "$log"
+    ) &
+    watcher=$!
     as_root env DEBIAN_FRONTEND=noninteractive LC_ALL=C apt-get -q \
-        -o DPkg::Lock::Timeout=600 -o Acquire::Retries=3 -o Dpkg::Use-Pty=0 \
-        -o Dpkg::Options::=--force-confold "$@" >"$log" 2>&1 </dev/null
+        -o APT::Get::Remove=false -o DPkg::Lock::Timeout=600 -o Acquire::Retries=3 -o Dpkg::Use-Pty=0 \
+        -o Dpkg::Options::=--force-confold "$@" >"$log" 2>&1 </dev/null || status=$?
+    kill "$watcher" 2>/dev/null || true
+    wait "$watcher" 2>/dev/null || true
+    return "$status"
+}
+
+# _refresh LOG: brings the package lists up to date. Their lock is one that apt-get itself does not wait for.
+_refresh() {
+    local tries
+    for tries in {1..120}; do
+        ! _apt "$1" update || return 0
+        grep -q 'Could not get lock' "$1" || return 1
+        [ "$tries" -gt 1 ] || _say_waiting "$1"
+        sleep 5
+    done
+    return 1
+}
+
+_say_waiting() {
+    say "  waiting for another package manager, up to ten minutes ($(grep -m 1 -o 'held by process [^.]*' "$1" || echo 'it has the lock')) …"
 }
 
 # What a failed apt-get said, in one line.
@@ -135,17 +162,20 @@ _complaint() {
     printf '%s' "${said:-nothing of interest}"
 }
 
+# _advice LOG OTHERWISE: what to do about a failed apt-get.
 _advice() {
     if grep -q 'No space left\|enough free space' "$1"; then
         printf 'The disk is full: free some space (df -h), then run this again.'
     elif grep -q 'Could not get lock\|Unable to acquire' "$1"; then
         printf 'Another package manager is at work: let it finish, then run this again.'
-    elif grep -q 'Failed to fetch\|Could not resolve\|Could not connect\|Temporary failure' "$1"; then
+    elif grep -q 'Could not resolve\|Could not connect\|Temporary failure' "$1"; then
         printf 'The package source does not answer: check the network or its proxy, then run this again.'
+    elif grep -q 'Packages need to be removed' "$1"; then
+        printf 'It would replace packages that are installed: decide about those by hand, then run this again.'
     elif grep -q 'dpkg --configure -a\|unmet dependencies' "$1"; then
         printf 'An earlier installation was cut short: run "dpkg --configure -a" and "apt-get -f install" as root, then this again.'
     else
-        printf 'Try it by hand to see more: apt-get install %s' "$2"
+        printf '%s' "$2"
     fi
 }
 
@@ -181,12 +211,29 @@ need_build() {
     need_packages gcc libc6-dev ca-certificates
 }
 
-# need_room FOLDER MEGABYTES WHAT: refuses to start what would run out of disk halfway.
+# need_room FOLDER MEGABYTES WHAT ADVICE: refuses to start what would run out of disk halfway.
 need_room() {
     local free
     mkdir -p "$1" || fail "The folder $1 could not be made." "Check its owner and whether the disk is full (df -h)."
     free=$(df -Pm "$1" | awk 'NR == 2 { print $4 }')
     [ "$free" -ge "$2" ] ||
         fail "$3 needs about $2 MB of disk; $1 has $free MB left." \
-            "Free some space, or set CARGO_TARGET_DIR to a folder on a larger disk."
+            "Free some space, or $4."
+}
+
+# --- Ports ----------------------------------------------------------------------------------------
+
+# need_port tcp|udp ADDRESS VARIABLE: refuses to start what would find its port taken at the end of a long build.
+# Whatever else may be wrong with the address is left to the program that listens there.
+need_port() {
+    command -v perl >/dev/null || return 0
+    perl -MIO::Socket::IP -MErrno -e '
+        my ($host, $port) = $ARGV[1] =~ /^\[?(.*?)\]?:(\d+)$/ or exit 0;
+        my %kind = $ARGV[0] eq "tcp" ? (Type => IO::Socket::IP::SOCK_STREAM, Listen => 1, ReuseAddr => 1)
+            : (Type => IO::Socket::IP::SOCK_DGRAM);
+        IO::Socket::IP->new(LocalHost => $host, LocalPort => $port, %kind) or exit($!{EADDRINUSE} ? 7 : 0);
+        exit 0;' "$1" "$2" 2>/dev/null || [ $? -ne 7 ] ||
+        fail "Port ${2##*:} (${1^^}) is taken on this machine." \
+            "Who has it: ss --listening --$1 --numeric --processes 'sport = ${2##*:}'" \
+            "Stop that program, or choose another port: $3=${2%:*}:$((${2##*:} + 1)) $0"
 }

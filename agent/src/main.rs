@@ -46,7 +46,11 @@ enum Verb {
         token_file: Option<PathBuf>,
     },
     /// Report to the hub until told to stop (SIGTERM or SIGINT)
-    Run,
+    Run {
+        /// Stop also when the process with this id ends, which started this one
+        #[arg(long, value_name = "PID", hide = true)]
+        parent: Option<i32>,
+    },
     /// Show the running agent's state; fails when it has no session with the hub
     Status {
         /// As JSON
@@ -85,8 +89,11 @@ fn run(cli: Cli) -> Result<bool, Failure> {
                 let done = enroll::run(&config, TokenArguments { token, file: token_file }).await?;
                 show(&format!("{done}\n"))
             }
-            Verb::Run => {
+            Verb::Run { parent } => {
                 let (stop, _signals) = stop_on_signal()?;
+                if let Some(parent) = parent {
+                    stop_with(parent, &stop)?;
+                }
                 agent::run(config, stop).await?;
                 Ok(true)
             }
@@ -131,6 +138,17 @@ fn stop_on_signal() -> Result<(CancellationToken, JoinSet<()>), Failure> {
         }
     });
     Ok((stop, waiting))
+}
+
+/// Has the kernel send SIGTERM when the process `parent` ends, however it ends.
+fn stop_with(parent: i32, stop: &CancellationToken) -> Result<(), Failure> {
+    rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::TERM))
+        .context("the kernel does not watch the process that started this one")?;
+    // It may have ended before it was watched.
+    if rustix::process::getppid().map(rustix::process::Pid::as_raw_nonzero) != std::num::NonZeroI32::new(parent) {
+        stop.cancel();
+    }
+    Ok(())
 }
 
 /// Under the service manager the journal has the time already.

@@ -451,11 +451,13 @@ fn audit_page() -> Html<String> {
         id,
         at: ago(id as u64 * 50),
         actor: actor.into(),
+        credential: None,
         action: action.into(),
         tenant: Some("acme".into()),
         subject: subject.into(),
         detail,
         remote: Some("192.0.2.17".into()),
+        hash: "5a".repeat(32),
     };
     let entries = vec![
         entry(

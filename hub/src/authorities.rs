@@ -9,7 +9,6 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use pki::authority::ROOT_LIFETIME;
-use pki::trust::Leaf;
 use pki::{Authority, AuthorityError, CertificateDer, Owner, PrivateKey, RequestError, Role};
 use protocol::{NodeId, TenantId, Timestamp};
 use serde_json::json;
@@ -22,6 +21,7 @@ use crate::keys::{Keys, KeysError};
 pub(crate) use certified::Certified;
 pub use certified::LeafKind;
 pub use kafka::KafkaCertificate;
+pub(crate) use rows::place;
 use rows::{load, save};
 
 /// An intermediate with less life than this left is followed by a new one; the old one's certificates stay good.
@@ -78,12 +78,12 @@ pub enum AuthoritiesError {
     /// The certificate request is not good.
     #[error(transparent)]
     Request(#[from] RequestError),
-    /// What was issued can't be read back.
-    #[error("an issued certificate can't be read back")]
-    Unreadable(#[source] pki::TrustError),
     /// The stored root is not a certificate.
     #[error("the stored fleet root can't be read: restore the database from its backup")]
     Root(#[source] pki::TrustError),
+    /// What was issued can't be read back.
+    #[error("an issued certificate can't be read back")]
+    Unreadable(#[source] pki::TrustError),
     /// A data key could not be had.
     #[error(transparent)]
     Keys(#[from] KeysError),
@@ -184,23 +184,19 @@ impl Authorities {
         let leaf = CertificateDer::from(authority.issue_hub_server(&key.public_key(), now)?);
         let certified =
             Certified { kind: LeafKind::HubServer, authority: id, tenant: None, node: None, certificate: &leaf };
-        let Leaf { serial, not_after, .. } = certified.save(&mut transaction, now).await?;
+        let summary = certified.save(&mut transaction, now).await?;
         let record = Record {
             actor: Actor::system(),
-            action: action::CERTIFICATE_ISSUED,
+            action: action::HUB_CERTIFIED,
             tenant: None,
-            subject: pki::HUB_SERVER_NAME.to_owned(),
-            detail: json!({
-                "kind": LeafKind::HubServer.as_str(),
-                "serial": serial.to_string(),
-                "not_after": not_after.to_string(),
-            }),
+            subject: summary.names.join(" "),
+            detail: json!({ "certificate": audit::certificate(LeafKind::HubServer.logged(), &summary) }),
             remote: None,
         };
         audit::append(&mut transaction, now, record).await?;
         transaction.commit().await?;
         let chain = vec![leaf, authority.certificate_der().clone()];
-        Ok(HubServer { key, chain, root: self.0.root_certificate.clone(), not_after })
+        Ok(HubServer { key, chain, root: self.0.root_certificate.clone(), not_after: summary.not_after })
     }
 
     /// Makes a new tenant's data key and its two authorities, in the transaction that makes the tenant.

@@ -80,7 +80,19 @@ impl Config {
     /// # Errors
     /// [`settings::SettingsError`]: a sentence for the person who wrote the configuration.
     pub fn load(file: Option<&Path>, state_dir: Option<PathBuf>) -> Result<Self, settings::SettingsError> {
-        let mut config: Self = settings::load("hub", file, std::env::vars_os())?;
+        Self::load_from(Path::new(settings::DIRECTORY), file, state_dir)
+    }
+
+    /// [`Self::load`] with another directory in place of `/etc/hyperfactory`.
+    ///
+    /// # Errors
+    /// As [`Self::load`].
+    pub fn load_from(
+        directory: &Path,
+        file: Option<&Path>,
+        state_dir: Option<PathBuf>,
+    ) -> Result<Self, settings::SettingsError> {
+        let mut config: Self = settings::load_from(directory, "hub", file, std::env::vars_os())?;
         config.one_master()?;
         if let Some(state_dir) = state_dir {
             config.state_dir = state_dir;

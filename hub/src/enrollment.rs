@@ -56,6 +56,13 @@ struct Issued {
     identity: NodeIdentity,
 }
 
+impl Issued {
+    /// What the audit log says of it.
+    fn logged(&self) -> Result<serde_json::Value, pki::TrustError> {
+        Ok(audit::certificate("node", &pki::Summary::of(&self.chain[0])?))
+    }
+}
+
 /// A join token's row.
 struct TokenRow {
     id: String,
@@ -134,8 +141,7 @@ impl Enrollment {
                         }),
                         remote: Some(remote),
                     };
-                    self.write_refusal(record, now).await;
-                    return Err(refusal);
+                    return Err(self.refuse(refusal, record, now).await);
                 }
                 error => return Err(internal(&error, "enroll")),
             }
@@ -162,8 +168,7 @@ impl Enrollment {
                     detail: json!({ "reason": refusal.message, "serial": identity.serial.to_string() }),
                     remote: None,
                 };
-                self.write_refusal(record, now).await;
-                Err(refusal)
+                Err(self.refuse(refusal, record, now).await)
             }
             Err(error) => Err(internal(&error, "renew its certificate")),
         }
@@ -289,7 +294,7 @@ impl Enrollment {
             subject: member.node.to_string(),
             detail: json!({
                 "name": member.name, "kind": member.kind.as_str(), "token": token.id,
-                "serial": issued.identity.serial.to_string(),
+                "certificate": issued.logged()?,
             }),
             remote: Some(remote),
         };
@@ -410,10 +415,7 @@ impl Enrollment {
             action: action::CERTIFICATE_RENEWED,
             tenant: Some(identity.tenant.clone()),
             subject: identity.node.to_string(),
-            detail: json!({
-                "serial": issued.identity.serial.to_string(),
-                "not_after": issued.identity.not_after.to_string(),
-            }),
+            detail: json!({ "certificate": issued.logged()? }),
             remote: None,
         };
         audit::append(&mut transaction, now, record).await?;
@@ -465,9 +467,11 @@ impl Enrollment {
         tenant?.parse().ok()
     }
 
-    async fn write_refusal(&self, record: Record, now: Timestamp) {
-        if let Err(error) = audit::record(&self.0.database, now, record).await {
-            tracing::error!(%error, "a refusal could not be written to the audit log");
+    /// The refusal, once it is in the audit log. Until then the node is told to come back.
+    async fn refuse(&self, refusal: Refusal, record: Record, now: Timestamp) -> Refusal {
+        match audit::record(&self.0.database, now, record).await {
+            Ok(_) => refusal,
+            Err(error) => internal(&error.into(), "be refused"),
         }
     }
 }

@@ -19,7 +19,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
-use transport::{CloseCode, Endpoint, ResetKey, ServerLimits};
+use transport::{CloseCode, Endpoint, EndpointError, ResetKey, ServerLimits};
 
 use crate::access::Access;
 use crate::alerts::Alerts;
@@ -105,7 +105,11 @@ impl Domain {
     pub async fn open(config: &Config) -> anyhow::Result<Self> {
         private_directory(&config.state_dir)?;
         let database = Database::open(&config.database_url()).await?;
-        database.migrate(schema::MIGRATIONS).await?;
+        let ready = database.migrate(schema::MIGRATIONS).await;
+        ready.with_context(|| match &config.database {
+            None => format!("the hub cannot start with its state in {}", config.state_dir.display()),
+            Some(_) => "the hub cannot start with the database it is configured for".to_owned(),
+        })?;
         let keys = Keys::open(&database, &config.master(), now()).await?;
         let authorities = Authorities::open(database.clone(), keys, now())
             .await
@@ -168,16 +172,14 @@ impl Hub {
             clock: system_clock(),
         })?;
         let limits = ServerLimits { reset_key: Some(domain.reset_key), ..ServerLimits::default() };
-        let endpoint = Endpoint::server(config.quic_listen, tls, limits)
-            .context("quic-listen (HYPERFACTORY_HUB_QUIC_LISTEN) must be a free UDP address")?;
+        let endpoint = Endpoint::server(config.quic_listen, tls, limits).map_err(|error| match error {
+            EndpointError::Bind { address, source } => anyhow::Error::new(source).context(format!(
+                "cannot listen on UDP {address}: see who has the port with `ss -ulnp`, or set quic-listen \
+                 (HYPERFACTORY_HUB_QUIC_LISTEN) to another address"
+            )),
+            error => error.into(),
+        })?;
         let quic = endpoint.local_addr()?;
-        if endpoint.receive_buffer() < RECEIVE_BUFFER_WANTED {
-            warn!(
-                bytes = endpoint.receive_buffer(),
-                "the UDP receive buffer is small, and many nodes at once will lose packets: \
-                 set the sysctl net.core.rmem_max to {RECEIVE_BUFFER_WANTED} or more"
-            );
-        }
 
         let address = config.public_address.clone().unwrap_or_else(|| dialed(quic));
         let settings = enrollment::Settings { address, node_lifetime: pki::authority::NODE_LIFETIME };
@@ -251,6 +253,18 @@ impl Hub {
     /// Where it listens.
     pub fn endpoints(&self) -> &Endpoints {
         &self.endpoints
+    }
+
+    /// Warns of a receive buffer that is too small for a fleet.
+    pub fn judge_receive_buffer(&self) {
+        let bytes = self.endpoint.receive_buffer();
+        if bytes < RECEIVE_BUFFER_WANTED {
+            warn!(
+                bytes,
+                "the UDP receive buffer is small, and many nodes at once will lose packets: \
+                 set the sysctl net.core.rmem_max to {RECEIVE_BUFFER_WANTED} or more"
+            );
+        }
     }
 
     /// What stands on the database.

@@ -1,6 +1,6 @@
 //! `hyperfactory-hub`: arguments, logging, exit codes.
 
-use std::io::IsTerminal as _;
+use std::io::{IsTerminal as _, Write as _};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -44,7 +44,7 @@ struct Place {
 
 #[derive(Subcommand)]
 enum Verb {
-    /// Runs the hub until SIGTERM or Ctrl-C.
+    /// Runs the hub until SIGTERM, Ctrl-C or the end of its terminal.
     Serve,
     /// Runs a hub and an agent for this machine, with the tenant `demo`, and prints the dashboard's address.
     Quickstart {
@@ -113,6 +113,7 @@ async fn run(verb: Verb, config: &Config) -> anyhow::Result<ExitCode> {
         Verb::Serve => {
             let shutdown = until_told()?;
             let hub = Hub::open(config, &shutdown).await?;
+            hub.judge_receive_buffer();
             // Without systemd there is nobody to notify, which is fine.
             let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
             hub.run(shutdown).await?;
@@ -145,9 +146,10 @@ impl Who {
     }
 }
 
-/// Cancelled by SIGTERM and SIGINT.
+/// Cancelled by SIGTERM, SIGINT and, when a terminal is closed, SIGHUP.
 fn until_told() -> anyhow::Result<CancellationToken> {
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let mut hang_up = signal(SignalKind::hangup())?;
     let told = CancellationToken::new();
     let shutdown = told.clone();
     #[expect(clippy::disallowed_methods, reason = "listens for the life of the process; its end is the process's")]
@@ -155,6 +157,7 @@ fn until_told() -> anyhow::Result<CancellationToken> {
         tokio::select! {
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
+            _ = hang_up.recv() => {}
         }
         told.cancel();
     });
@@ -174,8 +177,8 @@ fn say(text: &str) {
     println!("{text}");
 }
 
-#[expect(clippy::print_stderr, reason = "the one place errors are printed")]
 fn told(error: &anyhow::Error, code: u8) -> ExitCode {
-    eprintln!("hyperfactory-hub: {error:#}");
+    // A terminal that is gone hears nothing.
+    let _ = writeln!(std::io::stderr(), "hyperfactory-hub: {error:#}");
     ExitCode::from(code)
 }

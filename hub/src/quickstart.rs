@@ -21,10 +21,15 @@ use crate::tenants::TenantError;
 const TENANT: &str = "demo";
 /// How long the agent may take to stop.
 const AGENT_STOPS_WITHIN: Duration = Duration::from_secs(15);
-/// The agent's key for the time from one sample to the next.
-const INTERVAL: &str = "HYPERFACTORY_AGENT_INTERVAL";
-/// How far apart Ctrl-C may reach the two programs.
-const CTRL_C_WITHIN: Duration = Duration::from_secs(2);
+/// The agent's configuration, written once. What a real agent on this machine is told is nothing to this one.
+const AGENT_TOML: &str = r#"# Of the agent that ./quickstart runs, which does not read /etc/hyperfactory/agent.toml.
+
+# Somebody waits for the first figures; a rate takes two samples.
+interval = "5s"
+# Any free port: another agent may run here.
+health-listen = "127.0.0.1:0"
+log = "warn"
+"#;
 /// How long the printed link works.
 const LINK_LIFETIME: Duration = Duration::from_secs(3600);
 
@@ -33,9 +38,11 @@ const LINK_LIFETIME: Duration = Duration::from_secs(3600);
 /// # Errors
 /// As [`Config::load`].
 pub fn config(file: Option<&Path>, state_dir: Option<PathBuf>) -> Result<Config, settings::SettingsError> {
-    let mut config = Config::load(file, state_dir)?;
+    let home = home();
+    // Not the file in /etc: it may name the database of a hub that is in use.
+    let mut config = Config::load_from(&home, file, state_dir)?;
     if config.state_dir == Path::new(STATE_DIR) {
-        config.state_dir = home().join("hub");
+        config.state_dir = home.join("hub");
     }
     if config.public_address.is_none() && config.quic_listen.ip().is_unspecified() {
         // Its one agent is on this machine, whose name need not resolve.
@@ -65,13 +72,17 @@ pub async fn run(config: &Config, agent: &Path, shutdown: CancellationToken) -> 
         |valid_for| Grant { name: "quickstart".into(), role: Role::Admin, tenant: None, valid_for: Some(valid_for) };
     let link = domain.access.create_sign_in_link(grant(LINK_LIFETIME), &actor, now()).await?;
     let client = home.join("hfctl.toml");
-    if !client.exists() {
-        let (_, token) =
-            domain.access.create_api_token(grant(Duration::from_secs(365 * 86_400)), &actor, now()).await?;
-        private_file(&client, &format!("url = \"{base}\"\ntoken = \"{token}\"\n"))?;
+    // The address is the hub's of today; a token is made once.
+    let token = match kept_token(&client) {
+        Some(token) => token,
+        None => domain.access.create_api_token(grant(Duration::from_secs(365 * 86_400)), &actor, now()).await?.1,
+    };
+    private_file(&client, &format!("url = \"{base}\"\ntoken = \"{token}\"\n"))?;
+    let agent = Agent { program: agent.to_owned(), config: home.join("agent.toml"), state: home.join("agent") };
+    if !agent.config.exists() {
+        private_file(&agent.config, AGENT_TOML)?;
     }
-    let agent_state = home.join("agent");
-    let token = if agent_state.join("identity.json").exists() {
+    let token = if agent.state.join("identity.json").exists() {
         None
     } else {
         let new = NewToken { tenant, kind: NodeKind::Agent, name: None, valid_for: Duration::from_secs(600) };
@@ -81,7 +92,7 @@ pub async fn run(config: &Config, agent: &Path, shutdown: CancellationToken) -> 
     let stop_hub = CancellationToken::new();
     let serving = hub.run(stop_hub.clone());
     let beside = async {
-        let ended = attend_agent(agent, &agent_state, token, &base, &link, &shutdown).await;
+        let ended = agent.attend(token, &base, &link, &shutdown).await;
         stop_hub.cancel();
         ended
     };
@@ -90,64 +101,68 @@ pub async fn run(config: &Config, agent: &Path, shutdown: CancellationToken) -> 
     served
 }
 
-/// Enrolls the agent, runs it beside the hub, and stops it first.
-async fn attend_agent(
-    agent: &Path,
-    state: &Path,
-    token: Option<String>,
-    base: &str,
-    link: &str,
-    shutdown: &CancellationToken,
-) -> anyhow::Result<()> {
-    if let Some(token) = token {
-        say("  enrolling an agent for this machine with a join token …");
-        let mut enroll = program(agent, state);
-        // The token goes through a pipe: arguments can be read by every user of a machine.
-        enroll.args(["enroll", "--token-file", "-"]).stdin(Stdio::piped());
-        let mut child = enroll.spawn().with_context(|| format!("cannot start {}", agent.display()))?;
-        if let Some(mut input) = child.stdin.take() {
-            input.write_all(token.as_bytes()).await?;
-        }
-        let status = tokio::select! {
-            biased;
-            () = shutdown.cancelled() => return stop(child).await,
-            status = child.wait() => status?,
-        };
-        if !status.success() {
-            bail!("the agent did not enroll ({status}): its own words are above");
-        }
-    }
-    let mut child =
-        program(agent, state).arg("run").spawn().with_context(|| format!("cannot start {}", agent.display()))?;
-    say(&format!(
-        "\n  Dashboard   {base}\n  Sign in     {base}/sign-in?link={link}\n              (works once, for an hour; again: run ./quickstart again)\n\n  \
-         Try also    target/release/hfctl node list\n\n  Ctrl-C stops all of it.\n"
-    ));
-    tokio::select! {
-        biased;
-        () = shutdown.cancelled() => {}
-        status = child.wait() => {
-            let status = status?;
-            // Ctrl-C reaches the agent as well, which may be the quicker one.
-            let told = tokio::time::timeout(CTRL_C_WITHIN, shutdown.cancelled()).await.is_ok();
-            if !(told && status.success()) {
-                bail!("the agent has ended by itself ({status}): its own words are above");
-            }
-            return Ok(());
-        }
-    }
-    say("\n  stopping the agent and the hub …");
-    stop(child).await
+/// The agent of this machine.
+struct Agent {
+    program: PathBuf,
+    config: PathBuf,
+    state: PathBuf,
 }
 
-fn program(agent: &Path, state: &Path) -> Command {
-    let mut command = Command::new(agent);
-    command.arg("--state-dir").arg(state).kill_on_drop(true);
-    if std::env::var_os(INTERVAL).is_none() {
-        // Somebody waits for the first figures; a rate takes two samples.
-        command.env(INTERVAL, "5s");
+impl Agent {
+    /// Enrolls it, runs it beside the hub, and stops it first.
+    async fn attend(
+        &self,
+        token: Option<String>,
+        base: &str,
+        link: &str,
+        shutdown: &CancellationToken,
+    ) -> anyhow::Result<()> {
+        if let Some(token) = token {
+            say("  enrolling an agent for this machine with a join token …");
+            // The token goes through a pipe: arguments can be read by every user of a machine.
+            let mut child = self.start(&["enroll", "--token-file", "-"], Stdio::piped())?;
+            if let Some(mut input) = child.stdin.take() {
+                input.write_all(token.as_bytes()).await?;
+            }
+            let status = tokio::select! {
+                biased;
+                () = shutdown.cancelled() => return stop(child).await,
+                status = child.wait() => status?,
+            };
+            if !status.success() {
+                bail!("the agent did not enroll ({status}): its own words are above");
+            }
+        }
+        let mut child = self.start(&["run", "--parent", &std::process::id().to_string()], Stdio::null())?;
+        say(&format!(
+            "\n  Dashboard   {base}\n  Sign in     {base}/sign-in?link={link}\n              \
+             (works once, within an hour; every start of ./quickstart prints a new one)\n\n  \
+             Try also    {} node list\n\n  Ctrl-C stops all of it.\n",
+            self.beside("hfctl").display(),
+        ));
+        tokio::select! {
+            biased;
+            () = shutdown.cancelled() => {}
+            status = child.wait() => bail!("the agent has ended by itself ({}): its own words are above", status?),
+        }
+        say("\n  stopping the agent and the hub …");
+        stop(child).await
     }
-    command
+
+    /// In a process group of its own: Ctrl-C is for the hub, which then stops the agent in order.
+    fn start(&self, verb: &[&str], input: Stdio) -> anyhow::Result<Child> {
+        let mut command = Command::new(&self.program);
+        command.arg("--config").arg(&self.config).arg("--state-dir").arg(&self.state).args(verb);
+        let child = command.stdin(input).process_group(0).kill_on_drop(true).spawn();
+        child.with_context(|| format!("cannot start {}", self.program.display()))
+    }
+
+    /// Another program of the same build, as one would type it here.
+    fn beside(&self, name: &str) -> PathBuf {
+        let path = self.program.with_file_name(name);
+        let here = std::env::current_dir().unwrap_or_default();
+        path.strip_prefix(&here).map(Path::to_path_buf).unwrap_or(path)
+    }
 }
 
 async fn stop(mut child: Child) -> anyhow::Result<()> {
@@ -168,17 +183,28 @@ fn home() -> PathBuf {
         .join("hyperfactory/quickstart")
 }
 
+/// The token in an `hfctl.toml` of an earlier start.
+fn kept_token(file: &Path) -> Option<String> {
+    let text = std::fs::read_to_string(file).ok()?;
+    text.lines().find_map(|line| Some(line.strip_prefix("token = \"")?.strip_suffix('"')?.to_owned()))
+}
+
+/// Written whole or not at all, and readable by this user alone.
 fn private_file(path: &Path, text: &str) -> anyhow::Result<()> {
     use std::io::Write as _;
     use std::os::unix::fs::OpenOptionsExt as _;
+    let new = path.with_extension("toml.new");
     let write = || {
-        let mut file = std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
-        file.write_all(text.as_bytes())
+        let mut file = std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
+        file.write_all(text.as_bytes())?;
+        std::fs::rename(&new, path)
     };
-    write().with_context(|| format!("cannot write {}", path.display()))
+    write().with_context(|| format!("cannot write {}: see that its disk has room", path.display()))
 }
 
-#[expect(clippy::print_stdout, reason = "quickstart shows its progress")]
+/// A terminal that is gone, or a pipe that nobody reads, is no reason to fail.
 fn say(text: &str) {
-    println!("{text}");
+    use std::io::Write as _;
+    let mut out = std::io::stdout().lock();
+    let _ = writeln!(out, "{text}").and_then(|()| out.flush());
 }

@@ -206,7 +206,7 @@ impl Authority {
     /// [`AuthorityError::Seal`] when the key was sealed for another authority or with another key than `key`, or is
     /// damaged, [`AuthorityError::KeyMismatch`] when it is not the certificate's.
     pub fn open(certificate: &[u8], sealed_key: &[u8], key: &DataKey) -> Result<Self, AuthorityError> {
-        let role = Facts::parse(certificate).as_ref().and_then(role_of).ok_or(AuthorityError::Certificate)?;
+        let role = Role::of(certificate).ok_or(AuthorityError::Certificate)?;
         if *key.owner() != role.owner() {
             return Err(AuthorityError::Owner { role, owner: key.owner().clone() });
         }
@@ -269,6 +269,11 @@ impl fmt::Debug for Authority {
 }
 
 impl Role {
+    /// What the authority is for whose certificate this is; `None` when it is none of a fleet's authorities.
+    pub fn of(certificate: &[u8]) -> Option<Self> {
+        Facts::parse(certificate).as_ref().and_then(role_of)
+    }
+
     /// Whose data key seals its private key.
     pub fn owner(&self) -> Owner {
         match self {

@@ -19,6 +19,7 @@ pub(crate) struct Facts<'a> {
     pub(crate) path_length: Option<u32>,
     /// The subject's organization.
     pub(crate) organization: Option<&'a str>,
+    pub(crate) common_name: Option<&'a str>,
     /// Every subject alternative name; `None` for one that is not a DNS name.
     pub(crate) names: Vec<Option<&'a str>>,
     /// Every permitted subtree of the name constraints, likewise.
@@ -42,12 +43,14 @@ impl<'a> Facts<'a> {
             is_ca: false,
             path_length: None,
             organization: None,
+            common_name: None,
             names: Vec::new(),
             permitted: Vec::new(),
             key_id: None,
             issuer_key_id: None,
         };
         facts.organization = tbs.subject.iter_organization().next().and_then(|name| name.as_str().ok());
+        facts.common_name = tbs.subject.iter_common_name().next().and_then(|name| name.as_str().ok());
         let extensions = tbs.extensions();
         for (index, extension) in extensions.iter().enumerate() {
             if extensions[..index].iter().any(|earlier| earlier.oid == extension.oid) {

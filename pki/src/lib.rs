@@ -15,6 +15,7 @@ pub mod renewal;
 pub mod request;
 pub mod seal;
 pub mod serial;
+pub mod summary;
 pub mod tls;
 
 pub mod token;
@@ -31,5 +32,6 @@ pub use request::{RequestError, RequestedKey, verify_request};
 pub use rustls::pki_types::CertificateDer;
 pub use seal::{DataKey, MasterKey, Owner, SealError};
 pub use serial::Serial;
+pub use summary::Summary;
 pub use token::{JoinToken, TokenError};
 pub use trust::{NodeIdentity, TrustError, node_identity};

@@ -86,31 +86,15 @@ pub fn check_root(root: &CertificateDer<'_>, pinned: &[u8; 32]) -> Result<(), Tr
     if self_signed { Ok(()) } else { Err(TrustError::NotRoot) }
 }
 
-/// What tells a certificate of this fleet from every other.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Leaf {
-    /// With its issuer, names it.
-    pub serial: Serial,
-    /// SHA-256 of its SubjectPublicKeyInfo.
-    pub spki_sha256: [u8; 32],
-    /// Start of validity.
-    pub not_before: Timestamp,
-    /// End of validity.
-    pub not_after: Timestamp,
-}
-
-/// Reads what names a certificate, whatever it is for. It judges nothing.
-///
-/// # Errors
-/// [`TrustError::Malformed`] when it is not a certificate, [`TrustError::Serial`] when no fleet gives such a serial.
-pub fn leaf(certificate: &[u8]) -> Result<Leaf, TrustError> {
-    let facts = Facts::parse(certificate).ok_or(TrustError::Malformed)?;
-    Ok(Leaf {
-        serial: Serial::from_der(facts.serial).ok_or(TrustError::Serial)?,
-        spki_sha256: sha256(facts.spki),
-        not_before: facts.not_before,
-        not_after: facts.not_after,
-    })
+/// Whether `issuer` signed `certificate`, by name, key identifier and signature. Says nothing else about either.
+pub fn signed_by(certificate: &[u8], issuer: &[u8]) -> bool {
+    let named = || Some(Facts::parse(certificate)?.names_as_issuer(&Facts::parse(issuer)?));
+    let signed = || {
+        let (_, certificate) = x509_parser::parse_x509_certificate(certificate).ok()?;
+        let (_, issuer) = x509_parser::parse_x509_certificate(issuer).ok()?;
+        Some(certificate.verify_signature(Some(issuer.public_key())).is_ok())
+    };
+    named() == Some(true) && signed() == Some(true)
 }
 
 /// When a certificate is valid: from, until.

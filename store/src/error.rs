@@ -25,10 +25,10 @@ pub enum StoreError {
         source: SqlxError,
     },
     /// The engine has no room left. Writing works again as soon as there is some.
-    #[error("the database has no room left: free space on its disk; no restart is needed")]
+    #[error("the database has no room left: free space on its disk, and a hub that runs goes on by itself")]
     Full(#[source] SqlxError),
     /// The engine does not answer. The handle reconnects by itself.
-    #[error("the database does not answer: see that it runs and can be reached; no restart is needed")]
+    #[error("the database does not answer: see that it runs and can be reached, and a hub that runs goes on by itself")]
     Unavailable(#[source] SqlxError),
     /// The file is damaged, or is no database at all.
     #[error("the database is damaged: stop the hub, keep a copy of the file, and restore it from its backup")]

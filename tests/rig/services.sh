@@ -205,7 +205,7 @@ _compose_plugin() {
         ! dpkg-deb -x "$apt"/docker-compose_*.deb "$apt/unpacked"; then
         fail "The Compose v2 plugin could not be fetched from Debian's next release." \
             "apt-get said: $(_complaint "$apt/log")" \
-            "$(_advice "$apt/log" docker-compose)"
+            "$(_advice "$apt/log" "The whole log: $apt/log")"
     fi
     install -m 755 "$apt/unpacked/usr/libexec/docker/cli-plugins/docker-compose" "$rig_cache/docker-compose.new"
     mv "$rig_cache/docker-compose.new" "$rig_cache/docker-compose"

@@ -8,8 +8,9 @@ use pki::{Role, pem};
 use protocol::TenantId;
 use ring::digest::{SHA256, digest};
 
-use super::extract::{Path, unknown_tenant};
+use super::extract::Path;
 use super::problem::Problem;
+use crate::tenants::TenantError;
 use crate::web::App;
 
 /// RFC 8555, section 9.1.
@@ -37,7 +38,7 @@ pub(crate) async fn kafka_root(
     Path(tenant): Path<TenantId>,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
-    let unknown = unknown_tenant(&tenant);
+    let unknown = TenantError::Unknown(tenant.clone()).to_string();
     bundle(&app, &headers, &Role::Kafka(tenant), unknown).await
 }
 
@@ -52,7 +53,7 @@ pub(crate) async fn nodes_intermediate(
     Path(tenant): Path<TenantId>,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
-    let unknown = unknown_tenant(&tenant);
+    let unknown = TenantError::Unknown(tenant.clone()).to_string();
     bundle(&app, &headers, &Role::Nodes(tenant), unknown).await
 }
 

@@ -332,11 +332,13 @@ impl From<audit::Entry> for AuditEntry {
             id: entry.id,
             at: Time(entry.at),
             actor: entry.actor,
+            credential: entry.credential,
             action: entry.action,
             tenant: entry.tenant,
             subject: entry.subject,
             detail: entry.detail,
             remote: entry.remote,
+            hash: entry.hash.to_string(),
         }
     }
 }

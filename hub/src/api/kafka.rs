@@ -9,7 +9,7 @@ use protocol::TenantId;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::extract::{Caller, Json, Path, unknown_tenant};
+use super::extract::{Caller, Json, Path};
 use super::idempotency::IdempotencyKey;
 use super::problem::Problem;
 use super::resource::Time;
@@ -62,9 +62,7 @@ pub(crate) async fn server_certificate(
     key: IdempotencyKey,
     Json(new): Json<NewServerCertificate>,
 ) -> Result<Response, Problem> {
-    if !caller.sees(&tenant) {
-        return Err(Problem::not_found(unknown_tenant(&tenant)));
-    }
+    caller.require_tenant(&tenant)?;
     caller.require(Role::Admin)?;
     let work = async {
         app.state.tenants.get(&tenant).await?;
@@ -73,10 +71,10 @@ pub(crate) async fn server_certificate(
         let names = ServerNames::new(&new.dns_names, &new.ip_addresses).map_err(|error| invalid(&error))?;
         let issued = app.state.authorities.kafka_server(&tenant, &request, &names, &caller.actor(), app.now()).await?;
         Ok(ServerCertificate {
-            serial: issued.leaf.serial.to_string(),
+            serial: data_encoding::HEXLOWER.encode(&issued.summary.serial),
             names: names.iter().collect(),
-            not_before: issued.leaf.not_before.into(),
-            not_after: issued.leaf.not_after.into(),
+            not_before: issued.summary.not_before.into(),
+            not_after: issued.summary.not_after.into(),
             certificate: pem::certificates([&issued.certificate]),
             root: pem::certificates([&issued.root]),
         })

@@ -5,6 +5,7 @@ mod api_tokens;
 mod audit;
 mod bundles;
 pub(crate) mod convert;
+pub(crate) mod denial;
 mod events;
 pub(crate) mod extract;
 pub(crate) mod idempotency;

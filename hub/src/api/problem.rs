@@ -8,7 +8,8 @@ use serde::Serialize;
 use store::StoreError;
 use utoipa::ToSchema;
 
-use crate::access::AccessError;
+use super::denial::Denial;
+use crate::access::{AccessError, Principal};
 use crate::authorities::AuthoritiesError;
 use crate::enrollment::TokenError;
 use crate::telemetry::history::HistoryError;
@@ -28,6 +29,8 @@ pub(crate) struct Problem {
     pub detail: String,
     #[serde(skip)]
     retry_after: Option<Duration>,
+    #[serde(skip)]
+    denial: Option<Denial>,
 }
 
 impl Problem {
@@ -38,7 +41,13 @@ impl Problem {
             status: status.as_u16(),
             detail: detail.into(),
             retry_after: None,
+            denial: None,
         }
+    }
+
+    /// The same as a denial to somebody known: it goes into the audit log.
+    pub(crate) fn to(self, principal: &Principal) -> Self {
+        Self { denial: Some(Denial::of(principal, &self.detail)), ..self }
     }
 
     /// 400: the request can't be read.
@@ -129,6 +138,9 @@ impl IntoResponse for Problem {
         if self.status() == StatusCode::UNAUTHORIZED {
             let challenge = HeaderValue::from_static("Bearer realm=\"hyperfactory\"");
             response.headers_mut().insert(header::WWW_AUTHENTICATE, challenge);
+        }
+        if let Some(denial) = self.denial {
+            response.extensions_mut().insert(denial);
         }
         if let Some(after) = self.retry_after {
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(after.as_secs().max(1)));

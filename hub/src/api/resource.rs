@@ -603,6 +603,8 @@ pub struct AuditEntry {
     pub at: Time,
     /// Who.
     pub actor: String,
+    /// With which credential: the id of an API token.
+    pub credential: Option<String>,
     /// What, e.g. `token.created`.
     pub action: String,
     /// In which tenant.
@@ -614,6 +616,8 @@ pub struct AuditEntry {
     pub detail: serde_json::Value,
     /// From where.
     pub remote: Option<String>,
+    /// SHA-256 over all of it and the hash of the entry before it, in hexadecimal.
+    pub hash: String,
 }
 
 /// What became of a join token.

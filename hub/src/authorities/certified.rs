@@ -1,6 +1,6 @@
 //! A certificate that has been issued, as it is recorded: nothing is given out that is not.
 
-use pki::trust::{self, Leaf};
+use pki::Summary;
 use protocol::{NodeId, NodeKind, TenantId, Timestamp};
 use store::{Transaction, sqlx};
 
@@ -22,6 +22,16 @@ pub enum LeafKind {
 }
 
 impl LeafKind {
+    /// What the audit log calls it.
+    pub(crate) const fn logged(self) -> &'static str {
+        match self {
+            Self::Agent | Self::Bridge => "node",
+            Self::KafkaClient => "kafka_client",
+            Self::KafkaServer => "kafka_server",
+            Self::HubServer => "hub_server",
+        }
+    }
+
     /// As recorded.
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -56,24 +66,28 @@ pub(crate) struct Certified<'a> {
 
 impl Certified<'_> {
     /// Records it, in the transaction that precedes its being given out.
-    pub(crate) async fn save(&self, transaction: &mut Transaction, now: Timestamp) -> Result<Leaf, AuthoritiesError> {
-        let leaf = trust::leaf(self.certificate).map_err(AuthoritiesError::Unreadable)?;
+    pub(crate) async fn save(
+        &self,
+        transaction: &mut Transaction,
+        now: Timestamp,
+    ) -> Result<Summary, AuthoritiesError> {
+        let summary = Summary::of(self.certificate).map_err(AuthoritiesError::Unreadable)?;
         sqlx::query(
             "INSERT INTO certificates
                  (serial, authority, kind, tenant, node, spki_sha256, certificate, issued_at, not_after, state)
              VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, 'issued')",
         )
-        .bind(leaf.serial.as_bytes().to_vec())
+        .bind(summary.serial.clone())
         .bind(self.authority)
         .bind(self.kind.as_str())
         .bind(self.tenant.map(TenantId::as_str))
         .bind(self.node.map(|node| node.to_string()))
-        .bind(leaf.spki_sha256.to_vec())
+        .bind(summary.spki_sha256.to_vec())
         .bind(self.certificate.to_vec())
         .bind(now.millis())
-        .bind(leaf.not_after.millis())
+        .bind(summary.not_after.millis())
         .execute(&mut **transaction)
         .await?;
-        Ok(leaf)
+        Ok(summary)
     }
 }

@@ -1,7 +1,6 @@
 //! A tenant's Kafka plane: certificates for its bridges and its brokers, from the tenant's own root.
 
-use pki::trust::Leaf;
-use pki::{CertificateDer, RequestedKey, Role, ServerNames, kafka_principal};
+use pki::{CertificateDer, RequestedKey, Role, ServerNames, Summary, kafka_principal};
 use protocol::{NodeId, TenantId, Timestamp};
 use serde_json::json;
 use store::{Transaction, sqlx};
@@ -18,7 +17,7 @@ pub struct KafkaCertificate {
     /// The tenant's Kafka root that issued it: the whole rest of its chain.
     pub root: CertificateDer<'static>,
     /// Serial, key and validity.
-    pub leaf: Leaf,
+    pub summary: Summary,
 }
 
 impl Authorities {
@@ -56,22 +55,20 @@ impl Authorities {
             node: Some(node),
             certificate: &certificate,
         };
-        let leaf = certified.save(transaction, now).await?;
+        let summary = certified.save(transaction, now).await?;
         let record = Record {
             actor: Actor::node(node),
             action: action::CERTIFICATE_ISSUED,
             tenant: Some(tenant.clone()),
             subject: node.to_string(),
             detail: json!({
-                "kind": LeafKind::KafkaClient.as_str(),
+                "certificate": audit::certificate(LeafKind::KafkaClient.logged(), &summary),
                 "principal": format!("User:CN={}", kafka_principal(node)),
-                "serial": leaf.serial.to_string(),
-                "not_after": leaf.not_after.to_string(),
             }),
             remote: None,
         };
         audit::append(transaction, now, record).await?;
-        Ok(KafkaCertificate { certificate: certificate.into(), root: authority.certificate_der().clone(), leaf })
+        Ok(KafkaCertificate { certificate: certificate.into(), root: authority.certificate_der().clone(), summary })
     }
 
     /// Issues a certificate for `tenant`'s brokers, for the key of a PKCS#10 request in DER; the names are `names`, whatever
@@ -100,23 +97,21 @@ impl Authorities {
             node: None,
             certificate: &certificate,
         };
-        let leaf = certified.save(&mut transaction, now).await?;
+        let summary = certified.save(&mut transaction, now).await?;
         let record = Record {
             actor: actor.clone(),
             action: action::CERTIFICATE_ISSUED,
             tenant: Some(tenant.clone()),
             subject: names.iter().next().unwrap_or_default(),
             detail: json!({
-                "kind": LeafKind::KafkaServer.as_str(),
+                "certificate": audit::certificate(LeafKind::KafkaServer.logged(), &summary),
                 "names": names.iter().collect::<Vec<_>>(),
-                "serial": leaf.serial.to_string(),
-                "not_after": leaf.not_after.to_string(),
             }),
             remote: None,
         };
         audit::append(&mut transaction, now, record).await?;
         transaction.commit().await?;
-        Ok(KafkaCertificate { certificate: certificate.into(), root: authority.certificate_der().clone(), leaf })
+        Ok(KafkaCertificate { certificate: certificate.into(), root: authority.certificate_der().clone(), summary })
     }
 
     async fn kafka(&self, transaction: &mut Transaction, tenant: &TenantId) -> Result<Issuing, AuthoritiesError> {

@@ -1,6 +1,6 @@
 //! Authorities as they stand in the database: found by what they are for, saved as the next generation.
 
-use pki::{Authority, AuthorityError, CertificateDer, Owner, Role};
+use pki::{Authority, AuthorityError, CertificateDer, Owner, Role, Summary};
 use protocol::{TenantId, Timestamp};
 use serde_json::json;
 use store::sqlx::{self, Row};
@@ -11,7 +11,7 @@ use crate::audit::{self, Actor, Record, action};
 use crate::keys::Keys;
 
 /// Kind and tenant in the table; the tenant is empty where there is none.
-fn place(role: &Role) -> (&'static str, &str) {
+pub(crate) fn place(role: &Role) -> (&'static str, &str) {
     match role {
         Role::Root => ("root", ""),
         Role::Hub => ("hub", ""),
@@ -77,6 +77,7 @@ pub(super) async fn save(
     .bind(now.millis())
     .fetch_one(&mut **transaction)
     .await?;
+    let summary = Summary::of(authority.certificate_der()).map_err(AuthoritiesError::Unreadable)?;
     let record = Record {
         actor: Actor::system(),
         action: action::AUTHORITY_CREATED,
@@ -85,7 +86,7 @@ pub(super) async fn save(
             Owner::Tenant(tenant) => Some(tenant),
         },
         subject: kind.to_owned(),
-        detail: json!({ "not_after": authority.not_after().to_string() }),
+        detail: json!({ "certificate": audit::certificate("authority", &summary) }),
         remote: None,
     };
     audit::append(transaction, now, record).await?;

@@ -22,6 +22,7 @@ use axum::http::StatusCode;
 use axum::response::{Html, IntoResponse, Response};
 use axum::routing::{get, post};
 
+use crate::api::denial::Denial;
 use crate::api::problem::Problem;
 use crate::web::App;
 use format::Clock;
@@ -59,8 +60,11 @@ pub(crate) struct Shown {
 impl IntoResponse for Shown {
     fn into_response(self) -> Response {
         let mut response = lost(&self.app, self.problem.status(), self.problem.title, &self.problem.detail);
-        let headers = self.problem.into_response().headers().clone();
-        if let Some(after) = headers.get(axum::http::header::RETRY_AFTER) {
+        let (mut problem, _) = self.problem.into_response().into_parts();
+        if let Some(denial) = problem.extensions.remove::<Denial>() {
+            response.extensions_mut().insert(denial);
+        }
+        if let Some(after) = problem.headers.get(axum::http::header::RETRY_AFTER) {
             response.headers_mut().insert(axum::http::header::RETRY_AFTER, after.clone());
         }
         response

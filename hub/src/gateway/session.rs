@@ -6,7 +6,7 @@ use std::time::{Duration, Instant, SystemTime};
 use futures_util::FutureExt;
 use pki::NodeIdentity;
 use protocol::frame::{MAX_CONTROL, MAX_TELEMETRY};
-use protocol::message::{Refusal, Renewed, ToHub, Upload};
+use protocol::message::{Refusal, RefusalCode, Renewed, ToHub, Upload};
 use protocol::session::{HELLO_DEADLINE, HubOutput, HubSession, NodeHello, SessionError};
 use protocol::{SessionId, Timestamp, version};
 use rand::RngExt;
@@ -146,9 +146,18 @@ async fn refuse(
         detail: json!({ "reason": refusal.message, "serial": identity.serial.to_string() }),
         remote: Some(connection.remote_address().ip()),
     };
-    if let Err(error) = audit::record(&gateway.database, now(), record).await {
-        warn!(node = %identity.node, %error, "a refused session was not audited");
-    }
+    let refusal = match audit::record(&gateway.database, now(), record).await {
+        Ok(_) => refusal,
+        Err(error) => {
+            // Not before it is audited: the node is told to come back.
+            warn!(node = %identity.node, %error, "a session's refusal could not be audited");
+            Refusal {
+                code: RefusalCode::Internal.into(),
+                message: format!("the hub could not do it now: {error}"),
+                retry_after_ms: 5_000,
+            }
+        }
+    };
     let reason = refusal.message.clone();
     let answer = control.machine.refuse(refusal);
     match control.writer.send(&answer).await {

@@ -19,7 +19,7 @@ fn other() -> TenantId {
     "other".parse().expect("an id")
 }
 
-async fn client(
+pub(crate) async fn client(
     world: &World,
     tenant: &TenantId,
     node: NodeId,
@@ -31,7 +31,7 @@ async fn client(
     Ok(issued)
 }
 
-async fn bridge(world: &World) -> NodeId {
+pub(crate) async fn bridge(world: &World) -> NodeId {
     let token = world.token(NodeKind::Bridge, None).await;
     let request = protocol::message::EnrollRequest {
         kind: protocol::message::NodeKind::Bridge.into(),
@@ -101,7 +101,7 @@ on_both_engines! {
         ).fetch_all(world.database.reader()).await.expect("certificates");
         let expected = [("kafka-client", &client), ("kafka-server", server.as_ref().expect("issued"))]
             .map(|(kind, issued)| {
-                (kind.to_owned(), issued.leaf.serial.as_bytes().to_vec(), issued.certificate.to_vec())
+                (kind.to_owned(), issued.summary.serial.clone(), issued.certificate.to_vec())
             });
         assert_eq!(recorded, expected);
         let log = world.audited(action::CERTIFICATE_ISSUED).await;

@@ -4,6 +4,7 @@
 
 mod access;
 mod alerts;
+mod audit;
 mod enrollment;
 mod history;
 mod ingest;

@@ -65,7 +65,7 @@ impl World {
         let enrollment =
             Enrollment::open(database.clone(), authorities.clone(), fleet.clone(), settings).await.expect("a door");
         let tenants = Tenants::new(database.clone(), authorities.clone());
-        Self { database, authorities, fleet, tenants, enrollment }
+        Self { database, fleet, authorities, tenants, enrollment }
     }
 
     pub(crate) async fn token(&self, kind: NodeKind, name: Option<&str>) -> JoinToken {

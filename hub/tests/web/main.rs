@@ -23,7 +23,7 @@ use hyperfactory_hub::keys::{Keys, Master};
 use hyperfactory_hub::schema;
 use hyperfactory_hub::telemetry::history::History;
 use hyperfactory_hub::telemetry::ingest::Ingest;
-use hyperfactory_hub::telemetry::state::{Fleet, Report};
+use hyperfactory_hub::telemetry::state::{Fleet, Report, Services};
 use hyperfactory_hub::tenants::Tenants;
 use hyperfactory_hub::web::{self, AppState};
 use pki::PrivateKey;
@@ -171,7 +171,11 @@ impl Site {
             image: "nginx:1".into(),
             ..Service::default()
         };
-        self.fleet.report(node, vec![Report { current: true, services: vec![service], ..Report::default() }], now());
+        self.fleet.report(
+            node,
+            vec![Report { current: true, services: Services::new(vec![service]), ..Report::default() }],
+            now(),
+        );
     }
 
     async fn send(&self, request: Request<Body>) -> Answer {

@@ -5,3 +5,4 @@ mod chaos;
 mod dashboard;
 mod main_job;
 mod quickstart;
+mod scripts;

@@ -1,11 +1,12 @@
 //! What a newcomer sees: one command, a live machine, a clean end, and the same machine again.
 
-use std::net::{TcpListener, UdpSocket};
+use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use hyperfactory_tests::rig::{Api, Process, SOON, binary, until};
+use rustix::process::Signal;
 
 struct Quickstart {
     process: Process,
@@ -37,6 +38,15 @@ fn start(home: &Path, quic: &str, http: &str) -> Result<Quickstart> {
     Ok(Quickstart { process, api })
 }
 
+/// As a terminal does it: a signal to the whole group, and all of it ends in order.
+fn ctrl_c(quickstart: &mut Quickstart) -> Result<()> {
+    quickstart.process.signal(Signal::INT)?;
+    let status = quickstart.process.wait(SOON)?;
+    let log = quickstart.process.log();
+    ensure!(status.success() && !log.contains("a second time"), "it ended with {status}: {log}");
+    Ok(())
+}
+
 /// Waits until this machine is online, and gives its node's id.
 fn live(quickstart: &Quickstart) -> Result<String> {
     until("this machine to be live", SOON, || {
@@ -55,9 +65,9 @@ fn one_command_shows_this_machine_and_takes_up_where_it_was() -> Result<()> {
     let http = TcpListener::bind("127.0.0.1:0")?.local_addr()?.to_string();
     let mut first = start(home.path(), &quic, &http)?;
     let node = live(&first)?;
-    let status = first.process.stop(SOON)?;
-    ensure!(status.success(), "it ended with {status}: {}", first.process.log());
+    ctrl_c(&mut first)?;
 
+    let http = TcpListener::bind("127.0.0.1:0")?.local_addr()?.to_string();
     let mut again = start(home.path(), &quic, &http)?;
     assert_eq!(live(&again)?, node, "the same machine is the same node");
     let output = Command::new(binary("hfctl")?)
@@ -66,8 +76,39 @@ fn one_command_shows_this_machine_and_takes_up_where_it_was() -> Result<()> {
         .env("XDG_CONFIG_HOME", home.path())
         .output()?;
     ensure!(output.status.success(), "hfctl: {}", String::from_utf8_lossy(&output.stderr));
-    assert!(String::from_utf8_lossy(&output.stdout).contains(&node), "hfctl works without a login");
-    assert!(again.process.stop(SOON)?.success());
+    let listed = String::from_utf8_lossy(&output.stdout);
+    assert!(listed.contains(&node), "hfctl works without a login, on the hub's new port: {listed}");
+    ctrl_c(&mut again)
+}
+
+#[test]
+fn a_killed_hub_takes_its_agent_along() -> Result<()> {
+    let home = tempfile::tempdir()?;
+    let mut quickstart = start(home.path(), "127.0.0.1:0", "127.0.0.1:0")?;
+    let file = home.path().join("hyperfactory/quickstart/agent/endpoints.json");
+    let health = until("the agent's probes", SOON, || {
+        let written: Option<serde_json::Value> =
+            std::fs::read(&file).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
+        Ok(written.and_then(|endpoints| Some(endpoints["health"].as_str()?.strip_prefix("http://")?.to_owned())))
+    })?;
+    TcpStream::connect(&health)?;
+    quickstart.process.kill()?;
+    until("the agent's end", SOON, || Ok(TcpStream::connect(&health).is_err().then_some(())))
+}
+
+#[test]
+fn the_file_of_a_hub_in_use_is_not_read() -> Result<()> {
+    let home = tempfile::tempdir()?;
+    let own = home.path().join("hyperfactory/quickstart/hub.toml");
+    std::fs::create_dir_all(own.parent().context("a file has a folder")?)?;
+    std::fs::write(&own, "databse = \"sqlite:///nowhere\"\n")?;
+    let output = Command::new(binary("hyperfactory-hub")?)
+        .args(["quickstart", "--agent", "/nonexistent"])
+        .env("XDG_STATE_HOME", home.path())
+        .output()?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{said}");
+    ensure!(said.contains(own.to_str().unwrap_or_default()), "it reads a file of its own: {said}");
     Ok(())
 }
 

@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::rows::Insert;
 
-use super::{Dirty, Fleet, Member, NodeView, Presence, Report, Sample, Tracked};
+use super::{Dirty, Fleet, Member, NodeView, Presence, Report, Sample, Services, Tracked};
 
 /// Figures alone are copied so often; what lies in between is in the history.
 const FIGURES_EVERY: Duration = Duration::from_secs(60);
@@ -158,7 +158,7 @@ impl Fleet {
         view.apply(Report {
             current: true,
             complete: true,
-            services: body.services,
+            services: Services::new(body.services),
             removed: Vec::new(),
             engine: body.engine,
             status: body.status,

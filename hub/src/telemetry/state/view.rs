@@ -185,9 +185,9 @@ impl NodeView {
             self.status = Arc::new(status);
         }
         if report.complete {
-            self.services = Arc::new(Services::new(report.services));
+            self.services = Arc::new(report.services);
         } else if !report.services.is_empty() || !report.removed.is_empty() {
-            self.services = Arc::new(self.services.with(report.services, &report.removed));
+            self.services = Arc::new(self.services.with(&report.services, &report.removed));
         }
     }
 }
