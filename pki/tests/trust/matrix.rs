@@ -74,7 +74,7 @@ fn nothing_of_one_tenant_opens_a_door_of_another() {
         }
     }
     assert_eq!(open, [] as [String; 0]);
-    assert!(judged >= 300, "{judged} cases");
+    assert!(judged >= 450, "{judged} cases");
 }
 
 /// The same doors, for those they are meant for: a door that is never open proves nothing.
