@@ -33,6 +33,7 @@ pub mod action {
     pub const TOKEN_CREATED: &str = "token.created";
     pub const NODE_ENROLLED: &str = "node.enrolled";
     pub const ENROLLMENT_REFUSED: &str = "enrollment.refused";
+    pub const CERTIFICATE_ISSUED: &str = "certificate.issued";
     pub const CERTIFICATE_RENEWED: &str = "certificate.renewed";
     pub const RENEWAL_REFUSED: &str = "renewal.refused";
     pub const CERTIFICATE_RETIRED: &str = "certificate.retired";

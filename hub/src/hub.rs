@@ -223,6 +223,7 @@ impl Hub {
         let router = web::router(AppState {
             database: gateway.database.clone(),
             tenants: domain.tenants.clone(),
+            authorities: domain.authorities.clone(),
             enrollment: gateway.enrollment.clone(),
             revocation_lists: RevocationLists::new(gateway.database.clone(), domain.authorities.clone()),
             fleet: fleet.clone(),

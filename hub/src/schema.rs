@@ -34,17 +34,27 @@ CREATE TABLE data_keys (
     created_at BIGINT NOT NULL
 );
 
--- kind: root, hub, tenant. The key is sealed with its owner's data key.
+-- kind: root, hub (its intermediate), nodes (a tenant's intermediate), kafka (a tenant's own root). Generations count from 1
+-- within kind and tenant. The key is sealed with its owner's data key; a root that is kept offline has none here.
+-- state:
+--   awaiting-signature  has a key and no certificate: the fleet root is offline and has to sign it
+--   pending             has a certificate, and nobody has been told of it
+--   trusted             given out as one to trust, and issues nothing: a successor before its turn, or a predecessor after it
+--   active              issues; at most one of its kind and tenant
+--   retired             neither issues nor is given out any more
 CREATE TABLE authorities (
     id {ID},
     kind TEXT NOT NULL,
     tenant TEXT REFERENCES tenants (id),
-    certificate {BLOB} NOT NULL,
-    sealed_key {BLOB} NOT NULL,
-    not_after BIGINT NOT NULL,
+    generation BIGINT NOT NULL,
     state TEXT NOT NULL,
+    spki_sha256 {BLOB} NOT NULL,
+    certificate {BLOB},
+    sealed_key {BLOB},
+    not_after BIGINT,
     created_at BIGINT NOT NULL
 );
+CREATE UNIQUE INDEX authorities_generation ON authorities (kind, COALESCE(tenant, ''), generation);
 CREATE UNIQUE INDEX authorities_active ON authorities (kind, COALESCE(tenant, '')) WHERE state = 'active';
 
 CREATE TABLE nodes (
@@ -74,12 +84,14 @@ CREATE TABLE join_tokens (
 );
 CREATE INDEX join_tokens_tenant ON join_tokens (tenant, created_at);
 
+-- kind: agent, bridge (both a node's identity), kafka-client (a bridge's), kafka-server (a tenant's brokers'), hub-server.
 -- state: issued, active (a session has used it), retired (a session has used its successor), revoked.
 CREATE TABLE certificates (
     serial {BLOB} NOT NULL,
     authority BIGINT NOT NULL REFERENCES authorities (id),
-    tenant TEXT NOT NULL REFERENCES tenants (id),
-    node TEXT NOT NULL REFERENCES nodes (id),
+    kind TEXT NOT NULL,
+    tenant TEXT REFERENCES tenants (id),
+    node TEXT REFERENCES nodes (id),
     spki_sha256 {BLOB} NOT NULL,
     certificate {BLOB} NOT NULL,
     issued_at BIGINT NOT NULL,

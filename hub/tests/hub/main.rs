@@ -8,6 +8,7 @@ mod audit;
 mod enrollment;
 mod history;
 mod ingest;
+mod kafka;
 mod keys;
 mod revocation;
 mod setup;

@@ -6,6 +6,7 @@ mod api;
 mod audit;
 mod dashboard;
 mod events;
+mod trust;
 
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
@@ -91,6 +92,7 @@ impl Site {
         let router = web::router(AppState {
             database: database.clone(),
             tenants: tenants.clone(),
+            authorities: authorities.clone(),
             enrollment: enrollment.clone(),
             revocation_lists: RevocationLists::new(database.clone(), authorities.clone()),
             fleet: fleet.clone(),

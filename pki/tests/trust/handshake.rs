@@ -17,13 +17,13 @@ use rustls::{
 
 use crate::fleet::{DAY, Fleet, HOUR, NOW, dns, forge_under, node_name};
 
-struct Done {
-    client: ClientConnection,
-    server: ServerConnection,
+pub(crate) struct Done {
+    pub(crate) client: ClientConnection,
+    pub(crate) server: ServerConnection,
 }
 
 /// Runs a handshake, and reads what the server sends after it. Gives the error of the side that failed first.
-fn handshake(client: &Arc<ClientConfig>, server: &Arc<ServerConfig>) -> Result<Done, Failed> {
+pub(crate) fn handshake(client: &Arc<ClientConfig>, server: &Arc<ServerConfig>) -> Result<Done, Failed> {
     let name = "hub.hyperfactory.internal".try_into().expect("a name");
     let mut client = ClientConnection::new(Arc::clone(client), name).expect("a client");
     let mut server = ServerConnection::new(Arc::clone(server)).expect("a server");
@@ -53,7 +53,7 @@ fn handshake(client: &Arc<ClientConfig>, server: &Arc<ServerConfig>) -> Result<D
 }
 
 #[derive(Debug)]
-enum Failed {
+pub(crate) enum Failed {
     Hub(Error),
     Node(Error),
 }

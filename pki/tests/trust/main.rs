@@ -7,4 +7,5 @@ mod chains;
 mod fleet;
 mod handshake;
 mod hostile;
+mod matrix;
 mod outside;
