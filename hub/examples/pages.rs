@@ -124,6 +124,7 @@ fn one(i: usize) -> Node {
         last_seen: (state != PresenceState::NeverSeen)
             .then(|| if state == PresenceState::Online { ago(i as u64 % 14) } else { ago(4_000) }),
         enrolled_at: ago(9 * DAY),
+        revoked_at: None,
         host: Host {
             hostname: format!("{place}-{}.plant.example", i / 7 + 1),
             os: "Debian GNU/Linux 12".into(),
@@ -451,11 +452,13 @@ fn audit_page() -> Html<String> {
         id,
         at: ago(id as u64 * 50),
         actor: actor.into(),
+        credential: None,
         action: action.into(),
         tenant: Some("acme".into()),
         subject: subject.into(),
         detail,
         remote: Some("192.0.2.17".into()),
+        hash: "5a".repeat(32),
     };
     let entries = vec![
         entry(

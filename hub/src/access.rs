@@ -226,7 +226,10 @@ impl Access {
     /// [`AccessError::Invalid`], or [`AccessError::TooMany`] after repeated failures from `remote`.
     pub async fn authenticate(&self, bearer: &str, remote: IpAddr, now: Timestamp) -> Result<Principal, AccessError> {
         let found = self.api_token(bearer, now).await?;
-        found.map(|(principal, _)| principal).ok_or_else(|| self.limiter.failed(remote, now))
+        match found {
+            Some((principal, _)) => Ok(principal),
+            None => Err(self.refuse(action::ACCESS_REFUSED, "api", remote, now).await?),
+        }
     }
 
     /// Makes a link's one-time code, `hfl_…`.
@@ -284,7 +287,7 @@ impl Access {
         } else if Secret::parse(Purpose::Link, code).is_some() {
             return self.redeem(code, remote, now).await;
         } else {
-            return Err(self.refuse(remote, now).await?);
+            return Err(self.refuse(action::SIGN_IN_REFUSED, "sign-in", remote, now).await?);
         };
         let transaction = self.database.begin_write().await?;
         self.open(transaction, principal, api_token, ends, remote, now).await
@@ -348,7 +351,7 @@ impl Access {
             }
             None => {
                 transaction.rollback().await?;
-                Err(self.refuse(remote, now).await?)
+                Err(self.refuse(action::SIGN_IN_REFUSED, "sign-in", remote, now).await?)
             }
         }
     }
@@ -406,17 +409,23 @@ impl Access {
         Ok(Some((read_principal(&row, row.try_get(3)?)?, ends)))
     }
 
-    /// Counts and audits a failed sign-in; of a flood, the start alone is audited.
-    async fn refuse(&self, remote: IpAddr, now: Timestamp) -> Result<AccessError, AccessError> {
-        let error = self.limiter.failed(remote, now);
-        if matches!(error, AccessError::TooMany { .. }) {
+    /// Counts and audits a credential that is none; of a flood, the start alone is audited.
+    async fn refuse(
+        &self,
+        action: &'static str,
+        door: &str,
+        remote: IpAddr,
+        now: Timestamp,
+    ) -> Result<AccessError, AccessError> {
+        let (error, audited) = self.limiter.failed(remote, now);
+        if !audited {
             return Ok(error);
         }
         let record = Record {
             actor: Actor::anonymous(),
-            action: action::SIGN_IN_REFUSED,
+            action,
             tenant: None,
-            subject: "sign-in".into(),
+            subject: door.to_owned(),
             detail: json!({ "reason": "the link or token is not valid" }),
             remote: Some(remote),
         };
@@ -454,6 +463,7 @@ fn read_principal(row: &AnyRow, token: Option<String>) -> Result<Principal, Acce
         role: role.parse().map_err(|_| AccessError::Invalid)?,
         tenant: principal::tenant(row.try_get(2)?),
         token,
+        remote: None,
     })
 }
 

@@ -1,17 +1,34 @@
-//! Who did what: append-only, written in the same transaction as the act.
+//! Who did what: a hash chain, append-only, written in the same transaction as the act.
+
+mod chain;
+mod command;
+mod export;
+pub mod ocsf;
+pub mod publish;
+pub mod verify;
 
 use std::fmt;
 use std::net::IpAddr;
 
+use data_encoding::HEXLOWER;
 use protocol::{NodeId, TenantId, Timestamp};
-use serde_json::Value;
+use serde_json::{Value, json};
+use store::sqlx::any::AnyRow;
 use store::sqlx::{self, AssertSqlSafe, Row};
 use store::{Database, StoreError, Transaction};
+
+use crate::rows::{self, Insert};
+
+pub use chain::{Hash, HashError, Head, HeadError, Link};
+pub use command::{Audit, Verify};
+pub use export::Export;
 
 /// The words of [`Record::action`].
 pub mod action {
     #![expect(missing_docs, reason = "the names say it")]
+    pub const KEYS_REWRAPPED: &str = "keys.rewrapped";
     pub const AUTHORITY_CREATED: &str = "authority.created";
+    pub const HUB_CERTIFIED: &str = "hub.certified";
     pub const TENANT_CREATED: &str = "tenant.created";
     pub const TOKEN_CREATED: &str = "token.created";
     pub const NODE_ENROLLED: &str = "node.enrolled";
@@ -19,6 +36,8 @@ pub mod action {
     pub const CERTIFICATE_RENEWED: &str = "certificate.renewed";
     pub const RENEWAL_REFUSED: &str = "renewal.refused";
     pub const CERTIFICATE_RETIRED: &str = "certificate.retired";
+    pub const NODE_REVOKED: &str = "node.revoked";
+    pub const NODE_REMOVED: &str = "node.removed";
     pub const SESSION_DISPLACED: &str = "session.displaced";
     pub const SESSION_REFUSED: &str = "session.refused";
     pub const API_TOKEN_CREATED: &str = "api_token.created";
@@ -27,37 +46,52 @@ pub mod action {
     pub const SIGNED_IN: &str = "signin";
     pub const SIGN_IN_REFUSED: &str = "signin.refused";
     pub const SIGNED_OUT: &str = "signout";
+    pub const ACCESS_REFUSED: &str = "access.refused";
 }
 
 /// Who acted.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Actor(String);
+pub struct Actor {
+    name: String,
+    credential: Option<String>,
+    remote: Option<IpAddr>,
+}
 
 impl Actor {
+    fn named(name: String) -> Self {
+        Self { name, credential: None, remote: None }
+    }
+
     /// The hub itself.
     pub fn system() -> Self {
-        Self("system".into())
+        Self::named("system".into())
     }
 
     /// A person or program with a name of their own: a sign-in or an API token.
     pub fn operator(name: &str) -> Self {
-        Self(format!("operator:{name}"))
+        Self::named(format!("operator:{name}"))
     }
 
     /// A node, by its certificate.
     pub fn node(node: NodeId) -> Self {
-        Self(format!("node:{node}"))
+        Self::named(format!("node:{node}"))
     }
 
     /// Somebody who has shown nothing.
     pub fn anonymous() -> Self {
-        Self("anonymous".into())
+        Self::named("anonymous".into())
+    }
+
+    /// The same, with the credential they came with (an API token's id: two may have one name) and from where.
+    #[must_use]
+    pub fn by(self, credential: Option<&str>, remote: Option<IpAddr>) -> Self {
+        Self { credential: credential.map(str::to_owned), remote, ..self }
     }
 }
 
 impl fmt::Display for Actor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+        f.write_str(&self.name)
     }
 }
 
@@ -74,7 +108,7 @@ pub struct Record {
     pub subject: String,
     /// More, as an object. Never a secret.
     pub detail: Value,
-    /// From where.
+    /// From where; `None`: from where the actor came.
     pub remote: Option<IpAddr>,
 }
 
@@ -88,6 +122,8 @@ pub struct Entry {
     pub at: Timestamp,
     /// Who.
     pub actor: String,
+    /// With which credential: the id of an API token.
+    pub credential: Option<String>,
     /// What.
     pub action: String,
     /// Whose tenant.
@@ -98,6 +134,25 @@ pub struct Entry {
     pub detail: Value,
     /// From where.
     pub remote: Option<String>,
+    /// Its hash, which covers all of it and the hash of the entry before it.
+    pub hash: Hash,
+}
+
+impl From<Link> for Entry {
+    fn from(link: Link) -> Self {
+        Self {
+            id: link.id,
+            at: Timestamp::from_millis(link.at),
+            actor: link.actor,
+            credential: link.credential,
+            action: link.action,
+            tenant: link.tenant,
+            subject: link.subject,
+            detail: serde_json::from_str(&link.detail).unwrap_or(Value::Null),
+            remote: link.remote,
+            hash: link.hash,
+        }
+    }
 }
 
 /// Which entries to list.
@@ -127,24 +182,96 @@ impl Default for Filter {
 /// # Errors
 /// The transaction is then spoilt, and the act with it.
 pub async fn append(transaction: &mut Transaction, now: Timestamp, record: Record) -> Result<i64, StoreError> {
-    let id: i64 = sqlx::query_scalar("UPDATE audit_head SET last_id = last_id + 1 WHERE chain = 1 RETURNING last_id")
-        .fetch_one(&mut **transaction)
-        .await?;
-    sqlx::query(
-        "INSERT INTO audit (id, at, actor, action, tenant, subject, detail, remote)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8)",
-    )
-    .bind(id)
-    .bind(now.millis())
-    .bind(record.actor.0)
-    .bind(record.action)
-    .bind(record.tenant.map(|tenant| tenant.to_string()))
-    .bind(record.subject)
-    .bind(record.detail.to_string())
-    .bind(record.remote.map(|remote| remote.to_string()))
-    .execute(&mut **transaction)
+    Ok(append_all(transaction, now, vec![record]).await?.id)
+}
+
+/// As [`append`], with many records at the cost of one. Gives the new head.
+///
+/// # Errors
+/// The transaction is then spoilt, and the acts with it.
+pub async fn append_all(
+    transaction: &mut Transaction,
+    now: Timestamp,
+    records: Vec<Record>,
+) -> Result<Head, StoreError> {
+    // SQLite has one writer, who holds the file by now. What this hub remembers of the head counts for nothing:
+    // another hub may have written since.
+    let sql = match transaction.backend_name() {
+        "PostgreSQL" => "SELECT last_id, hash FROM audit_head WHERE chain = 1 FOR UPDATE",
+        _ => "SELECT last_id, hash FROM audit_head WHERE chain = 1",
+    };
+    let mut head = read_head(&sqlx::query(sql).fetch_one(&mut **transaction).await?)?;
+    let mut links = Vec::with_capacity(records.len());
+    for record in records {
+        let mut link = Link {
+            id: head.id + 1,
+            at: now.millis(),
+            actor: record.actor.name,
+            credential: record.actor.credential,
+            action: record.action.to_owned(),
+            tenant: record.tenant.map(|tenant| tenant.to_string()),
+            subject: record.subject,
+            detail: record.detail.to_string(),
+            remote: record.remote.or(record.actor.remote).map(|remote| remote.to_string()),
+            previous: head.hash,
+            hash: Hash::NONE,
+        };
+        link.hash = link.computed();
+        head = Head { id: link.id, hash: link.hash };
+        links.push(link);
+    }
+    // The table's trigger moves the head along, and refuses what does not follow it.
+    rows::write(transaction, LINKS, &links, |query, link| {
+        query
+            .bind(link.id)
+            .bind(link.at)
+            .bind(link.actor.clone())
+            .bind(link.credential.clone())
+            .bind(link.action.clone())
+            .bind(link.tenant.clone())
+            .bind(link.subject.clone())
+            .bind(link.detail.clone())
+            .bind(link.remote.clone())
+            .bind(link.previous.0.to_vec())
+            .bind(link.hash.0.to_vec())
+    })
     .await?;
-    Ok(id)
+    Ok(head)
+}
+
+const LINKS: Insert = Insert {
+    into: "audit (id, at, actor, credential, action, tenant, subject, detail, remote, previous, hash)",
+    columns: 11,
+    on_conflict: "",
+};
+
+/// The newest entry's number and hash, as the database has it.
+///
+/// # Errors
+/// When the database does not answer.
+pub async fn head(database: &Database) -> Result<Head, StoreError> {
+    let row = sqlx::query("SELECT last_id, hash FROM audit_head WHERE chain = 1").fetch_one(database.reader()).await?;
+    Ok(read_head(&row)?)
+}
+
+fn read_head(row: &AnyRow) -> Result<Head, sqlx::Error> {
+    let hash: Vec<u8> = row.try_get(1)?;
+    let hash = Hash::from_bytes(&hash).ok_or_else(|| sqlx::Error::Decode("the audit head's hash is damaged".into()))?;
+    Ok(Head { id: row.try_get(0)?, hash })
+}
+
+/// What the record of an issuance says of the certificate, as `certificate` in its detail: `audit verify` looks for
+/// each certificate by it.
+pub fn certificate(kind: &str, certificate: &pki::Summary) -> Value {
+    let hex = |bytes: &[u8]| HEXLOWER.encode(bytes);
+    json!({
+        "kind": kind,
+        "serial": hex(&certificate.serial),
+        "issuer": hex(&certificate.issuer_key_id),
+        "spki_sha256": hex(&certificate.spki_sha256),
+        "sha256": hex(&certificate.sha256),
+        "not_after": certificate.not_after.to_string(),
+    })
 }
 
 /// Writes `record` in a transaction of its own: for an act that changes nothing else, such as a refusal.
@@ -171,8 +298,9 @@ pub async fn list(database: &Database, filter: &Filter) -> Result<Vec<Entry>, St
         (Some(after), _) => (after, ">", "ASC"),
         (None, before) => (before.unwrap_or(i64::MAX), "<", "DESC"),
     };
+    let columns = Link::COLUMNS;
     let sql = format!(
-        "SELECT id, at, actor, action, tenant, subject, detail, remote FROM audit
+        "SELECT {columns} FROM audit
          WHERE id {comparison} $1 AND ($2 = '' OR tenant = $2)
            AND ($3 = '' OR action = $3 OR SUBSTR(action, 1, CAST($4 AS INTEGER)) = $3)
          ORDER BY id {order} LIMIT $5"
@@ -185,21 +313,7 @@ pub async fn list(database: &Database, filter: &Filter) -> Result<Vec<Entry>, St
         .bind(i64::from(filter.limit.min(1000)))
         .fetch_all(database.reader())
         .await?;
-    rows.iter()
-        .map(|row| {
-            Ok(Entry {
-                id: row.try_get(0)?,
-                at: Timestamp::from_millis(row.try_get(1)?),
-                actor: row.try_get(2)?,
-                action: row.try_get(3)?,
-                tenant: row.try_get(4)?,
-                subject: row.try_get(5)?,
-                detail: serde_json::from_str(row.try_get(6)?).unwrap_or(Value::Null),
-                remote: row.try_get(7)?,
-            })
-        })
-        .collect::<Result<_, sqlx::Error>>()
-        .map_err(StoreError::from)
+    Ok(rows.iter().map(|row| Link::read(row).map(Entry::from)).collect::<Result<_, sqlx::Error>>()?)
 }
 
 fn as_rfc_3339<S: serde::Serializer>(at: &Timestamp, serializer: S) -> Result<S::Ok, S::Error> {

@@ -4,13 +4,14 @@ use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
-use pki::{Authority, AuthorityError, CertificateDer, MasterKey, PrivateKey, authority::ROOT_LIFETIME};
+use pki::{Authority, AuthorityError, CertificateDer, Owner, PrivateKey, authority::ROOT_LIFETIME};
 use protocol::{TenantId, Timestamp};
 use serde_json::json;
 use store::sqlx::{self, Row};
 use store::{Database, StoreError, Transaction};
 
 use crate::audit::{self, Actor, Record, action};
+use crate::keys::{Keys, KeysError};
 
 /// An intermediate with less life than this left is followed by a new one; the old one's certificates stay good.
 const RENEW_BEFORE: Duration = Duration::from_secs(60 * 86_400);
@@ -21,7 +22,7 @@ pub struct Authorities(Arc<Inner>);
 
 struct Inner {
     database: Database,
-    master: MasterKey,
+    keys: Keys,
     root_certificate: CertificateDer<'static>,
     root_pin: [u8; 32],
     tenants: RwLock<HashMap<TenantId, Arc<Issuing>>>,
@@ -58,6 +59,12 @@ pub enum AuthoritiesError {
     /// The stored root is not a certificate.
     #[error("the stored fleet root can't be read: restore the database from its backup")]
     Root(#[source] pki::TrustError),
+    /// What was issued can't be read back.
+    #[error("an issued certificate can't be read back")]
+    Unreadable(#[source] pki::TrustError),
+    /// A data key could not be had.
+    #[error(transparent)]
+    Keys(#[from] KeysError),
     /// The database failed.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -73,52 +80,56 @@ impl Authorities {
     /// Opens the fleet's authorities, making root and hub intermediate when the database has none yet.
     ///
     /// # Errors
-    /// [`AuthoritiesError::Authority`] when `master` is not the key they were sealed with.
-    pub async fn open(database: Database, master: MasterKey, now: Timestamp) -> Result<Self, AuthoritiesError> {
+    /// When a key can't be opened or made.
+    pub async fn open(database: Database, keys: Keys, now: Timestamp) -> Result<Self, AuthoritiesError> {
         let mut transaction = database.begin_write().await?;
-        let root = match load(&mut transaction, "root", None, &master).await? {
+        let root = match load(&mut transaction, "root", None, &keys).await? {
             Some(root) => root.authority,
             None => {
                 let root = Authority::create_root(now, ROOT_LIFETIME)?;
-                save(&mut transaction, "root", None, &root, &master, now).await?;
+                save(&mut transaction, "root", None, &root, &keys, now).await?;
                 root
             }
         };
-        match load(&mut transaction, "hub", None, &master).await? {
+        match load(&mut transaction, "hub", None, &keys).await? {
             Some(hub) if issues_at(&hub.authority, now) => {}
             _ => {
                 let hub = root.issue_hub_intermediate(now)?;
-                save(&mut transaction, "hub", None, &hub, &master, now).await?;
+                save(&mut transaction, "hub", None, &hub, &keys, now).await?;
             }
         }
         transaction.commit().await?;
         let root_certificate = root.certificate_der().clone();
         let root_pin = pki::trust::pin(&root_certificate).map_err(AuthoritiesError::Root)?;
-        Ok(Self(Arc::new(Inner { database, master, root_certificate, root_pin, tenants: RwLock::default() })))
+        Ok(Self(Arc::new(Inner { database, keys, root_certificate, root_pin, tenants: RwLock::default() })))
     }
 
-    /// Whether the database holds keys that a master key seals.
+    /// Opens every authority that issues.
     ///
     /// # Errors
-    /// When the database does not answer.
-    pub async fn are_sealed(database: &Database) -> Result<bool, StoreError> {
-        let sealed: i64 = sqlx::query_scalar("SELECT COUNT(*) FROM authorities").fetch_one(database.reader()).await?;
-        Ok(sealed > 0)
-    }
-
-    /// Whether `master` is the key that the fleet's keys are sealed with.
-    ///
-    /// # Errors
-    /// [`AuthoritiesError::Authority`] when it is not.
-    pub async fn check(database: &Database, master: &MasterKey) -> Result<(), AuthoritiesError> {
-        let rows = sqlx::query("SELECT certificate, sealed_key FROM authorities WHERE state = 'active'")
-            .fetch_all(database.reader())
+    /// For the first that does not open.
+    pub async fn check(database: &Database, keys: &Keys) -> Result<(), AuthoritiesError> {
+        let mut transaction = database.begin_read().await?;
+        let rows = sqlx::query("SELECT certificate, sealed_key, tenant FROM authorities WHERE state = 'active'")
+            .fetch_all(&mut *transaction)
             .await?;
         for row in rows {
             let (certificate, sealed): (Vec<u8>, Vec<u8>) = (row.try_get(0)?, row.try_get(1)?);
-            Authority::open(&certificate, &sealed, master)?;
+            let tenant: Option<String> = row.try_get(2)?;
+            let owner = tenant.map_or(Ok(Owner::Fleet), |tenant| format!("tenant/{tenant}").parse());
+            let key = keys.get(&mut transaction, owner.map_err(KeysError::Seal)?).await?;
+            Authority::open(&certificate, &sealed, &key)?;
         }
         Ok(())
+    }
+
+    /// A secret of the fleet's for `purpose`, the same at every start.
+    ///
+    /// # Errors
+    /// When the fleet's data key can't be had.
+    pub async fn derive(&self, purpose: &str) -> Result<[u8; 32], AuthoritiesError> {
+        let mut transaction = self.0.database.begin_read().await?;
+        Ok(self.0.keys.get(&mut transaction, Owner::Fleet).await?.derive(purpose))
     }
 
     /// The fleet root's certificate: the one anchor of nodes and hub.
@@ -137,31 +148,51 @@ impl Authorities {
     /// When the hub's authority can't be opened or issues nothing.
     pub async fn hub_server(&self, now: Timestamp) -> Result<HubServer, AuthoritiesError> {
         let mut transaction = self.0.database.begin_write().await?;
-        let mut hub = load(&mut transaction, "hub", None, &self.0.master).await?;
+        let mut hub = load(&mut transaction, "hub", None, &self.0.keys).await?;
         if hub.as_ref().is_none_or(|hub| !issues_at(&hub.authority, now)) {
             let root = self.root(&mut transaction).await?;
             let authority = root.issue_hub_intermediate(now)?;
-            let id = save(&mut transaction, "hub", None, &authority, &self.0.master, now).await?;
+            let id = save(&mut transaction, "hub", None, &authority, &self.0.keys, now).await?;
             hub = Some(Issuing { id, authority });
         }
-        transaction.commit().await?;
         let Some(Issuing { authority, .. }) = hub else { return Err(AuthorityError::Certificate.into()) };
         let key = PrivateKey::generate().map_err(AuthorityError::from)?;
         let leaf = CertificateDer::from(authority.issue_hub_server(&key.public_key(), now)?);
-        let (_, not_after) = pki::trust::validity(&leaf).map_err(AuthoritiesError::Root)?;
+        let summary = pki::Summary::of(&leaf).map_err(AuthoritiesError::Unreadable)?;
+        let record = Record {
+            actor: Actor::system(),
+            action: action::HUB_CERTIFIED,
+            tenant: None,
+            subject: summary.names.join(" "),
+            detail: json!({ "certificate": audit::certificate("hub_server", &summary) }),
+            remote: None,
+        };
+        audit::append(&mut transaction, now, record).await?;
+        transaction.commit().await?;
         let chain = vec![leaf, authority.certificate_der().clone()];
-        Ok(HubServer { key, chain, root: self.0.root_certificate.clone(), not_after })
+        Ok(HubServer { key, chain, root: self.0.root_certificate.clone(), not_after: summary.not_after })
     }
 
-    /// Makes a new tenant's intermediate, in the transaction that makes the tenant.
+    /// Makes a new tenant's data key and intermediate, in the transaction that makes the tenant.
     pub(crate) async fn create_tenant(
+        &self,
+        transaction: &mut Transaction,
+        tenant: &TenantId,
+        now: Timestamp,
+    ) -> Result<(), AuthoritiesError> {
+        self.0.keys.create(transaction, Owner::Tenant(tenant.clone()), now).await?;
+        self.create_intermediate(transaction, tenant, now).await?;
+        Ok(())
+    }
+
+    async fn create_intermediate(
         &self,
         transaction: &mut Transaction,
         tenant: &TenantId,
         now: Timestamp,
     ) -> Result<Issuing, AuthoritiesError> {
         let authority = self.root(transaction).await?.issue_tenant_intermediate(tenant, now)?;
-        let id = save(transaction, "tenant", Some(tenant), &authority, &self.0.master, now).await?;
+        let id = save(transaction, "tenant", Some(tenant), &authority, &self.0.keys, now).await?;
         Ok(Issuing { id, authority })
     }
 
@@ -177,7 +208,7 @@ impl Authorities {
         if let Some(known) = known.filter(|known| fresh(known)) {
             return Ok(known);
         }
-        let stored = load(transaction, "tenant", Some(tenant), &self.0.master).await?;
+        let stored = load(transaction, "tenant", Some(tenant), &self.0.keys).await?;
         match stored.ok_or_else(|| AuthoritiesError::Missing(tenant.clone()))? {
             stored if fresh(&stored) => {
                 let issuing = Arc::new(stored);
@@ -186,12 +217,30 @@ impl Authorities {
                 Ok(issuing)
             }
             // Not kept before its transaction is committed: the next call reads it.
-            _ => Ok(Arc::new(self.create_tenant(transaction, tenant, now).await?)),
+            _ => Ok(Arc::new(self.create_intermediate(transaction, tenant, now).await?)),
         }
     }
 
+    /// The authority of this row, whatever its state.
+    pub(crate) async fn by_number(
+        &self,
+        transaction: &mut Transaction,
+        id: i64,
+    ) -> Result<Option<Authority>, AuthoritiesError> {
+        let row = sqlx::query("SELECT certificate, sealed_key, tenant FROM authorities WHERE id = $1")
+            .bind(id)
+            .fetch_optional(&mut **transaction)
+            .await?;
+        let Some(row) = row else { return Ok(None) };
+        let (certificate, sealed): (Vec<u8>, Vec<u8>) = (row.try_get(0)?, row.try_get(1)?);
+        let tenant: Option<String> = row.try_get(2)?;
+        let owner = tenant.map_or(Ok(Owner::Fleet), |tenant| format!("tenant/{tenant}").parse());
+        let key = self.0.keys.get(transaction, owner.map_err(KeysError::Seal)?).await?;
+        Ok(Some(Authority::open(&certificate, &sealed, &key)?))
+    }
+
     async fn root(&self, transaction: &mut Transaction) -> Result<Authority, AuthoritiesError> {
-        let root = load(transaction, "root", None, &self.0.master).await?;
+        let root = load(transaction, "root", None, &self.0.keys).await?;
         Ok(root.ok_or(AuthorityError::Certificate)?.authority)
     }
 }
@@ -201,11 +250,15 @@ fn issues_at(authority: &Authority, now: Timestamp) -> bool {
     (authority.not_before()..authority.not_after().minus(RENEW_BEFORE)).contains(&now)
 }
 
+fn owner(tenant: Option<&TenantId>) -> Owner {
+    tenant.map_or(Owner::Fleet, |tenant| Owner::Tenant(tenant.clone()))
+}
+
 async fn load(
     transaction: &mut Transaction,
     kind: &str,
     tenant: Option<&TenantId>,
-    master: &MasterKey,
+    keys: &Keys,
 ) -> Result<Option<Issuing>, AuthoritiesError> {
     let row = sqlx::query(
         "SELECT id, certificate, sealed_key FROM authorities
@@ -217,7 +270,8 @@ async fn load(
     .await?;
     let Some(row) = row else { return Ok(None) };
     let (certificate, sealed): (Vec<u8>, Vec<u8>) = (row.try_get(1)?, row.try_get(2)?);
-    Ok(Some(Issuing { id: row.try_get(0)?, authority: Authority::open(&certificate, &sealed, master)? }))
+    let key = keys.get(transaction, owner(tenant)).await?;
+    Ok(Some(Issuing { id: row.try_get(0)?, authority: Authority::open(&certificate, &sealed, &key)? }))
 }
 
 /// Stores `authority` as the active one of its kind; the one before it issues no more.
@@ -226,16 +280,16 @@ async fn save(
     kind: &'static str,
     tenant: Option<&TenantId>,
     authority: &Authority,
-    master: &MasterKey,
+    keys: &Keys,
     now: Timestamp,
 ) -> Result<i64, AuthoritiesError> {
-    let owner = tenant.map_or("", TenantId::as_str);
+    let sealed = authority.seal_key(&keys.get(transaction, owner(tenant)).await?)?;
     sqlx::query(
         "UPDATE authorities SET state = 'retired'
          WHERE kind = $1 AND COALESCE(tenant, '') = $2 AND state = 'active'",
     )
     .bind(kind)
-    .bind(owner)
+    .bind(tenant.map_or("", TenantId::as_str))
     .execute(&mut **transaction)
     .await?;
     let id = sqlx::query_scalar(
@@ -245,17 +299,18 @@ async fn save(
     .bind(kind)
     .bind(tenant.map(TenantId::as_str))
     .bind(authority.certificate_der().to_vec())
-    .bind(authority.seal_key(master)?)
+    .bind(sealed)
     .bind(authority.not_after().millis())
     .bind(now.millis())
     .fetch_one(&mut **transaction)
     .await?;
+    let summary = pki::Summary::of(authority.certificate_der()).map_err(AuthoritiesError::Unreadable)?;
     let record = Record {
         actor: Actor::system(),
         action: action::AUTHORITY_CREATED,
         tenant: tenant.cloned(),
         subject: kind.to_owned(),
-        detail: json!({ "not_after": authority.not_after().to_string() }),
+        detail: json!({ "certificate": audit::certificate("authority", &summary) }),
         remote: None,
     };
     audit::append(transaction, now, record).await?;

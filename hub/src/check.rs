@@ -8,7 +8,8 @@ use store::Database;
 
 use crate::authorities::{Authorities, AuthoritiesError};
 use crate::config::Config;
-use crate::hub::{self, Endpoints};
+use crate::hub::Endpoints;
+use crate::keys::{Keys, KeysError, Master};
 use crate::schema;
 
 /// Less room than this, and the database may soon fail to grow.
@@ -113,45 +114,37 @@ async fn database(config: &Config) -> Finding {
 
 async fn master_key(config: &Config) -> Finding {
     let subject = "master-key";
-    let path = config.master_key_path();
-    let shown = path.display();
-    match std::fs::metadata(&path) {
-        Ok(metadata) if metadata.permissions().mode() & 0o077 != 0 => {
-            let said = format!("others can read {shown}: chmod 600 {shown}");
-            Finding { subject, outcome: Outcome::Fail, said }
+    let master = config.master();
+    if let Master::File(path) | Master::Unsaid(path) = &master
+        && std::fs::metadata(path).is_ok_and(|metadata| metadata.permissions().mode() & 0o077 != 0)
+    {
+        let shown = path.display();
+        let said = format!("others can read {shown}: chmod 600 {shown}");
+        return Finding { subject, outcome: Outcome::Fail, said };
+    }
+    match opens(config, &master).await {
+        Ok(true) => Finding { subject, outcome: Outcome::Ok, said: format!("{master}; keep a copy elsewhere") },
+        Ok(false) => {
+            Finding { subject, outcome: Outcome::Ok, said: format!("{master} will be used from the first start on") }
         }
-        Ok(_) => match opens(config).await {
-            Ok(()) => Finding { subject, outcome: Outcome::Ok, said: format!("{shown}; keep a copy elsewhere") },
-            Err(error) => Finding { subject, outcome: Outcome::Fail, said: format!("{shown}: {error:#}") },
-        },
-        Err(_) if config.master_key_file.is_none() && !seals_something(config).await => {
-            Finding { subject, outcome: Outcome::Ok, said: format!("{shown} will be made at the first start") }
-        }
-        Err(error) => Finding {
-            subject,
-            outcome: Outcome::Fail,
-            said: format!("{shown} can't be read: {error}; restore it from the copy made when the hub was set up"),
-        },
+        Err(error) => Finding { subject, outcome: Outcome::Fail, said: format!("{error:#}") },
     }
 }
 
-/// Whether the master key opens what the database holds. A database that can't be read is another check's.
-async fn opens(config: &Config) -> anyhow::Result<()> {
-    let master = hub::master_key(&config.master_key_path(), false)?;
-    let Ok(database) = Database::open(&config.database_url()).await else { return Ok(()) };
-    let opened = Authorities::check(&database, &master).await;
+/// Whether the master key opens what the database holds; not, where it holds nothing. A database that can't be read is
+/// another check's.
+async fn opens(config: &Config, master: &Master) -> anyhow::Result<bool> {
+    let Ok(database) = Database::open(&config.database_url()).await else { return Ok(true) };
+    let opened = async {
+        let Some(keys) = Keys::check(&database, master).await? else { return Ok(false) };
+        Authorities::check(&database, &keys).await.map(|()| true)
+    };
+    let opened = opened.await;
     database.close().await;
     match opened {
-        Err(AuthoritiesError::Store(_)) => Ok(()),
+        Err(AuthoritiesError::Store(_) | AuthoritiesError::Keys(KeysError::Store(_))) => Ok(true),
         opened => Ok(opened?),
     }
-}
-
-async fn seals_something(config: &Config) -> bool {
-    let Ok(database) = Database::open(&config.database_url()).await else { return false };
-    let sealed = Authorities::are_sealed(&database).await;
-    database.close().await;
-    sealed.unwrap_or(false)
 }
 
 fn port(subject: &'static str, address: SocketAddr, bound: std::io::Result<()>, running: bool, who: &str) -> Finding {

@@ -4,11 +4,14 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use pki::Passphrase;
 use serde::Deserialize;
 use settings::{Period, Secret};
+use zeroize::Zeroizing;
 
 use crate::alerts;
 use crate::gateway::Admission;
+use crate::keys::Master;
 
 /// Where the hub keeps its state unless told otherwise.
 pub const STATE_DIR: &str = "/var/lib/hyperfactory/hub";
@@ -30,10 +33,21 @@ pub struct Config {
     /// Address of the dashboard as people reach it, for links: that of the proxy in front which speaks TLS. Default: plain
     /// HTTP on `http-listen`.
     pub public_url: Option<String>,
-    /// The key that seals CA keys in the database. Default: `master.key` in the state directory, made at the first start.
+    /// The master key, which guards the CA keys in the database: a file with it. Default: `master.key` in the state
+    /// directory, made at the first start.
     pub master_key_file: Option<PathBuf>,
+    /// Instead of a file, a passphrase of at least 16 characters that it is made from.
+    pub master_passphrase: Option<Secret>,
+    /// Instead of a file, a program that keeps it: run with `wrap` or `unwrap`, bytes on standard input, bytes back.
+    pub master_command: Option<PathBuf>,
     /// How long telemetry is kept.
     pub retention: Period,
+    /// File to which heads of the audit log are added, a line each: best on a disk that this machine can't rewrite.
+    pub audit_heads_file: Option<PathBuf>,
+    /// HTTP address to which heads of the audit log are posted.
+    pub audit_heads_webhook: Option<Secret>,
+    /// How often a head of the audit log is published when there is a new one.
+    pub audit_heads_every: Period,
     /// Enrollments a second, in all.
     pub enrollments_per_second: u32,
     /// Enrollments a second from one IPv4 address or IPv6 /64.
@@ -55,7 +69,12 @@ impl Default for Config {
             public_address: None,
             public_url: None,
             master_key_file: None,
+            master_passphrase: None,
+            master_command: None,
             retention: Period(Duration::from_secs(7 * 86_400)),
+            audit_heads_file: None,
+            audit_heads_webhook: None,
+            audit_heads_every: Period(Duration::from_secs(3600)),
             enrollments_per_second: admission.enrollments_per_second,
             enrollments_per_source: admission.enrollments_per_source,
             alert_node_lost_after: Period(Duration::from_secs(30)),
@@ -83,6 +102,7 @@ impl Config {
         state_dir: Option<PathBuf>,
     ) -> Result<Self, settings::SettingsError> {
         let mut config: Self = settings::load_from(directory, "hub", file, std::env::vars_os())?;
+        config.one_master()?;
         if let Some(state_dir) = state_dir {
             config.state_dir = state_dir;
         }
@@ -97,9 +117,32 @@ impl Config {
         }
     }
 
-    /// File with the master key.
-    pub fn master_key_path(&self) -> PathBuf {
-        self.master_key_file.clone().unwrap_or_else(|| self.state_dir.join("master.key"))
+    /// Where the master key comes from.
+    pub fn master(&self) -> Master {
+        match (&self.master_key_file, &self.master_passphrase, &self.master_command) {
+            (Some(file), ..) => Master::File(file.clone()),
+            (_, Some(passphrase), _) => {
+                Master::Passphrase(Passphrase::new(Zeroizing::new(passphrase.expose().to_owned())))
+            }
+            (.., Some(program)) => Master::Command(program.clone()),
+            _ => Master::Unsaid(self.state_dir.join("master.key")),
+        }
+    }
+
+    fn one_master(&self) -> Result<(), settings::SettingsError> {
+        let given = [
+            ("master-key-file", self.master_key_file.is_some()),
+            ("master-passphrase", self.master_passphrase.is_some()),
+            ("master-command", self.master_command.is_some()),
+        ];
+        match given.iter().filter(|(_, given)| *given).map(|(key, _)| *key).collect::<Vec<_>>().as_slice() {
+            [first, second, ..] => Err(settings::SettingsError::Invalid {
+                place: "the configuration".into(),
+                key: (*second).into(),
+                message: format!("there is one master key, and `{first}` is set too: unset one of them"),
+            }),
+            _ => Ok(()),
+        }
     }
 
     /// How patient the alert rules are.
@@ -135,6 +178,9 @@ mod tests {
         assert_eq!(config.database_url(), "sqlite:///var/lib/hyperfactory/hub/hub.db");
         let config = load(&[("HYPERFACTORY_HUB_HTTP_LISTEN", "127.0.0.1:0")]).expect("known key");
         assert_eq!(config.http_listen.port(), 0);
+        let config = load(&[("HYPERFACTORY_HUB_MASTER_KEY_FILE", "/k"), ("HYPERFACTORY_HUB_MASTER_COMMAND", "/c")]);
+        let error = config.expect("known keys").one_master().expect_err("two").to_string();
+        assert!(error.contains("`master-key-file` is set too"), "{error}");
         let error = load(&[("HYPERFACTORY_HUB_HTTP_LISTENN", "x")]).expect_err("misspelt").to_string();
         assert!(error.contains("HYPERFACTORY_HUB_HTTP_LISTEN"), "{error}");
     }

@@ -2,6 +2,7 @@
 
 mod name;
 mod registry;
+mod revocation;
 mod tokens;
 
 use std::net::IpAddr;
@@ -17,9 +18,11 @@ use store::{Database, StoreError, Transaction};
 
 use crate::audit::{self, Actor, Record, action};
 use crate::authorities::{Authorities, AuthoritiesError};
+use crate::gateway::Registry as Sessions;
 use crate::telemetry::state::{Certificate, Fleet, Member};
 use registry::Registry;
 
+pub use revocation::{Reason, RevokeError, Revoked};
 pub use tokens::{NewToken, TokenError, TokenInfo};
 
 /// Longest life of a join token.
@@ -48,12 +51,20 @@ struct Inner {
     fleet: Fleet,
     settings: Settings,
     registry: Registry,
+    sessions: Arc<Sessions>,
 }
 
 /// A certificate as it goes to a node.
 struct Issued {
     chain: Vec<Vec<u8>>,
     identity: NodeIdentity,
+}
+
+impl Issued {
+    /// What the audit log says of it.
+    fn logged(&self) -> Result<serde_json::Value, pki::TrustError> {
+        Ok(audit::certificate("node", &pki::Summary::of(&self.chain[0])?))
+    }
 }
 
 /// A join token's row.
@@ -96,12 +107,13 @@ impl Enrollment {
         authorities: Authorities,
         fleet: Fleet,
         settings: Settings,
+        sessions: Arc<Sessions>,
     ) -> Result<Self, StoreError> {
         let registry = Registry::load(&database).await?;
         for (node, certificate) in registry.certificates() {
             fleet.certificate(node, certificate);
         }
-        Ok(Self(Arc::new(Inner { database, authorities, fleet, settings, registry })))
+        Ok(Self(Arc::new(Inner { database, authorities, fleet, settings, registry, sessions })))
     }
 
     /// Enrolls the node that presents a join token. A token works once; presented again with the same key, as by a
@@ -134,8 +146,7 @@ impl Enrollment {
                         }),
                         remote: Some(remote),
                     };
-                    self.write_refusal(record, now).await;
-                    return Err(refusal);
+                    return Err(self.refuse(refusal, record, now).await);
                 }
                 error => return Err(internal(&error, "enroll")),
             }
@@ -162,8 +173,7 @@ impl Enrollment {
                     detail: json!({ "reason": refusal.message, "serial": identity.serial.to_string() }),
                     remote: None,
                 };
-                self.write_refusal(record, now).await;
-                Err(refusal)
+                Err(self.refuse(refusal, record, now).await)
             }
             Err(error) => Err(internal(&error, "renew its certificate")),
         }
@@ -245,6 +255,7 @@ impl Enrollment {
         }
         let key = pki::verify_request(&request.certificate_request).map_err(malformed)?;
         let mut transaction = self.0.database.begin_write().await?;
+        revocation::not_denied(&mut transaction, &key).await?;
         let Some(token) = take_token(&mut transaction, request, &key, now).await? else {
             // Used before, or never made: only the same key gets the same answer.
             return self.enroll_again(&mut transaction, request, &key).await;
@@ -288,7 +299,7 @@ impl Enrollment {
             subject: member.node.to_string(),
             detail: json!({
                 "name": member.name, "kind": member.kind.as_str(), "token": token.id,
-                "serial": issued.identity.serial.to_string(),
+                "certificate": issued.logged()?,
             }),
             remote: Some(remote),
         };
@@ -360,6 +371,7 @@ impl Enrollment {
         .fetch_optional(&mut *transaction)
         .await?;
         let Some(row) = row else { return Err(Failure::Refused(registry::unknown(identity.node))) };
+        revocation::not_denied(&mut transaction, &key).await?;
         let before = sqlx::query(
             "SELECT c.certificate, a.certificate FROM certificates c JOIN authorities a ON a.id = c.authority
              WHERE c.node = $1 AND c.spki_sha256 = $2 AND c.state IN ('issued', 'active')
@@ -407,10 +419,7 @@ impl Enrollment {
             action: action::CERTIFICATE_RENEWED,
             tenant: Some(identity.tenant.clone()),
             subject: identity.node.to_string(),
-            detail: json!({
-                "serial": issued.identity.serial.to_string(),
-                "not_after": issued.identity.not_after.to_string(),
-            }),
+            detail: json!({ "certificate": issued.logged()? }),
             remote: None,
         };
         audit::append(&mut transaction, now, record).await?;
@@ -469,9 +478,11 @@ impl Enrollment {
         tenant?.parse().ok()
     }
 
-    async fn write_refusal(&self, record: Record, now: Timestamp) {
-        if let Err(error) = audit::record(&self.0.database, now, record).await {
-            tracing::error!(%error, "a refusal could not be written to the audit log");
+    /// The refusal, once it is in the audit log. Until then the node is told to come back.
+    async fn refuse(&self, refusal: Refusal, record: Record, now: Timestamp) -> Refusal {
+        match audit::record(&self.0.database, now, record).await {
+            Ok(_) => refusal,
+            Err(error) => internal(&error.into(), "be refused"),
         }
     }
 }

@@ -1,16 +1,15 @@
 //! The whole hub: opened, run until told to stop, drained.
 
-use std::fs::{DirBuilder, File, OpenOptions};
-use std::io::{ErrorKind, Write as _};
+use std::fs::DirBuilder;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, bail};
+use pki::CertificateDer;
 use pki::tls::{HubCertificate, HubTls, server_config, system_clock};
-use pki::{CertificateDer, MasterKey};
 use protocol::Timestamp;
 use protocol::message::RefusalCode;
 use serde::{Deserialize, Serialize};
@@ -24,11 +23,14 @@ use transport::{CloseCode, Endpoint, EndpointError, ResetKey, ServerLimits};
 
 use crate::access::Access;
 use crate::alerts::Alerts;
+use crate::audit::publish::{Publisher, Webhook};
 use crate::authorities::{Authorities, HubServer};
 use crate::config::Config;
 use crate::enrollment::{self, Enrollment};
 use crate::gateway::{self, Gateway};
+use crate::keys::Keys;
 use crate::metrics::Metrics;
+use crate::revocation_lists::RevocationLists;
 use crate::schema;
 use crate::telemetry::history::{History, Upkeep};
 use crate::telemetry::ingest::Ingest;
@@ -110,13 +112,11 @@ impl Domain {
             None => format!("the hub cannot start with its state in {}", config.state_dir.display()),
             Some(_) => "the hub cannot start with the database it is configured for".to_owned(),
         })?;
-        // A new key would open nothing of what another has sealed.
-        let ours = config.master_key_file.is_none() && !Authorities::are_sealed(&database).await?;
-        let master = master_key(&config.master_key_path(), ours)?;
-        let reset_key = ResetKey(master.derive("stateless reset"));
-        let authorities = Authorities::open(database.clone(), master, now())
+        let keys = Keys::open(&database, &config.master(), now()).await?;
+        let authorities = Authorities::open(database.clone(), keys, now())
             .await
             .context("the fleet's authorities can't be opened")?;
+        let reset_key = ResetKey(authorities.derive("stateless reset").await?);
         let tenants = Tenants::new(database.clone(), authorities.clone());
         let access = Access::new(database.clone());
         Ok(Self { database, authorities, tenants, access, reset_key })
@@ -185,8 +185,9 @@ impl Hub {
 
         let address = config.public_address.clone().unwrap_or_else(|| dialed(quic));
         let settings = enrollment::Settings { address, node_lifetime: pki::authority::NODE_LIFETIME };
-        let enrollment =
-            Enrollment::open(database.clone(), domain.authorities.clone(), fleet.clone(), settings).await?;
+        let registry = Arc::<gateway::Registry>::default();
+        let (authorities, sessions) = (domain.authorities.clone(), Arc::clone(&registry));
+        let enrollment = Enrollment::open(database.clone(), authorities, fleet.clone(), settings, sessions).await?;
         let _ = list.set(enrollment.clone());
 
         let stop_storing = CancellationToken::new();
@@ -198,6 +199,11 @@ impl Hub {
         let (alerts, judging) =
             Alerts::start(database.clone(), fleet.clone(), config.alert_policy(), now, stop_storing.clone()).await?;
         storing.spawn(judging);
+        let webhook = config.audit_heads_webhook.clone().map(Webhook::new).transpose()?;
+        let file = config.audit_heads_file.clone();
+        let every = config.audit_heads_every.get();
+        let publisher = Publisher::new(database.clone(), Arc::clone(&metrics), file, webhook, every);
+        storing.spawn(publisher.keep(now, stop_storing.clone()));
         storing.spawn(Upkeep::new(database.clone(), config.retention.get()).keep(now, stop_storing.clone()));
 
         let http = match &config.public_url {
@@ -210,7 +216,7 @@ impl Hub {
             enrollment,
             fleet: fleet.clone(),
             ingest,
-            registry: Arc::default(),
+            registry,
             metrics,
         });
         let metrics = Arc::clone(&gateway.metrics);
@@ -218,6 +224,7 @@ impl Hub {
             database: gateway.database.clone(),
             tenants: domain.tenants.clone(),
             enrollment: gateway.enrollment.clone(),
+            revocation_lists: RevocationLists::new(gateway.database.clone(), domain.authorities.clone()),
             fleet: fleet.clone(),
             ingest: gateway.ingest.clone(),
             history: History::new(gateway.database.clone()),
@@ -440,32 +447,4 @@ fn private_directory(path: &Path) -> anyhow::Result<()> {
             path.display()
         )
     })
-}
-
-/// Reads the master key; makes it when it is the hub's own to make and nothing is sealed with another yet.
-pub(crate) fn master_key(path: &Path, ours: bool) -> anyhow::Result<MasterKey> {
-    match std::fs::read_to_string(path) {
-        Ok(text) => text.trim().parse().with_context(|| {
-            format!("{} is no master key: restore it from the copy made when the hub was set up", path.display())
-        }),
-        Err(error) if error.kind() == ErrorKind::NotFound && ours => {
-            let key = MasterKey::generate()?;
-            let write = || {
-                let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
-                file.write_all(key.to_text().as_bytes())?;
-                file.sync_all()?;
-                File::open(path.parent().unwrap_or(Path::new(".")))?.sync_all()
-            };
-            write().with_context(|| format!("cannot write the master key {}", path.display()))?;
-            info!(path = %path.display(), "made the master key that seals the fleet's CA keys: keep a copy of it elsewhere");
-            Ok(key)
-        }
-        Err(error) => Err(error).with_context(|| {
-            format!(
-                "cannot read the master key {}: restore it from the copy made when the hub was set up; \
-                 without it the fleet's keys stay sealed",
-                path.display()
-            )
-        }),
-    }
 }

@@ -6,10 +6,10 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 use hyperfactory_hub::access::{Grant, Role};
-use hyperfactory_hub::audit::Actor;
+use hyperfactory_hub::audit::{Actor, Audit};
 use hyperfactory_hub::config::Config;
 use hyperfactory_hub::hub::{Domain, Endpoints, Hub, now};
-use hyperfactory_hub::{check, quickstart};
+use hyperfactory_hub::{check, keys, quickstart};
 use protocol::TenantId;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -56,8 +56,14 @@ enum Verb {
     Check,
     /// Prints a one-time link that signs a browser in to the dashboard. Works while the hub runs.
     SignIn(Who),
+    /// The keys that guard the CA keys in the database.
+    #[command(subcommand)]
+    Keys(keys::verb::Verb),
     /// Makes an API token and prints it, once. Works while the hub runs.
     ApiToken(Who),
+    /// The audit log, offline.
+    #[command(subcommand)]
+    Audit(Audit),
 }
 
 #[derive(Args)]
@@ -120,6 +126,7 @@ async fn run(verb: Verb, config: &Config) -> anyhow::Result<ExitCode> {
             let sound = check::print(&check::all(config).await);
             return Ok(if sound { ExitCode::SUCCESS } else { ExitCode::from(FAILED) });
         }
+        Verb::Keys(verb) => keys::verb::run(verb, config).await?,
         Verb::SignIn(who) => {
             let domain = Domain::open(config).await?;
             let actor = Actor::operator("hyperfactory-hub");
@@ -131,6 +138,10 @@ async fn run(verb: Verb, config: &Config) -> anyhow::Result<ExitCode> {
             let grant = who.grant();
             let (_, token) = domain.access.create_api_token(grant, &Actor::operator("hyperfactory-hub"), now()).await?;
             say(&token);
+        }
+        Verb::Audit(audit) => {
+            let sound = audit.run(config, now()).await?;
+            return Ok(if sound { ExitCode::SUCCESS } else { ExitCode::from(FAILED) });
         }
     }
     Ok(ExitCode::SUCCESS)
@@ -164,7 +175,12 @@ fn until_told() -> anyhow::Result<CancellationToken> {
 fn default_filter(verb: &Verb) -> &'static str {
     match verb {
         Verb::Serve => "info",
-        Verb::Quickstart { .. } | Verb::Check | Verb::SignIn(_) | Verb::ApiToken(_) => "warn",
+        Verb::Quickstart { .. }
+        | Verb::Check
+        | Verb::Keys(_)
+        | Verb::SignIn(_)
+        | Verb::ApiToken(_)
+        | Verb::Audit(_) => "warn",
     }
 }
 

@@ -32,7 +32,7 @@ pub(crate) struct Insert {
     pub(crate) into: &'static str,
     /// How many columns.
     pub(crate) columns: usize,
-    /// What follows ON CONFLICT, and perhaps RETURNING.
+    /// What follows ON CONFLICT, and perhaps RETURNING; empty: a conflict is an error.
     pub(crate) on_conflict: &'static str,
 }
 
@@ -54,7 +54,11 @@ pub(crate) async fn write<T>(
         // Powers of two: few different statements, each prepared once.
         let (part, more) = rest.split_at(AT_ONCE.min(1 << rest.len().ilog2()));
         let placeholders = placeholders(part.len(), insert.columns);
-        let sql = format!("INSERT INTO {} VALUES {placeholders} ON CONFLICT {}", insert.into, insert.on_conflict);
+        let mut sql = format!("INSERT INTO {} VALUES {placeholders}", insert.into);
+        if !insert.on_conflict.is_empty() {
+            sql.push_str(" ON CONFLICT ");
+            sql.push_str(insert.on_conflict);
+        }
         let query = part.iter().fold(sqlx::query(AssertSqlSafe(sql)), &bind);
         returned.append(&mut query.fetch_all(&mut **transaction).await?);
         rest = more;

@@ -15,7 +15,26 @@ CREATE TABLE tenants (
     created_at BIGINT NOT NULL
 );
 
--- kind: root, hub, tenant. The key is sealed with the master key, bound to its owner.
+-- How the master key is had; the key itself is not here. kind: file, passphrase (parameters: costs and salt), command
+-- (parameters: what it gave for the key). One row: what changes its id moves all data keys.
+CREATE TABLE master_key (
+    slot BIGINT PRIMARY KEY CHECK (slot = 1),
+    id TEXT NOT NULL UNIQUE,
+    kind TEXT NOT NULL,
+    parameters {BLOB} NOT NULL,
+    created_at BIGINT NOT NULL
+);
+
+-- owner: fleet, or tenant/<id>. Deleting a row makes all that it sealed unreadable for ever.
+CREATE TABLE data_keys (
+    owner TEXT PRIMARY KEY,
+    tenant TEXT REFERENCES tenants (id),
+    wrapped {BLOB} NOT NULL,
+    master TEXT NOT NULL REFERENCES master_key (id) ON UPDATE CASCADE,
+    created_at BIGINT NOT NULL
+);
+
+-- kind: root, hub, tenant. The key is sealed with its owner's data key.
 CREATE TABLE authorities (
     id {ID},
     kind TEXT NOT NULL,
@@ -70,6 +89,29 @@ CREATE TABLE certificates (
     PRIMARY KEY (authority, serial)
 );
 CREATE INDEX certificates_node ON certificates (node, issued_at);
+
+-- The denylist: by issuer and serial, and by key. Rows stay for as long as the certificate would have been valid.
+CREATE TABLE revocations (
+    authority BIGINT NOT NULL REFERENCES authorities (id),
+    serial {BLOB} NOT NULL,
+    spki_sha256 {BLOB} NOT NULL,
+    tenant TEXT NOT NULL,
+    node TEXT NOT NULL REFERENCES nodes (id),
+    reason TEXT NOT NULL,
+    revoked_at BIGINT NOT NULL,
+    not_after BIGINT NOT NULL,
+    PRIMARY KEY (authority, serial)
+);
+CREATE INDEX revocations_spki ON revocations (spki_sha256);
+
+-- Rights at a tenant's broker that a revoked bridge still has there.
+CREATE TABLE kafka_acl_removals (
+    id {ID},
+    tenant TEXT NOT NULL REFERENCES tenants (id),
+    node TEXT NOT NULL REFERENCES nodes (id),
+    queued_at BIGINT NOT NULL,
+    done_at BIGINT
+);
 
 -- One life of a node's spool. Everything up to `through` is accounted for: stored, or named in lost_ranges, or
 -- (up to `deleted_through`) deleted by retention.
@@ -149,23 +191,76 @@ CREATE TABLE alerts (
 CREATE UNIQUE INDEX alerts_open ON alerts (node, rule, subject) WHERE closed_at IS NULL;
 CREATE INDEX alerts_tenant ON alerts (tenant, opened_at);
 
--- Numbered without a hole: audit_head is the one place numbers come from.
+-- A chain (see audit/chain.md): each entry's hash covers its columns and the hash before it. audit_head is the one
+-- place numbers come from, and holds the newest entry's hash. Both refuse to be rewritten.
 CREATE TABLE audit (
     id BIGINT PRIMARY KEY,
     at BIGINT NOT NULL,
     actor TEXT NOT NULL,
+    credential TEXT,
     action TEXT NOT NULL,
     tenant TEXT,
     subject TEXT NOT NULL,
     detail TEXT NOT NULL,
-    remote TEXT
+    remote TEXT,
+    previous {BLOB} NOT NULL,
+    hash {BLOB} NOT NULL
 );
 CREATE INDEX audit_tenant ON audit (tenant, id);
 CREATE TABLE audit_head (
     chain BIGINT PRIMARY KEY,
-    last_id BIGINT NOT NULL
+    last_id BIGINT NOT NULL,
+    hash {BLOB} NOT NULL
 );
-INSERT INTO audit_head (chain, last_id) VALUES (1, 0);
+{SQLITE}
+INSERT INTO audit_head (chain, last_id, hash) VALUES (1, 0, zeroblob(32));
+CREATE TRIGGER audit_follows BEFORE INSERT ON audit
+WHEN NOT EXISTS (SELECT 1 FROM audit_head WHERE chain = 1 AND last_id = NEW.id - 1 AND hash = NEW.previous)
+BEGIN SELECT RAISE(ABORT, 'an audit entry follows the one before it'); END;
+CREATE TRIGGER audit_moves_head AFTER INSERT ON audit
+BEGIN UPDATE audit_head SET last_id = NEW.id, hash = NEW.hash WHERE chain = 1; END;
+CREATE TRIGGER audit_stays BEFORE UPDATE ON audit
+BEGIN SELECT RAISE(ABORT, 'the audit log is append-only'); END;
+CREATE TRIGGER audit_keeps BEFORE DELETE ON audit
+BEGIN SELECT RAISE(ABORT, 'the audit log is append-only'); END;
+CREATE TRIGGER audit_head_is_one BEFORE INSERT ON audit_head
+BEGIN SELECT RAISE(ABORT, 'the audit log has one head'); END;
+CREATE TRIGGER audit_head_keeps BEFORE DELETE ON audit_head
+BEGIN SELECT RAISE(ABORT, 'the audit log has one head'); END;
+CREATE TRIGGER audit_head_follows BEFORE UPDATE ON audit_head
+WHEN NEW.chain <> OLD.chain OR NEW.last_id <> OLD.last_id + 1
+    OR NOT EXISTS (SELECT 1 FROM audit WHERE id = NEW.last_id AND hash = NEW.hash)
+BEGIN SELECT RAISE(ABORT, 'the audit log''s head follows its newest entry'); END;
+{END}
+{POSTGRES}
+INSERT INTO audit_head (chain, last_id, hash) VALUES (1, 0, decode(repeat('00', 32), 'hex'));
+CREATE FUNCTION audit_moves_head() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    UPDATE audit_head SET last_id = NEW.id, hash = NEW.hash
+    WHERE chain = 1 AND last_id = NEW.id - 1 AND hash = NEW.previous;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'an audit entry follows the one before it' USING ERRCODE = 'integrity_constraint_violation';
+    END IF;
+    RETURN NULL;
+END $$;
+CREATE FUNCTION audit_head_follows() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF NEW.chain <> OLD.chain OR NEW.last_id <> OLD.last_id + 1
+        OR NOT EXISTS (SELECT 1 FROM audit WHERE id = NEW.last_id AND hash = NEW.hash) THEN
+        RAISE EXCEPTION 'the audit log''s head follows its newest entry'
+            USING ERRCODE = 'integrity_constraint_violation';
+    END IF;
+    RETURN NEW;
+END $$;
+CREATE FUNCTION audit_refuses() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    RAISE EXCEPTION 'the audit log is append-only' USING ERRCODE = 'integrity_constraint_violation';
+END $$;
+CREATE TRIGGER audit_moves_head AFTER INSERT ON audit FOR EACH ROW EXECUTE FUNCTION audit_moves_head();
+CREATE TRIGGER audit_stays BEFORE UPDATE OR DELETE OR TRUNCATE ON audit EXECUTE FUNCTION audit_refuses();
+CREATE TRIGGER audit_head_is_one BEFORE INSERT OR DELETE OR TRUNCATE ON audit_head EXECUTE FUNCTION audit_refuses();
+CREATE TRIGGER audit_head_follows BEFORE UPDATE ON audit_head FOR EACH ROW EXECUTE FUNCTION audit_head_follows();
+{END}
 
 CREATE TABLE api_tokens (
     id TEXT PRIMARY KEY,

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use axum::Router;
 use axum::extract::{DefaultBodyLimit, State};
 use axum::http::{HeaderName, HeaderValue, StatusCode, Uri, header};
-use axum::middleware::map_response;
+use axum::middleware::{from_fn_with_state, map_response};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use protocol::{NodeId, Timestamp};
@@ -23,6 +23,7 @@ use crate::api::idempotency::Answers;
 use crate::api::problem::Problem;
 use crate::api::roster::Roster;
 use crate::enrollment::Enrollment;
+use crate::revocation_lists::RevocationLists;
 use crate::telemetry::history::History;
 use crate::telemetry::ingest::Ingest;
 use crate::telemetry::state::Fleet;
@@ -49,8 +50,10 @@ pub struct AppState {
     pub database: Database,
     /// Tenants.
     pub tenants: Tenants,
-    /// Join tokens.
+    /// Join tokens, and who is in.
     pub enrollment: Enrollment,
+    /// What authorities no longer stand for.
+    pub revocation_lists: RevocationLists,
     /// The nodes as last seen.
     pub fleet: Fleet,
     /// Coverage of batch numbers.
@@ -136,6 +139,7 @@ pub fn router(state: AppState) -> Router {
         .route("/metrics", get(metrics))
         .fallback(nowhere)
         .method_not_allowed_fallback(wrong_method)
+        .layer(from_fn_with_state(app.clone(), api::denial::recorded))
         .layer(DefaultBodyLimit::max(BODY_LIMIT))
         .layer(map_response(guarded))
         .with_state(app)

@@ -17,7 +17,7 @@ use crate::certificate::Facts;
 use crate::key::{KeyError, PrivateKey, sha256};
 use crate::name::{self, HUB_SERVER_NAME, NodeName};
 use crate::request::RequestedKey;
-use crate::seal::{MasterKey, SealError};
+use crate::seal::{DataKey, Owner, SealError};
 use crate::serial::Serial;
 
 const DAY: Duration = Duration::from_secs(86_400);
@@ -132,6 +132,10 @@ impl Authority {
         self.issue_leaf(params, &name.to_string(), ExtendedKeyUsagePurpose::ClientAuth, key)
     }
 
+    pub(crate) fn issuer(&self) -> &Issuer<'static, PrivateKey> {
+        &self.issuer
+    }
+
     /// What this authority is for.
     pub fn role(&self) -> &Role {
         &self.role
@@ -157,23 +161,30 @@ impl Authority {
         self.issuer.key().spki_sha256()
     }
 
-    /// Its private key, sealed for storage beside the certificate and bound to what it is for.
+    /// Its private key, sealed for storage beside the certificate with its owner's key, and bound to what it is for.
     ///
     /// # Errors
-    /// [`AuthorityError::Seal`] when the operating system has no randomness to give.
-    pub fn seal_key(&self, master: &MasterKey) -> Result<Vec<u8>, AuthorityError> {
-        Ok(master.seal(&context(&self.role), &self.issuer.key().to_pkcs8())?)
+    /// [`AuthorityError::Owner`] when the key is not its owner's, [`AuthorityError::Seal`] when the operating system
+    /// has no randomness to give.
+    pub fn seal_key(&self, key: &DataKey) -> Result<Vec<u8>, AuthorityError> {
+        if *key.owner() != self.role.owner() {
+            return Err(AuthorityError::Owner { role: self.role.clone(), owner: key.owner().clone() });
+        }
+        Ok(key.seal(self.role.purpose(), &self.issuer.key().to_pkcs8())?)
     }
 
     /// Restores an authority from storage.
     ///
     /// # Errors
     /// [`AuthorityError::Certificate`] when the certificate is not one of a fleet's authorities,
-    /// [`AuthorityError::Seal`] when the key was sealed for another authority or under another master key, or is
+    /// [`AuthorityError::Seal`] when the key was sealed for another authority or with another key than `key`, or is
     /// damaged, [`AuthorityError::KeyMismatch`] when it is not the certificate's.
-    pub fn open(certificate: &[u8], sealed_key: &[u8], master: &MasterKey) -> Result<Self, AuthorityError> {
+    pub fn open(certificate: &[u8], sealed_key: &[u8], key: &DataKey) -> Result<Self, AuthorityError> {
         let role = Facts::parse(certificate).as_ref().and_then(role_of).ok_or(AuthorityError::Certificate)?;
-        let key = PrivateKey::from_pkcs8(&master.open(&context(&role), sealed_key)?)?;
+        if *key.owner() != role.owner() {
+            return Err(AuthorityError::Owner { role, owner: key.owner().clone() });
+        }
+        let key = PrivateKey::from_pkcs8(&key.open(role.purpose(), sealed_key)?)?;
         Self::with_key(CertificateDer::from(certificate.to_vec()), key)
     }
 
@@ -227,12 +238,22 @@ impl fmt::Debug for Authority {
     }
 }
 
-/// What a sealed key is bound to. The prefix keeps a tenant called "root" apart from the root.
-fn context(role: &Role) -> String {
-    match role {
-        Role::Root => "fleet/root".to_owned(),
-        Role::Hub => "fleet/hub".to_owned(),
-        Role::Tenant(tenant) => format!("tenant/{tenant}"),
+impl Role {
+    /// Whose data key seals its private key.
+    pub fn owner(&self) -> Owner {
+        match self {
+            Self::Root | Self::Hub => Owner::Fleet,
+            Self::Tenant(tenant) => Owner::Tenant(tenant.clone()),
+        }
+    }
+
+    /// What its sealed private key is bound to, beside the owner.
+    fn purpose(&self) -> &'static str {
+        match self {
+            Self::Root => "root",
+            Self::Hub => "hub",
+            Self::Tenant(_) => "nodes",
+        }
     }
 }
 
@@ -332,6 +353,14 @@ pub enum AuthorityError {
         not_before: Timestamp,
         /// End of its validity.
         not_after: Timestamp,
+    },
+    /// The data key is another's.
+    #[error("the key of {role:?} is not sealed with the data key of {owner}; restore the database from its backup")]
+    Owner {
+        /// The authority.
+        role: Role,
+        /// Whose data key it was.
+        owner: Owner,
     },
     /// A validity that a certificate cannot say.
     #[error("the certificate would have no life: its end is not after its start, or not within the years 1970 to 9999")]

@@ -15,7 +15,8 @@ pub struct Migration {
     /// A few words, for messages.
     pub name: &'static str,
     /// Statements in the dialect both engines share, with these tokens for the rest: `{BLOB}` a byte string,
-    /// `{ID}` a generated 64-bit primary key, `{CLUSTERED}` after a table stored in its primary key's order.
+    /// `{ID}` a generated 64-bit primary key, `{CLUSTERED}` after a table stored in its primary key's order;
+    /// what stands between `{SQLITE}` or `{POSTGRES}` and `{END}` is for that engine alone.
     pub sql: &'static str,
 }
 
@@ -104,9 +105,37 @@ pub(crate) fn dialect(sql: &str, engine: Engine) -> String {
             [("{BLOB}", "BYTEA"), ("{ID}", "BIGINT GENERATED ALWAYS AS IDENTITY PRIMARY KEY"), ("{CLUSTERED}", "")]
         }
     };
-    words.iter().fold(sql.to_owned(), |sql, (token, word)| sql.replace(token, word))
+    words.iter().fold(of_engine(sql, engine), |sql, (token, word)| sql.replace(token, word))
+}
+
+/// `sql` without what is for the other engine alone.
+fn of_engine(sql: &str, engine: Engine) -> String {
+    let (ours, theirs) = match engine {
+        Engine::Sqlite => ("{SQLITE}", "{POSTGRES}"),
+        Engine::Postgres => ("{POSTGRES}", "{SQLITE}"),
+    };
+    let mut out = String::with_capacity(sql.len());
+    let mut rest = sql;
+    while let Some((before, after)) = rest.split_once(theirs) {
+        out.push_str(before);
+        rest = after.split_once("{END}").map_or("", |(_, rest)| rest);
+    }
+    out.push_str(rest);
+    out.replace(ours, "").replace("{END}", "")
 }
 
 fn checksum(migration: &Migration) -> Vec<u8> {
     ring::digest::digest(&ring::digest::SHA256, migration.sql.as_bytes()).as_ref().to_vec()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_engine_gets_its_own_words() {
+        let sql = "a {SQLITE}b {ID}{END} c {POSTGRES}d {BLOB}{END} e {SQLITE}f{END}";
+        assert_eq!(dialect(sql, Engine::Sqlite), "a b INTEGER PRIMARY KEY AUTOINCREMENT c  e f");
+        assert_eq!(dialect(sql, Engine::Postgres), "a  c d BYTEA e ");
+    }
 }

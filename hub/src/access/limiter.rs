@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::net::IpAddr;
-use std::sync::Mutex;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use protocol::Timestamp;
@@ -17,9 +17,18 @@ const WINDOW: Duration = Duration::from_secs(300);
 /// hopeless anyway, memory is not.
 const ADDRESSES: usize = 4096;
 
+/// Failures that are audited within the window, whoever fails: somebody with many addresses does not fill the log.
+const AUDITED: u32 = 1000;
+
 #[derive(Default)]
 pub(super) struct Limiter {
-    failures: Mutex<HashMap<IpAddr, Failures>>,
+    failures: Mutex<Known>,
+}
+
+#[derive(Default)]
+struct Known {
+    of: HashMap<IpAddr, Failures>,
+    audited: Option<Failures>,
 }
 
 struct Failures {
@@ -27,11 +36,23 @@ struct Failures {
     count: u32,
 }
 
+impl Failures {
+    /// Counts one more within the window.
+    fn count(&mut self, now: Timestamp) -> u32 {
+        if now.since(self.since) >= WINDOW {
+            *self = Self { since: now, count: 0 };
+        }
+        self.count = self.count.saturating_add(1);
+        self.count
+    }
+}
+
 impl Limiter {
-    /// Notes a failure, and gives the answer to it. A valid credential is never turned away, so that nobody can be
-    /// locked out by a neighbour behind the same address.
-    pub(super) fn failed(&self, remote: IpAddr, now: Timestamp) -> AccessError {
-        let Ok(mut failures) = self.failures.lock() else { return AccessError::Invalid };
+    /// Notes a failure; gives the answer to it, and whether it is to be audited. A valid credential is never turned
+    /// away, so that nobody can be locked out by a neighbour behind the same address.
+    pub(super) fn failed(&self, remote: IpAddr, now: Timestamp) -> (AccessError, bool) {
+        let mut known = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
+        let Known { of: failures, audited } = &mut *known;
         if failures.len() >= ADDRESSES {
             failures.retain(|_, failed| now.since(failed.since) < WINDOW);
             if failures.len() >= ADDRESSES {
@@ -39,14 +60,11 @@ impl Limiter {
             }
         }
         let failed = failures.entry(network(remote)).or_insert(Failures { since: now, count: 0 });
-        if now.since(failed.since) >= WINDOW {
-            *failed = Failures { since: now, count: 0 };
+        if failed.count(now) > FREE {
+            return (AccessError::TooMany { retry_after: WINDOW.saturating_sub(now.since(failed.since)) }, false);
         }
-        failed.count = failed.count.saturating_add(1);
-        if failed.count <= FREE {
-            return AccessError::Invalid;
-        }
-        AccessError::TooMany { retry_after: WINDOW.saturating_sub(now.since(failed.since)) }
+        let all = audited.get_or_insert(Failures { since: now, count: 0 });
+        (AccessError::Invalid, all.count(now) <= AUDITED)
     }
 }
 

@@ -66,6 +66,8 @@ pub struct Principal {
     pub tenant: Option<TenantId>,
     /// The API token's id, when they came with one.
     pub token: Option<String>,
+    /// From where, when they are asking for something.
+    pub remote: Option<IpAddr>,
 }
 
 impl Principal {
@@ -84,9 +86,15 @@ impl Principal {
         self.tenant.is_none()
     }
 
-    /// Their name in the audit log.
+    /// The same, asking from `remote`.
+    #[must_use]
+    pub fn at(self, remote: IpAddr) -> Self {
+        Self { remote: Some(remote), ..self }
+    }
+
+    /// They in the audit log.
     pub fn actor(&self) -> Actor {
-        Actor::operator(&self.name)
+        Actor::operator(&self.name).by(self.token.as_deref(), self.remote)
     }
 
     pub(super) fn record(&self, action: &'static str, remote: IpAddr) -> Record {

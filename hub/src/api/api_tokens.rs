@@ -5,11 +5,10 @@ use std::time::Duration;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::Response;
-use protocol::TenantId;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::extract::{Caller, Json, Path, Query, unknown_tenant};
+use super::extract::{Caller, Json, Path, Query};
 use super::idempotency::IdempotencyKey;
 use super::list::{Paging, slice};
 use super::problem::Problem;
@@ -61,13 +60,7 @@ pub(crate) async fn create(
 ) -> Result<Response, Problem> {
     caller.require(access::Role::Admin)?;
     let work = async {
-        let asked = new.tenant.as_deref().map(str::parse::<TenantId>).transpose();
-        let asked = asked.map_err(|error| Problem::invalid(error.to_string()))?;
-        let tenant = match (&caller.0.tenant, asked) {
-            (Some(own), Some(asked)) if *own != asked => return Err(Problem::not_found(unknown_tenant(&asked))),
-            (Some(own), _) => Some(own.clone()),
-            (None, asked) => asked,
-        };
+        let tenant = caller.scope(new.tenant.as_deref())?;
         let valid_for = new.valid_for_seconds.map(Duration::from_secs);
         let grant = Grant { name: new.name.clone(), role: new.role.into(), tenant, valid_for };
         let (info, token) = app.state.access.create_api_token(grant, &caller.actor(), app.now()).await?;

@@ -40,6 +40,7 @@ impl From<&NodeView> for Node {
             attention: attention(&view.attention),
             last_seen: view.last_seen.map(Time),
             enrolled_at: Time(view.enrolled_at),
+            revoked_at: view.revoked_at.map(Time),
             host: Host {
                 hostname: facts.hostname.clone(),
                 os: facts.os.clone(),
@@ -332,11 +333,13 @@ impl From<audit::Entry> for AuditEntry {
             id: entry.id,
             at: Time(entry.at),
             actor: entry.actor,
+            credential: entry.credential,
             action: entry.action,
             tenant: entry.tenant,
             subject: entry.subject,
             detail: entry.detail,
             remote: entry.remote,
+            hash: entry.hash.to_string(),
         }
     }
 }

@@ -12,6 +12,7 @@ use serde::de::DeserializeOwned;
 use super::problem::Problem;
 use crate::access::{Principal, Role};
 use crate::audit::Actor;
+use crate::tenants::TenantError;
 use crate::web::{App, BODY_LIMIT};
 
 /// A JSON body.
@@ -91,7 +92,7 @@ impl FromRequestParts<App> for Caller {
         let bearer = bearer(parts).ok_or_else(|| {
             Problem::unauthorized("Send the header Authorization: Bearer hft_…; see `hyperfactory-hub api-token`.")
         })?;
-        Ok(Self(app.state.access.authenticate(bearer, remote, app.now()).await?))
+        Ok(Self(app.state.access.authenticate(bearer, remote, app.now()).await?.at(remote)))
     }
 }
 
@@ -113,6 +114,11 @@ impl Caller {
         require_all(&self.0)
     }
 
+    /// Refuses those for whom `tenant` does not exist.
+    pub(crate) fn require_tenant(&self, tenant: &TenantId) -> Result<(), Problem> {
+        require_tenant(&self.0, tenant)
+    }
+
     /// Whether `tenant` exists for them.
     pub(crate) fn sees(&self, tenant: &TenantId) -> bool {
         self.0.sees(tenant)
@@ -123,8 +129,10 @@ impl Caller {
         let asked =
             asked.map(str::parse::<TenantId>).transpose().map_err(|error| Problem::invalid(error.to_string()))?;
         match (&self.0.tenant, asked) {
-            (Some(own), Some(asked)) if *own != asked => Err(Problem::not_found(unknown_tenant(&asked))),
-            (Some(own), _) => Ok(Some(own.clone())),
+            (Some(own), asked) => {
+                asked.map_or(Ok(()), |asked| self.require_tenant(&asked))?;
+                Ok(Some(own.clone()))
+            }
             (None, asked) => Ok(asked),
         }
     }
@@ -143,20 +151,26 @@ pub(crate) fn require(principal: &Principal, role: Role) -> Result<(), Problem> 
     Err(Problem::forbidden(format!(
         "This takes the role {role}; {:?} has the role {}.",
         principal.name, principal.role
-    )))
+    ))
+    .to(principal))
 }
 
 /// Refuses those who act for one tenant alone.
 pub(crate) fn require_all(principal: &Principal) -> Result<(), Problem> {
     match &principal.tenant {
         None => Ok(()),
-        Some(own) => Err(Problem::forbidden(format!("{:?} acts for the tenant {own} alone.", principal.name))),
+        Some(own) => {
+            Err(Problem::forbidden(format!("{:?} acts for the tenant {own} alone.", principal.name)).to(principal))
+        }
     }
 }
 
-/// The same words whether the tenant is not there or not for this caller.
-pub(crate) fn unknown_tenant(tenant: &TenantId) -> String {
-    crate::tenants::TenantError::Unknown(tenant.clone()).to_string()
+/// Refuses those for whom `tenant` does not exist, in the same words as when it does not exist at all.
+pub(crate) fn require_tenant(principal: &Principal, tenant: &TenantId) -> Result<(), Problem> {
+    if principal.sees(tenant) {
+        return Ok(());
+    }
+    Err(Problem::not_found(TenantError::Unknown(tenant.clone()).to_string()).to(principal))
 }
 
 /// A library's message without its own prefix.

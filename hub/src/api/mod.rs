@@ -4,6 +4,7 @@ mod alerts;
 mod api_tokens;
 mod audit;
 pub(crate) mod convert;
+pub(crate) mod denial;
 mod events;
 pub(crate) mod extract;
 pub(crate) mod idempotency;
@@ -11,6 +12,7 @@ mod list;
 mod nodes;
 pub(crate) mod problem;
 pub mod resource;
+mod revocation_lists;
 pub(crate) mod roster;
 pub mod select;
 mod tenants;
@@ -74,12 +76,16 @@ fn described() -> (Router<App>, utoipa::openapi::OpenApi) {
         .routes(routes!(tenants::show))
         .routes(routes!(tokens::list, tokens::create))
         .routes(routes!(nodes::list))
-        .routes(routes!(nodes::show))
+        .routes(routes!(nodes::show, nodes::remove))
+        .routes(routes!(nodes::revoke))
+        .routes(routes!(revocation_lists::show))
         .routes(routes!(nodes::history))
         .routes(routes!(nodes::coverage))
         .routes(routes!(alerts::list))
         .routes(routes!(audit::list))
         .routes(routes!(audit::follow))
+        .routes(routes!(audit::head))
+        .routes(routes!(audit::export))
         .routes(routes!(api_tokens::list, api_tokens::create))
         .routes(routes!(api_tokens::revoke))
         .routes(routes!(events::stream))
@@ -96,7 +102,7 @@ mod tests {
         let described = serde_json::to_value(&description).expect("JSON");
         assert!(described["openapi"].as_str().expect("a version").starts_with("3.1"), "{}", described["openapi"]);
         let paths = described["paths"].as_object().expect("paths");
-        assert_eq!(paths.len(), 13);
+        assert_eq!(paths.len(), 15);
         for (path, operations) in paths {
             for (method, operation) in operations.as_object().expect("operations") {
                 let responses = operation["responses"].as_object().expect("responses");

@@ -8,8 +8,9 @@ use serde::Serialize;
 use store::StoreError;
 use utoipa::ToSchema;
 
-use crate::access::AccessError;
-use crate::enrollment::TokenError;
+use super::denial::Denial;
+use crate::access::{AccessError, Principal};
+use crate::enrollment::{RevokeError, TokenError};
 use crate::telemetry::history::HistoryError;
 use crate::tenants::TenantError;
 
@@ -27,6 +28,8 @@ pub(crate) struct Problem {
     pub detail: String,
     #[serde(skip)]
     retry_after: Option<Duration>,
+    #[serde(skip)]
+    denial: Option<Box<Denial>>,
 }
 
 impl Problem {
@@ -37,7 +40,13 @@ impl Problem {
             status: status.as_u16(),
             detail: detail.into(),
             retry_after: None,
+            denial: None,
         }
+    }
+
+    /// The same as a denial to somebody known: it goes into the audit log.
+    pub(crate) fn to(self, principal: &Principal) -> Self {
+        Self { denial: Some(Box::new(Denial::of(principal, &self.detail))), ..self }
     }
 
     /// 400: the request can't be read.
@@ -129,6 +138,9 @@ impl IntoResponse for Problem {
             let challenge = HeaderValue::from_static("Bearer realm=\"hyperfactory\"");
             response.headers_mut().insert(header::WWW_AUTHENTICATE, challenge);
         }
+        if let Some(denial) = self.denial {
+            response.extensions_mut().insert(*denial);
+        }
         if let Some(after) = self.retry_after {
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(after.as_secs().max(1)));
         }
@@ -167,6 +179,16 @@ impl From<TokenError> for Problem {
             TokenError::Name | TokenError::Lifetime => Self::invalid(error.to_string()),
             TokenError::Store(error) => error.into(),
             TokenError::Token(_) => Self::internal(&error),
+        }
+    }
+}
+
+impl From<RevokeError> for Problem {
+    fn from(error: RevokeError) -> Self {
+        match error {
+            RevokeError::Unknown(_) => Self::not_found(error.to_string()),
+            RevokeError::Reason(_) | RevokeError::Comment => Self::invalid(error.to_string()),
+            RevokeError::Store(error) => error.into(),
         }
     }
 }

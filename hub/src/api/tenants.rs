@@ -6,7 +6,7 @@ use protocol::TenantId;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::extract::{Caller, Json, Path, Query, unknown_tenant};
+use super::extract::{Caller, Json, Path, Query};
 use super::idempotency::IdempotencyKey;
 use super::list::{Paging, slice};
 use super::nodes::tenant_resource;
@@ -54,9 +54,7 @@ pub(crate) async fn show(
     caller: Caller,
     Path(id): Path<TenantId>,
 ) -> Result<axum::Json<Tenant>, Problem> {
-    if !caller.sees(&id) {
-        return Err(Problem::not_found(unknown_tenant(&id)));
-    }
+    caller.require_tenant(&id)?;
     let tenant = app.state.tenants.get(&id).await?;
     let counts = app.roster.counts(&caller.0).remove(id.as_str()).unwrap_or_default();
     Ok(axum::Json(tenant_resource(tenant, counts)))

@@ -8,7 +8,7 @@ use protocol::TenantId;
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
-use super::extract::{Caller, Json, Query, unknown_tenant};
+use super::extract::{Caller, Json, Query};
 use super::idempotency::IdempotencyKey;
 use super::list::{Paging, slice};
 use super::problem::Problem;
@@ -75,9 +75,7 @@ pub(crate) async fn create(
     let work = async {
         let tenant: TenantId =
             new.tenant.parse().map_err(|error: protocol::id::IdError| Problem::invalid(error.to_string()))?;
-        if !caller.sees(&tenant) {
-            return Err(Problem::not_found(unknown_tenant(&tenant)));
-        }
+        caller.require_tenant(&tenant)?;
         let wanted = enrollment::NewToken {
             tenant,
             kind: new.kind.unwrap_or(Kind::Agent).into(),

@@ -16,12 +16,14 @@ mod pages;
 mod session;
 pub mod sign_in;
 pub mod tenants;
+mod trust;
 
 use axum::Router;
 use axum::http::StatusCode;
 use axum::response::{Html, IntoResponse, Response};
 use axum::routing::{get, post};
 
+use crate::api::denial::Denial;
 use crate::api::problem::Problem;
 use crate::web::App;
 use format::Clock;
@@ -33,6 +35,8 @@ pub(crate) fn router() -> Router<App> {
         .route("/tenants", get(pages::tenants).post(pages::create_tenant))
         .route("/tenants/{tenant}", get(pages::tenant))
         .route("/nodes/{node}", get(pages::node))
+        .route("/nodes/{node}/revoke", post(trust::revoke))
+        .route("/nodes/{node}/remove", post(trust::remove))
         .route("/alerts", get(pages::alerts))
         .route("/audit", get(pages::audit))
         .route("/join", get(pages::join).post(pages::create_token))
@@ -59,8 +63,11 @@ pub(crate) struct Shown {
 impl IntoResponse for Shown {
     fn into_response(self) -> Response {
         let mut response = lost(&self.app, self.problem.status(), self.problem.title, &self.problem.detail);
-        let headers = self.problem.into_response().headers().clone();
-        if let Some(after) = headers.get(axum::http::header::RETRY_AFTER) {
+        let (mut problem, _) = self.problem.into_response().into_parts();
+        if let Some(denial) = problem.extensions.remove::<Denial>() {
+            response.extensions_mut().insert(denial);
+        }
+        if let Some(after) = problem.headers.get(axum::http::header::RETRY_AFTER) {
             response.headers_mut().insert(axum::http::header::RETRY_AFTER, after.clone());
         }
         response

@@ -15,9 +15,9 @@ use super::format::{Clock, escaped};
 use super::layout::{Frame, Section};
 use super::session::{Ours, Sent, Visitor, capital};
 use super::{OrShown as _, Shown, api_tokens as token_views, assets, fleet as fleet_views, join as join_views};
-use super::{alerts as alert_views, audit as audit_views, history, node as node_views, tenants as tenant_views};
+use super::{alerts as alert_views, audit as audit_views, history, node as node_views, tenants as tenant_views, trust};
 use crate::access::{self, Grant, Principal};
-use crate::api::extract::{Path, Query, require, require_all, unknown_tenant};
+use crate::api::extract::{Path, Query, require, require_all, require_tenant};
 use crate::api::problem::Problem;
 use crate::api::resource::{
     Alert, ApiToken, AuditEntry, Coverage, Kind, NewApiToken, NewToken, Node, NodeCounts, NodeDetail, Role, Tenant,
@@ -37,7 +37,7 @@ const OF_NODE: u32 = 20;
 const TOKENS: usize = 20;
 
 /// An extractor's value, or its problem as a page.
-type Asked<T> = Result<T, Problem>;
+pub(super) type Asked<T> = Result<T, Problem>;
 
 #[derive(Clone, Copy, Debug, Default, Deserialize)]
 pub(super) struct More {
@@ -200,6 +200,7 @@ pub(super) async fn node(
             (node_views::charts(&seen.detail, range, &charts))
             (node_views::facts(&seen.detail, &seen.coverage, clock))
             (alert_views::of_node(&seen.alerts, clock))
+            (trust::section(&seen.detail, &visitor.viewer(), clock))
         }
     };
     let live = format!("node&id={id}&range={}", range.as_str());
@@ -359,13 +360,11 @@ pub(super) async fn create_token(State(app): State<App>, sent: Sent<JoinForm>) -
     let created = async {
         let tenant: TenantId =
             form.tenant.parse().map_err(|error: protocol::id::IdError| Problem::invalid(error.to_string()))?;
-        if !who.sees(&tenant) {
-            return Err(Problem::not_found(unknown_tenant(&tenant)));
-        }
+        require_tenant(who, &tenant)?;
         let name = Some(form.name.trim().to_owned()).filter(|name| !name.is_empty());
         let valid_for = Duration::from_secs(form.valid_for);
         let new = enrollment::NewToken { tenant, kind: form.kind.into(), name, valid_for };
-        Ok(app.state.enrollment.create_token(new, &who.actor(), now).await?)
+        app.state.enrollment.create_token(new, &who.actor(), now).await.map_err(Problem::from)
     };
     match created.await {
         Ok((info, secret)) => {
@@ -485,9 +484,7 @@ pub(super) async fn tenant_list(app: &App, who: &Principal) -> Result<Vec<Tenant
 }
 
 async fn one_tenant(app: &App, who: &Principal, id: &TenantId) -> Result<Tenant, Problem> {
-    if !who.sees(id) {
-        return Err(Problem::not_found(unknown_tenant(id)));
-    }
+    require_tenant(who, id)?;
     let counts = app.roster.counts(who).remove(id.as_str()).unwrap_or_default();
     Ok(tenant_resource(app.state.tenants.get(id).await?, counts))
 }
@@ -516,7 +513,7 @@ fn still(app: &App) -> Clock {
     Clock { now: app.now(), live: false }
 }
 
-fn may(visitor: &Visitor, role: access::Role) -> Result<(), Problem> {
+pub(super) fn may(visitor: &Visitor, role: access::Role) -> Result<(), Problem> {
     require(visitor.principal(), role)
 }
 

@@ -81,8 +81,12 @@ impl FromRequestParts<App> for Visitor {
                 Away::SignIn(next)
             });
         };
+        let Ok(Remote(remote)) = Remote::from_request_parts(parts, app).await;
         match app.state.access.session(&cookie, app.now()).await {
-            Ok(session) => Ok(Self { session, cookie }),
+            Ok(mut session) => {
+                session.principal = session.principal.at(remote);
+                Ok(Self { session, cookie })
+            }
             Err(AccessError::Invalid) => Err(Away::SignIn(next)),
             Err(error) => Err(Away::Failed(Shown { app: app.clone(), problem: error.into() })),
         }
@@ -121,9 +125,8 @@ impl<T: Ours> FromRequest<App> for Sent<T> {
         let form = Form::<T>::from_request(Request::from_parts(parts, body), app).await;
         let Form(form) = form.map_err(|error| failed(Problem::malformed(error.body_text())))?;
         if !from_here || !visitor.session.csrf_matches(form.csrf()) {
-            return Err(failed(Problem::forbidden(
-                "This form did not come from this dashboard, or is from an earlier sign-in. Go back, reload the page and try again.",
-            )));
+            let said = "This form did not come from this dashboard, or is from an earlier sign-in. Go back, reload the page and try again.";
+            return Err(failed(Problem::forbidden(said).to(visitor.principal())));
         }
         Ok(Self { visitor, form })
     }

@@ -4,9 +4,9 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use protocol::Timestamp;
 use protocol::frame::MAX_ENROLL;
 use protocol::message::{EnrollReply, EnrollRequest, Refusal, RefusalCode, enroll_reply};
-use protocol::{Timestamp, version};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -158,20 +158,6 @@ async fn enroll(gateway: &Gateway, door: &Door, connection: Connection, remote: 
 }
 
 async fn judge(gateway: &Gateway, request: EnrollRequest, remote: SocketAddr) -> enroll_reply::Reply {
-    let theirs = request.versions.unwrap_or_default();
-    if version::negotiate(version::SPOKEN, theirs).is_none() {
-        return enroll_reply::Reply::Refusal(Refusal {
-            code: RefusalCode::Version.into(),
-            message: format!(
-                "This hub speaks protocol versions {} to {}, the node {} to {}. Upgrade the older of the two.",
-                version::SPOKEN.oldest,
-                version::SPOKEN.newest,
-                theirs.oldest,
-                theirs.newest
-            ),
-            retry_after_ms: 0,
-        });
-    }
     match gateway.enrollment.enroll(request, remote.ip(), Timestamp::from(std::time::SystemTime::now())).await {
         Ok(enrolled) => enroll_reply::Reply::Enrolled(enrolled),
         Err(refusal) => {

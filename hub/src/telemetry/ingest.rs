@@ -15,7 +15,7 @@ use store::sqlx::{self, Row};
 use store::{Database, StoreError};
 use tokio_util::sync::CancellationToken;
 
-use super::state::{Fleet, Report, Sample};
+use super::state::{Fleet, Report, Sample, Services};
 use writer::{BatchRow, Delivery, LostRow, Stream, Writer};
 
 pub use coverage::{Coverage, LostRange, coverage};
@@ -314,7 +314,7 @@ fn decode(
     let report = Report {
         current,
         complete: body.key,
-        services: body.services,
+        services: Services::new(body.services),
         removed: body.removed,
         engine: body.engine,
         status: body.status,

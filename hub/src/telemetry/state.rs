@@ -9,7 +9,7 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, PoisonError, RwLock};
 
-use protocol::message::{ClockReport, Engine, NodeFacts, NodeStatus, Service, ServiceKey};
+use protocol::message::{ClockReport, Engine, NodeFacts, NodeStatus, ServiceKey};
 use protocol::telemetry::Schemas;
 use protocol::{NodeId, NodeKind, SessionId, TenantId, Timestamp};
 use tokio::sync::broadcast;
@@ -81,8 +81,8 @@ pub struct Report {
     pub current: bool,
     /// It names every service: those it does not name are gone.
     pub complete: bool,
-    /// Services that changed.
-    pub services: Vec<Service>,
+    /// Services that changed: encoded, for a report may wait for its commit, and those of a whole fleet that comes back do.
+    pub services: Services,
     /// Services that are gone.
     pub removed: Vec<ServiceKey>,
     /// The engine, when it changed.
@@ -175,6 +175,17 @@ impl Fleet {
     /// A node's certificate is now this one.
     pub fn certificate(&self, node: NodeId, certificate: Certificate) {
         self.update(node, Dirty::No, |view| view.certificate = Some(certificate));
+    }
+
+    /// A node has been revoked.
+    pub fn revoked(&self, node: NodeId, at: Timestamp) {
+        self.update(node, Dirty::No, |view| view.revoked_at = Some(at));
+    }
+
+    /// A node is no longer part of the fleet.
+    pub fn removed(&self, node: NodeId) {
+        self.0.nodes.write().unwrap_or_else(PoisonError::into_inner).remove(&node);
+        self.announce(node);
     }
 
     /// What needs attention at a node.

@@ -215,15 +215,4 @@ on_both_engines! {
         assert_eq!(ids, (1..=ids.len() as i64).collect::<Vec<_>>());
         world.close().await;
     }
-
-    async fn another_master_key_opens_nothing(database: TestDatabase) {
-        let world = World::new(database).await;
-        let other = pki::MasterKey::from_bytes([8; 32]).expect("a key");
-        let error = hyperfactory_hub::authorities::Authorities::open(world.database.clone(), other, NOW)
-            .await
-            .map(drop)
-            .expect_err("sealed");
-        assert!(error.to_string().contains("another master key"), "{error}");
-        world.close().await;
-    }
 }

@@ -4,8 +4,11 @@
 
 mod access;
 mod alerts;
+mod audit;
 mod enrollment;
 mod history;
 mod ingest;
+mod keys;
+mod revocation;
 mod setup;
 mod state;

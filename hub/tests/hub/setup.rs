@@ -7,10 +7,11 @@ use std::time::Duration;
 use hyperfactory_hub::audit::{self, Actor, Entry, Filter};
 use hyperfactory_hub::authorities::Authorities;
 use hyperfactory_hub::enrollment::{Enrollment, NewToken, Settings};
+use hyperfactory_hub::keys::{Keys, Master};
 use hyperfactory_hub::schema::MIGRATIONS;
 use hyperfactory_hub::telemetry::state::Fleet;
 use hyperfactory_hub::tenants::Tenants;
-use pki::{CertificateDer, JoinToken, MasterKey, NodeIdentity, PrivateKey};
+use pki::{CertificateDer, JoinToken, NodeIdentity, PrivateKey};
 use prost::Message;
 use protocol::message::{
     BatchBody, EnrollRequest, Enrolled, Refusal, Service, ServiceKey, ServiceState, SpoolRange, Upload, upload,
@@ -36,6 +37,7 @@ pub(crate) fn at(after: u64) -> Timestamp {
 pub(crate) struct World {
     pub(crate) database: Database,
     pub(crate) fleet: Fleet,
+    pub(crate) authorities: Authorities,
     pub(crate) tenants: Tenants,
     pub(crate) enrollment: Enrollment,
 }
@@ -49,16 +51,23 @@ impl World {
 
     /// As a hub that starts.
     pub(crate) async fn open(database: &TestDatabase) -> Self {
+        Self::opened(database, &master()).await
+    }
+
+    /// As a hub that starts with another master key.
+    pub(crate) async fn opened(database: &TestDatabase, master: &Master) -> Self {
         let database = database.open().await;
         database.migrate(MIGRATIONS).await.expect("tables");
-        let master = MasterKey::from_bytes([7; 32]).expect("a key");
-        let authorities = Authorities::open(database.clone(), master, NOW).await.expect("authorities");
+        let keys = Keys::open(&database, master, NOW).await.expect("keys");
+        let authorities = Authorities::open(database.clone(), keys, NOW).await.expect("authorities");
         let fleet = Fleet::load(&database, NOW).await.expect("a fleet");
         let settings = Settings { address: "hub.example:7443".into(), node_lifetime: seconds(7 * 86_400) };
         let enrollment =
-            Enrollment::open(database.clone(), authorities.clone(), fleet.clone(), settings).await.expect("a door");
-        let tenants = Tenants::new(database.clone(), authorities);
-        Self { database, fleet, tenants, enrollment }
+            Enrollment::open(database.clone(), authorities.clone(), fleet.clone(), settings, Arc::default())
+                .await
+                .expect("a door");
+        let tenants = Tenants::new(database.clone(), authorities.clone());
+        Self { database, fleet, authorities, tenants, enrollment }
     }
 
     pub(crate) async fn token(&self, kind: NodeKind, name: Option<&str>) -> JoinToken {
@@ -91,6 +100,11 @@ impl World {
     pub(crate) async fn close(self) {
         self.database.close().await;
     }
+}
+
+/// The key file of every world.
+pub(crate) fn master() -> Master {
+    Master::File(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/master.key").into())
 }
 
 pub(crate) fn acme() -> TenantId {

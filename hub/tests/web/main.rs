@@ -3,6 +3,7 @@
 #![allow(clippy::expect_used, clippy::panic, reason = "a test that meets what it does not expect has failed")]
 
 mod api;
+mod audit;
 mod dashboard;
 mod events;
 
@@ -18,13 +19,15 @@ use hyperfactory_hub::alerts::{Alerts, Policy};
 use hyperfactory_hub::audit::Actor;
 use hyperfactory_hub::authorities::Authorities;
 use hyperfactory_hub::enrollment::{self, Enrollment, NewToken};
+use hyperfactory_hub::keys::{Keys, Master};
+use hyperfactory_hub::revocation_lists::RevocationLists;
 use hyperfactory_hub::schema;
 use hyperfactory_hub::telemetry::history::History;
 use hyperfactory_hub::telemetry::ingest::Ingest;
-use hyperfactory_hub::telemetry::state::{Fleet, Report};
+use hyperfactory_hub::telemetry::state::{Fleet, Report, Services};
 use hyperfactory_hub::tenants::Tenants;
 use hyperfactory_hub::web::{self, AppState};
-use pki::{MasterKey, PrivateKey};
+use pki::PrivateKey;
 use protocol::message::{EnrollRequest, NodeFacts, Service, ServiceHealth, ServiceKey, ServiceState};
 use protocol::{NodeId, NodeKind, SessionId, TenantId, Timestamp, version};
 use serde_json::Value;
@@ -64,13 +67,16 @@ impl Site {
     async fn open(test: &TestDatabase) -> Self {
         let database = test.open().await;
         database.migrate(schema::MIGRATIONS).await.expect("migrated");
-        let master = MasterKey::generate().expect("a key");
-        let authorities = Authorities::open(database.clone(), master, now()).await.expect("authorities");
+        let master = Master::File(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/master.key").into());
+        let keys = Keys::open(&database, &master, now()).await.expect("keys");
+        let authorities = Authorities::open(database.clone(), keys, now()).await.expect("authorities");
         let fleet = Fleet::load(&database, now()).await.expect("a fleet");
         let settings =
             enrollment::Settings { address: "hub.example:7443".into(), node_lifetime: Duration::from_secs(7 * 86_400) };
         let enrollment =
-            Enrollment::open(database.clone(), authorities.clone(), fleet.clone(), settings).await.expect("enrollment");
+            Enrollment::open(database.clone(), authorities.clone(), fleet.clone(), settings, Arc::default())
+                .await
+                .expect("enrollment");
         let stop = CancellationToken::new();
         let mut tasks = JoinSet::new();
         let (ingest, committing) =
@@ -79,13 +85,14 @@ impl Site {
         let (alerts, judging) =
             Alerts::start(database.clone(), fleet.clone(), Policy::default(), now, stop.clone()).await.expect("alerts");
         tasks.spawn(judging);
-        let tenants = Tenants::new(database.clone(), authorities);
+        let tenants = Tenants::new(database.clone(), authorities.clone());
         let access = Access::new(database.clone());
         let watched: Arc<Mutex<Vec<NodeId>>> = Arc::default();
         let router = web::router(AppState {
             database: database.clone(),
             tenants: tenants.clone(),
             enrollment: enrollment.clone(),
+            revocation_lists: RevocationLists::new(database.clone(), authorities.clone()),
             fleet: fleet.clone(),
             ingest,
             history: History::new(database.clone()),
@@ -167,7 +174,11 @@ impl Site {
             image: "nginx:1".into(),
             ..Service::default()
         };
-        self.fleet.report(node, vec![Report { current: true, services: vec![service], ..Report::default() }], now());
+        self.fleet.report(
+            node,
+            vec![Report { current: true, services: Services::new(vec![service]), ..Report::default() }],
+            now(),
+        );
     }
 
     async fn send(&self, request: Request<Body>) -> Answer {

@@ -2,8 +2,8 @@
 
 use hyperfactory_pki::authority::{BACKDATE, HUB_SERVER_LIFETIME, INTERMEDIATE_LIFETIME, NODE_LIFETIME, ROOT_LIFETIME};
 use hyperfactory_pki::{
-    Authority, AuthorityError, CertificateDer, MasterKey, PrivateKey, RequestError, Role, SealError, node_identity,
-    trust, verify_request,
+    Authority, AuthorityError, CertificateDer, DataKey, Owner, PrivateKey, RequestError, Role, SealError,
+    node_identity, trust, verify_request,
 };
 use protocol::{NodeKind, Timestamp};
 use rcgen::{BasicConstraints, CertificateParams, CustomExtension, IsCa, KeyPair, KeyUsagePurpose};
@@ -244,10 +244,10 @@ const RSA_REQUEST: &[u8] = include_bytes!("rsa-request.der");
 #[test]
 fn an_authority_comes_back_from_storage_with_its_role() {
     let fleet = Fleet::new();
-    let master = MasterKey::generate().expect("a master key");
     for authority in [&fleet.root, &fleet.hub, &fleet.acme] {
-        let sealed = authority.seal_key(&master).expect("sealed");
-        let again = Authority::open(authority.certificate_der(), &sealed, &master).expect("opened");
+        let key = DataKey::generate(authority.role().owner()).expect("a key");
+        let sealed = authority.seal_key(&key).expect("sealed");
+        let again = Authority::open(authority.certificate_der(), &sealed, &key).expect("opened");
         assert_eq!(again.role(), authority.role());
         assert_eq!(again.spki_sha256(), authority.spki_sha256());
         assert!(!format!("{again:?}").contains("key"), "{again:?}");
@@ -255,42 +255,42 @@ fn an_authority_comes_back_from_storage_with_its_role() {
 }
 
 #[test]
-fn a_sealed_authority_opens_for_its_tenant_and_master_key_only() {
+fn a_sealed_authority_opens_for_its_tenant_with_its_data_key_only() {
     let fleet = Fleet::new();
-    let (master, stranger) = (MasterKey::generate().expect("a key"), MasterKey::generate().expect("a key"));
-    let sealed = fleet.acme.seal_key(&master).expect("sealed");
-    let open =
-        |certificate: &[u8], sealed: &[u8], master| Authority::open(certificate, sealed, master).expect_err("no");
+    let key_of = |slug| DataKey::generate(Owner::Tenant(tenant(slug))).expect("a key");
+    let (key, stranger, others) = (key_of("acme"), key_of("acme"), key_of("other"));
+    let sealed = fleet.acme.seal_key(&key).expect("sealed");
+    let open = |certificate: &[u8], sealed: &[u8], key| Authority::open(certificate, sealed, key).expect_err("no");
 
     let error = open(fleet.acme.certificate_der(), &sealed, &stranger);
-    assert!(matches!(error, AuthorityError::Seal(SealError::OtherMasterKey)), "{error:?}");
-    assert!(error.to_string().contains("give the hub the master key"), "{error}");
+    assert!(matches!(error, AuthorityError::Seal(SealError::OtherKey)), "{error:?}");
+    assert!(error.to_string().contains("restore the database"), "{error}");
 
-    let error = open(fleet.other.certificate_der(), &sealed, &master);
-    assert!(matches!(error, AuthorityError::Seal(SealError::Refused { .. })), "{error:?}");
+    for (certificate, key) in [(fleet.other.certificate_der(), &key), (fleet.acme.certificate_der(), &others)] {
+        let error = open(certificate, &sealed, key);
+        assert!(matches!(error, AuthorityError::Owner { .. }), "{error:?}");
+    }
+    let error = fleet.acme.seal_key(&others).expect_err("another's key");
     assert!(error.to_string().contains("tenant/other"), "{error}");
 
-    let error = open(fleet.acme.certificate_der(), &sealed[..sealed.len() - 1], &master);
+    let error = open(fleet.acme.certificate_der(), &sealed[..sealed.len() - 1], &key);
     assert!(matches!(error, AuthorityError::Seal(SealError::Truncated)), "{error:?}");
 
     let leaf = &fleet.node(NOW).chain[0];
-    assert!(matches!(open(leaf, &sealed, &master), AuthorityError::Certificate));
-    assert!(matches!(open(b"", &sealed, &master), AuthorityError::Certificate));
+    assert!(matches!(open(leaf, &sealed, &key), AuthorityError::Certificate));
+    assert!(matches!(open(b"", &sealed, &key), AuthorityError::Certificate));
 
     let later = fleet.root.issue_tenant_intermediate(&tenant("acme"), NOW).expect("a second one for acme");
-    assert!(matches!(open(later.certificate_der(), &sealed, &master), AuthorityError::KeyMismatch));
+    assert!(matches!(open(later.certificate_der(), &sealed, &key), AuthorityError::KeyMismatch));
 }
 
 #[test]
-fn a_tenant_called_like_an_authority_does_not_share_its_seal() {
+fn a_sealed_key_does_not_open_as_another_of_its_owner() {
     let fleet = Fleet::new();
-    let master = MasterKey::generate().expect("a key");
-    for slug in ["root", "hub", "fleet"] {
-        let impostor = fleet.root.issue_tenant_intermediate(&tenant(slug), NOW).expect("an intermediate");
-        let sealed = impostor.seal_key(&master).expect("sealed");
-        assert!(Authority::open(fleet.root.certificate_der(), &sealed, &master).is_err());
-        assert!(Authority::open(fleet.hub.certificate_der(), &sealed, &master).is_err());
-    }
+    let key = DataKey::generate(Owner::Fleet).expect("a key");
+    let sealed = fleet.root.seal_key(&key).expect("sealed");
+    let error = Authority::open(fleet.hub.certificate_der(), &sealed, &key).expect_err("the root's");
+    assert!(matches!(error, AuthorityError::Seal(SealError::Refused { .. })), "{error:?}");
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use hyperfactory_pki::authority::{NODE_LIFETIME, ROOT_LIFETIME};
 use hyperfactory_pki::tls::{self, FixedClock, HubCertificate, HubTls};
-use hyperfactory_pki::{Authority, CertificateDer, MasterKey, NodeIdentity, PrivateKey};
+use hyperfactory_pki::{Authority, CertificateDer, DataKey, NodeIdentity, PrivateKey};
 use protocol::{NodeId, NodeKind, TenantId, Timestamp};
 use rcgen::{CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType};
 use rustls::pki_types::PrivatePkcs8KeyDer;
@@ -113,16 +113,16 @@ pub(crate) fn forge_under(authority: &Authority, alter: impl FnOnce(&mut Certifi
     Node { key, chain: vec![leaf.der().clone(), authority.certificate_der().clone()] }
 }
 
-/// What an authority's key looks like to one who has the master key too.
+/// What an authority's key looks like to one who has its owner's data key too.
 pub(crate) fn stolen_key(authority: &Authority) -> KeyPair {
-    let master = MasterKey::generate().expect("a master key");
-    let sealed = authority.seal_key(&master).expect("sealed");
-    let context = match authority.role() {
-        hyperfactory_pki::Role::Root => "fleet/root".to_owned(),
-        hyperfactory_pki::Role::Hub => "fleet/hub".to_owned(),
-        hyperfactory_pki::Role::Tenant(tenant) => format!("tenant/{tenant}"),
+    let key = DataKey::generate(authority.role().owner()).expect("a key");
+    let sealed = authority.seal_key(&key).expect("sealed");
+    let purpose = match authority.role() {
+        hyperfactory_pki::Role::Root => "root",
+        hyperfactory_pki::Role::Hub => "hub",
+        hyperfactory_pki::Role::Tenant(_) => "nodes",
     };
-    let pkcs8 = master.open(&context, &sealed).expect("opened");
+    let pkcs8 = key.open(purpose, &sealed).expect("opened");
     KeyPair::from_pkcs8_der_and_sign_algo(&PrivatePkcs8KeyDer::from(pkcs8.as_slice()), &rcgen::PKCS_ECDSA_P256_SHA256)
         .expect("a key")
 }

@@ -47,7 +47,8 @@ impl Services {
     }
 
     /// With `changed` in the place of those with the same key, and without `removed`.
-    pub(super) fn with(&self, changed: Vec<Service>, removed: &[ServiceKey]) -> Self {
+    pub(super) fn with(&self, changed: &Self, removed: &[ServiceKey]) -> Self {
+        let changed: Vec<Service> = changed.iter().collect();
         let replaced = |known: &Service| {
             changed.iter().any(|one| one.key == known.key)
                 || removed.iter().any(|gone| Some(gone) == known.key.as_ref())
@@ -83,7 +84,7 @@ mod tests {
     fn a_change_replaces_adds_and_removes() {
         let services = Services::new(vec![service("a", 1), service("b", 1), service("c", 1)]);
         let gone = service("c", 1).key.into_iter().collect::<Vec<_>>();
-        let changed = services.with(vec![service("b", 7), service("aa", 1)], &gone);
+        let changed = services.with(&Services::new(vec![service("b", 7), service("aa", 1)]), &gone);
         assert_eq!(changed.iter().collect::<Vec<_>>(), [service("a", 1), service("aa", 1), service("b", 7)]);
     }
 }

@@ -23,6 +23,7 @@ pub(crate) struct Figures {
     pub(crate) small_wire: OnTheWire,
     pub(crate) scraped: Scraped,
     pub(crate) stored: Stored,
+    pub(crate) seen_after: Vec<Duration>,
 }
 
 /// One program before and after.
@@ -70,6 +71,8 @@ impl Figures {
         report.figure("series", "", self.stored.series as f64, Target::More);
         let encoded = self.stored.bytes as f64 / self.stored.samples as f64;
         report.figure("encoded", "bytes/sample", encoded, Target::AtMost(1.0));
+        let slowest = self.seen_after.iter().max().context("nothing was killed")?.as_secs_f64();
+        report.figure("`compose kill` called to seen on the hub, slowest", "s", slowest, Target::AtMost(2.0));
         report.finish(json)
     }
 }

@@ -9,11 +9,11 @@ mod stack;
 mod stored;
 
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result};
 use clap::Parser;
-use hyperfactory_tests::rig::{Agent, Engine, Hub, Netns, SOON, Usage, until};
+use hyperfactory_tests::rig::{Agent, Engine, Hub, Netns, Project, SOON, Usage, until};
 
 use figures::{Figures, Mark, Rate, Span};
 use peers::{NetData, NodeExporter, Scraped, Scraper};
@@ -31,6 +31,8 @@ struct Options {
 
 /// The interval of every measured program in the main comparison.
 const INTERVAL: Duration = Duration::from_secs(10);
+/// How often a service is killed to see how soon the hub knows.
+const KILLS: usize = 10;
 /// What a program does at its start is not what it costs for the rest of the year.
 const SETTLE: Duration = Duration::from_secs(45);
 
@@ -67,11 +69,11 @@ fn main() -> Result<()> {
         Ok((Usage::of_tree(agent.process()?.id())?, node_exporter.usage()?, netdata.usage()?, scraper.bytes()?))
     };
     let mark = Mark::set(&netns, &agent)?;
-    let (begun, before) = (Instant::now(), look(&mut agent)?);
+    let (since, begun, before) = (SystemTime::now(), Instant::now(), look(&mut agent)?);
     let engine_with = Rate::measure(length, || engine_cpu(&engine))?;
     let (elapsed, after) = (begun.elapsed(), look(&mut agent)?);
     let wire = mark.since(&netns, &agent)?;
-    let stored = Stored::read(hub.state_dir())?;
+    let stored = Stored::read(hub.state_dir(), since)?;
     drop((scraper, node_exporter, netdata));
 
     progress(&format!("a host with 8 services every 15 s, {} s", length.as_secs()));
@@ -84,6 +86,9 @@ fn main() -> Result<()> {
     std::thread::sleep(length);
     let small_wire = mark.since(&netns, &agent)?;
 
+    progress(&format!("{KILLS} services killed, until the hub shows it"));
+    let seen_after = (0..KILLS).map(|_| killed_and_seen(&hub, &stacks[0])).collect::<Result<Vec<_>>>()?;
+
     Figures {
         elapsed,
         agent: Span(before.0, after.0),
@@ -95,6 +100,7 @@ fn main() -> Result<()> {
         small_wire,
         scraped: after.3 - before.3,
         stored,
+        seen_after,
     }
     .report(options.json.as_deref())
 }
@@ -114,6 +120,25 @@ fn all_seen(hub: &Hub, containers: usize) -> Result<()> {
         let services = node.pointer("/services").and_then(|all| all.as_array()).context("no services yet")?;
         Ok((services.len() >= containers).then_some(()))
     })
+}
+
+/// Kills a service, and gives how long after the command the hub shows it as exited; then starts it again.
+fn killed_and_seen(hub: &Hub, stack: &Project) -> Result<Duration> {
+    let state = |wanted: &str| -> Result<Option<()>> {
+        let nodes = hub.api().get("/api/v1/nodes")?.ok()?;
+        let id = nodes.pointer("/items/0/id").and_then(|id| id.as_str()).context("no node")?;
+        let node = hub.api().get(&format!("/api/v1/nodes/{id}"))?.ok()?;
+        let services = node.pointer("/services").and_then(|all| all.as_array()).context("no services")?;
+        let killed = services.iter().find(|one| one["stack"] == stack.name() && one["service"] == stack::ONE);
+        Ok((killed.context("the service is gone")?["state"] == wanted).then_some(()))
+    };
+    until("the service to run", SOON, || state("running"))?;
+    let begun = Instant::now();
+    stack.compose(&["kill", stack::ONE])?;
+    until("the hub to show that the service ended", SOON, || state("exited"))?;
+    let elapsed = begun.elapsed();
+    stack.compose(&["start", stack::ONE])?;
+    Ok(elapsed)
 }
 
 fn settle(what: &str) {

@@ -10,6 +10,9 @@ pub(crate) const CONTAINERS: usize = PROJECTS * SERVICES;
 /// How many of them have health checks.
 pub(crate) const CHECKED: usize = CONTAINERS / 3;
 
+/// The service of each project that is killed and started.
+pub(crate) const ONE: &str = "worker-1";
+
 const PROJECTS: usize = 5;
 const SERVICES: usize = 6;
 

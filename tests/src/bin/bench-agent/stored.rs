@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::path::Path;
+use std::time::SystemTime;
 
 use anyhow::{Context, Result, bail};
 use prost::Message;
@@ -9,7 +10,11 @@ use protocol::message::BatchBody;
 use protocol::telemetry::Decoder;
 use store::{Database, sqlx};
 
-/// Counted over all batches in a hub's embedded database.
+/// A body's stream, its number there, when the hub received it, and itself.
+type Body = (i64, i64, i64, Vec<u8>);
+
+/// Counted over the batches that a hub's embedded database received from one moment on: what a node does at its start,
+/// such as naming its series, is not what it does for the rest of the year.
 #[derive(Debug, Default)]
 pub(crate) struct Stored {
     /// Measured values.
@@ -21,38 +26,45 @@ pub(crate) struct Stored {
 }
 
 impl Stored {
-    /// Reads the database beside the hub that writes it.
-    pub(crate) fn read(state_dir: &Path) -> Result<Self> {
+    /// Reads the database beside the hub that writes it; `since` is when to begin to count.
+    pub(crate) fn read(state_dir: &Path, since: SystemTime) -> Result<Self> {
+        let since = since.duration_since(SystemTime::UNIX_EPOCH)?.as_millis() as i64;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         runtime.block_on(async {
             let database = Database::open(&format!("sqlite://{}", state_dir.join("hub.db").display())).await?;
-            let chunks: Vec<(i64, i64, Vec<u8>)> = sqlx::query_as("SELECT stream, first_sequence, bodies FROM chunks")
+            let chunks: Vec<Body> = sqlx::query_as("SELECT stream, first_sequence, received_at, bodies FROM chunks")
                 .fetch_all(database.reader())
                 .await?;
-            let batches: Vec<(i64, i64, Vec<u8>)> =
-                sqlx::query_as("SELECT stream, sequence, body FROM batches").fetch_all(database.reader()).await?;
+            let mut bodies: Vec<Body> = sqlx::query_as("SELECT stream, sequence, received_at, body FROM batches")
+                .fetch_all(database.reader())
+                .await?;
             database.close().await;
-            let mut bodies: Vec<(i64, i64, Vec<u8>)> = batches;
-            for (stream, first, chunk) in chunks {
-                bodies.extend(split(&chunk)?.into_iter().zip(first..).map(|(body, sequence)| (stream, sequence, body)));
+            for (stream, first, at, chunk) in chunks {
+                let split = split(&chunk)?.into_iter().zip(first..);
+                bodies.extend(split.map(|(body, sequence)| (stream, sequence, at, body)));
             }
-            Self::count(bodies)
+            Self::count(bodies, since)
         })
     }
 
-    fn count(mut bodies: Vec<(i64, i64, Vec<u8>)>) -> Result<Self> {
-        bodies.sort_by_key(|(stream, sequence, _)| (*stream, *sequence));
+    fn count(mut bodies: Vec<Body>, since: i64) -> Result<Self> {
+        bodies.sort_by_key(|(stream, sequence, _, _)| (*stream, *sequence));
         let mut stored = Self::default();
         let mut decoders: HashMap<i64, Decoder> = HashMap::new();
-        for (stream, sequence, body) in bodies {
+        for (stream, sequence, at, body) in bodies {
             let samples = BatchBody::decode(body.as_slice()).context("reading a stored batch")?.samples;
             if samples.is_empty() {
                 continue;
             }
-            stored.bytes += samples.len() as u64;
+            let counts = at >= since;
+            if counts {
+                stored.bytes += samples.len() as u64;
+            }
             let decoder = decoders.entry(stream).or_default();
             let decoded = decoder.decode(&samples, |schema, _, values| {
-                stored.samples += values.iter().flatten().count() as u64;
+                if counts {
+                    stored.samples += values.iter().flatten().count() as u64;
+                }
                 stored.series = stored.series.max(schema.len());
             });
             decoded.with_context(|| format!("decoding batch {sequence}"))?;

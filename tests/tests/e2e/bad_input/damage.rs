@@ -126,7 +126,7 @@ fn without_the_master_key_of_its_database_the_hub_says_which_one_it_needs() -> R
     let good = fs::read_to_string(&path)?;
     let another = good.chars().rev().collect::<String>();
     for (key, advice) in [
-        (Some(another.trim()), "give the hub the master key this database was made with"),
+        (Some(another.trim()), "give the hub the master key this database is under"),
         (Some(&good[..20]), "restore it from the copy made when the hub was set up"),
         (None, "restore it from the copy made when the hub was set up"),
     ] {

@@ -66,12 +66,16 @@ impl Loot {
         let state = scene.hub.state_dir();
         let master: MasterKey = fs::read_to_string(state.join("master.key"))?.parse()?;
         let database = store::Database::open(&format!("sqlite://{}", state.join("hub.db").display())).await?;
-        let row = sqlx::query("SELECT certificate, sealed_key FROM authorities WHERE tenant = 'acme'")
-            .fetch_one(database.reader())
-            .await?;
+        let row = sqlx::query(
+            "SELECT a.certificate, a.sealed_key, k.wrapped FROM authorities a JOIN data_keys k ON k.tenant = a.tenant
+             WHERE a.tenant = 'acme'",
+        )
+        .fetch_one(database.reader())
+        .await?;
         let (certificate, sealed): (Vec<u8>, Vec<u8>) = (row.try_get(0)?, row.try_get(1)?);
+        let wrapped: Vec<u8> = row.try_get(2)?;
         database.close().await;
-        let key = master.open("tenant/acme", &sealed)?;
+        let key = master.unwrap("tenant/acme".parse()?, &wrapped)?.open("nodes", &sealed)?;
         let folder = tempfile::tempdir()?;
         write_pem(&folder.path().join("authority.pem"), "CERTIFICATE", &certificate)?;
         write_pem(&folder.path().join("authority.key"), "PRIVATE KEY", &key)?;

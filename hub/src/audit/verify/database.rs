@@ -1,0 +1,188 @@
+//! Verifies the log in a database, against the certificates beside it.
+
+use data_encoding::HEXLOWER;
+use pki::{CertificateDer, Summary};
+use protocol::{TenantId, Timestamp};
+use store::StoreError;
+use store::sqlx::any::AnyRow;
+use store::sqlx::{self, AnyConnection, AssertSqlSafe, Row};
+
+use super::{Extent, Finding, Hash, Head, Link, Report, Walk};
+
+/// Rows read at once.
+const PAGE: i64 = 1_000;
+
+/// The log could not be verified at all.
+#[derive(Debug, thiserror::Error)]
+pub enum DatabaseError {
+    /// There is no log.
+    #[error("it holds no audit log of this version of the hub: see that it is a hub's database")]
+    NoLog(#[source] sqlx::Error),
+    /// The database failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+impl From<sqlx::Error> for DatabaseError {
+    fn from(error: sqlx::Error) -> Self {
+        Self::Store(error.into())
+    }
+}
+
+/// Walks the log as `snapshot` shows it, and compares it with every certificate and authority, and with
+/// `certificates` from elsewhere (each with a name for messages and the SHA-256 of its DER).
+///
+/// # Errors
+/// [`DatabaseError`]: then nothing is known of the log.
+pub async fn database(
+    snapshot: &mut AnyConnection,
+    heads: &[Head],
+    certificates: &[(String, String)],
+    now: Timestamp,
+) -> Result<Report, DatabaseError> {
+    let mut walk = Walk::new(Extent::Whole, heads);
+    let row = sqlx::query("SELECT last_id, hash FROM audit_head WHERE chain = 1")
+        .fetch_optional(&mut *snapshot)
+        .await
+        .map_err(DatabaseError::NoLog)?;
+    let head = row.as_ref().and_then(read_head);
+    if head.is_none() {
+        walk.unreadable("audit_head".into(), "its row is missing or damaged".into());
+    }
+    entries(snapshot, &mut walk).await?;
+    authorities(snapshot, &mut walk).await?;
+    nodes(snapshot, &mut walk).await?;
+    for (name, sha256) in certificates {
+        walk.certificate(name, sha256);
+    }
+    walk.certificates_done(&now.to_string());
+    Ok(walk.finish(head))
+}
+
+fn read_head(row: &AnyRow) -> Option<Head> {
+    let hash: Vec<u8> = row.try_get(1).ok()?;
+    Some(Head { id: row.try_get(0).ok()?, hash: Hash::from_bytes(&hash)? })
+}
+
+async fn entries(snapshot: &mut AnyConnection, walk: &mut Walk) -> Result<(), DatabaseError> {
+    let mut after = i64::MIN;
+    loop {
+        let sql = format!("SELECT {} FROM audit WHERE id > $1 ORDER BY id LIMIT $2", Link::COLUMNS);
+        let rows = sqlx::query(AssertSqlSafe(sql)).bind(after).bind(PAGE).fetch_all(&mut *snapshot).await?;
+        let before = after;
+        for row in &rows {
+            let id: Result<i64, _> = row.try_get(0);
+            match (id, Link::read(row)) {
+                (Ok(id), link) => {
+                    after = id;
+                    match link {
+                        Ok(link) => walk.entry(&link),
+                        Err(error) => walk.unreadable(format!("entry {id}"), error.to_string()),
+                    }
+                }
+                (Err(error), _) => walk.unreadable("a row of the audit log".into(), error.to_string()),
+            }
+        }
+        if rows.len() < PAGE as usize || after == before {
+            return Ok(());
+        }
+    }
+}
+
+async fn authorities(snapshot: &mut AnyConnection, walk: &mut Walk) -> Result<(), DatabaseError> {
+    let rows = sqlx::query("SELECT id, kind, tenant, not_after, certificate FROM authorities ORDER BY id")
+        .fetch_all(&mut *snapshot)
+        .await?;
+    for (number, row) in rows.iter().enumerate() {
+        if let Err(error) = authority(walk, row) {
+            mislabelled(walk, &format!("row {} of the authorities", number + 1), &error.to_string());
+        }
+    }
+    Ok(())
+}
+
+/// # Errors
+/// When the row holds something else than an authority.
+fn authority(walk: &mut Walk, row: &AnyRow) -> Result<(), sqlx::Error> {
+    let (id, kind, tenant): (i64, String, Option<String>) = (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
+    let (not_after, der): (i64, Vec<u8>) = (row.try_get(3)?, row.try_get(4)?);
+    let owner = tenant.as_deref().map_or(String::new(), |tenant| format!(" of tenant {tenant}"));
+    let what = format!("authority {id} ({kind}{owner})");
+    let Some(summary) = summary(walk, &what, &der) else { return Ok(()) };
+    walk.certificate(&what, &HEXLOWER.encode(&summary.sha256));
+    let names = tenant.and_then(|tenant| tenant.parse::<TenantId>().ok());
+    let names = names.map(|tenant| vec![pki::name::tenant_subtree(&tenant)]);
+    if names.is_some_and(|names| names != summary.names) {
+        mislabelled(walk, &what, "the certificate is for another tenant than its row says");
+    }
+    if summary.not_after.millis() != not_after || !summary.is_ca {
+        mislabelled(walk, &what, "its row says something else than the certificate");
+    }
+    Ok(())
+}
+
+async fn nodes(snapshot: &mut AnyConnection, walk: &mut Walk) -> Result<(), DatabaseError> {
+    let mut after = (i64::MIN, Vec::new());
+    loop {
+        let rows = sqlx::query(
+            "SELECT c.authority, c.serial, c.tenant, c.node, c.spki_sha256, c.not_after, c.certificate, a.certificate
+             FROM certificates c LEFT JOIN authorities a ON a.id = c.authority
+             WHERE c.authority > $1 OR (c.authority = $1 AND c.serial > $2)
+             ORDER BY c.authority, c.serial LIMIT $3",
+        )
+        .bind(after.0)
+        .bind(after.1.clone())
+        .bind(PAGE)
+        .fetch_all(&mut *snapshot)
+        .await?;
+        for row in &rows {
+            after = (row.try_get(0)?, row.try_get(1)?);
+            let what = format!("certificate {}", HEXLOWER.encode(&after.1));
+            if let Err(error) = node(walk, row, &after.1) {
+                mislabelled(walk, &what, &error.to_string());
+            }
+        }
+        if rows.len() < PAGE as usize {
+            return Ok(());
+        }
+    }
+}
+
+/// # Errors
+/// When the row holds something else than a certificate.
+fn node(walk: &mut Walk, row: &AnyRow, serial: &[u8]) -> Result<(), sqlx::Error> {
+    let (node, der): (String, Vec<u8>) = (row.try_get(3)?, row.try_get(6)?);
+    let what = format!("certificate {} of node {node}", HEXLOWER.encode(serial));
+    let Some(summary) = summary(walk, &what, &der) else { return Ok(()) };
+    walk.certificate(&what, &HEXLOWER.encode(&summary.sha256));
+    let issuer: Option<Vec<u8>> = row.try_get(7)?;
+    let chain = [der, issuer.unwrap_or_default()].map(CertificateDer::from);
+    match pki::node_identity(&chain) {
+        Ok(identity) => {
+            let same = identity.serial.as_bytes().as_slice() == serial
+                && identity.node.to_string() == node
+                && identity.tenant.as_str() == row.try_get::<String, _>(2)?
+                && identity.spki_sha256.as_slice() == row.try_get::<Vec<u8>, _>(4)?
+                && identity.not_after.millis() == row.try_get::<i64, _>(5)?;
+            if !same {
+                mislabelled(walk, &what, "its row says something else than the certificate");
+            }
+        }
+        Err(error) => mislabelled(walk, &what, &error.to_string()),
+    }
+    Ok(())
+}
+
+fn summary(walk: &mut Walk, what: &str, der: &[u8]) -> Option<Summary> {
+    match Summary::of(der) {
+        Ok(summary) => Some(summary),
+        Err(error) => {
+            mislabelled(walk, what, &error.to_string());
+            None
+        }
+    }
+}
+
+fn mislabelled(walk: &mut Walk, what: &str, why: &str) {
+    walk.found(Finding::Mislabelled { what: what.to_owned(), why: why.to_owned() });
+}

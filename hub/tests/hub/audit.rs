@@ -1,0 +1,634 @@
+//! The audit log: a chain that nobody alters, cuts or adds to unseen, and that knows every certificate.
+
+use std::collections::BTreeSet;
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::{SocketAddr, TcpListener};
+use std::sync::{Arc, mpsc};
+use std::time::Duration;
+
+use hyperfactory_hub::access::{Access, Grant, Role};
+use hyperfactory_hub::audit::publish::{Published, Publisher, Webhook};
+use hyperfactory_hub::audit::verify::{self, Extent, Finding, Report};
+use hyperfactory_hub::audit::{self, Actor, Hash, Head, Link, Record, action, ocsf};
+use hyperfactory_hub::metrics::Metrics;
+use protocol::NodeKind;
+use rand::rngs::StdRng;
+use rand::seq::IndexedRandom as _;
+use rand::{RngExt as _, SeedableRng as _};
+use serde_json::{Value, json};
+use store::sqlx::{self, AnyConnection, AssertSqlSafe, Connection as _, Executor as _, Row as _};
+use store::testing::TestDatabase;
+use store::{Engine, on_both_engines};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::setup::{HERE, NOW, World, acme, at, identity, key, request, seconds};
+
+/// Forgeries of each kind of test.
+const FORGERIES: usize = 1_000;
+
+on_both_engines! {
+    async fn a_thousand_forgeries_of_the_database_are_each_found(database: TestDatabase) {
+        let world = busy(database).await;
+        let published = audit::head(&world.database).await.expect("a head");
+        world.close().await;
+        let mut owner = owner(database).await;
+        let sound = verified(&mut owner, &[published]).await;
+        assert_eq!((sound.findings, sound.head), (vec![], Some(published)));
+        assert!(sound.entries > 60 && sound.certificates > 20, "{} {}", sound.entries, sound.certificates);
+        let mut random = StdRng::seed_from_u64(3);
+        let mut kinds = BTreeSet::new();
+        for number in 0..FORGERIES {
+            let mut forged = owner.begin().await.expect("a transaction");
+            unlock(&mut forged).await;
+            let (what, expected) = forge(&mut forged, &mut random, published.id).await;
+            let report = verified(&mut forged, &[published]).await;
+            let found = report.findings.iter().any(expected);
+            assert!(found, "forgery {number}, {what}, was not found: {:?}", report.findings);
+            assert!(report.findings.iter().all(|finding| !finding.to_string().is_empty()));
+            kinds.insert(what.split(' ').next().unwrap_or_default().to_owned());
+            forged.rollback().await.expect("as before");
+        }
+        assert_eq!(kinds.len(), 13, "{kinds:?}");
+        assert_eq!(verified(&mut owner, &[published]).await.findings, []);
+    }
+
+    async fn the_database_itself_refuses_to_rewrite_the_log(database: TestDatabase) {
+        let world = busy(database).await;
+        let before = audit::head(&world.database).await.expect("a head");
+        let hash = match world.database.engine() {
+            Engine::Sqlite => "zeroblob(32)",
+            Engine::Postgres => "decode(repeat('00', 32), 'hex')",
+        };
+        let next = before.id + 1;
+        let row = format!("0, 'a', 'b', 's', '{{}}', {hash}, {hash}");
+        for statement in [
+            "UPDATE audit SET actor = 'operator:eve'".to_owned(),
+            "UPDATE audit SET actor = actor WHERE id = 3".to_owned(),
+            "DELETE FROM audit WHERE id = 3".to_owned(),
+            "DELETE FROM audit_head".to_owned(),
+            format!("UPDATE audit_head SET last_id = {}", before.id - 1),
+            format!("UPDATE audit_head SET last_id = {next}"),
+            format!("UPDATE audit_head SET hash = {hash}"),
+            format!("INSERT INTO audit_head (chain, last_id, hash) VALUES (2, 0, {hash})"),
+            // After a hole, over another, and with another hash before it.
+            format!("INSERT INTO audit (id, at, actor, action, subject, detail, previous, hash) VALUES ({}, {row})", next + 1),
+            format!("INSERT INTO audit (id, at, actor, action, subject, detail, previous, hash) VALUES (3, {row})"),
+            format!("INSERT INTO audit (id, at, actor, action, subject, detail, previous, hash) VALUES ({next}, {row})"),
+        ] {
+            let mut transaction = world.database.begin_write().await.expect("a transaction");
+            let refused = transaction.execute(AssertSqlSafe(statement.clone())).await;
+            assert!(refused.is_err(), "{statement}");
+        }
+        assert_eq!(audit::head(&world.database).await.expect("a head"), before);
+        world.close().await;
+    }
+
+    async fn every_certificate_is_logged_with_its_fingerprint_before_it_is_handed_out(database: TestDatabase) {
+        let world = World::new(database).await;
+        let server = world.authorities.hub_server(NOW).await.expect("a server certificate");
+        let token = world.token(NodeKind::Agent, None).await;
+        let enrolled = world.enroll(&token, &key(), NOW).await.expect("enrolled");
+        let identity = identity(&enrolled.certificate_chain);
+        let again = key().certificate_request().expect("a request");
+        let renewed = world.enrollment.renew(&identity, &again, at(60)).await.expect("renewed");
+        let issued = [
+            ("hub_server", action::HUB_CERTIFIED, server.chain[0].to_vec()),
+            ("authority", action::AUTHORITY_CREATED, server.chain[1].to_vec()),
+            ("authority", action::AUTHORITY_CREATED, server.root.to_vec()),
+            ("authority", action::AUTHORITY_CREATED, enrolled.certificate_chain[1].clone()),
+            ("node", action::NODE_ENROLLED, enrolled.certificate_chain[0].clone()),
+            ("node", action::CERTIFICATE_RENEWED, renewed.certificate_chain[0].clone()),
+        ];
+        for (kind, action, der) in issued {
+            let summary = pki::Summary::of(&der).expect("a certificate");
+            let expected = audit::certificate(kind, &summary);
+            for name in ["serial", "issuer", "spki_sha256", "sha256", "not_after"] {
+                assert!(expected[name].as_str().is_some_and(|text| text.len() > 15), "{kind}: {expected}");
+            }
+            let log = world.audited(action).await;
+            assert!(log.iter().any(|entry| entry.detail["certificate"] == expected), "{kind}: {log:?}");
+        }
+        world.close().await;
+    }
+
+    async fn many_records_are_one_append_and_one_chain(database: TestDatabase) {
+        let world = World::new(database).await;
+        let before = audit::head(&world.database).await.expect("a head");
+        let mut transaction = world.database.begin_write().await.expect("a transaction");
+        let records = (0..300).map(|number| record(&number.to_string())).collect();
+        let head = audit::append_all(&mut transaction, NOW, records).await.expect("appended");
+        transaction.commit().await.expect("committed");
+        assert_eq!(head.id, before.id + 300);
+        assert_eq!(audit::head(&world.database).await.expect("a head"), head);
+        world.close().await;
+        let report = verified(&mut owner(database).await, &[before, head]).await;
+        assert_eq!((report.findings, report.head), (vec![], Some(head)));
+    }
+
+    async fn hubs_that_append_at_once_make_one_chain(database: TestDatabase) {
+        let (one, two) = (World::open(database).await, World::open(database).await);
+        let write = async |world: &World, name: &str| {
+            for number in 0..40 {
+                audit::record(&world.database, NOW, record(&format!("{name} {number}"))).await.expect("written");
+            }
+        };
+        tokio::join!(write(&one, "one"), write(&two, "two"), write(&one, "again"));
+        let head = audit::head(&two.database).await.expect("a head");
+        one.close().await;
+        two.close().await;
+        let report = verified(&mut owner(database).await, &[]).await;
+        assert_eq!((report.findings, report.head), (vec![], Some(head)));
+        assert!(head.id >= 120);
+    }
+}
+
+#[tokio::test]
+async fn a_thousand_forgeries_of_an_export_are_each_found() {
+    let database = TestDatabase::create(Engine::Sqlite).await;
+    let world = busy(&database).await;
+    let head = audit::head(&world.database).await.expect("a head");
+    world.close().await;
+    let links = links(&mut owner(&database).await).await;
+    let lines: Vec<String> = links.iter().map(|link| ocsf::event(link).to_string()).collect();
+    let sound = exported(&lines, Extent::Whole, &[head]);
+    assert_eq!((sound.findings, sound.head, sound.entries), (vec![], Some(head), lines.len() as u64));
+    let mut random = StdRng::seed_from_u64(4);
+    for number in 0..FORGERIES {
+        let (what, forged) = forge_export(&lines, &links, &mut random);
+        let report = exported(&forged, Extent::Whole, &[head]);
+        assert!(!report.findings.is_empty(), "forgery {number}, {what}, was not found");
+    }
+}
+
+#[tokio::test]
+async fn a_part_of_the_log_is_judged_as_a_part() {
+    let database = TestDatabase::create(Engine::Sqlite).await;
+    let world = busy(&database).await;
+    let head = audit::head(&world.database).await.expect("a head");
+    world.close().await;
+    let links = links(&mut owner(&database).await).await;
+    let line = |link: &Link| ocsf::event(link).to_string();
+    let of_acme: Vec<String> = links.iter().filter(|link| link.tenant.as_deref() == Some("acme")).map(line).collect();
+    assert!(of_acme.len() > 10 && of_acme.len() < links.len());
+    assert_eq!(exported(&of_acme, Extent::Part, &[head]).findings, []);
+    assert_ne!(exported(&of_acme, Extent::Whole, &[head]).findings, []);
+    let mut altered = of_acme.clone();
+    altered[3] = altered[3].replace("acme", "evil");
+    assert_ne!(exported(&altered, Extent::Part, &[]).findings, []);
+    // What came after a published head stands on it.
+    let anchor = Head { id: links[9].id, hash: links[9].hash };
+    let rest: Vec<String> = links[10..].iter().map(line).collect();
+    assert_eq!(exported(&rest, Extent::Whole, &[anchor, head]).findings, []);
+    assert_eq!(exported(&rest, Extent::Whole, &[head]).findings, [Finding::Missing { first: 1, last: 10 }]);
+    let other = Head { hash: Hash([1; 32]), ..anchor };
+    assert_eq!(exported(&rest, Extent::Whole, &[other]).findings, [Finding::Rewritten { published: other }]);
+}
+
+#[tokio::test]
+async fn heads_are_published_where_the_hub_can_not_take_them_back() {
+    let database = TestDatabase::create(Engine::Sqlite).await;
+    let world = World::new(&database).await;
+    let directory = tempfile::tempdir().expect("a directory");
+    let file = directory.path().join("heads");
+    let (address, posted) = receiver();
+    let metrics = Arc::new(Metrics::new().expect("metrics"));
+    let webhook = Webhook::new(settings::Secret::new(format!("http://{address}/heads?secret"))).expect("a webhook");
+    let every = Duration::from_millis(100);
+    let publisher =
+        Publisher::new(world.database.clone(), Arc::clone(&metrics), Some(file.clone()), Some(webhook), every);
+    let stop = CancellationToken::new();
+    let mut tasks = JoinSet::new();
+    tasks.spawn(publisher.keep(|| NOW, stop.clone()));
+    // The receiver is broken at first; what it then gets is the newest head.
+    let first = tokio::task::spawn_blocking(move || (posted.recv().expect("a post"), posted));
+    let (first, posted) = first.await.expect("posted");
+    assert_eq!(first.head(), audit::head(&world.database).await.expect("a head"));
+    audit::record(&world.database, NOW, record("one more")).await.expect("written");
+    let second = tokio::task::spawn_blocking(move || posted.recv().expect("a post")).await.expect("posted");
+    let head = audit::head(&world.database).await.expect("a head");
+    assert_eq!(second.head(), head);
+    audit::record(&world.database, NOW, record("the last")).await.expect("written");
+    stop.cancel();
+    tasks.join_next().await.expect("the task").expect("ended");
+    let last = audit::head(&world.database).await.expect("a head");
+    let lines = std::fs::read_to_string(&file).expect("a file");
+    let written: Vec<Head> =
+        lines.lines().map(|line| serde_json::from_str::<Published>(line).expect("a head").head()).collect();
+    assert!(written.contains(&first.head()) && written.contains(&head), "{written:?}");
+    assert_eq!(written.last(), Some(&last));
+    let shown = metrics.text();
+    assert!(shown.contains(&format!("hyperfactory_hub_audit_entries {}", last.id)), "{shown}");
+    let info = format!("hyperfactory_hub_audit_head_info{{hash=\"{}\",id=\"{}\"}} 1", last.hash, last.id);
+    assert!(shown.contains(&info), "{shown}");
+    assert!(shown.contains("hyperfactory_hub_audit_publish_failures_total 1"), "{shown}");
+    world.close().await;
+}
+
+/// An HTTP server that fails at its first request, and hands on the heads it is given after it.
+fn receiver() -> (SocketAddr, mpsc::Receiver<Published>) {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = listener.local_addr().expect("an address");
+    let (sender, posted) = mpsc::sync_channel(8);
+    std::thread::spawn(move || {
+        for (number, stream) in listener.incoming().enumerate() {
+            let mut stream = stream.expect("a connection");
+            let mut reader = BufReader::new(stream.try_clone().expect("a reader"));
+            let (mut line, mut length) = (String::new(), 0);
+            while reader.read_line(&mut line).is_ok_and(|read| read > 2) {
+                if let Some((_, value)) = line.to_lowercase().split_once("content-length:") {
+                    length = value.trim().parse().expect("a length");
+                }
+                line.clear();
+            }
+            let mut body = vec![0; length];
+            reader.read_exact(&mut body).expect("a body");
+            let status = if number == 0 { "503 Service Unavailable" } else { "204 No Content" };
+            write!(stream, "HTTP/1.1 {status}\r\nconnection: close\r\ncontent-length: 0\r\n\r\n").expect("answered");
+            if number > 0 && sender.send(serde_json::from_slice(&body).expect("a head")).is_err() {
+                return;
+            }
+        }
+    });
+    (address, posted)
+}
+
+/// A hub's log with something of everything: tenants, tokens, nodes, renewals, sign-ins, refusals.
+async fn busy(database: &TestDatabase) -> World {
+    let world = World::new(database).await;
+    world.tenants.create(&"zeta".parse().expect("a tenant"), "Zeta", &Actor::system(), NOW).await.expect("a tenant");
+    world.authorities.hub_server(NOW).await.expect("a server certificate");
+    let access = Access::new(world.database.clone());
+    for number in 0..9 {
+        let now = at(number);
+        let (_, identity) = world.node().await;
+        let again = key().certificate_request().expect("a request");
+        world.enrollment.renew(&identity, &again, now).await.expect("renewed");
+        let token = world.token(NodeKind::Bridge, None).await;
+        world.enrollment.enroll(request(&token, &key()), HERE, now).await.expect_err("an agent with a bridge's token");
+        let tenant = (number % 2 == 0).then(acme);
+        let grant = Grant { name: format!("n{number}"), role: Role::Admin, tenant, valid_for: Some(seconds(600)) };
+        let (info, _) = access.create_api_token(grant.clone(), &Actor::operator("ann"), now).await.expect("a token");
+        let actor = Actor::operator("ann").by(Some(&info.id), Some(HERE));
+        let link = access.create_sign_in_link(grant, &actor, now).await.expect("a link");
+        access.sign_in(&link, HERE, now).await.expect("signed in");
+        access.sign_in(&link, HERE, now).await.err().expect("used");
+    }
+    world
+}
+
+fn record(subject: &str) -> Record {
+    Record {
+        actor: Actor::operator("ann"),
+        action: action::TOKEN_CREATED,
+        tenant: None,
+        subject: subject.into(),
+        detail: json!({ "n": subject }),
+        remote: None,
+    }
+}
+
+/// A connection as the tables' owner, whom no policy binds.
+async fn owner(database: &TestDatabase) -> AnyConnection {
+    sqlx::any::install_default_drivers();
+    AnyConnection::connect(&database.url).await.expect("a connection")
+}
+
+/// What whoever owns the tables can do: takes the guards away.
+async fn unlock(connection: &mut AnyConnection) {
+    let sql = match connection.backend_name() {
+        "PostgreSQL" => {
+            "ALTER TABLE audit DISABLE TRIGGER ALL; ALTER TABLE audit_head DISABLE TRIGGER ALL;
+            ALTER TABLE certificates DISABLE TRIGGER ALL; ALTER TABLE authorities DISABLE TRIGGER ALL"
+        }
+        _ => {
+            "DROP TRIGGER audit_follows; DROP TRIGGER audit_moves_head; DROP TRIGGER audit_stays;
+            DROP TRIGGER audit_keeps; DROP TRIGGER audit_head_keeps; DROP TRIGGER audit_head_follows;
+            PRAGMA defer_foreign_keys = ON"
+        }
+    };
+    connection.execute(sql).await.expect("unlocked");
+}
+
+async fn verified(connection: &mut AnyConnection, heads: &[Head]) -> Report {
+    verify::database(connection, heads, &[], NOW).await.expect("verified")
+}
+
+fn exported(lines: &[String], extent: Extent, heads: &[Head]) -> Report {
+    let text = lines.iter().map(|line| format!("{line}\n")).collect::<String>();
+    verify::export(text.as_bytes(), extent, heads, &[]).expect("read")
+}
+
+async fn links(connection: &mut AnyConnection) -> Vec<Link> {
+    let rows = sqlx::query("SELECT id, at, actor, credential, action, tenant, subject, detail, remote, previous, hash FROM audit ORDER BY id")
+        .fetch_all(connection).await.expect("entries");
+    let hash = |bytes: Vec<u8>| Hash::from_bytes(&bytes).expect("32 bytes");
+    rows.iter()
+        .map(|row| Link {
+            id: row.get(0),
+            at: row.get(1),
+            actor: row.get(2),
+            credential: row.get(3),
+            action: row.get(4),
+            tenant: row.get(5),
+            subject: row.get(6),
+            detail: row.get(7),
+            remote: row.get(8),
+            previous: hash(row.get(9)),
+            hash: hash(row.get(10)),
+        })
+        .collect()
+}
+
+/// Writes the entries from `first` on anew, with hashes that fit, and the head along with them.
+async fn rehash(connection: &mut AnyConnection, first: i64) {
+    let links = links(connection).await;
+    let mut previous = links.iter().rfind(|link| link.id < first).map_or(Hash::NONE, |link| link.hash);
+    let mut head = Head { id: first - 1, hash: previous };
+    for mut link in links.into_iter().filter(|link| link.id >= first) {
+        let row = link.id;
+        link.id = head.id + 1;
+        link.previous = previous;
+        link.hash = link.computed();
+        sqlx::query("UPDATE audit SET id = $1, previous = $2, hash = $3 WHERE id = $4")
+            .bind(link.id)
+            .bind(link.previous.0.to_vec())
+            .bind(link.hash.0.to_vec())
+            .bind(row)
+            .execute(&mut *connection)
+            .await
+            .expect("rewritten");
+        previous = link.hash;
+        head = Head { id: link.id, hash: link.hash };
+    }
+    set_head(connection, head).await;
+}
+
+async fn set_head(connection: &mut AnyConnection, head: Head) {
+    sqlx::query("UPDATE audit_head SET last_id = $1, hash = $2")
+        .bind(head.id)
+        .bind(head.hash.0.to_vec())
+        .execute(connection)
+        .await
+        .expect("set");
+}
+
+async fn run(connection: &mut AnyConnection, sql: String) {
+    let done = connection.execute(AssertSqlSafe(sql.clone())).await.unwrap_or_else(|error| panic!("{sql}: {error}"));
+    assert!(done.rows_affected() > 0, "{sql} changed nothing");
+}
+
+type Expected = Box<dyn Fn(&Finding) -> bool>;
+
+/// One forgery of a log with entries up to `last`, and what must be found of it.
+async fn forge(db: &mut AnyConnection, random: &mut StdRng, last: i64) -> (String, Expected) {
+    let id = random.random_range(1..=last);
+    let inner = random.random_range(2..last);
+    let blob =
+        if db.backend_name() == "PostgreSQL" { "decode(repeat('5a', 32), 'hex')" } else { "CAST(X'5A' AS BLOB)" };
+    match random.random_range(0..13) {
+        0 => {
+            let change = *[
+                "actor = 'operator:eve'",
+                "actor = actor || ' '",
+                "action = 'tenant.created '",
+                "subject = subject || 'x'",
+                "tenant = COALESCE(tenant, '') || 'x'",
+                "detail = detail || ' '",
+                "remote = COALESCE(remote, '') || '1'",
+                "at = at + 1",
+                "at = -at",
+                "credential = COALESCE(credential, '') || '1'",
+            ]
+            .choose(random)
+            .expect("some");
+            run(db, format!("UPDATE audit SET {change} WHERE id = {id}")).await;
+            (format!("edited {id}: {change}"), Box::new(move |found| *found == Finding::Altered { id }))
+        }
+        1 => {
+            let column = *["hash", "previous"].choose(random).expect("some");
+            run(db, format!("UPDATE audit SET {column} = {blob} WHERE id = {id}")).await;
+            let place = format!("entry {id}");
+            (
+                format!("hash-edited {id}: {column}"),
+                Box::new(move |found| match found {
+                    Finding::Unreadable { place: found, .. } => *found == place,
+                    found => *found == Finding::Altered { id },
+                }),
+            )
+        }
+        2 => {
+            run(db, format!("DELETE FROM audit WHERE id = {inner}")).await;
+            (
+                format!("removed {inner}"),
+                Box::new(move |found| *found == Finding::Missing { first: inner, last: inner }),
+            )
+        }
+        3 => {
+            // Without the head, as somebody would who does not know of it.
+            run(db, format!("DELETE FROM audit WHERE id >= {inner}")).await;
+            (
+                format!("cut {inner}"),
+                Box::new(
+                    move |found| matches!(found, Finding::Head { head, last } if head.id > last.id && last.id == inner - 1),
+                ),
+            )
+        }
+        4 => {
+            run(db, format!("DELETE FROM audit WHERE id >= {inner}")).await;
+            rehash(db, inner).await;
+            (
+                format!("cut-with-head {inner}"),
+                Box::new(
+                    move |found| matches!(found, Finding::Cut { published, last: end } if *published == last && *end == inner - 1),
+                ),
+            )
+        }
+        5 => {
+            let other = inner % (last - 1) + 1;
+            run(db, format!("UPDATE audit SET id = -1 WHERE id = {inner}")).await;
+            run(db, format!("UPDATE audit SET id = {inner} WHERE id = {other}")).await;
+            run(db, format!("UPDATE audit SET id = {other} WHERE id = -1")).await;
+            (format!("swapped {inner} {other}"), Box::new(move |found| *found == Finding::Altered { id: inner }))
+        }
+        6 => {
+            // One more entry, and all behind it renumbered, but not hashed anew.
+            run(db, format!("UPDATE audit SET id = -id - 1 WHERE id >= {inner}")).await;
+            run(db, "UPDATE audit SET id = -id WHERE id < 0".into()).await;
+            run(db, format!(
+                "INSERT INTO audit SELECT {inner}, at, actor, credential, action, tenant, subject, detail, remote, previous, hash
+                 FROM audit WHERE id = {}", inner + 1)).await;
+            (format!("inserted {inner}"), Box::new(move |found| *found == Finding::Altered { id: inner + 1 }))
+        }
+        7 => {
+            // At the end, hashed well, without the head.
+            let mut link = links(db).await.pop().expect("entries");
+            (link.id, link.previous) = (link.id + 1, link.hash);
+            link.hash = link.computed();
+            run(db, format!(
+                "INSERT INTO audit SELECT {}, at, actor, credential, action, tenant, subject, detail, remote, previous, hash
+                 FROM audit WHERE id = {last}", link.id)).await;
+            sqlx::query("UPDATE audit SET previous = $1, hash = $2 WHERE id = $3")
+                .bind(link.previous.0.to_vec())
+                .bind(link.hash.0.to_vec())
+                .bind(link.id)
+                .execute(&mut *db)
+                .await
+                .expect("set");
+            (format!("added {}", link.id), Box::new(move |found| matches!(found, Finding::Head { .. })))
+        }
+        8 => {
+            run(db, format!("UPDATE audit SET subject = subject || 'x' WHERE id = {id}")).await;
+            rehash(db, id).await;
+            (
+                format!("rewritten {id}"),
+                Box::new(move |found| matches!(found, Finding::Rewritten { published } if published.id == last)),
+            )
+        }
+        9 => {
+            run(db, format!("DELETE FROM audit WHERE id = {inner}")).await;
+            rehash(db, inner).await;
+            (
+                format!("removed-and-rewritten {inner}"),
+                Box::new(move |found| matches!(found, Finding::Cut { published, .. } if *published == last)),
+            )
+        }
+        10 => {
+            // What somebody does who has the keys and not the hub: a good certificate beside the log.
+            let forged = certificate_past_the_log(db, random).await;
+            (
+                format!("unlogged {forged}"),
+                Box::new(move |found| matches!(found, Finding::Unlogged { sha256, .. } if *sha256 == forged)),
+            )
+        }
+        11 => {
+            let row = any_certificate(db, random).await;
+            let change =
+                *["not_after = not_after + 86400000", "tenant = 'zeta'", "node = 'n' || node", "serial = spki_sha256"]
+                    .choose(random)
+                    .expect("some");
+            sqlx::query(AssertSqlSafe(format!("UPDATE certificates SET {change} WHERE serial = $1")))
+                .bind(row)
+                .execute(&mut *db)
+                .await
+                .expect("altered");
+            (format!("mislabelled {change}"), Box::new(move |found| matches!(found, Finding::Mislabelled { .. })))
+        }
+        _ => {
+            let row = any_certificate(db, random).await;
+            let serial = data_encoding::HEXLOWER.encode(&row);
+            sqlx::query("DELETE FROM certificates WHERE serial = $1")
+                .bind(row)
+                .execute(&mut *db)
+                .await
+                .expect("removed");
+            (
+                format!("certificate-removed {serial}"),
+                Box::new(move |found| matches!(found, Finding::Gone { serial: found, .. } if *found == serial)),
+            )
+        }
+    }
+}
+
+async fn any_certificate(db: &mut AnyConnection, random: &mut StdRng) -> Vec<u8> {
+    let rows = sqlx::query("SELECT serial FROM certificates ORDER BY serial").fetch_all(db).await.expect("rows");
+    rows.choose(random).expect("some").get(0)
+}
+
+/// Puts one more certificate beside the others (a node's, or an authority's); gives its SHA-256.
+async fn certificate_past_the_log(db: &mut AnyConnection, random: &mut StdRng) -> String {
+    let now = NOW;
+    let root = pki::Authority::create_root(now, seconds(86_400)).expect("a root");
+    let authority = root.issue_tenant_intermediate(&acme(), now).expect("an authority");
+    let (der, sql) = if random.random_bool(0.5) {
+        let node = protocol::NodeId::new(now, [9; 10]);
+        let leaf =
+            authority.issue_node(&key().public_key(), node, NodeKind::Agent, now, seconds(3600)).expect("a leaf");
+        (
+            leaf,
+            "INSERT INTO certificates
+                 SELECT $2, authority, tenant, node, spki_sha256, $1, issued_at, not_after, superseded_at, state
+                 FROM certificates ORDER BY serial LIMIT 1",
+        )
+    } else {
+        (authority.certificate_der().to_vec(),
+         "INSERT INTO authorities (kind, tenant, certificate, sealed_key, not_after, state, created_at)
+             SELECT kind, tenant, $1, $2, not_after, 'retired', created_at FROM authorities WHERE kind = 'tenant' ORDER BY id LIMIT 1")
+    };
+    let summary = pki::Summary::of(&der).expect("a certificate");
+    sqlx::query(sql).bind(der).bind(summary.serial.clone()).execute(db).await.expect("put in");
+    data_encoding::HEXLOWER.encode(&summary.sha256)
+}
+
+fn forge_export(lines: &[String], links: &[Link], random: &mut StdRng) -> (String, Vec<String>) {
+    let mut forged = lines.to_vec();
+    let place = random.random_range(0..lines.len());
+    let inner = random.random_range(1..lines.len() - 1);
+    let what = match random.random_range(0..9) {
+        0 => {
+            forged.remove(place);
+            format!("removed {place}")
+        }
+        1 => {
+            forged.truncate(place);
+            format!("cut {place}")
+        }
+        2 => {
+            let other = (place + random.random_range(1..lines.len())) % lines.len();
+            forged.swap(place, other);
+            format!("swapped {place} {other}")
+        }
+        3 => {
+            forged.insert(inner, lines[place].clone());
+            format!("copied {place}")
+        }
+        4 => {
+            // A field of the event, which says nothing about the chain by itself.
+            let mut event: Value = serde_json::from_str(&lines[place]).expect("an event");
+            let path = *["/time", "/status_id", "/message", "/actor/user/name", "/metadata/original_time", "/type_uid"]
+                .choose(random)
+                .expect("some");
+            *event.pointer_mut(path).expect("a field") = "eve".into();
+            forged[place] = event.to_string();
+            format!("event-edited {place} {path}")
+        }
+        5 => {
+            let mut event: Value = serde_json::from_str(&lines[place]).expect("an event");
+            let name = *["actor", "action", "subject", "detail"].choose(random).expect("some");
+            event["unmapped"][name] = "eve".into();
+            forged[place] = event.to_string();
+            format!("entry-edited {place} {name}")
+        }
+        6 => {
+            // The entry and its event altered alike, and the hash made to fit.
+            let mut link = links[place].clone();
+            link.subject.push('x');
+            link.hash = link.computed();
+            forged[place] = ocsf::event(&link).to_string();
+            format!("rehashed {place}")
+        }
+        7 => {
+            // All that follow as well: only the published head knows better.
+            let mut previous = links[..place].last().map_or(Hash::NONE, |link| link.hash);
+            for (line, link) in forged[place..].iter_mut().zip(&links[place..]) {
+                let mut link = Link { previous, subject: format!("{}x", link.subject), ..link.clone() };
+                link.hash = link.computed();
+                previous = link.hash;
+                *line = ocsf::event(&link).to_string();
+            }
+            format!("rewritten {place}")
+        }
+        _ => {
+            // Torn, or with a field that stands there twice.
+            let line = forged[place].clone();
+            let cut = random.random_range(0..line.len());
+            forged[place] = if random.random_bool(0.5) {
+                line.chars().take(cut).collect()
+            } else {
+                format!("{{\"time\":1,{}", line.trim_start_matches('{'))
+            };
+            format!("torn {place}")
+        }
+    };
+    (what, forged)
+}
