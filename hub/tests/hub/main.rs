@@ -11,3 +11,4 @@ mod ingest;
 mod keys;
 mod setup;
 mod state;
+mod tenancy;

@@ -6,6 +6,7 @@ mod api;
 mod audit;
 mod dashboard;
 mod events;
+mod tenancy;
 
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
