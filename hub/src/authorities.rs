@@ -221,6 +221,24 @@ impl Authorities {
         }
     }
 
+    /// The authority of this row, whatever its state.
+    pub(crate) async fn by_number(
+        &self,
+        transaction: &mut Transaction,
+        id: i64,
+    ) -> Result<Option<Authority>, AuthoritiesError> {
+        let row = sqlx::query("SELECT certificate, sealed_key, tenant FROM authorities WHERE id = $1")
+            .bind(id)
+            .fetch_optional(&mut **transaction)
+            .await?;
+        let Some(row) = row else { return Ok(None) };
+        let (certificate, sealed): (Vec<u8>, Vec<u8>) = (row.try_get(0)?, row.try_get(1)?);
+        let tenant: Option<String> = row.try_get(2)?;
+        let owner = tenant.map_or(Ok(Owner::Fleet), |tenant| format!("tenant/{tenant}").parse());
+        let key = self.0.keys.get(transaction, owner.map_err(KeysError::Seal)?).await?;
+        Ok(Some(Authority::open(&certificate, &sealed, &key)?))
+    }
+
     async fn root(&self, transaction: &mut Transaction) -> Result<Authority, AuthoritiesError> {
         let root = load(transaction, "root", None, &self.0.keys).await?;
         Ok(root.ok_or(AuthorityError::Certificate)?.authority)

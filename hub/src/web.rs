@@ -23,6 +23,7 @@ use crate::api::idempotency::Answers;
 use crate::api::problem::Problem;
 use crate::api::roster::Roster;
 use crate::enrollment::Enrollment;
+use crate::revocation_lists::RevocationLists;
 use crate::telemetry::history::History;
 use crate::telemetry::ingest::Ingest;
 use crate::telemetry::state::Fleet;
@@ -49,8 +50,10 @@ pub struct AppState {
     pub database: Database,
     /// Tenants.
     pub tenants: Tenants,
-    /// Join tokens.
+    /// Join tokens, and who is in.
     pub enrollment: Enrollment,
+    /// What authorities no longer stand for.
+    pub revocation_lists: RevocationLists,
     /// The nodes as last seen.
     pub fleet: Fleet,
     /// Coverage of batch numbers.

@@ -12,6 +12,7 @@ mod list;
 mod nodes;
 pub(crate) mod problem;
 pub mod resource;
+mod revocation_lists;
 pub(crate) mod roster;
 pub mod select;
 mod tenants;
@@ -75,7 +76,9 @@ fn described() -> (Router<App>, utoipa::openapi::OpenApi) {
         .routes(routes!(tenants::show))
         .routes(routes!(tokens::list, tokens::create))
         .routes(routes!(nodes::list))
-        .routes(routes!(nodes::show))
+        .routes(routes!(nodes::show, nodes::remove))
+        .routes(routes!(nodes::revoke))
+        .routes(routes!(revocation_lists::show))
         .routes(routes!(nodes::history))
         .routes(routes!(nodes::coverage))
         .routes(routes!(alerts::list))

@@ -290,6 +290,9 @@ pub struct Node {
     pub last_seen: Option<Time>,
     /// When it enrolled.
     pub enrolled_at: Time,
+    /// When its trust was taken away.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub revoked_at: Option<Time>,
     /// What it says about its host.
     pub host: Host,
     /// Its newest figures.

@@ -9,6 +9,7 @@ mod enrollment;
 mod history;
 mod ingest;
 mod keys;
+mod revocation;
 mod setup;
 mod state;
 mod tenancy;

@@ -21,6 +21,7 @@ use hyperfactory_hub::audit::Actor;
 use hyperfactory_hub::authorities::Authorities;
 use hyperfactory_hub::enrollment::{self, Enrollment, NewToken};
 use hyperfactory_hub::keys::{Keys, Master};
+use hyperfactory_hub::revocation_lists::RevocationLists;
 use hyperfactory_hub::schema;
 use hyperfactory_hub::telemetry::history::History;
 use hyperfactory_hub::telemetry::ingest::Ingest;
@@ -74,7 +75,9 @@ impl Site {
         let settings =
             enrollment::Settings { address: "hub.example:7443".into(), node_lifetime: Duration::from_secs(7 * 86_400) };
         let enrollment =
-            Enrollment::open(database.clone(), authorities.clone(), fleet.clone(), settings).await.expect("enrollment");
+            Enrollment::open(database.clone(), authorities.clone(), fleet.clone(), settings, Arc::default())
+                .await
+                .expect("enrollment");
         let stop = CancellationToken::new();
         let mut tasks = JoinSet::new();
         let (ingest, committing) =
@@ -83,13 +86,14 @@ impl Site {
         let (alerts, judging) =
             Alerts::start(database.clone(), fleet.clone(), Policy::default(), now, stop.clone()).await.expect("alerts");
         tasks.spawn(judging);
-        let tenants = Tenants::new(database.clone(), authorities);
+        let tenants = Tenants::new(database.clone(), authorities.clone());
         let access = Access::new(database.clone());
         let watched: Arc<Mutex<Vec<NodeId>>> = Arc::default();
         let router = web::router(AppState {
             database: database.clone(),
             tenants: tenants.clone(),
             enrollment: enrollment.clone(),
+            revocation_lists: RevocationLists::new(database.clone(), authorities.clone()),
             fleet: fleet.clone(),
             ingest,
             history: History::new(database.clone()),

@@ -6,4 +6,5 @@ mod chaos;
 mod dashboard;
 mod main_job;
 mod quickstart;
+mod revocation;
 mod scripts;
