@@ -11,7 +11,7 @@ use utoipa::ToSchema;
 use super::denial::Denial;
 use crate::access::{AccessError, Principal};
 use crate::authorities::AuthoritiesError;
-use crate::enrollment::TokenError;
+use crate::enrollment::{RevokeError, TokenError};
 use crate::telemetry::history::HistoryError;
 use crate::tenants::TenantError;
 
@@ -191,6 +191,16 @@ impl From<TokenError> for Problem {
             TokenError::Name | TokenError::Lifetime => Self::invalid(error.to_string()),
             TokenError::Store(error) => error.into(),
             TokenError::Token(_) => Self::internal(&error),
+        }
+    }
+}
+
+impl From<RevokeError> for Problem {
+    fn from(error: RevokeError) -> Self {
+        match error {
+            RevokeError::Unknown(_) => Self::not_found(error.to_string()),
+            RevokeError::Reason(_) | RevokeError::Comment => Self::invalid(error.to_string()),
+            RevokeError::Store(error) => error.into(),
         }
     }
 }
