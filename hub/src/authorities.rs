@@ -250,7 +250,7 @@ impl Authorities {
         }
     }
 
-    /// The authority of this row, whatever its state; `None` when there is none, or when its key is elsewhere.
+    /// The authority of this row, whatever its state; `None` when its certificate or its key is not here.
     pub(crate) async fn by_number(
         &self,
         transaction: &mut Transaction,

@@ -45,7 +45,7 @@ pub(super) async fn load(
     Ok(Some(Issuing { id: row.try_get(0)?, authority }))
 }
 
-/// The authority of this row, when its key is here.
+/// The authority of this row, whatever its state; `None` when its certificate or its key is not here.
 pub(super) async fn by_number(
     transaction: &mut Transaction,
     id: i64,

@@ -95,7 +95,7 @@ impl Site {
             tenants: tenants.clone(),
             authorities: authorities.clone(),
             enrollment: enrollment.clone(),
-            revocation_lists: RevocationLists::new(database.clone(), authorities.clone()),
+            revocation_lists: RevocationLists::new(database.clone(), authorities),
             fleet: fleet.clone(),
             ingest,
             history: History::new(database.clone()),
