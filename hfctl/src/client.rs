@@ -114,6 +114,13 @@ impl Client {
         self.read(self.check(answer)?)
     }
 
+    /// What the hub shows at `path`, an address outside of its API, as text.
+    pub(crate) fn text(&self, path: &str) -> Result<String, Failure> {
+        let request = self.request(Request::get(format!("{}/{path}", self.url))).body(());
+        let answer = self.agent.run(request.map_err(|error| bad_url(&self.url, &error))?);
+        self.check(answer)?.body_mut().read_to_string().map_err(|error| self.unreachable(&error))
+    }
+
     /// `POST path` with a JSON body.
     pub(crate) fn post<T: DeserializeOwned>(&self, path: &str, body: &Value) -> Result<T, Failure> {
         let request = self.request(Request::post(self.address(path, &[]))).header("content-type", "application/json");

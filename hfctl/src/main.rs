@@ -49,6 +49,12 @@ enum Verb {
     /// Nodes: agents and bridges.
     #[command(subcommand)]
     Node(command::node::Node),
+    /// A tenant's Kafka plane: certificates for its brokers.
+    #[command(subcommand)]
+    Kafka(command::kafka::Kafka),
+    /// What others have to trust, in PEM.
+    #[command(subcommand)]
+    Trust(command::trust::Trust),
     /// Alerts: what goes wrong, and what went.
     #[command(subcommand)]
     Alert(command::alert::Alert),
@@ -79,6 +85,8 @@ fn run(arguments: Arguments) -> Result<(), Failure> {
         Verb::Tenant(verb) => verb.run(&client()?, &mut output),
         Verb::Token(verb) => verb.run(&client()?, &mut output),
         Verb::Node(verb) => verb.run(&client()?, &mut output),
+        Verb::Kafka(verb) => verb.run(&client()?, &mut output),
+        Verb::Trust(verb) => verb.run(&client()?, &mut output),
         Verb::Alert(verb) => verb.run(&client()?, &mut output),
         Verb::Audit(verb) => verb.run(&client()?, &mut output),
     }

@@ -17,7 +17,7 @@ use store::sqlx::{self, Row};
 use store::{Database, StoreError, Transaction};
 
 use crate::audit::{self, Actor, Record, action};
-use crate::authorities::{Authorities, AuthoritiesError};
+use crate::authorities::{Authorities, AuthoritiesError, Certified};
 use crate::gateway::Registry as Sessions;
 use crate::telemetry::state::{Certificate, Fleet, Member};
 use registry::Registry;
@@ -190,7 +190,7 @@ impl Enrollment {
         }
         let mut transaction = self.0.database.begin_write().await?;
         let activated = sqlx::query(
-            "UPDATE certificates SET state = 'active' WHERE node = $1 AND serial = $2 AND state IN ('issued', 'active')
+            "UPDATE certificates SET state = 'active' WHERE node = $1 AND serial = $2 AND kind IN ('agent', 'bridge') AND state IN ('issued', 'active')
              RETURNING issued_at",
         )
         .bind(identity.node.to_string())
@@ -200,7 +200,8 @@ impl Enrollment {
         let Some(row) = activated else { return Ok(()) };
         let retired = sqlx::query(
             "UPDATE certificates SET state = 'retired', superseded_at = $3
-             WHERE node = $1 AND serial <> $2 AND state IN ('issued', 'active') AND issued_at <= $4 RETURNING serial",
+             WHERE node = $1 AND serial <> $2 AND kind IN ('agent', 'bridge') AND state IN ('issued', 'active')
+               AND issued_at <= $4 RETURNING serial",
         )
         .bind(identity.node.to_string())
         .bind(identity.serial.as_bytes().to_vec())
@@ -324,7 +325,8 @@ impl Enrollment {
         let row = sqlx::query(
             "SELECT t.used_spki, n.id, n.tenant, n.name, n.kind, n.enrolled_at, c.certificate, a.certificate
              FROM join_tokens t LEFT JOIN nodes n ON n.id = t.node AND n.removed_at IS NULL AND n.revoked_at IS NULL
-             LEFT JOIN certificates c ON c.node = n.id AND c.spki_sha256 = t.used_spki AND c.state IN ('issued', 'active')
+             LEFT JOIN certificates c ON c.node = n.id AND c.spki_sha256 = t.used_spki AND c.kind = n.kind
+                 AND c.state IN ('issued', 'active')
              LEFT JOIN authorities a ON a.id = c.authority
              WHERE t.secret_hash = $1 ORDER BY c.issued_at DESC LIMIT 1",
         )
@@ -374,7 +376,7 @@ impl Enrollment {
         revocation::not_denied(&mut transaction, &key).await?;
         let before = sqlx::query(
             "SELECT c.certificate, a.certificate FROM certificates c JOIN authorities a ON a.id = c.authority
-             WHERE c.node = $1 AND c.spki_sha256 = $2 AND c.state IN ('issued', 'active')
+             WHERE c.node = $1 AND c.spki_sha256 = $2 AND c.kind IN ('agent', 'bridge') AND c.state IN ('issued', 'active')
              ORDER BY c.issued_at DESC LIMIT 1",
         )
         .bind(identity.node.to_string())
@@ -390,7 +392,8 @@ impl Enrollment {
             }
         }
         let unused: i64 = sqlx::query_scalar(
-            "SELECT COUNT(*) FROM certificates WHERE node = $1 AND state = 'issued' AND issued_at > $2",
+            "SELECT COUNT(*) FROM certificates
+             WHERE node = $1 AND kind IN ('agent', 'bridge') AND state = 'issued' AND issued_at > $2",
         )
         .bind(identity.node.to_string())
         .bind(now.minus(UNUSED_WITHIN).millis())
@@ -439,21 +442,14 @@ impl Enrollment {
         let lifetime = self.0.settings.node_lifetime;
         let leaf = issuing.authority.issue_node(key, member.node, member.kind, now, lifetime)?;
         let issued = Issued::from_chain(vec![leaf, issuing.authority.certificate_der().to_vec()])?;
-        sqlx::query(
-            "INSERT INTO certificates
-                 (serial, authority, tenant, node, spki_sha256, certificate, issued_at, not_after, state)
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, 'issued')",
-        )
-        .bind(issued.identity.serial.as_bytes().to_vec())
-        .bind(issuing.id)
-        .bind(member.tenant.to_string())
-        .bind(member.node.to_string())
-        .bind(issued.identity.spki_sha256.to_vec())
-        .bind(issued.chain[0].clone())
-        .bind(now.millis())
-        .bind(issued.identity.not_after.millis())
-        .execute(&mut **transaction)
-        .await?;
+        let certificate = Certified {
+            kind: member.kind.into(),
+            authority: issuing.id,
+            tenant: Some(&member.tenant),
+            node: Some(member.node),
+            certificate: &issued.chain[0],
+        };
+        certificate.save(transaction, now).await?;
         Ok(issued)
     }
 

@@ -119,6 +119,9 @@ impl Domain {
             None => format!("the hub cannot start with its state in {}", config.state_dir.display()),
             Some(_) => "the hub cannot start with the database it is configured for".to_owned(),
         })?;
+        if let Some(advice) = database.guard().await?.advice() {
+            warn!("{advice}");
+        }
         let keys = Keys::open(&database, &config.master(), now()).await?;
         let authorities = Authorities::open(database.clone(), keys, now())
             .await
@@ -240,6 +243,7 @@ impl Hub {
         let router = web::router(AppState {
             database: gateway.database.clone(),
             tenants: domain.tenants.clone(),
+            authorities: domain.authorities.clone(),
             enrollment: gateway.enrollment.clone(),
             revocation_lists: RevocationLists::new(gateway.database.clone(), domain.authorities.clone()),
             fleet: fleet.clone(),

@@ -27,6 +27,7 @@ use crate::alerts::Alerts;
 use crate::api::idempotency::Answers;
 use crate::api::problem::Problem;
 use crate::api::roster::Roster;
+use crate::authorities::Authorities;
 use crate::enrollment::Enrollment;
 use crate::revocation_lists::RevocationLists;
 use crate::telemetry::history::History;
@@ -65,6 +66,8 @@ pub struct AppState {
     pub database: Database,
     /// Tenants.
     pub tenants: Tenants,
+    /// Certificates for brokers, and what others have to trust.
+    pub authorities: Authorities,
     /// Join tokens, and who is in.
     pub enrollment: Enrollment,
     /// What authorities no longer stand for.
@@ -195,7 +198,7 @@ async fn wrong_method(State(app): State<App>, uri: Uri) -> Response {
 
 fn is_api(uri: &Uri) -> bool {
     let path = uri.path();
-    path == "/api" || path.starts_with("/api/")
+    path == "/api" || path.starts_with("/api/") || path.starts_with("/pki/")
 }
 
 /// The headers that every answer carries.

@@ -1,14 +1,16 @@
 //! Issues and judges the certificates of a Hyperfactory fleet.
 //!
 //! One fleet root signs the hub's intermediate and one intermediate per tenant; a tenant's intermediate signs its
-//! nodes. Time is a parameter everywhere. Keys, serials and nonces come from the operating system.
+//! nodes. A tenant's Kafka plane has a root of its own. Time is a parameter everywhere. Keys, serials and nonces come from the operating system.
 
 pub mod authority;
 mod certificate;
 pub mod distrust;
+pub mod kafka;
 pub mod key;
 pub mod name;
 pub mod passphrase;
+pub mod pem;
 pub mod renewal;
 pub mod request;
 pub mod revocation;
@@ -24,6 +26,7 @@ pub mod web;
 
 pub use authority::{Authority, AuthorityError, Role};
 pub use distrust::Distrust;
+pub use kafka::{ServerNameError, ServerNames, kafka_principal};
 pub use key::{KeyError, PrivateKey};
 pub use name::{HUB_SERVER_NAME, NodeName};
 pub use passphrase::{Passphrase, PassphraseError, Stretch};

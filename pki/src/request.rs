@@ -92,6 +92,9 @@ pub enum RequestError {
     /// Over [`MAX_REQUEST`].
     #[error("the certificate request is {0} bytes long; at most {MAX_REQUEST} are read")]
     TooLong(usize),
+    /// Not PEM.
+    #[error("there is no \"BEGIN CERTIFICATE REQUEST\" block, or it is damaged")]
+    Pem,
     /// Not PKCS#10.
     #[error("the certificate request is not PKCS#10 in DER")]
     Malformed,

@@ -8,7 +8,7 @@ mod name;
 use std::fmt;
 use std::sync::{Arc, PoisonError, RwLock};
 
-use data_encoding::{BASE64, HEXUPPER};
+use data_encoding::HEXUPPER;
 use rustls::ServerConfig;
 use rustls::pki_types::CertificateDer;
 use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert};
@@ -71,17 +71,6 @@ pub fn server_config(shown: Shown) -> Result<Arc<ServerConfig>, TlsError> {
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
     Ok(Arc::new(config))
-}
-
-/// A certificate as a file that browsers, `hfctl` and others take (RFC 7468).
-pub fn pem(certificate: &CertificateDer<'_>) -> String {
-    let mut text = String::from("-----BEGIN CERTIFICATE-----\n");
-    for line in BASE64.encode(certificate).as_bytes().chunks(64) {
-        text.extend(line.iter().map(|byte| char::from(*byte)));
-        text.push('\n');
-    }
-    text.push_str("-----END CERTIFICATE-----\n");
-    text
 }
 
 /// SHA-256 of a certificate, written as browsers and OpenSSL show it: `AB:CD:…`.

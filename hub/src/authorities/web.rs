@@ -1,12 +1,11 @@
 //! The authority of the hub's own HTTPS certificate: kept as the others are, and apart from them in what it may.
 
-use pki::{Authority, AuthorityError, CertificateDer, PrivateKey, WebCertificate, WebName};
+use pki::{Authority, AuthorityError, CertificateDer, PrivateKey, Role, WebCertificate, WebName};
 use protocol::Timestamp;
 use store::Transaction;
 
-use super::{Authorities, AuthoritiesError, issues_at, load, log_server, save};
-
-const KIND: &str = "web";
+use super::rows::{load, save};
+use super::{Authorities, AuthoritiesError, Issuing, LeafKind, issues_at};
 
 impl Authorities {
     /// The authority for HTTPS. There is a new one, which people have to trust anew, when the one before it can't speak
@@ -16,9 +15,9 @@ impl Authorities {
     /// When it can't be opened or made.
     pub async fn web(&self, names: &[WebName], now: Timestamp) -> Result<Authority, AuthoritiesError> {
         let mut transaction = self.0.database.begin_write().await?;
-        let authority = self.web_for(&mut transaction, names, now).await?;
+        let issuing = self.web_for(&mut transaction, names, now).await?;
         transaction.commit().await?;
-        Ok(authority)
+        Ok(issuing.authority)
     }
 
     /// Issues a certificate for HTTPS, with a new key that is never stored.
@@ -27,10 +26,10 @@ impl Authorities {
     /// As [`Authorities::web`].
     pub async fn web_server(&self, names: &[WebName], now: Timestamp) -> Result<WebCertificate, AuthoritiesError> {
         let mut transaction = self.0.database.begin_write().await?;
-        let authority = self.web_for(&mut transaction, names, now).await?;
+        let Issuing { id, authority } = self.web_for(&mut transaction, names, now).await?;
         let key = PrivateKey::generate().map_err(AuthorityError::from)?;
         let leaf = CertificateDer::from(authority.issue_web_server(&key.public_key(), names, now)?);
-        log_server(&mut transaction, &leaf, now).await?;
+        self.server_certified(&mut transaction, LeafKind::WebServer, id, &leaf, now).await?;
         transaction.commit().await?;
         // The authority goes along, so that hfctl can take it by its fingerprint.
         let chain = vec![leaf, authority.certificate_der().clone()];
@@ -42,23 +41,23 @@ impl Authorities {
         transaction: &mut Transaction,
         names: &[WebName],
         now: Timestamp,
-    ) -> Result<Authority, AuthoritiesError> {
-        let known = load(transaction, KIND, None, &self.0.keys).await?.map(|issuing| issuing.authority);
+    ) -> Result<Issuing, AuthoritiesError> {
+        let known = load(transaction, &Role::Web, &self.0.keys).await?;
         // What it could speak for stays: another hub on this database may go by it.
-        let mut speaks_for = known.as_ref().map(Authority::web_names).unwrap_or_default();
+        let mut speaks_for = known.as_ref().map(|known| known.authority.web_names()).unwrap_or_default();
         let before = speaks_for.len();
         for name in names {
             if !speaks_for.contains(name) {
                 speaks_for.push(name.clone());
             }
         }
-        if let Some(known) = known.filter(|known| speaks_for.len() == before && issues_at(known, now)) {
+        if let Some(known) = known.filter(|known| speaks_for.len() == before && issues_at(&known.authority, now)) {
             return Ok(known);
         }
         let authority = Authority::create_web(&speaks_for, now)?;
-        save(transaction, KIND, None, &authority, &self.0.keys, now).await?;
+        let id = save(transaction, &authority, &self.0.keys, now).await?;
         let names: Vec<_> = speaks_for.iter().map(ToString::to_string).collect();
         tracing::info!(names = names.join(" "), "made an authority for HTTPS, to be trusted by browsers and hfctl");
-        Ok(authority)
+        Ok(Issuing { id, authority })
     }
 }

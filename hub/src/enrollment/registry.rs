@@ -50,7 +50,7 @@ impl Registry {
         }
         let certificates = sqlx::query(
             "SELECT node, serial, not_after, state, spki_sha256 FROM certificates
-             WHERE state IN ('issued', 'active') ORDER BY issued_at",
+             WHERE kind IN ('agent', 'bridge') AND state IN ('issued', 'active') ORDER BY issued_at",
         )
         .fetch_all(database.reader())
         .await?;

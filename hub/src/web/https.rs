@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use pki::web::{self, Shown};
-use pki::{WebCertificate, WebName};
+use pki::{WebCertificate, WebName, pem};
 use protocol::Timestamp;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
@@ -190,7 +190,7 @@ pub async fn http_authority(config: &Config, domain: &Domain) -> anyhow::Result<
     }
     let authority = domain.authorities.web(&own_names(config)?, crate::hub::now()).await?;
     let certificate = authority.certificate_der();
-    Ok(HttpAuthority { pem: web::pem(certificate), fingerprint: web::fingerprint(certificate) })
+    Ok(HttpAuthority { pem: pem::certificates([certificate]), fingerprint: web::fingerprint(certificate) })
 }
 
 /// What the hub's own certificate is for: the host of `public-url`, or else where it listens; and this machine by itself.

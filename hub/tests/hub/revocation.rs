@@ -92,7 +92,7 @@ on_both_engines! {
         let (_, other) = world.node().await;
         let lists = RevocationLists::new(world.database.clone(), world.authorities.clone());
         let (issuer, certificate): (i64, Vec<u8>) =
-            sqlx::query_as("SELECT id, certificate FROM authorities WHERE tenant = $1 AND kind = 'tenant'")
+            sqlx::query_as("SELECT id, certificate FROM authorities WHERE tenant = $1 AND kind = 'nodes'")
                 .bind(acme().as_str().to_owned())
                 .fetch_one(world.database.reader())
                 .await

@@ -9,7 +9,7 @@ use hyperfactory_hub::check::{self, Outcome};
 use hyperfactory_hub::config::{Config, HttpTls};
 use hyperfactory_hub::hub::Hub;
 use hyperfactory_hub::web::http_authority;
-use pki::{Authority, WebName, web};
+use pki::{Authority, WebName, pem};
 use tempfile::TempDir;
 use tokio::sync::Notify;
 use ureq::http::Response;
@@ -40,7 +40,7 @@ fn with_files(home: &TempDir, names: &[&str], now: Timestamp) -> (Config, Author
     let key = PrivateKey::generate().expect("a key");
     let leaf = authority.issue_web_server(&key.public_key(), &names, now).expect("a certificate");
     let (certificate, secret) = (home.path().join("fullchain.pem"), home.path().join("key.pem"));
-    let chain = web::pem(&leaf.into()) + &web::pem(authority.certificate_der());
+    let chain = pem::certificates([&leaf.into(), authority.certificate_der()]);
     std::fs::write(&certificate, chain).expect("written");
     std::fs::write(&secret, key.to_pem()).expect("written");
     std::fs::set_permissions(&secret, std::os::unix::fs::PermissionsExt::from_mode(0o600)).expect("set");
@@ -93,7 +93,7 @@ impl Live {
 
     async fn openssl(&self, arguments: &[&str]) -> (bool, String) {
         let authority = self.home.path().join("authority.pem");
-        std::fs::write(&authority, web::pem(&self.authority.clone().into())).expect("written");
+        std::fs::write(&authority, pem::certificates([&self.authority.clone().into()])).expect("written");
         let mut command = Command::new("openssl");
         command.args(["s_client", "-brief", "-verify_return_error", "-verify_hostname", "localhost"]);
         command.args(["-connect", &self.place(), "-CAfile"]).arg(authority).args(arguments).stdin(Stdio::null());

@@ -7,6 +7,8 @@ mod audit;
 mod dashboard;
 mod events;
 mod https;
+mod tenancy;
+mod trust;
 
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
@@ -92,8 +94,9 @@ impl Site {
         let router = web::router(AppState {
             database: database.clone(),
             tenants: tenants.clone(),
+            authorities: authorities.clone(),
             enrollment: enrollment.clone(),
-            revocation_lists: RevocationLists::new(database.clone(), authorities.clone()),
+            revocation_lists: RevocationLists::new(database.clone(), authorities),
             fleet: fleet.clone(),
             ingest,
             history: History::new(database.clone()),

@@ -17,7 +17,8 @@ impl Fleet {
     pub(crate) fn new() -> Self {
         let now = Timestamp::from_millis(1_790_000_000_000);
         let root = Authority::create_root(now, DAY * 3650).expect("a root");
-        let tenant = root.issue_tenant_intermediate(&"acme".parse().expect("a slug"), now).expect("an intermediate");
+        let tenant =
+            root.issue_tenant_intermediate(&"acme".parse().expect("a slug"), now, DAY * 365).expect("an intermediate");
         Self { root, tenant }
     }
 

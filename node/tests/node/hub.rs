@@ -101,7 +101,8 @@ impl TestHub {
     /// A hub whose certificates were made at `at`.
     pub(crate) fn start_at(at: Timestamp) -> Self {
         let root = Authority::create_root(at, DAY * 3650).expect("a root");
-        let tenant = root.issue_tenant_intermediate(&"acme".parse().expect("a slug"), at).expect("an intermediate");
+        let tenant =
+            root.issue_tenant_intermediate(&"acme".parse().expect("a slug"), at, DAY * 365).expect("an intermediate");
         let hub = root.issue_hub_intermediate(at).expect("an intermediate");
         let key = PrivateKey::generate().expect("a key");
         let leaf = hub.issue_hub_server(&key.public_key(), at).expect("a certificate");

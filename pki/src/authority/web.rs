@@ -6,7 +6,7 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use rcgen::{BasicConstraints, CidrSubnet, DnType, ExtendedKeyUsagePurpose, GeneralSubtree, IsCa, NameConstraints};
+use rcgen::{CidrSubnet, DnType, ExtendedKeyUsagePurpose, GeneralSubtree, NameConstraints};
 use x509_parser::extensions::{GeneralName, ParsedExtension};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
@@ -26,9 +26,7 @@ impl Authority {
     /// [`AuthorityError::Key`] when the operating system has no randomness to give.
     pub fn create_web(names: &[WebName], now: Timestamp) -> Result<Self, AuthorityError> {
         let key = PrivateKey::generate()?;
-        let mut params = authority_params("Hyperfactory hub HTTPS", None, &key, life(now, ROOT_LIFETIME, None)?)?;
-        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
-        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+        let mut params = authority_params(&Role::Web, &key.public_key(), life(now, ROOT_LIFETIME, None)?)?;
         params.name_constraints = Some(only(names));
         let certificate = params.self_signed(&key).map_err(AuthorityError::Issue)?;
         Self::with_key(certificate.der().clone(), key)

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use hyperfactory_pki::authority::{NODE_LIFETIME, ROOT_LIFETIME};
+use hyperfactory_pki::authority::{INTERMEDIATE_LIFETIME, NODE_LIFETIME, ROOT_LIFETIME};
 use hyperfactory_pki::tls::{self, FixedClock, HubCertificate, HubTls};
 use hyperfactory_pki::{Authority, CertificateDer, DataKey, NodeIdentity, PrivateKey};
 use protocol::{NodeId, NodeKind, TenantId, Timestamp};
@@ -20,6 +20,9 @@ pub(crate) struct Fleet {
     pub(crate) hub: Authority,
     pub(crate) acme: Authority,
     pub(crate) other: Authority,
+    /// The Kafka roots of the two tenants.
+    pub(crate) acme_kafka: Authority,
+    pub(crate) other_kafka: Authority,
 }
 
 pub(crate) struct Node {
@@ -35,9 +38,12 @@ impl Fleet {
     pub(crate) fn at(now: Timestamp) -> Self {
         let root = Authority::create_root(now, ROOT_LIFETIME).expect("a root");
         let hub = root.issue_hub_intermediate(now).expect("a hub intermediate");
-        let acme = root.issue_tenant_intermediate(&tenant("acme"), now).expect("an intermediate");
-        let other = root.issue_tenant_intermediate(&tenant("other"), now).expect("an intermediate");
-        Self { root, hub, acme, other }
+        let acme =
+            root.issue_tenant_intermediate(&tenant("acme"), now, INTERMEDIATE_LIFETIME).expect("an intermediate");
+        let other =
+            root.issue_tenant_intermediate(&tenant("other"), now, INTERMEDIATE_LIFETIME).expect("an intermediate");
+        let kafka = |slug| Authority::create_kafka_root(&tenant(slug), now, ROOT_LIFETIME).expect("a Kafka root");
+        Self { root, hub, acme, other, acme_kafka: kafka("acme"), other_kafka: kafka("other") }
     }
 
     pub(crate) fn node(&self, now: Timestamp) -> Node {
@@ -120,7 +126,8 @@ pub(crate) fn stolen_key(authority: &Authority) -> KeyPair {
     let purpose = match authority.role() {
         hyperfactory_pki::Role::Root => "root",
         hyperfactory_pki::Role::Hub => "hub",
-        hyperfactory_pki::Role::Tenant(_) => "nodes",
+        hyperfactory_pki::Role::Nodes(_) => "nodes",
+        hyperfactory_pki::Role::Kafka(_) => "kafka",
         hyperfactory_pki::Role::Web => "web",
     };
     let pkcs8 = key.open(purpose, &sealed).expect("opened");

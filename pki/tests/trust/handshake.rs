@@ -23,7 +23,7 @@ pub(crate) struct Done {
 }
 
 /// Runs a handshake, and reads what the server sends after it. Gives the error of the side that failed first.
-fn handshake(client: &Arc<ClientConfig>, server: &Arc<ServerConfig>) -> Result<Done, Failed> {
+pub(crate) fn handshake(client: &Arc<ClientConfig>, server: &Arc<ServerConfig>) -> Result<Done, Failed> {
     handshake_with("hub.hyperfactory.internal", client, server)
 }
 

@@ -9,7 +9,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::SystemTime;
 
 use hyperfactory_transport::{ConnectError, Connection, Endpoint, ServerLimits};
-use pki::authority::{NODE_LIFETIME, ROOT_LIFETIME};
+use pki::authority::{INTERMEDIATE_LIFETIME, NODE_LIFETIME, ROOT_LIFETIME};
 use pki::tls::{self, HubCertificate, HubTls, TimeProvider};
 use pki::{Authority, CertificateDer, NodeIdentity, PrivateKey};
 use protocol::{NodeId, NodeKind, Timestamp};
@@ -34,7 +34,9 @@ impl Fleet {
         let now = Timestamp::from(SystemTime::now());
         let root = Authority::create_root(now, ROOT_LIFETIME).expect("a root");
         let hub = root.issue_hub_intermediate(now).expect("an intermediate");
-        let tenant = root.issue_tenant_intermediate(&"acme".parse().expect("a slug"), now).expect("an intermediate");
+        let tenant = root
+            .issue_tenant_intermediate(&"acme".parse().expect("a slug"), now, INTERMEDIATE_LIFETIME)
+            .expect("an intermediate");
         let (key, leaf) = server_pair(&hub, now);
         let certificate =
             HubCertificate::new(leaf, hub.certificate_der().clone(), root.certificate_der().clone(), &key)

@@ -14,7 +14,7 @@ fn issue(directory: &Path, now: Timestamp) -> String {
     let authority = Authority::create_web(&names, now).expect("an authority");
     let key = PrivateKey::generate().expect("a key");
     let leaf = authority.issue_web_server(&key.public_key(), &names, now).expect("a certificate");
-    let certificate = web::pem(&leaf.into()) + &web::pem(authority.certificate_der());
+    let certificate = pem::certificates([&leaf.into(), authority.certificate_der()]);
     std::fs::write(directory.join("fullchain.pem"), &certificate).expect("written");
     std::fs::write(directory.join("key.pem"), key.to_pem()).expect("written");
     certificate
