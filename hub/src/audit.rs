@@ -1,7 +1,10 @@
 //! Who did what: a hash chain, append-only, written in the same transaction as the act.
 
 mod chain;
+mod command;
+mod export;
 pub mod ocsf;
+pub mod publish;
 pub mod verify;
 
 use std::fmt;
@@ -17,6 +20,8 @@ use store::{Database, StoreError, Transaction};
 use crate::rows::{self, Insert};
 
 pub use chain::{Hash, HashError, Head, HeadError, Link};
+pub use command::{Audit, Verify};
+pub use export::Export;
 
 /// The words of [`Record::action`].
 pub mod action {

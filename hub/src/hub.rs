@@ -23,6 +23,7 @@ use transport::{CloseCode, Endpoint, EndpointError, ResetKey, ServerLimits};
 
 use crate::access::Access;
 use crate::alerts::Alerts;
+use crate::audit::publish::{Publisher, Webhook};
 use crate::authorities::{Authorities, HubServer};
 use crate::config::Config;
 use crate::enrollment::{self, Enrollment};
@@ -198,6 +199,11 @@ impl Hub {
         let (alerts, judging) =
             Alerts::start(database.clone(), fleet.clone(), config.alert_policy(), now, stop_storing.clone()).await?;
         storing.spawn(judging);
+        let webhook = config.audit_heads_webhook.clone().map(Webhook::new).transpose()?;
+        let file = config.audit_heads_file.clone();
+        let every = config.audit_heads_every.get();
+        let publisher = Publisher::new(database.clone(), Arc::clone(&metrics), file, webhook, every);
+        storing.spawn(publisher.keep(now, stop_storing.clone()));
         storing.spawn(Upkeep::new(database.clone(), config.retention.get()).keep(now, stop_storing.clone()));
 
         let http = match &config.public_url {

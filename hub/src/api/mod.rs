@@ -90,6 +90,8 @@ fn described() -> (Router<App>, utoipa::openapi::OpenApi) {
         .routes(routes!(alerts::list))
         .routes(routes!(audit::list))
         .routes(routes!(audit::follow))
+        .routes(routes!(audit::head))
+        .routes(routes!(audit::export))
         .routes(routes!(api_tokens::list, api_tokens::create))
         .routes(routes!(api_tokens::revoke))
         .routes(routes!(events::stream))

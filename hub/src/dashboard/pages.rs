@@ -15,7 +15,7 @@ use super::format::{Clock, escaped};
 use super::layout::{Frame, Section};
 use super::session::{Ours, Sent, Visitor, capital};
 use super::{OrShown as _, Shown, api_tokens as token_views, assets, fleet as fleet_views, join as join_views};
-use super::{alerts as alert_views, audit as audit_views, history, node as node_views, tenants as tenant_views};
+use super::{alerts as alert_views, audit as audit_views, history, node as node_views, tenants as tenant_views, trust};
 use crate::access::{self, Grant, Principal};
 use crate::api::extract::{Path, Query, require, require_all, require_tenant};
 use crate::api::problem::Problem;
@@ -37,7 +37,7 @@ const OF_NODE: u32 = 20;
 const TOKENS: usize = 20;
 
 /// An extractor's value, or its problem as a page.
-type Asked<T> = Result<T, Problem>;
+pub(super) type Asked<T> = Result<T, Problem>;
 
 #[derive(Clone, Copy, Debug, Default, Deserialize)]
 pub(super) struct More {
@@ -200,6 +200,7 @@ pub(super) async fn node(
             (node_views::charts(&seen.detail, range, &charts))
             (node_views::facts(&seen.detail, &seen.coverage, clock))
             (alert_views::of_node(&seen.alerts, clock))
+            (trust::section(&seen.detail, &visitor.viewer(), clock))
         }
     };
     let live = format!("node&id={id}&range={}", range.as_str());
@@ -512,7 +513,7 @@ fn still(app: &App) -> Clock {
     Clock { now: app.now(), live: false }
 }
 
-fn may(visitor: &Visitor, role: access::Role) -> Result<(), Problem> {
+pub(super) fn may(visitor: &Visitor, role: access::Role) -> Result<(), Problem> {
     require(visitor.principal(), role)
 }
 

@@ -3,6 +3,7 @@
 #![allow(clippy::expect_used, clippy::panic, reason = "a test that meets what it does not expect has failed")]
 
 mod api;
+mod audit;
 mod dashboard;
 mod events;
 mod trust;
