@@ -280,7 +280,7 @@ pub fn certificate(kind: &str, certificate: &pki::Summary) -> Value {
 /// # Errors
 /// When it could not be committed.
 pub async fn record(database: &Database, now: Timestamp, record: Record) -> Result<i64, StoreError> {
-    let mut transaction = database.begin_write().await?;
+    let mut transaction = database.within(record.tenant.as_ref().map(TenantId::as_str)).begin_write().await?;
     let id = append(&mut transaction, now, record).await?;
     transaction.commit().await?;
     Ok(id)
@@ -312,7 +312,7 @@ pub async fn list(database: &Database, filter: &Filter) -> Result<Vec<Entry>, St
         .bind(action.unwrap_or_default())
         .bind(prefix.unwrap_or(0))
         .bind(i64::from(filter.limit.min(1000)))
-        .fetch_all(database.reader())
+        .fetch_all(&mut *database.within(filter.tenant.as_ref().map(TenantId::as_str)).read().await?)
         .await?;
     Ok(rows.iter().map(|row| Link::read(row).map(Entry::from)).collect::<Result<_, sqlx::Error>>()?)
 }

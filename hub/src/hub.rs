@@ -112,6 +112,9 @@ impl Domain {
             None => format!("the hub cannot start with its state in {}", config.state_dir.display()),
             Some(_) => "the hub cannot start with the database it is configured for".to_owned(),
         })?;
+        if let Some(advice) = database.guard().await?.advice() {
+            warn!("{advice}");
+        }
         let keys = Keys::open(&database, &config.master(), now()).await?;
         let authorities = Authorities::open(database.clone(), keys, now())
             .await

@@ -86,10 +86,7 @@ pub(crate) async fn follow(
     let newest = match last {
         Some(last) => last,
         // The newest of all, not of the filter: what came before is not asked for.
-        None => {
-            let all = Filter { limit: 1, ..Filter::default() };
-            audit::list(&app.state.database, &all).await?.first().map_or(0, |entry| entry.id)
-        }
+        None => audit::head(&app.state.database).await?.id,
     };
     filter.after = Some(newest);
     filter.limit = AT_ONCE;

@@ -218,8 +218,10 @@ impl Seen {
     pub(super) async fn of(app: &App, who: &Principal, id: NodeId) -> Result<Self, Problem> {
         let unknown = || Problem::not_found("There is no such node, or it is not yours to see.");
         let (node, view) = app.roster.node(who, id).ok_or_else(unknown)?;
-        let coverage = app.state.ingest.coverage(id).await?.into_iter().map(Coverage::from).rev().collect();
-        let filter = alerts::Filter { node: Some(id), limit: OF_NODE, ..alerts::Filter::default() };
+        let coverage = app.state.ingest.coverage(&view.tenant, id).await?;
+        let coverage = coverage.into_iter().map(Coverage::from).rev().collect();
+        let tenant = Some(view.tenant.clone());
+        let filter = alerts::Filter { tenant, node: Some(id), limit: OF_NODE, ..alerts::Filter::default() };
         let alerts = alert_resources(app, who, app.state.alerts.list(&filter).await?);
         Ok(Self { detail: NodeDetail::of(&node, &view), coverage, alerts })
     }
@@ -402,7 +404,7 @@ async fn api_tokens_page(
     error: Option<&str>,
 ) -> Result<Response, Shown> {
     let tenants = tenant_list(app, visitor.principal()).await.or_shown(app)?;
-    let tokens = app.state.access.list_api_tokens(None).await.or_shown(app)?;
+    let tokens = app.state.access.list_api_tokens().await.or_shown(app)?;
     let tokens: Vec<ApiToken> = tokens.into_iter().map(ApiToken::from).collect();
     let content = token_views::page(&tokens, &tenants, fresh, error, &visitor.viewer(), still(app));
     framed(app, visitor, "API tokens", Section::Access, None, &content).await
@@ -474,8 +476,9 @@ ours!(TenantForm, JoinForm, ApiTokenForm, RevokeForm);
 /// Every tenant somebody sees, with its nodes counted.
 pub(super) async fn tenant_list(app: &App, who: &Principal) -> Result<Vec<Tenant>, Problem> {
     let mut counts = app.roster.counts(who);
-    let visible = app.state.tenants.list().await?.into_iter().filter(|tenant| who.sees(&tenant.id));
-    Ok(visible
+    let tenants = app.state.tenants.within(who.tenant.as_ref()).list().await?;
+    Ok(tenants
+        .into_iter()
         .map(|tenant| {
             let counts = counts.remove(tenant.id.as_str()).unwrap_or_default();
             tenant_resource(tenant, counts)
@@ -486,7 +489,7 @@ pub(super) async fn tenant_list(app: &App, who: &Principal) -> Result<Vec<Tenant
 async fn one_tenant(app: &App, who: &Principal, id: &TenantId) -> Result<Tenant, Problem> {
     require_tenant(who, id)?;
     let counts = app.roster.counts(who).remove(id.as_str()).unwrap_or_default();
-    Ok(tenant_resource(app.state.tenants.get(id).await?, counts))
+    Ok(tenant_resource(app.state.tenants.within(who.tenant.as_ref()).get(id).await?, counts))
 }
 
 /// A tenant's newest join tokens.

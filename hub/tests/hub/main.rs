@@ -13,3 +13,4 @@ mod keys;
 mod revocation;
 mod setup;
 mod state;
+mod tenancy;

@@ -6,6 +6,7 @@ mod api;
 mod audit;
 mod dashboard;
 mod events;
+mod tenancy;
 mod trust;
 
 use std::sync::{Arc, Mutex};

@@ -8,7 +8,7 @@ use store::sqlx::any::AnyRow;
 use store::sqlx::{self, AnyConnection, AssertSqlSafe, Row};
 
 use super::{Extent, Finding, Hash, Head, Link, Report, Walk};
-use crate::authorities::place;
+use crate::authorities;
 
 /// Rows read at once.
 const PAGE: i64 = 1_000;
@@ -114,7 +114,8 @@ fn authority(walk: &mut Walk, row: &AnyRow) -> Result<(), sqlx::Error> {
     let Some(summary) = summary(walk, &what, &der) else { return Ok(()) };
     walk.certificate(&what, &HEXLOWER.encode(&summary.sha256));
     let role = Role::of(&der);
-    if role.as_ref().map(place) != Some((&kind, tenant.as_deref().unwrap_or_default())) {
+    let place = role.as_ref().map(authorities::place);
+    if place != Some((&kind, tenant.as_deref().unwrap_or_default())) {
         mislabelled(walk, &what, "the certificate is for another purpose or tenant than its row says");
     }
     if Some(summary.not_after.millis()) != not_after {
@@ -139,9 +140,8 @@ async fn leaves(snapshot: &mut AnyConnection, walk: &mut Walk) -> Result<(), Dat
         .await?;
         for row in &rows {
             after = (row.try_get(0)?, row.try_get(1)?);
-            let what = format!("certificate {}", HEXLOWER.encode(&after.1));
             if let Err(error) = leaf(walk, row, &after.1) {
-                mislabelled(walk, &what, &error.to_string());
+                mislabelled(walk, &format!("certificate {}", HEXLOWER.encode(&after.1)), &error.to_string());
             }
         }
         if rows.len() < PAGE as usize {
@@ -154,7 +154,7 @@ async fn leaves(snapshot: &mut AnyConnection, walk: &mut Walk) -> Result<(), Dat
 /// When the row holds something else than a certificate.
 fn leaf(walk: &mut Walk, row: &AnyRow, serial: &[u8]) -> Result<(), sqlx::Error> {
     let (kind, node): (String, Option<String>) = (row.try_get(2)?, row.try_get(4)?);
-    let der: Vec<u8> = row.try_get(7)?;
+    let (tenant, der): (Option<String>, Vec<u8>) = (row.try_get(3)?, row.try_get(7)?);
     let of = node.as_deref().map_or(kind.clone(), |node| format!("{kind} of node {node}"));
     let what = format!("certificate {} ({of})", HEXLOWER.encode(serial));
     let Some(summary) = summary(walk, &what, &der) else { return Ok(()) };
@@ -165,8 +165,7 @@ fn leaf(walk: &mut Walk, row: &AnyRow, serial: &[u8]) -> Result<(), sqlx::Error>
     if !same {
         mislabelled(walk, &what, "its row says something else than the certificate");
     }
-    let (tenant, issuer): (Option<String>, Option<Vec<u8>>) = (row.try_get(3)?, row.try_get(8)?);
-    let issuer = issuer.unwrap_or_default();
+    let issuer: Vec<u8> = row.try_get::<Option<Vec<u8>>, _>(8)?.unwrap_or_default();
     if let Err(why) = belongs(&kind, tenant.as_deref(), node.as_deref(), &summary, &der, &issuer) {
         mislabelled(walk, &what, &why);
     }
