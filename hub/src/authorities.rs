@@ -2,6 +2,7 @@
 
 mod certified;
 mod kafka;
+mod listed;
 mod rows;
 
 use std::collections::HashMap;
@@ -21,6 +22,7 @@ use crate::keys::{Keys, KeysError};
 pub(crate) use certified::Certified;
 pub use certified::LeafKind;
 pub use kafka::KafkaCertificate;
+pub use listed::Listed;
 pub(crate) use rows::place;
 use rows::{load, save};
 
@@ -248,6 +250,15 @@ impl Authorities {
             // Not kept before its transaction is committed: the next call reads it.
             _ => Ok(Arc::new(self.create_intermediate(transaction, tenant, now).await?)),
         }
+    }
+
+    /// All authorities, the fleet's first; of one tenant alone when `tenant` says so.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn list(&self, tenant: Option<&TenantId>, now: Timestamp) -> Result<Vec<Listed>, AuthoritiesError> {
+        let database = self.0.database.within(tenant.map(TenantId::as_str));
+        listed::list(&database, tenant, now).await
     }
 
     /// The authority of this row, whatever its state; `None` when its certificate or its key is not here.

@@ -318,6 +318,12 @@ impl Hub {
             self.server_until,
             shutdown.clone(),
         ));
+        sessions.spawn(self.gateway.metrics.expiry.clone().watch(
+            self.domain.authorities.clone(),
+            self.fleet.clone(),
+            now,
+            shutdown.clone(),
+        ));
         sessions.spawn(knock(self.endpoint.clone(), self.orphans, shutdown.clone()));
         let service = self.router.into_make_service_with_connect_info::<SocketAddr>();
         let http = axum::serve(self.listener, service).with_graceful_shutdown(shutdown.clone().cancelled_owned());

@@ -6,6 +6,7 @@
 pub mod authority;
 mod certificate;
 pub mod distrust;
+pub mod inspect;
 pub mod kafka;
 pub mod key;
 pub mod name;

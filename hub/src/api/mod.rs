@@ -3,6 +3,7 @@
 mod alerts;
 mod api_tokens;
 mod audit;
+pub(crate) mod authorities;
 mod bundles;
 pub(crate) mod convert;
 pub(crate) mod denial;
@@ -77,6 +78,7 @@ fn described() -> (Router<App>, utoipa::openapi::OpenApi) {
         .routes(routes!(tenants::list, tenants::create))
         .routes(routes!(tenants::show))
         .routes(routes!(kafka::server_certificate))
+        .routes(routes!(authorities::list))
         .routes(routes!(bundles::fleet_root))
         .routes(routes!(bundles::kafka_root))
         .routes(routes!(bundles::nodes_intermediate))
@@ -108,7 +110,7 @@ mod tests {
         let described = serde_json::to_value(&description).expect("JSON");
         assert!(described["openapi"].as_str().expect("a version").starts_with("3.1"), "{}", described["openapi"]);
         let paths = described["paths"].as_object().expect("paths");
-        assert_eq!(paths.len(), 21);
+        assert_eq!(paths.len(), 22);
         for (path, operations) in paths {
             for (method, operation) in operations.as_object().expect("operations") {
                 let responses = operation["responses"].as_object().expect("responses");
