@@ -5,6 +5,7 @@ mod command;
 mod config;
 mod failure;
 mod output;
+mod trust;
 
 use std::path::PathBuf;
 use std::process::ExitCode;

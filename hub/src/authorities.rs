@@ -4,6 +4,7 @@ mod certified;
 mod kafka;
 mod listed;
 mod rows;
+mod web;
 
 use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, RwLock};
@@ -184,21 +185,33 @@ impl Authorities {
         let Some(Issuing { id, authority }) = hub else { return Err(AuthorityError::Certificate.into()) };
         let key = PrivateKey::generate().map_err(AuthorityError::from)?;
         let leaf = CertificateDer::from(authority.issue_hub_server(&key.public_key(), now)?);
-        let certified =
-            Certified { kind: LeafKind::HubServer, authority: id, tenant: None, node: None, certificate: &leaf };
-        let summary = certified.save(&mut transaction, now).await?;
+        let not_after = self.server_certified(&mut transaction, LeafKind::HubServer, id, &leaf, now).await?.not_after;
+        transaction.commit().await?;
+        let chain = vec![leaf, authority.certificate_der().clone()];
+        Ok(HubServer { key, chain, root: self.0.root_certificate.clone(), not_after })
+    }
+
+    /// Records that the hub has a new server certificate, whose key is kept nowhere.
+    async fn server_certified(
+        &self,
+        transaction: &mut Transaction,
+        kind: LeafKind,
+        authority: i64,
+        leaf: &CertificateDer<'_>,
+        now: Timestamp,
+    ) -> Result<pki::Summary, AuthoritiesError> {
+        let certified = Certified { kind, authority, tenant: None, node: None, certificate: leaf };
+        let summary = certified.save(transaction, now).await?;
         let record = Record {
             actor: Actor::system(),
             action: action::HUB_CERTIFIED,
             tenant: None,
             subject: summary.names.join(" "),
-            detail: json!({ "certificate": audit::certificate(LeafKind::HubServer.logged(), &summary) }),
+            detail: json!({ "certificate": audit::certificate(kind.logged(), &summary) }),
             remote: None,
         };
-        audit::append(&mut transaction, now, record).await?;
-        transaction.commit().await?;
-        let chain = vec![leaf, authority.certificate_der().clone()];
-        Ok(HubServer { key, chain, root: self.0.root_certificate.clone(), not_after: summary.not_after })
+        audit::append(transaction, now, record).await?;
+        Ok(summary)
     }
 
     /// Makes a new tenant's data key and its two authorities, in the transaction that makes the tenant.

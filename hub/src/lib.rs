@@ -19,6 +19,7 @@ pub mod quickstart;
 pub mod revocation_lists;
 mod rows;
 pub mod schema;
+pub mod service;
 pub mod telemetry;
 pub mod tenants;
 pub mod web;

@@ -20,6 +20,16 @@ pub struct Metrics {
     pub enrollments_limited: IntCounter,
     /// Sessions ended by another one of the same node.
     pub displaced: IntCounter,
+    /// Connections to the HTTP side.
+    pub http_connections: IntGauge,
+    /// Connections to the HTTP side closed because their source has too many.
+    pub http_refused: IntCounter,
+    /// TLS handshakes of the HTTP side that failed.
+    pub https_handshakes_failed: IntCounter,
+    /// Renewed certificates for HTTPS that were of no use.
+    pub https_certificates_refused: IntCounter,
+    /// When the certificate for HTTPS ends, in seconds since the Unix epoch; 0 without one.
+    pub https_certificate_end: IntGauge,
     /// Number of the audit log's newest entry.
     pub audit_entries: IntGauge,
     /// Times a head of the audit log could not be published.
@@ -70,6 +80,23 @@ impl Metrics {
             displaced: counter(
                 "hyperfactory_hub_sessions_displaced_total",
                 "Sessions ended by another one of the same node.",
+            )?,
+            http_connections: gauge("hyperfactory_hub_http_connections", "Connections to dashboard and API.")?,
+            http_refused: counter(
+                "hyperfactory_hub_http_refused_total",
+                "Connections to dashboard and API closed because their source had too many.",
+            )?,
+            https_handshakes_failed: counter(
+                "hyperfactory_hub_https_handshakes_failed_total",
+                "TLS handshakes of dashboard and API that failed.",
+            )?,
+            https_certificates_refused: counter(
+                "hyperfactory_hub_https_certificates_refused_total",
+                "Renewed certificates of dashboard and API that could not be used; the one before stays.",
+            )?,
+            https_certificate_end: gauge(
+                "hyperfactory_hub_https_certificate_end_timestamp_seconds",
+                "When the certificate of dashboard and API ends; 0 without one.",
             )?,
             registry,
         })

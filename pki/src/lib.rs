@@ -23,6 +23,7 @@ pub mod tls;
 pub mod token;
 pub mod trust;
 mod verifier;
+pub mod web;
 
 pub use authority::{Authority, AuthorityError, Role};
 pub use distrust::Distrust;
@@ -38,3 +39,4 @@ pub use serial::Serial;
 pub use summary::Summary;
 pub use token::{JoinToken, TokenError};
 pub use trust::{NodeIdentity, TrustError, node_identity};
+pub use web::{WebCertificate, WebCertificateError, WebName};

@@ -190,7 +190,7 @@ fn finish(mut config: ClientConfig, alpn: &[u8]) -> Arc<ClientConfig> {
 }
 
 /// One for the process: a simulator holds thousands of configurations.
-fn provider() -> Arc<CryptoProvider> {
+pub(crate) fn provider() -> Arc<CryptoProvider> {
     static PROVIDER: LazyLock<Arc<CryptoProvider>> = LazyLock::new(|| Arc::new(ring::default_provider()));
     Arc::clone(&PROVIDER)
 }

@@ -9,3 +9,4 @@ mod handshake;
 mod hostile;
 mod matrix;
 mod outside;
+mod web;
