@@ -8,3 +8,4 @@ mod fleet;
 mod handshake;
 mod hostile;
 mod outside;
+mod roots;

@@ -137,7 +137,7 @@ pub(super) fn hello() -> ToHub {
     let spool = SpoolRange::new(SpoolEpoch(EPOCH), Sequence(1), Sequence(0));
     let facts = NodeFacts { hostname: "intruder".into(), ..NodeFacts::default() };
     let now: Timestamp = SystemTime::now().into();
-    NodeSession::open(version::SPOKEN, facts, 1, spool, now).1
+    NodeSession::open(version::SPOKEN, facts, 1, spool, &[], now).1
 }
 
 /// Waits until the hub has ended the connection, and says how.
