@@ -132,6 +132,19 @@ impl Client {
         self.read(self.check(answer)?)
     }
 
+    /// `POST path` with a JSON body, where the answer says no more than that it is done.
+    pub(crate) fn act(&self, path: &str, body: &Value) -> Result<(), Failure> {
+        let request = self.request(Request::post(self.address(path, &[]))).header("content-type", "application/json");
+        let request = request.body(body.to_string()).map_err(|error| bad_url(&self.url, &error))?;
+        self.check(self.agent.run(request)).map(drop)
+    }
+
+    /// `DELETE path`.
+    pub(crate) fn delete(&self, path: &str) -> Result<(), Failure> {
+        let request = self.request(Request::delete(self.address(path, &[]))).body(());
+        self.check(self.agent.run(request.map_err(|error| bad_url(&self.url, &error))?)).map(drop)
+    }
+
     /// Every item of a list, or the first `limit`.
     pub(crate) fn list(
         &self,

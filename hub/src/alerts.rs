@@ -212,7 +212,10 @@ impl Watcher {
     }
 
     fn judge(&mut self, node: NodeId, now: Timestamp) {
-        let Some(view) = self.fleet.node(node) else { return };
+        let Some(view) = self.fleet.node(node) else {
+            self.evaluator.forget(node);
+            return;
+        };
         let changes = self.evaluator.observe(&view, now);
         let attention = self.evaluator.attention(node);
         if *view.attention != attention {

@@ -32,6 +32,8 @@ pub mod action {
     pub const CERTIFICATE_RENEWED: &str = "certificate.renewed";
     pub const RENEWAL_REFUSED: &str = "renewal.refused";
     pub const CERTIFICATE_RETIRED: &str = "certificate.retired";
+    pub const NODE_REVOKED: &str = "node.revoked";
+    pub const NODE_REMOVED: &str = "node.removed";
     pub const SESSION_DISPLACED: &str = "session.displaced";
     pub const SESSION_REFUSED: &str = "session.refused";
     pub const API_TOKEN_CREATED: &str = "api_token.created";

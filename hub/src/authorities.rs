@@ -250,6 +250,15 @@ impl Authorities {
         }
     }
 
+    /// The authority of this row, whatever its state; `None` when its certificate or its key is not here.
+    pub(crate) async fn by_number(
+        &self,
+        transaction: &mut Transaction,
+        id: i64,
+    ) -> Result<Option<Authority>, AuthoritiesError> {
+        rows::by_number(transaction, id, &self.0.keys).await
+    }
+
     async fn root(&self, transaction: &mut Transaction) -> Result<Authority, AuthoritiesError> {
         let root = load(transaction, &Role::Root, &self.0.keys).await?;
         Ok(root.ok_or(AuthorityError::Certificate)?.authority)

@@ -2,6 +2,7 @@
 
 mod name;
 mod registry;
+mod revocation;
 mod tokens;
 
 use std::net::IpAddr;
@@ -17,9 +18,11 @@ use store::{Database, StoreError, Transaction};
 
 use crate::audit::{self, Actor, Record, action};
 use crate::authorities::{Authorities, AuthoritiesError, Certified};
+use crate::gateway::Registry as Sessions;
 use crate::telemetry::state::{Certificate, Fleet, Member};
 use registry::Registry;
 
+pub use revocation::{Reason, RevokeError, Revoked};
 pub use tokens::{NewToken, TokenError, TokenInfo};
 
 /// Longest life of a join token.
@@ -48,6 +51,7 @@ struct Inner {
     fleet: Fleet,
     settings: Settings,
     registry: Registry,
+    sessions: Arc<Sessions>,
 }
 
 /// A certificate as it goes to a node.
@@ -103,12 +107,13 @@ impl Enrollment {
         authorities: Authorities,
         fleet: Fleet,
         settings: Settings,
+        sessions: Arc<Sessions>,
     ) -> Result<Self, StoreError> {
         let registry = Registry::load(&database).await?;
         for (node, certificate) in registry.certificates() {
             fleet.certificate(node, certificate);
         }
-        Ok(Self(Arc::new(Inner { database, authorities, fleet, settings, registry })))
+        Ok(Self(Arc::new(Inner { database, authorities, fleet, settings, registry, sessions })))
     }
 
     /// Enrolls the node that presents a join token. A token works once; presented again with the same key, as by a
@@ -251,6 +256,7 @@ impl Enrollment {
         }
         let key = pki::verify_request(&request.certificate_request).map_err(malformed)?;
         let mut transaction = self.0.database.begin_write().await?;
+        revocation::not_denied(&mut transaction, &key).await?;
         let Some(token) = take_token(&mut transaction, request, &key, now).await? else {
             // Used before, or never made: only the same key gets the same answer.
             return self.enroll_again(&mut transaction, request, &key).await;
@@ -367,6 +373,7 @@ impl Enrollment {
         .fetch_optional(&mut *transaction)
         .await?;
         let Some(row) = row else { return Err(Failure::Refused(registry::unknown(identity.node))) };
+        revocation::not_denied(&mut transaction, &key).await?;
         let before = sqlx::query(
             "SELECT c.certificate, a.certificate FROM certificates c JOIN authorities a ON a.id = c.authority
              WHERE c.node = $1 AND c.spki_sha256 = $2 AND c.kind IN ('agent', 'bridge') AND c.state IN ('issued', 'active')

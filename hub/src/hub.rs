@@ -29,6 +29,7 @@ use crate::enrollment::{self, Enrollment};
 use crate::gateway::{self, Gateway};
 use crate::keys::Keys;
 use crate::metrics::Metrics;
+use crate::revocation_lists::RevocationLists;
 use crate::schema;
 use crate::telemetry::history::{History, Upkeep};
 use crate::telemetry::ingest::Ingest;
@@ -183,8 +184,9 @@ impl Hub {
 
         let address = config.public_address.clone().unwrap_or_else(|| dialed(quic));
         let settings = enrollment::Settings { address, node_lifetime: pki::authority::NODE_LIFETIME };
-        let enrollment =
-            Enrollment::open(database.clone(), domain.authorities.clone(), fleet.clone(), settings).await?;
+        let registry = Arc::<gateway::Registry>::default();
+        let (authorities, sessions) = (domain.authorities.clone(), Arc::clone(&registry));
+        let enrollment = Enrollment::open(database.clone(), authorities, fleet.clone(), settings, sessions).await?;
         let _ = list.set(enrollment.clone());
 
         let stop_storing = CancellationToken::new();
@@ -208,7 +210,7 @@ impl Hub {
             enrollment,
             fleet: fleet.clone(),
             ingest,
-            registry: Arc::default(),
+            registry,
             metrics,
         });
         let metrics = Arc::clone(&gateway.metrics);
@@ -217,6 +219,7 @@ impl Hub {
             tenants: domain.tenants.clone(),
             authorities: domain.authorities.clone(),
             enrollment: gateway.enrollment.clone(),
+            revocation_lists: RevocationLists::new(gateway.database.clone(), domain.authorities.clone()),
             fleet: fleet.clone(),
             ingest: gateway.ingest.clone(),
             history: History::new(gateway.database.clone()),

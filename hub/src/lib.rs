@@ -15,6 +15,7 @@ pub mod hub;
 pub mod keys;
 pub mod metrics;
 pub mod quickstart;
+pub mod revocation_lists;
 mod rows;
 pub mod schema;
 pub mod telemetry;

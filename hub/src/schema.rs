@@ -102,6 +102,29 @@ CREATE TABLE certificates (
 );
 CREATE INDEX certificates_node ON certificates (node, issued_at);
 
+-- The denylist: by issuer and serial, and by key. Rows stay for as long as the certificate would have been valid.
+CREATE TABLE revocations (
+    authority BIGINT NOT NULL REFERENCES authorities (id),
+    serial {BLOB} NOT NULL,
+    spki_sha256 {BLOB} NOT NULL,
+    tenant TEXT NOT NULL,
+    node TEXT NOT NULL REFERENCES nodes (id),
+    reason TEXT NOT NULL,
+    revoked_at BIGINT NOT NULL,
+    not_after BIGINT NOT NULL,
+    PRIMARY KEY (authority, serial)
+);
+CREATE INDEX revocations_spki ON revocations (spki_sha256);
+
+-- Rights at a tenant's broker that a revoked bridge still has there.
+CREATE TABLE kafka_acl_removals (
+    id {ID},
+    tenant TEXT NOT NULL REFERENCES tenants (id),
+    node TEXT NOT NULL REFERENCES nodes (id),
+    queued_at BIGINT NOT NULL,
+    done_at BIGINT
+);
+
 -- One life of a node's spool. Everything up to `through` is accounted for: stored, or named in lost_ranges, or
 -- (up to `deleted_through`) deleted by retention.
 CREATE TABLE streams (

@@ -24,6 +24,7 @@ use crate::api::problem::Problem;
 use crate::api::roster::Roster;
 use crate::authorities::Authorities;
 use crate::enrollment::Enrollment;
+use crate::revocation_lists::RevocationLists;
 use crate::telemetry::history::History;
 use crate::telemetry::ingest::Ingest;
 use crate::telemetry::state::Fleet;
@@ -52,8 +53,10 @@ pub struct AppState {
     pub tenants: Tenants,
     /// Certificates for brokers, and what others have to trust.
     pub authorities: Authorities,
-    /// Join tokens.
+    /// Join tokens, and who is in.
     pub enrollment: Enrollment,
+    /// What authorities no longer stand for.
+    pub revocation_lists: RevocationLists,
     /// The nodes as last seen.
     pub fleet: Fleet,
     /// Coverage of batch numbers.

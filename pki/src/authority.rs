@@ -182,6 +182,10 @@ impl Authority {
         self.issue_leaf(params, vec![dns_name(&name.to_string())?], ExtendedKeyUsagePurpose::ClientAuth, key)
     }
 
+    pub(crate) fn issuer(&self) -> &Issuer<'static, PrivateKey> {
+        &self.issuer
+    }
+
     /// What this authority is for.
     pub fn role(&self) -> &Role {
         &self.role

@@ -2,7 +2,7 @@
 
 use protocol::Timestamp;
 use x509_parser::certificate::X509Certificate;
-use x509_parser::extensions::{GeneralName, NameConstraints, ParsedExtension};
+use x509_parser::extensions::{ExtendedKeyUsage, GeneralName, NameConstraints, ParsedExtension};
 use x509_parser::prelude::FromDer;
 
 /// A certificate in DER and the fields of it that decide anything.
@@ -15,6 +15,8 @@ pub(crate) struct Facts<'a> {
     pub(crate) not_before: Timestamp,
     pub(crate) not_after: Timestamp,
     pub(crate) is_ca: bool,
+    /// Whether it is for TLS clients and for nothing else.
+    pub(crate) client_only: bool,
     /// How many authorities may follow it in a chain; `None`: any number.
     pub(crate) path_length: Option<u32>,
     /// The subject's organization.
@@ -41,6 +43,7 @@ impl<'a> Facts<'a> {
             not_before: at(tbs.validity.not_before.timestamp()),
             not_after: at(tbs.validity.not_after.timestamp()),
             is_ca: false,
+            client_only: false,
             path_length: None,
             organization: None,
             common_name: None,
@@ -67,6 +70,7 @@ impl<'a> Facts<'a> {
                 ParsedExtension::NameConstraints(NameConstraints { permitted_subtrees: Some(subtrees), .. }) => {
                     facts.permitted = subtrees.iter().map(|subtree| dns_name(&subtree.base)).collect();
                 }
+                ParsedExtension::ExtendedKeyUsage(usage) => facts.client_only = is_client_only(usage),
                 ParsedExtension::SubjectKeyIdentifier(id) => facts.key_id = Some(id.0),
                 ParsedExtension::AuthorityKeyIdentifier(id) => {
                     facts.issuer_key_id = id.key_identifier.as_ref().map(|id| id.0);
@@ -91,6 +95,16 @@ impl<'a> Facts<'a> {
     pub(crate) fn names_as_issuer(&self, issuer: &Facts<'_>) -> bool {
         self.issuer == issuer.subject && self.issuer_key_id.is_some() && self.issuer_key_id == issuer.key_id
     }
+}
+
+fn is_client_only(usage: &ExtendedKeyUsage<'_>) -> bool {
+    let others = usage.any
+        || usage.server_auth
+        || usage.code_signing
+        || usage.email_protection
+        || usage.time_stamping
+        || usage.ocsp_signing;
+    usage.client_auth && !others && usage.other.is_empty()
 }
 
 fn dns_name<'a>(name: &GeneralName<'a>) -> Option<&'a str> {

@@ -33,7 +33,7 @@ pub struct NodeIdentity {
 /// Reads a node's identity from a chain that webpki has verified against the fleet root for client authentication.
 ///
 /// webpki's name constraints don't isolate tenants by themselves: a leaf without a DNS name, or with a URI, passes
-/// them. So the chain must be exactly the leaf and the intermediate that issued it, the leaf must carry exactly one
+/// them; and it takes a leaf that is for more than one purpose, or for none in particular. So the chain must be exactly the leaf and the intermediate that issued it, the leaf must carry exactly one
 /// name, a DNS name of the only form the hub gives, and the tenant in it must be the intermediate's.
 ///
 /// # Errors
@@ -44,6 +44,9 @@ pub fn node_identity(chain: &[CertificateDer<'_>]) -> Result<NodeIdentity, Trust
     let issuer = Facts::parse(intermediate).ok_or(TrustError::Malformed)?;
     if leaf.is_ca || !issuer.is_ca || !leaf.names_as_issuer(&issuer) {
         return Err(TrustError::NotIssuer);
+    }
+    if !leaf.client_only {
+        return Err(TrustError::Purpose);
     }
     let [Some(only)] = leaf.names.as_slice() else { return Err(TrustError::Names) };
     let name: NodeName = only.parse().map_err(|_| TrustError::Names)?;
@@ -137,6 +140,9 @@ pub enum TrustError {
     /// The second certificate did not issue the first.
     #[error("the chain's second certificate is not the authority that issued the first")]
     NotIssuer,
+    /// The leaf is for more than client authentication, or says nothing of what it is for.
+    #[error("the certificate is not for client authentication alone")]
+    Purpose,
     /// The leaf does not have exactly one name, a node's.
     #[error("the certificate does not carry exactly one name, a node's DNS name")]
     Names,

@@ -1,7 +1,7 @@
 //! `hfctl node`.
 
 use clap::Subcommand;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::token::Kind;
 use crate::client::Client;
@@ -35,6 +35,22 @@ pub(crate) enum Node {
         /// Its id, or its name.
         node: String,
     },
+    /// Takes a node's trust away at once: its session ends, and it must be enrolled again to come back.
+    Revoke {
+        /// Its id, or its name.
+        node: String,
+        /// Why.
+        #[arg(long, value_parser = ["key_compromise", "superseded", "cessation_of_operation", "privilege_withdrawn", "unspecified"])]
+        reason: String,
+        /// For the audit log.
+        #[arg(long, default_value = "")]
+        comment: String,
+    },
+    /// Takes a node out of the fleet: revoked, listed no more, its name free.
+    Remove {
+        /// Its id, or its name.
+        node: String,
+    },
 }
 
 impl Node {
@@ -64,6 +80,16 @@ impl Node {
                     return output.json(&shown);
                 }
                 show(&shown, output)
+            }
+            Self::Revoke { node, reason, comment } => {
+                let id = find(client, &node)?;
+                client.act(&format!("nodes/{id}/revoke"), &json!({ "reason": reason, "comment": comment }))?;
+                output.line(&format!("node {id} is revoked; to have it back, enroll it with a new token"))
+            }
+            Self::Remove { node } => {
+                let id = find(client, &node)?;
+                client.delete(&format!("nodes/{id}"))?;
+                output.line(&format!("node {id} is removed"))
             }
         }
     }

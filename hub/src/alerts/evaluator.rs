@@ -96,6 +96,11 @@ impl Evaluator {
         let node = self.nodes.entry(view.node).or_default();
         let mut look = Look { policy: &self.policy, node, view, now, changes: Vec::new() };
         look.node.due = None;
+        if view.revoked_at.is_some() {
+            // Nothing of it needs attention any more.
+            look.nothing();
+            return look.changes;
+        }
         look.judge(Rule::NodeLost, "", rules::node_lost(view, self.started_at));
         look.judge(Rule::EngineUnreachable, "", rules::engine(view));
         look.judge(Rule::ClockSkew, "", rules::clock(view, &self.policy));
@@ -104,6 +109,11 @@ impl Evaluator {
         look.certificate();
         look.services();
         look.changes
+    }
+
+    /// The node is no longer part of the fleet.
+    pub fn forget(&mut self, node: NodeId) {
+        self.nodes.remove(&node);
     }
 
     /// The nodes whose time has come.
@@ -212,6 +222,13 @@ impl Look<'_> {
             if alarm > self.now {
                 self.look_again(alarm);
             }
+        }
+    }
+
+    fn nothing(&mut self) {
+        let conditions: Vec<_> = self.node.conditions.keys().cloned().collect();
+        for (rule, subject) in conditions {
+            self.judge(rule, &subject, Judgement::Well);
         }
     }
 

@@ -14,6 +14,7 @@ mod list;
 mod nodes;
 pub(crate) mod problem;
 pub mod resource;
+mod revocation_lists;
 pub(crate) mod roster;
 pub mod select;
 mod tenants;
@@ -81,7 +82,9 @@ fn described() -> (Router<App>, utoipa::openapi::OpenApi) {
         .routes(routes!(bundles::nodes_intermediate))
         .routes(routes!(tokens::list, tokens::create))
         .routes(routes!(nodes::list))
-        .routes(routes!(nodes::show))
+        .routes(routes!(nodes::show, nodes::remove))
+        .routes(routes!(nodes::revoke))
+        .routes(routes!(revocation_lists::show))
         .routes(routes!(nodes::history))
         .routes(routes!(nodes::coverage))
         .routes(routes!(alerts::list))
@@ -103,7 +106,7 @@ mod tests {
         let described = serde_json::to_value(&description).expect("JSON");
         assert!(described["openapi"].as_str().expect("a version").starts_with("3.1"), "{}", described["openapi"]);
         let paths = described["paths"].as_object().expect("paths");
-        assert_eq!(paths.len(), 17);
+        assert_eq!(paths.len(), 19);
         for (path, operations) in paths {
             for (method, operation) in operations.as_object().expect("operations") {
                 let responses = operation["responses"].as_object().expect("responses");

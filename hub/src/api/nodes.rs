@@ -4,16 +4,17 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use axum::extract::State;
+use axum::http::StatusCode;
 use protocol::{NodeId, Timestamp};
 use serde::Deserialize;
-use utoipa::IntoParams;
+use utoipa::{IntoParams, ToSchema};
 
-use super::extract::{Caller, Path, Query};
+use super::extract::{Caller, Json, Path, Query};
 use super::list::{Paging, bad_cursor};
 use super::problem::Problem;
 use super::resource::{Alert, Coverage, History, Node, NodeCounts, NodeDetail, Page, Tenant, Time};
 use super::select::{Cursor, NodeQuery};
-use crate::access::Principal;
+use crate::access::{Principal, Role};
 use crate::telemetry::history::Selector;
 use crate::web::App;
 use crate::{alerts, tenants};
@@ -105,6 +106,53 @@ pub(crate) async fn coverage(
     app.roster.node(&caller.0, id).ok_or_else(|| unknown(id))?;
     let coverage = app.state.ingest.coverage(id).await?;
     Ok(axum::Json(coverage.into_iter().map(Coverage::from).collect()))
+}
+
+/// Why a node is revoked.
+#[derive(Clone, Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Revocation {
+    /// `key_compromise`, `superseded`, `cessation_of_operation`, `privilege_withdrawn` or `unspecified`.
+    reason: String,
+    /// For the audit log: one line.
+    #[serde(default)]
+    comment: String,
+}
+
+/// Takes a node's trust away: its certificates are denied, its session ends before the answer comes. To have it back, it
+/// must be enrolled again. Doing it twice changes nothing. Takes the role operator.
+#[utoipa::path(post, path = "/api/v1/nodes/{node}/revoke", tag = "nodes", params(("node" = String, Path)),
+    request_body = Revocation, responses(
+    (status = 204, description = "It is revoked"),
+    (status = "default", body = Problem, content_type = "application/problem+json"),
+))]
+pub(crate) async fn revoke(
+    State(app): State<App>,
+    caller: Caller,
+    Path(id): Path<NodeId>,
+    Json(asked): Json<Revocation>,
+) -> Result<StatusCode, Problem> {
+    caller.require(Role::Operator)?;
+    app.roster.node(&caller.0, id).ok_or_else(|| unknown(id))?;
+    let reason = asked.reason.parse()?;
+    app.state.enrollment.revoke(id, reason, &asked.comment, &caller.actor(), app.now()).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// Takes a node out of the fleet: it is revoked, listed no more, and its name is free. Takes the role operator.
+#[utoipa::path(delete, path = "/api/v1/nodes/{node}", tag = "nodes", params(("node" = String, Path)), responses(
+    (status = 204, description = "It is gone"),
+    (status = "default", body = Problem, content_type = "application/problem+json"),
+))]
+pub(crate) async fn remove(
+    State(app): State<App>,
+    caller: Caller,
+    Path(id): Path<NodeId>,
+) -> Result<StatusCode, Problem> {
+    caller.require(Role::Operator)?;
+    app.roster.node(&caller.0, id).ok_or_else(|| unknown(id))?;
+    app.state.enrollment.remove(id, &caller.actor(), app.now()).await?;
+    Ok(StatusCode::NO_CONTENT)
 }
 
 fn unknown(id: NodeId) -> Problem {

@@ -11,7 +11,7 @@ use utoipa::ToSchema;
 use super::denial::Denial;
 use crate::access::{AccessError, Principal};
 use crate::authorities::AuthoritiesError;
-use crate::enrollment::TokenError;
+use crate::enrollment::{RevokeError, TokenError};
 use crate::telemetry::history::HistoryError;
 use crate::tenants::TenantError;
 
@@ -30,7 +30,7 @@ pub(crate) struct Problem {
     #[serde(skip)]
     retry_after: Option<Duration>,
     #[serde(skip)]
-    denial: Option<Denial>,
+    denial: Option<Box<Denial>>,
 }
 
 impl Problem {
@@ -47,7 +47,7 @@ impl Problem {
 
     /// The same as a denial to somebody known: it goes into the audit log.
     pub(crate) fn to(self, principal: &Principal) -> Self {
-        Self { denial: Some(Denial::of(principal, &self.detail)), ..self }
+        Self { denial: Some(Box::new(Denial::of(principal, &self.detail))), ..self }
     }
 
     /// 400: the request can't be read.
@@ -140,7 +140,7 @@ impl IntoResponse for Problem {
             response.headers_mut().insert(header::WWW_AUTHENTICATE, challenge);
         }
         if let Some(denial) = self.denial {
-            response.extensions_mut().insert(denial);
+            response.extensions_mut().insert(*denial);
         }
         if let Some(after) = self.retry_after {
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(after.as_secs().max(1)));
@@ -191,6 +191,16 @@ impl From<TokenError> for Problem {
             TokenError::Name | TokenError::Lifetime => Self::invalid(error.to_string()),
             TokenError::Store(error) => error.into(),
             TokenError::Token(_) => Self::internal(&error),
+        }
+    }
+}
+
+impl From<RevokeError> for Problem {
+    fn from(error: RevokeError) -> Self {
+        match error {
+            RevokeError::Unknown(_) => Self::not_found(error.to_string()),
+            RevokeError::Reason(_) | RevokeError::Comment => Self::invalid(error.to_string()),
+            RevokeError::Store(error) => error.into(),
         }
     }
 }

@@ -45,6 +45,26 @@ pub(super) async fn load(
     Ok(Some(Issuing { id: row.try_get(0)?, authority }))
 }
 
+/// The authority of this row, whatever its state; `None` when its certificate or its key is not here.
+pub(super) async fn by_number(
+    transaction: &mut Transaction,
+    id: i64,
+    keys: &Keys,
+) -> Result<Option<Authority>, AuthoritiesError> {
+    let row = sqlx::query(
+        "SELECT certificate, sealed_key FROM authorities
+         WHERE id = $1 AND certificate IS NOT NULL AND sealed_key IS NOT NULL",
+    )
+    .bind(id)
+    .fetch_optional(&mut **transaction)
+    .await?;
+    let Some(row) = row else { return Ok(None) };
+    let (certificate, sealed): (Vec<u8>, Vec<u8>) = (row.try_get(0)?, row.try_get(1)?);
+    let role = Role::of(&certificate).ok_or(AuthorityError::Certificate)?;
+    let key = keys.get(transaction, role.owner()).await?;
+    Ok(Some(Authority::open(&certificate, &sealed, &key)?))
+}
+
 /// Stores `authority` as the active one of its kind. The one before it issues no more, and stays trusted: what it issued
 /// is good until it ends.
 pub(super) async fn save(

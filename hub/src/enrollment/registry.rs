@@ -114,6 +114,19 @@ impl Registry {
         known.get(&identity.node).is_some_and(|known| known.current == Some(identity.serial))
     }
 
+    /// Keeps a node out, or lets it in again.
+    pub(super) fn revoke(&self, node: NodeId, revoked: bool) {
+        let mut known = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = known.get_mut(&node) {
+            known.revoked = revoked;
+        }
+    }
+
+    /// The node is gone for good.
+    pub(super) fn removed(&self, node: NodeId) {
+        self.0.write().unwrap_or_else(PoisonError::into_inner).remove(&node);
+    }
+
     /// A certificate has been issued: it is good, beside those before it.
     pub(super) fn issued(&self, identity: &NodeIdentity) {
         let mut known = self.0.write().unwrap_or_else(PoisonError::into_inner);

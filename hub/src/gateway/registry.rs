@@ -11,6 +11,9 @@ use transport::CloseCode;
 /// Directives that may wait for one session. A session that lets them fill up is stuck and is cut off.
 const DIRECTIVES_BOUND: usize = 8;
 
+/// What a node hears that is revoked while its session lasts.
+pub(super) const REVOKED: &str = "this node has been revoked; to have it back, enroll it with a new token";
+
 /// What the rest of the hub asks of a session.
 #[derive(Debug)]
 pub enum Directive {
@@ -74,6 +77,15 @@ impl Registry {
                 live.remove(&node);
                 false
             }
+        }
+    }
+
+    /// Ends the session of a node that has been revoked.
+    pub fn end(&self, node: NodeId) {
+        let mut live = self.live();
+        if let Some(entry) = live.remove(&node) {
+            // A full queue means that the session is stuck; dropping its sender ends it as well.
+            let _ = entry.directives.try_send(Directive::Close(CloseCode::Revoked, REVOKED));
         }
     }
 

@@ -18,7 +18,7 @@ use transport::{CloseCode, Connection, FrameReader, FrameWriter, StreamError};
 
 use super::Gateway;
 use super::rate::{Budget, Rate};
-use super::registry::Directive;
+use super::registry::{Directive, REVOKED};
 use crate::audit::{self, Actor, Record, action};
 use crate::telemetry::ingest::{IngestError, Intake};
 use crate::telemetry::state::Ended;
@@ -64,6 +64,13 @@ pub(super) async fn run(
     };
     let registered = gateway.registry.register(node, session);
     gateway.metrics.sessions.set(gateway.registry.len() as i64);
+    if gateway.enrollment.authorize(&identity).is_err() {
+        // Revoked between the handshake and its place among those whose sessions can be ended.
+        gateway.registry.remove(node, session);
+        connection.close(CloseCode::Revoked, REVOKED);
+        gateway.fleet.session_closed(node, session, Ended::Lost, now());
+        return;
+    }
     info!(%node, tenant = %identity.tenant, %session, remote = %connection.remote_address(), "session opened");
     if let Some(displaced) = registered.displaced {
         record_displacement(&gateway, &connection, &identity, displaced, session).await;

@@ -177,6 +177,17 @@ impl Fleet {
         self.update(node, Dirty::No, |view| view.certificate = Some(certificate));
     }
 
+    /// A node has been revoked.
+    pub fn revoked(&self, node: NodeId, at: Timestamp) {
+        self.update(node, Dirty::No, |view| view.revoked_at = Some(at));
+    }
+
+    /// A node is no longer part of the fleet.
+    pub fn removed(&self, node: NodeId) {
+        self.0.nodes.write().unwrap_or_else(PoisonError::into_inner).remove(&node);
+        self.announce(node);
+    }
+
     /// What needs attention at a node.
     pub fn attention(&self, node: NodeId, attention: Attention) {
         self.update(node, Dirty::No, |view| view.attention = Arc::new(attention));

@@ -10,5 +10,6 @@ mod history;
 mod ingest;
 mod kafka;
 mod keys;
+mod revocation;
 mod setup;
 mod state;

@@ -63,7 +63,9 @@ impl World {
         let fleet = Fleet::load(&database, NOW).await.expect("a fleet");
         let settings = Settings { address: "hub.example:7443".into(), node_lifetime: seconds(7 * 86_400) };
         let enrollment =
-            Enrollment::open(database.clone(), authorities.clone(), fleet.clone(), settings).await.expect("a door");
+            Enrollment::open(database.clone(), authorities.clone(), fleet.clone(), settings, Arc::default())
+                .await
+                .expect("a door");
         let tenants = Tenants::new(database.clone(), authorities.clone());
         Self { database, fleet, authorities, tenants, enrollment }
     }

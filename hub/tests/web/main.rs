@@ -20,6 +20,7 @@ use hyperfactory_hub::audit::Actor;
 use hyperfactory_hub::authorities::Authorities;
 use hyperfactory_hub::enrollment::{self, Enrollment, NewToken};
 use hyperfactory_hub::keys::{Keys, Master};
+use hyperfactory_hub::revocation_lists::RevocationLists;
 use hyperfactory_hub::schema;
 use hyperfactory_hub::telemetry::history::History;
 use hyperfactory_hub::telemetry::ingest::Ingest;
@@ -73,7 +74,9 @@ impl Site {
         let settings =
             enrollment::Settings { address: "hub.example:7443".into(), node_lifetime: Duration::from_secs(7 * 86_400) };
         let enrollment =
-            Enrollment::open(database.clone(), authorities.clone(), fleet.clone(), settings).await.expect("enrollment");
+            Enrollment::open(database.clone(), authorities.clone(), fleet.clone(), settings, Arc::default())
+                .await
+                .expect("enrollment");
         let stop = CancellationToken::new();
         let mut tasks = JoinSet::new();
         let (ingest, committing) =
@@ -88,8 +91,9 @@ impl Site {
         let router = web::router(AppState {
             database: database.clone(),
             tenants: tenants.clone(),
-            authorities,
+            authorities: authorities.clone(),
             enrollment: enrollment.clone(),
+            revocation_lists: RevocationLists::new(database.clone(), authorities),
             fleet: fleet.clone(),
             ingest,
             history: History::new(database.clone()),

@@ -84,6 +84,9 @@ pub(crate) enum Order {
 /// Unused, or the key it was used for and the answer that was given.
 type Token = Option<([u8; 32], Enrolled)>;
 
+/// Whose it is, its number, and itself.
+type Leaf = (NodeId, u64, Vec<u8>);
+
 /// What the hub's certificates come from.
 struct Issuers {
     root: Authority,
@@ -98,7 +101,7 @@ struct Shared {
     roots: TrustedRoots,
     clock: Arc<Ahead>,
     /// The newest leaf of every key.
-    leaves: Mutex<HashMap<[u8; 32], (NodeId, u64, Vec<u8>)>>,
+    leaves: Mutex<HashMap<[u8; 32], Leaf>>,
     seen: watch::Sender<Seen>,
     script: Mutex<Script>,
     /// What is stored, by node and epoch.

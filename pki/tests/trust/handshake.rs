@@ -18,8 +18,8 @@ use rustls::{
 use crate::fleet::{DAY, Fleet, HOUR, NOW, dns, forge_under, node_name};
 
 pub(crate) struct Done {
-    client: ClientConnection,
-    server: ServerConnection,
+    pub(crate) client: ClientConnection,
+    pub(crate) server: ServerConnection,
 }
 
 /// Runs a handshake, and reads what the server sends after it. Gives the error of the side that failed first.

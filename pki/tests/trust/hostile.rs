@@ -5,6 +5,7 @@ use hyperfactory_pki::{
     verify_request,
 };
 use proptest::prelude::*;
+use std::slice::from_ref;
 
 use crate::fleet::{Fleet, NOW};
 
@@ -15,7 +16,7 @@ fn feed(bytes: &[u8], fleet: &Fleet, (master, key): &(MasterKey, DataKey)) {
     let _ = node_identity(&[fleet.node(NOW).chain[0].clone(), certificate.clone()]);
     let _ = trust::check_root(&certificate, &fleet.root.spki_sha256());
     let _ = trust::pin(&certificate);
-    let _ = roots::prove(&[fleet.root_der()], &[certificate.clone()], &[certificate.clone()], NOW);
+    let _ = roots::prove(&[fleet.root_der()], from_ref(&certificate), from_ref(&certificate), NOW);
     let _ = fleet.root.link(&certificate, NOW);
     let _ = trust::validity(&certificate);
     let _ = Authority::open(bytes, bytes, key);

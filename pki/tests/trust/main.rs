@@ -7,5 +7,6 @@ mod chains;
 mod fleet;
 mod handshake;
 mod hostile;
+mod matrix;
 mod outside;
 mod roots;

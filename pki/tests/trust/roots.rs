@@ -1,5 +1,6 @@
 //! From one fleet root to the next: links, several roots at a time, and lists of roots that nobody should take.
 
+use std::slice::from_ref;
 use std::sync::Arc;
 
 use hyperfactory_pki::authority::ROOT_LIFETIME;
@@ -143,9 +144,9 @@ fn a_new_root_is_taken_when_it_is_linked_and_the_old_one_is_dropped_when_another
 
     roots::accept(&known, &[old.clone(), new.clone()], &links, &old_hub, NOW).expect("prepare");
     roots::accept(&known, &[old.clone(), new.clone()], &links, &new_hub, NOW).expect("issue new");
-    roots::accept(&known, &[new.clone()], &links, &new_hub, NOW).expect("one that was away all the time");
-    roots::accept(&[old.clone(), new.clone()], &[new.clone()], &[], &new_hub[..2], NOW).expect("retire");
-    roots::accept(&[old.clone(), new.clone()], &[old.clone()], &[], &old_hub, NOW).expect("back");
+    roots::accept(&known, from_ref(&new), &links, &new_hub, NOW).expect("one that was away all the time");
+    roots::accept(&[old.clone(), new.clone()], from_ref(&new), &[], &new_hub[..2], NOW).expect("retire");
+    roots::accept(&[old.clone(), new.clone()], from_ref(&old), &[], &old_hub, NOW).expect("back");
 
     let refused = |wanted: &[CertificateDer<'_>], links: &[CertificateDer<'_>], hub: &[CertificateDer<'_>], now| {
         roots::accept(&known, wanted, links, hub, now).expect_err("refused")
@@ -153,7 +154,7 @@ fn a_new_root_is_taken_when_it_is_linked_and_the_old_one_is_dropped_when_another
     let both = [old.clone(), new.clone()];
     assert_eq!(refused(&[], &links, &old_hub, NOW), RootsError::None);
     assert_eq!(refused(&both, &[], &old_hub, NOW), RootsError::Unproved);
-    assert_eq!(refused(std::slice::from_ref(&new), &links, &old_hub, NOW), RootsError::NotThisHub);
+    assert_eq!(refused(from_ref(&new), &links, &old_hub, NOW), RootsError::NotThisHub);
     assert_eq!(refused(&[old.clone(), old.clone()], &links, &old_hub, NOW), RootsError::Twice);
     assert_eq!(refused(&[old.clone(), rotation.link.clone()], &links, &old_hub, NOW), TrustError::NotRoot.into());
     let ended = rotation.old.root.not_after().plus(HOUR);
@@ -210,7 +211,7 @@ fn a_link_that_has_ended_proves_nothing() {
     let (old, new) = (Fleet::at(NOW.minus(ROOT_LIFETIME - HOUR)), Fleet::new());
     let link = old.root.link(&new.root_der(), NOW).expect("a link");
     let (known, wanted) = ([old.root_der()], [new.root_der()]);
-    assert_eq!(roots::prove(&known, &wanted, std::slice::from_ref(&link), NOW), Ok(()));
+    assert_eq!(roots::prove(&known, &wanted, from_ref(&link), NOW), Ok(()));
     assert_eq!(roots::prove(&known, &wanted, &[link], NOW.plus(HOUR * 2)), Err(RootsError::Unproved));
 }
 

@@ -34,7 +34,7 @@ impl Fleet {
         let fleet = Self::new();
         let rows = sqlx::query(
             "SELECT n.id, n.tenant, n.kind, n.name, n.enrolled_at,
-                    s.presence, s.since, s.last_seen, s.remote, s.facts, s.state
+                    s.presence, s.since, s.last_seen, s.remote, s.facts, s.state, n.revoked_at
              FROM nodes n LEFT JOIN node_states s ON s.node = n.id WHERE n.removed_at IS NULL",
         )
         .fetch_all(database.reader())
@@ -134,6 +134,7 @@ impl Fleet {
         let (Ok(node), Ok(tenant), Ok(kind)) = (id.parse(), tenant.parse(), kind.parse()) else { return Ok(None) };
         let enrolled_at = Timestamp::from_millis(row.try_get(4)?);
         let mut view = NodeView::new(Member { node, tenant, kind, name: row.try_get(3)?, enrolled_at });
+        view.revoked_at = row.try_get::<Option<i64>, _>(11)?.map(Timestamp::from_millis);
         let Some(presence) = row.try_get::<Option<String>, _>(5)? else { return Ok(Some(view)) };
         let since = Timestamp::from_millis(row.try_get(6)?);
         view.presence = match &*presence {

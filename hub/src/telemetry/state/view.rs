@@ -21,6 +21,8 @@ pub struct NodeView {
     pub name: Arc<str>,
     /// When it enrolled.
     pub enrolled_at: Timestamp,
+    /// When its trust was taken away.
+    pub revoked_at: Option<Timestamp>,
     /// Whether it is there.
     pub presence: Presence,
     /// Its session, while it is there.
@@ -146,6 +148,7 @@ impl NodeView {
             kind: member.kind,
             name: member.name.into(),
             enrolled_at: member.enrolled_at,
+            revoked_at: None,
             presence: Presence::NeverSeen,
             session: None,
             last_seen: None,

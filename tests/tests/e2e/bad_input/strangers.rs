@@ -68,7 +68,7 @@ impl Loot {
         let database = store::Database::open(&format!("sqlite://{}", state.join("hub.db").display())).await?;
         let row = sqlx::query(
             "SELECT a.certificate, a.sealed_key, k.wrapped FROM authorities a JOIN data_keys k ON k.tenant = a.tenant
-             WHERE a.tenant = 'acme'",
+             WHERE a.tenant = 'acme' AND a.kind = 'nodes'",
         )
         .fetch_one(database.reader())
         .await?;

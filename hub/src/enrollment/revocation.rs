@@ -1,0 +1,316 @@
+//! Taking trust away: a node's certificates are denied, its session ends, and the next list of its issuer says so.
+
+use std::fmt;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use pki::{RequestedKey, RevocationReason};
+use protocol::message::{Refusal, RefusalCode};
+use protocol::{NodeId, NodeKind, TenantId, Timestamp};
+use serde_json::json;
+use store::sqlx::{self, Row};
+use store::{StoreError, Transaction};
+
+use super::{Enrollment, Failure, Inner};
+use crate::audit::{self, Actor, Record, action};
+
+/// Longest comment, characters.
+const COMMENT_MAX: usize = 500;
+
+/// Why a node loses its trust: those of RFC 5280's reasons (section 5.3.1) that an operator can have.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Reason {
+    /// Not said.
+    #[default]
+    Unspecified,
+    /// Somebody else has, or may have, its private key.
+    KeyCompromise,
+    /// Another node does its work now.
+    Superseded,
+    /// It is no longer there.
+    CessationOfOperation,
+    /// It may no longer take part.
+    PrivilegeWithdrawn,
+}
+
+impl Reason {
+    /// All of them.
+    pub const ALL: [Self; 5] = [
+        Self::Unspecified,
+        Self::KeyCompromise,
+        Self::Superseded,
+        Self::CessationOfOperation,
+        Self::PrivilegeWithdrawn,
+    ];
+
+    /// Its name in the API and the tables.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Unspecified => "unspecified",
+            Self::KeyCompromise => "key_compromise",
+            Self::Superseded => "superseded",
+            Self::CessationOfOperation => "cessation_of_operation",
+            Self::PrivilegeWithdrawn => "privilege_withdrawn",
+        }
+    }
+}
+
+impl FromStr for Reason {
+    type Err = RevokeError;
+
+    fn from_str(text: &str) -> Result<Self, RevokeError> {
+        Self::ALL.into_iter().find(|reason| reason.as_str() == text).ok_or_else(|| RevokeError::Reason(text.to_owned()))
+    }
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl From<Reason> for RevocationReason {
+    fn from(reason: Reason) -> Self {
+        match reason {
+            Reason::Unspecified => Self::Unspecified,
+            Reason::KeyCompromise => Self::KeyCompromise,
+            Reason::Superseded => Self::Superseded,
+            Reason::CessationOfOperation => Self::CessationOfOperation,
+            Reason::PrivilegeWithdrawn => Self::PrivilegeWithdrawn,
+        }
+    }
+}
+
+/// What a revocation did.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Revoked {
+    /// When; of a node that was revoked before, that time.
+    pub at: Timestamp,
+    /// Certificates that were denied by it: all of the node's that had not ended.
+    pub certificates: usize,
+}
+
+/// A revocation that was not made.
+#[derive(Debug, thiserror::Error)]
+pub enum RevokeError {
+    /// No such node.
+    #[error("there is no node {0}: see `hfctl node list`")]
+    Unknown(NodeId),
+    /// No such reason.
+    #[error("{0:?} is no reason: say {all}", all = Reason::ALL.map(Reason::as_str).join(", "))]
+    Reason(String),
+    /// The comment is not one line of reasonable length.
+    #[error("a comment is one line of at most {COMMENT_MAX} characters")]
+    Comment,
+    /// The database failed; nothing was revoked.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+impl From<sqlx::Error> for RevokeError {
+    fn from(error: sqlx::Error) -> Self {
+        Self::Store(error.into())
+    }
+}
+
+impl Enrollment {
+    /// Takes a node's trust away: in one transaction its certificates are denied by issuer and serial and by key, the
+    /// removal of its rights at the tenant's broker is queued, and the act is in the audit log. Its session ends before
+    /// this returns, and none begins any more. Asked again, it changes nothing.
+    ///
+    /// # Errors
+    /// [`RevokeError`]; nothing is revoked then.
+    pub async fn revoke(
+        &self,
+        node: NodeId,
+        reason: Reason,
+        comment: &str,
+        actor: &Actor,
+        now: Timestamp,
+    ) -> Result<Revoked, RevokeError> {
+        if comment.chars().count() > COMMENT_MAX || comment.chars().any(char::is_control) {
+            return Err(RevokeError::Comment);
+        }
+        let mut transaction = self.0.database.begin_write().await?;
+        let found = Found::take(&mut transaction, node).await?;
+        if let Some(at) = found.revoked_at {
+            return Ok(Revoked { at, certificates: 0 });
+        }
+        let certificates = deny(&mut transaction, &found, reason, now).await?;
+        let record = Record {
+            actor: actor.clone(),
+            action: action::NODE_REVOKED,
+            tenant: Some(found.tenant.clone()),
+            subject: node.to_string(),
+            detail: json!({
+                "name": found.name, "reason": reason.as_str(), "comment": comment, "certificates": certificates,
+            }),
+            remote: None,
+        };
+        audit::append(&mut transaction, now, record).await?;
+        let cut = Cut::of(&self.0, node);
+        match transaction.commit().await {
+            Ok(()) => drop(cut),
+            Err(error) => {
+                cut.undo();
+                return Err(error.into());
+            }
+        }
+        self.0.fleet.revoked(node, now);
+        let certificates = certificates.len();
+        tracing::info!(%node, %reason, certificates, "node revoked");
+        Ok(Revoked { at: now, certificates })
+    }
+
+    /// Takes a node out of the fleet: it is revoked if it was not, its name is free again, and it is listed no more. Its
+    /// telemetry stays until retention takes it.
+    ///
+    /// # Errors
+    /// [`RevokeError`].
+    pub async fn remove(&self, node: NodeId, actor: &Actor, now: Timestamp) -> Result<(), RevokeError> {
+        self.revoke(node, Reason::CessationOfOperation, "removed", actor, now).await?;
+        let mut transaction = self.0.database.begin_write().await?;
+        let found = Found::take(&mut transaction, node).await?;
+        sqlx::query("UPDATE nodes SET removed_at = $2 WHERE id = $1")
+            .bind(node.to_string())
+            .bind(now.millis())
+            .execute(&mut *transaction)
+            .await?;
+        sqlx::query("UPDATE alerts SET closed_at = $2 WHERE node = $1 AND closed_at IS NULL")
+            .bind(node.to_string())
+            .bind(now.millis())
+            .execute(&mut *transaction)
+            .await?;
+        let record = Record {
+            actor: actor.clone(),
+            action: action::NODE_REMOVED,
+            tenant: Some(found.tenant),
+            subject: node.to_string(),
+            detail: json!({ "name": found.name }),
+            remote: None,
+        };
+        audit::append(&mut transaction, now, record).await?;
+        transaction.commit().await?;
+        self.0.registry.removed(node);
+        self.0.fleet.removed(node);
+        Ok(())
+    }
+}
+
+/// A node's row, held until the transaction ends.
+struct Found {
+    node: NodeId,
+    tenant: TenantId,
+    kind: NodeKind,
+    name: String,
+    revoked_at: Option<Timestamp>,
+}
+
+impl Found {
+    async fn take(transaction: &mut Transaction, node: NodeId) -> Result<Self, RevokeError> {
+        let row = sqlx::query(
+            "UPDATE nodes SET software = software WHERE id = $1 AND removed_at IS NULL
+             RETURNING tenant, kind, name, revoked_at",
+        )
+        .bind(node.to_string())
+        .fetch_optional(&mut **transaction)
+        .await?
+        .ok_or(RevokeError::Unknown(node))?;
+        let unreadable = |error: protocol::id::IdError| StoreError::Statement(sqlx::Error::Decode(error.into()));
+        let (tenant, kind): (String, String) = (row.try_get(0)?, row.try_get(1)?);
+        Ok(Self {
+            node,
+            tenant: tenant.parse().map_err(unreadable)?,
+            kind: kind.parse().map_err(unreadable)?,
+            name: row.try_get(2)?,
+            revoked_at: row.try_get::<Option<i64>, _>(3)?.map(Timestamp::from_millis),
+        })
+    }
+}
+
+/// Denies every certificate of the node that has not ended, and its keys; gives their serials.
+async fn deny(
+    transaction: &mut Transaction,
+    found: &Found,
+    reason: Reason,
+    now: Timestamp,
+) -> Result<Vec<String>, RevokeError> {
+    let node = found.node.to_string();
+    sqlx::query("UPDATE nodes SET revoked_at = $2 WHERE id = $1")
+        .bind(&node)
+        .bind(now.millis())
+        .execute(&mut **transaction)
+        .await?;
+    // Also those that a session has left behind: whoever kept one must not come back by it.
+    sqlx::query(
+        "INSERT INTO revocations (authority, serial, spki_sha256, tenant, node, reason, revoked_at, not_after)
+         SELECT authority, serial, spki_sha256, tenant, node, $3, $2, not_after FROM certificates
+         WHERE node = $1 AND state <> 'revoked' AND not_after > $2",
+    )
+    .bind(&node)
+    .bind(now.millis())
+    .bind(reason.as_str())
+    .execute(&mut **transaction)
+    .await?;
+    let rows = sqlx::query(
+        "UPDATE certificates SET state = 'revoked' WHERE node = $1 AND state <> 'revoked' AND not_after > $2
+         RETURNING serial",
+    )
+    .bind(&node)
+    .bind(now.millis())
+    .fetch_all(&mut **transaction)
+    .await?;
+    if found.kind == NodeKind::Bridge {
+        // Carried out through the tenant's agent when it is there.
+        sqlx::query("INSERT INTO kafka_acl_removals (tenant, node, queued_at) VALUES ($1, $2, $3)")
+            .bind(found.tenant.as_str())
+            .bind(&node)
+            .bind(now.millis())
+            .execute(&mut **transaction)
+            .await?;
+    }
+    let serials = rows.iter().map(|row| row.try_get::<Vec<u8>, _>(0));
+    serials.map(|serial| Ok(data_encoding::HEXLOWER.encode(&serial?))).collect()
+}
+
+/// Refuses a key that was denied: its certificate may be gone, but whoever has the key is still the same.
+pub(super) async fn not_denied(transaction: &mut Transaction, key: &RequestedKey) -> Result<(), Failure> {
+    let denied: i64 = sqlx::query_scalar("SELECT COUNT(*) FROM revocations WHERE spki_sha256 = $1")
+        .bind(key.spki_sha256().to_vec())
+        .fetch_one(&mut **transaction)
+        .await?;
+    if denied == 0 {
+        return Ok(());
+    }
+    let message = "this key belonged to a node that has been revoked: delete the node's state directory, so that it \
+                   makes a new one, and enroll again";
+    Err(Failure::Refused(Refusal { code: RefusalCode::NodeRevoked.into(), message: message.into(), retry_after_ms: 0 }))
+}
+
+/// A node that is kept out from before the commit on, and whose session ends once that is through. Should the caller be
+/// gone before the commit answers, the node stays out: it may be revoked.
+struct Cut {
+    inner: Arc<Inner>,
+    node: NodeId,
+    undone: bool,
+}
+
+impl Cut {
+    fn of(inner: &Arc<Inner>, node: NodeId) -> Self {
+        inner.registry.revoke(node, true);
+        Self { inner: Arc::clone(inner), node, undone: false }
+    }
+
+    fn undo(mut self) {
+        self.inner.registry.revoke(self.node, false);
+        self.undone = true;
+    }
+}
+
+impl Drop for Cut {
+    fn drop(&mut self) {
+        if !self.undone {
+            self.inner.sessions.end(self.node);
+        }
+    }
+}

@@ -1,0 +1,86 @@
+//! The revocation lists of all authorities, for brokers and whoever else verifies certificates of the fleet.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use pki::{Revocation, RevocationReason};
+use protocol::Timestamp;
+use store::Database;
+use store::sqlx::{self, Row};
+
+use crate::authorities::{Authorities, AuthoritiesError};
+use crate::enrollment::Reason;
+
+/// How long a list is good for who has fetched it.
+const LIFETIME: Duration = Duration::from_secs(7 * 86_400);
+/// A list older than this is made anew, so that whoever fetches one has some days of it.
+const FRESH: Duration = Duration::from_secs(86_400);
+
+/// Makes lists when they are asked for, and keeps each until there is news. Clones share them.
+#[derive(Clone)]
+pub struct RevocationLists(Arc<Inner>);
+
+struct Inner {
+    database: Database,
+    authorities: Authorities,
+    made: Mutex<HashMap<i64, List>>,
+}
+
+/// One authority's list.
+#[derive(Clone)]
+pub struct List {
+    /// DER.
+    pub der: Arc<[u8]>,
+    /// When it was made.
+    pub made_at: Timestamp,
+    /// How many revocations were known then.
+    known: i64,
+}
+
+impl RevocationLists {
+    /// The lists of `authorities`.
+    pub fn new(database: Database, authorities: Authorities) -> Self {
+        Self(Arc::new(Inner { database, authorities, made: Mutex::default() }))
+    }
+
+    /// The list of the authority with this number; `None` when there is none, or when its key is not here.
+    ///
+    /// # Errors
+    /// When the database does not answer, or the authority's key can't be opened.
+    pub async fn get(&self, authority: i64, now: Timestamp) -> Result<Option<List>, AuthoritiesError> {
+        let mut transaction = self.0.database.begin_read().await?;
+        let known: i64 = sqlx::query_scalar("SELECT COUNT(*) FROM revocations WHERE authority = $1")
+            .bind(authority)
+            .fetch_one(&mut *transaction)
+            .await?;
+        let fresh = |list: &&List| list.known == known && now >= list.made_at && now.since(list.made_at) < FRESH;
+        if let Some(list) = self.made().get(&authority).filter(fresh) {
+            return Ok(Some(list.clone()));
+        }
+        let Some(issuer) = self.0.authorities.by_number(&mut transaction, authority).await? else { return Ok(None) };
+        // One that has ended by itself need not be listed (RFC 5280, section 3.3), but for once after its end.
+        let rows = sqlx::query(
+            "SELECT serial, revoked_at, reason FROM revocations WHERE authority = $1 AND not_after > $2 ORDER BY revoked_at",
+        )
+        .bind(authority)
+        .bind(now.minus(LIFETIME).millis())
+        .fetch_all(&mut *transaction)
+        .await?;
+        drop(transaction);
+        let mut revoked = Vec::with_capacity(rows.len());
+        for row in &rows {
+            let (serial, reason): (Vec<u8>, String) = (row.try_get(0)?, row.try_get(2)?);
+            let Ok(serial) = data_encoding::HEXLOWER.encode(&serial).parse() else { continue };
+            let reason: RevocationReason = reason.parse::<Reason>().unwrap_or_default().into();
+            revoked.push(Revocation { serial, at: Timestamp::from_millis(row.try_get(1)?), reason });
+        }
+        let list = List { der: issuer.revocation_list(revoked, now, LIFETIME)?.into(), made_at: now, known };
+        self.made().insert(authority, list.clone());
+        Ok(Some(list))
+    }
+
+    fn made(&self) -> std::sync::MutexGuard<'_, HashMap<i64, List>> {
+        self.0.made.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
