@@ -10,6 +10,7 @@ use settings::{Period, Secret};
 use zeroize::Zeroizing;
 
 use crate::alerts;
+use crate::enrollment::RecoveryBounds;
 use crate::gateway::Admission;
 use crate::keys::Master;
 
@@ -40,6 +41,8 @@ pub struct Config {
     pub master_passphrase: Option<Secret>,
     /// Instead of a file, a program that keeps it: run with `wrap` or `unwrap`, bytes on standard input, bytes back.
     pub master_command: Option<PathBuf>,
+    /// For how long after its certificate's end a node may come back by itself.
+    pub recovery_window: Period,
     /// How long telemetry is kept.
     pub retention: Period,
     /// Enrollments a second, in all.
@@ -65,6 +68,7 @@ impl Default for Config {
             master_key_file: None,
             master_passphrase: None,
             master_command: None,
+            recovery_window: Period(RecoveryBounds::default().window),
             retention: Period(Duration::from_secs(7 * 86_400)),
             enrollments_per_second: admission.enrollments_per_second,
             enrollments_per_source: admission.enrollments_per_source,
@@ -152,6 +156,11 @@ impl Config {
             enrollments_per_source: self.enrollments_per_source.max(1),
             ..Admission::default()
         }
+    }
+
+    /// How far a node may come back by itself.
+    pub fn recovery(&self) -> RecoveryBounds {
+        RecoveryBounds { window: self.recovery_window.get(), ..RecoveryBounds::default() }
     }
 }
 
