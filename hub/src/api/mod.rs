@@ -86,6 +86,7 @@ fn described() -> (Router<App>, utoipa::openapi::OpenApi) {
         .routes(routes!(nodes::list))
         .routes(routes!(nodes::show, nodes::remove))
         .routes(routes!(nodes::revoke))
+        .routes(routes!(nodes::unfreeze))
         .routes(routes!(revocation_lists::show))
         .routes(routes!(nodes::history))
         .routes(routes!(nodes::coverage))
@@ -110,7 +111,7 @@ mod tests {
         let described = serde_json::to_value(&description).expect("JSON");
         assert!(described["openapi"].as_str().expect("a version").starts_with("3.1"), "{}", described["openapi"]);
         let paths = described["paths"].as_object().expect("paths");
-        assert_eq!(paths.len(), 22);
+        assert_eq!(paths.len(), 23);
         for (path, operations) in paths {
             for (method, operation) in operations.as_object().expect("operations") {
                 let responses = operation["responses"].as_object().expect("responses");
