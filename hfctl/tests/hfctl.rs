@@ -368,3 +368,31 @@ fn an_export_is_there_when_it_is_whole() {
     assert!(!other.exists());
     dying.join().expect("it served");
 }
+
+#[test]
+fn a_certificate_is_shown_without_any_hub() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let now = std::time::SystemTime::now().into();
+    let root = pki::Authority::create_root(now, pki::authority::ROOT_LIFETIME).expect("a root");
+    let hub = root.issue_hub_intermediate(now).expect("an intermediate");
+    let key = pki::PrivateKey::generate().expect("a key");
+    let leaf = pki::CertificateDer::from(hub.issue_hub_server(&key.public_key(), now).expect("a certificate"));
+    let chain = [&leaf, hub.certificate_der(), root.certificate_der()];
+    let show = |name: &str, bytes: &[u8], more: &[&str]| {
+        let file = folder.path().join(name);
+        std::fs::write(&file, bytes).expect("written");
+        let mut command = Command::new(env!("CARGO_BIN_EXE_hfctl"));
+        Done::from(command.args(["cert", "show"]).arg(file).args(more).output().expect("hfctl"))
+    };
+    let shown = show("chain.pem", pki::pem::certificates(chain).as_bytes(), &[]).ok();
+    for said in ["DNS:hub.hyperfactory.internal", "TLS server", "by the next one", "by itself", "no IP:0.0.0.0/0.0.0.0"]
+    {
+        assert!(shown.contains(said), "{said} in {shown}");
+    }
+    let json = show("chain.pem", pki::pem::certificates([chain[2], chain[0]]).as_bytes(), &["-o", "json"]).ok();
+    let json: serde_json::Value = serde_json::from_str(&json).expect("JSON");
+    assert_eq!((&json[0]["signed_by_next"], &json[1]["signed_by_itself"]), (&false.into(), &false.into()), "{json}");
+    assert!(show("leaf.der", &leaf, &[]).ok().contains("by none in this file"));
+    show("no.pem", b"nothing", &[]).fails(2, &["holds no certificate", "PEM"]);
+    show("no.der", &[0xff; 90], &[]).fails(2, &["can't be read"]);
+}

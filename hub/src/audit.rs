@@ -28,6 +28,14 @@ pub mod action {
     #![expect(missing_docs, reason = "the names say it")]
     pub const KEYS_REWRAPPED: &str = "keys.rewrapped";
     pub const AUTHORITY_CREATED: &str = "authority.created";
+    pub const ROOT_LINKED: &str = "root.linked";
+    pub const ROOT_ISSUES: &str = "root.issues";
+    pub const ROOTS_RETIRED: &str = "roots.retired";
+    pub const NODE_RECOVERED: &str = "node.recovered";
+    pub const RECOVERY_REFUSED: &str = "recovery.refused";
+    pub const NODE_FROZEN: &str = "node.frozen";
+    pub const NODE_UNFROZEN: &str = "node.unfrozen";
+    pub const ROOTS_TRUSTED: &str = "node.roots_trusted";
     pub const HUB_CERTIFIED: &str = "hub.certified";
     pub const TENANT_CREATED: &str = "tenant.created";
     pub const TOKEN_CREATED: &str = "token.created";

@@ -2,6 +2,8 @@
 
 mod certified;
 mod kafka;
+mod listed;
+mod roots;
 mod rows;
 mod web;
 
@@ -15,6 +17,7 @@ use protocol::{NodeId, TenantId, Timestamp};
 use serde_json::json;
 use store::sqlx;
 use store::{Database, StoreError, Transaction};
+use tokio::sync::watch;
 
 use crate::audit::{self, Actor, Record, action};
 use crate::certificate_policy::CertificatePolicy;
@@ -22,6 +25,8 @@ use crate::keys::{Keys, KeysError};
 pub(crate) use certified::Certified;
 pub use certified::LeafKind;
 pub use kafka::KafkaCertificate;
+pub use listed::Listed;
+pub use roots::Roots;
 pub(crate) use rows::place;
 use rows::{load, save};
 
@@ -35,8 +40,7 @@ pub struct Authorities(Arc<Inner>);
 struct Inner {
     database: Database,
     keys: Keys,
-    root_certificate: CertificateDer<'static>,
-    root_pin: [u8; 32],
+    roots: watch::Sender<Arc<Roots>>,
     tenants: RwLock<HashMap<TenantId, Arc<Issuing>>>,
 }
 
@@ -53,8 +57,8 @@ pub struct HubServer {
     pub key: PrivateKey,
     /// Leaf, then the hub's intermediate.
     pub chain: Vec<CertificateDer<'static>>,
-    /// The fleet root; sent along during enrollment.
-    pub root: CertificateDer<'static>,
+    /// The fleet's roots and their links, for those who know another one, or a pin alone.
+    pub roots: Arc<Roots>,
     /// When the leaf ends.
     pub not_after: Timestamp,
 }
@@ -75,6 +79,12 @@ pub enum AuthoritiesError {
         node: NodeId,
         /// The tenant.
         tenant: TenantId,
+    },
+    /// A rotation of the fleet root is elsewhere than it was taken to be.
+    #[error("{}", if *there_is { "there is a next root already: have it issue, or retire it" } else { "there is no next root: introduce one first" })]
+    NextRoot {
+        /// Whether there is a next root.
+        there_is: bool,
     },
     /// The certificate request is not good.
     #[error(transparent)]
@@ -121,10 +131,9 @@ impl Authorities {
                 save(&mut transaction, &hub, &keys, now).await?;
             }
         }
+        let roots = watch::Sender::new(Arc::new(Roots::load(&mut transaction, now).await?));
         transaction.commit().await?;
-        let root_certificate = root.certificate_der().clone();
-        let root_pin = pki::trust::pin(&root_certificate).map_err(AuthoritiesError::Root)?;
-        Ok(Self(Arc::new(Inner { database, keys, root_certificate, root_pin, tenants: RwLock::default() })))
+        Ok(Self(Arc::new(Inner { database, keys, roots, tenants: RwLock::default() })))
     }
 
     /// Opens every authority that issues.
@@ -157,14 +166,9 @@ impl Authorities {
         Ok(self.0.keys.get(&mut transaction, Owner::Fleet).await?.derive(purpose))
     }
 
-    /// The fleet root's certificate: the one anchor of nodes and hub.
-    pub fn root_certificate(&self) -> &CertificateDer<'static> {
-        &self.0.root_certificate
-    }
-
-    /// SHA-256 of the fleet root's public key, as join tokens carry it.
+    /// SHA-256 of the public key of the root that issues, as join tokens carry it.
     pub fn root_pin(&self) -> [u8; 32] {
-        self.0.root_pin
+        self.roots().pins.first().copied().unwrap_or_default()
     }
 
     /// Issues a server certificate for this hub, with a new key.
@@ -186,7 +190,7 @@ impl Authorities {
         let not_after = self.server_certified(&mut transaction, LeafKind::HubServer, id, &leaf, now).await?.not_after;
         transaction.commit().await?;
         let chain = vec![leaf, authority.certificate_der().clone()];
-        Ok(HubServer { key, chain, root: self.0.root_certificate.clone(), not_after })
+        Ok(HubServer { key, chain, roots: self.roots(), not_after })
     }
 
     /// Records that the hub has a new server certificate, whose key is kept nowhere.
@@ -198,7 +202,15 @@ impl Authorities {
         leaf: &CertificateDer<'_>,
         now: Timestamp,
     ) -> Result<pki::Summary, AuthoritiesError> {
-        let certified = Certified { kind, authority, tenant: None, node: None, certificate: leaf };
+        let certified = Certified {
+            kind,
+            authority,
+            tenant: None,
+            node: None,
+            certificate: leaf,
+            sequence: None,
+            recovered: false,
+        };
         let summary = certified.save(transaction, now).await?;
         let record = Record {
             actor: Actor::system(),
@@ -263,6 +275,15 @@ impl Authorities {
         }
     }
 
+    /// All authorities, the fleet's first; of one tenant alone when `tenant` says so.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn list(&self, tenant: Option<&TenantId>, now: Timestamp) -> Result<Vec<Listed>, AuthoritiesError> {
+        let database = self.0.database.within(tenant.map(TenantId::as_str));
+        listed::list(&database, tenant, now).await
+    }
+
     /// The authority of this row, whatever its state; `None` when its certificate or its key is not here.
     pub(crate) async fn by_number(
         &self,
@@ -270,11 +291,6 @@ impl Authorities {
         id: i64,
     ) -> Result<Option<Authority>, AuthoritiesError> {
         rows::by_number(transaction, id, &self.0.keys).await
-    }
-
-    async fn root(&self, transaction: &mut Transaction) -> Result<Authority, AuthoritiesError> {
-        let root = load(transaction, &Role::Root, &self.0.keys).await?;
-        Ok(root.ok_or(AuthorityError::Certificate)?.authority)
     }
 }
 

@@ -11,6 +11,7 @@ use settings::{Period, Secret, SettingsError};
 use zeroize::Zeroizing;
 
 use crate::alerts;
+use crate::enrollment::RecoveryBounds;
 use crate::gateway::Admission;
 use crate::keys::Master;
 use crate::web::Pair;
@@ -49,6 +50,8 @@ pub struct Config {
     pub master_passphrase: Option<Secret>,
     /// Instead of a file, a program that keeps it: run with `wrap` or `unwrap`, bytes on standard input, bytes back.
     pub master_command: Option<PathBuf>,
+    /// For how long after its certificate's end a node may come back by itself.
+    pub recovery_window: Period,
     /// How long telemetry is kept.
     pub retention: Period,
     /// File to which heads of the audit log are added, a line each: best on a disk that this machine can't rewrite.
@@ -115,6 +118,7 @@ impl Default for Config {
             master_key_file: None,
             master_passphrase: None,
             master_command: None,
+            recovery_window: Period(RecoveryBounds::default().window),
             retention: Period(Duration::from_secs(7 * 86_400)),
             audit_heads_file: None,
             audit_heads_webhook: None,
@@ -255,6 +259,11 @@ impl Config {
             enrollments_per_source: self.enrollments_per_source.max(1),
             ..Admission::default()
         }
+    }
+
+    /// How far a node may come back by itself.
+    pub fn recovery(&self) -> RecoveryBounds {
+        RecoveryBounds { window: self.recovery_window.get(), ..RecoveryBounds::default() }
     }
 }
 

@@ -1,6 +1,8 @@
 //! From a join token to a certificate, from a certificate to the next one, and who may hold a session.
 
+mod freeze;
 mod name;
+mod recovery;
 mod registry;
 mod revocation;
 mod tokens;
@@ -9,19 +11,22 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use pki::recovery::FIRST_SEQUENCE;
 use pki::{AuthorityError, CertificateDer, NodeIdentity, RequestError, RequestedKey};
-use protocol::message::{EnrollRequest, Enrolled, Refusal, RefusalCode, Renewed};
+use protocol::message::{EnrollRequest, Enrolled, Refusal, RefusalCode, RenewRequest, Renewed};
 use protocol::{NodeId, NodeKind, TenantId, Timestamp, version};
 use serde_json::json;
 use store::sqlx::{self, Row};
 use store::{Database, StoreError, Transaction};
 
 use crate::audit::{self, Actor, Record, action};
-use crate::authorities::{Authorities, AuthoritiesError, Certified};
+use crate::authorities::{Authorities, AuthoritiesError, Certified, Roots};
 use crate::gateway::Registry as Sessions;
 use crate::telemetry::state::{Certificate, Fleet, Member};
 use registry::Registry;
 
+pub use freeze::UnfreezeError;
+pub use recovery::{Asked, RecoveryBounds};
 pub use revocation::{Reason, RevokeError, Revoked};
 pub use tokens::{NewToken, TokenError, TokenInfo};
 
@@ -39,6 +44,8 @@ pub struct Settings {
     pub address: String,
     /// Life of a node's certificate; [`pki::authority::NODE_LIFETIME`] unless told otherwise.
     pub node_lifetime: Duration,
+    /// For how long, and how often, a node may come back by itself.
+    pub recovery: RecoveryBounds,
 }
 
 /// The door for new nodes, and the list of those that are in. Clones share it.
@@ -158,11 +165,17 @@ impl Enrollment {
     ///
     /// # Errors
     /// What to tell the node. Every refusal is in the audit log.
-    pub async fn renew(&self, identity: &NodeIdentity, request: &[u8], now: Timestamp) -> Result<Renewed, Refusal> {
+    pub async fn renew(
+        &self,
+        identity: &NodeIdentity,
+        request: &RenewRequest,
+        now: Timestamp,
+    ) -> Result<Renewed, Refusal> {
         match self.try_renew(identity, request, now).await {
             Ok(issued) => {
-                let renew_at = self.renew_at(&issued.identity);
-                Ok(Renewed { certificate_chain: issued.chain, renew_at_ms: renew_at.millis(), refusal: None })
+                let renew_at_ms = self.renew_at(&issued.identity).millis();
+                let sequence = request.sequence + 1;
+                Ok(Renewed { certificate_chain: issued.chain, renew_at_ms, refusal: None, sequence })
             }
             Err(Failure::Refused(refusal)) => {
                 let record = Record {
@@ -235,6 +248,37 @@ impl Enrollment {
         self.0.registry.authorize(identity)
     }
 
+    /// The roots a node says it trusts, as SHA-256 of their public keys; `None` for a node that is not known.
+    pub fn trusts(&self, node: NodeId) -> Option<Vec<[u8; 32]>> {
+        self.0.registry.roots(node)
+    }
+
+    /// The roots nodes are to trust.
+    pub fn roots(&self) -> Arc<Roots> {
+        self.0.authorities.roots()
+    }
+
+    /// A node has said which roots it trusts, and why it did not take those it was told to. Costs a query only when that is
+    /// new.
+    ///
+    /// # Errors
+    /// When it could not be stored; what it said before then counts.
+    pub async fn trusting(&self, node: NodeId, roots: &[[u8; 32]], trouble: &str) -> Result<(), StoreError> {
+        if !self.0.registry.trusts_anew(node, roots, trouble) {
+            return Ok(());
+        }
+        let mut transaction = self.0.database.begin_write().await?;
+        sqlx::query("UPDATE nodes SET roots = $2, roots_trouble = NULLIF($3, '') WHERE id = $1")
+            .bind(node.to_string())
+            .bind(roots.concat())
+            .bind(trouble)
+            .execute(&mut *transaction)
+            .await?;
+        transaction.commit().await?;
+        self.0.registry.trusting(node, roots, trouble);
+        Ok(())
+    }
+
     /// When a node should renew this certificate; each is told another moment, so that a fleet does not come at once.
     pub fn renew_at(&self, identity: &NodeIdentity) -> Timestamp {
         pki::renewal::when(identity.not_before, identity.not_after, rand::random())
@@ -292,7 +336,7 @@ impl Enrollment {
             .bind(member.node.to_string())
             .execute(&mut *transaction)
             .await?;
-        let issued = self.issue(&mut transaction, &key, &member, now).await?;
+        let issued = self.issue(&mut transaction, &key, &member, FIRST_SEQUENCE, false, now).await?;
         let record = Record {
             actor: Actor::anonymous(),
             action: action::NODE_ENROLLED,
@@ -306,7 +350,7 @@ impl Enrollment {
         };
         audit::append(&mut transaction, now, record).await?;
         transaction.commit().await?;
-        self.0.registry.issued(&issued.identity);
+        self.0.registry.issued(&issued.identity, FIRST_SEQUENCE);
         let enrolled = self.enrolled(&member, issued.chain);
         let (node, certificate) =
             (member.node, Certificate { serial: issued.identity.serial, not_after: issued.identity.not_after });
@@ -360,14 +404,31 @@ impl Enrollment {
         Ok(self.enrolled(&member, vec![leaf, row.try_get(7)?]))
     }
 
-    async fn try_renew(&self, identity: &NodeIdentity, request: &[u8], now: Timestamp) -> Result<Issued, Failure> {
+    async fn try_renew(
+        &self,
+        identity: &NodeIdentity,
+        request: &RenewRequest,
+        now: Timestamp,
+    ) -> Result<Issued, Failure> {
         self.authorize(identity).map_err(Failure::Refused)?;
-        let key = pki::verify_request(request).map_err(malformed)?;
+        let number = self.0.registry.sequence(identity);
+        if number != Some(request.sequence) {
+            return Err(refused(
+                RefusalCode::Malformed,
+                format!(
+                    "its certificate is number {}, and it says {}: its state is damaged; enroll it with a new token",
+                    number.unwrap_or_default(),
+                    request.sequence
+                ),
+            ));
+        }
+        let sequence = request.sequence + 1;
+        let key = pki::verify_request(&request.certificate_request).map_err(malformed)?;
         let mut transaction = self.0.database.begin_write().await?;
         // Takes the node's row, so that two requests with one key don't both find nothing.
         let row = sqlx::query(
             "UPDATE nodes SET software = software WHERE id = $1 AND removed_at IS NULL AND revoked_at IS NULL
-             RETURNING name, enrolled_at",
+               AND frozen_at IS NULL RETURNING name, enrolled_at",
         )
         .bind(identity.node.to_string())
         .fetch_optional(&mut *transaction)
@@ -385,9 +446,7 @@ impl Enrollment {
         .await?;
         if let Some(before) = before {
             let issued = Issued::from_chain(vec![before.try_get(0)?, before.try_get(1)?])?;
-            // Half-way through its life it is no answer any more: the node asks because it wants a newer one.
-            let age = now.since(issued.identity.not_before);
-            if age < issued.identity.not_after.since(issued.identity.not_before) / 2 {
+            if issued.is_fresh(now) {
                 return Ok(issued);
             }
         }
@@ -416,7 +475,7 @@ impl Enrollment {
             name: row.try_get(0)?,
             enrolled_at: Timestamp::from_millis(row.try_get(1)?),
         };
-        let issued = self.issue(&mut transaction, &key, &member, now).await?;
+        let issued = self.issue(&mut transaction, &key, &member, sequence, false, now).await?;
         let record = Record {
             actor: Actor::node(identity.node),
             action: action::CERTIFICATE_RENEWED,
@@ -427,7 +486,7 @@ impl Enrollment {
         };
         audit::append(&mut transaction, now, record).await?;
         transaction.commit().await?;
-        self.0.registry.issued(&issued.identity);
+        self.0.registry.issued(&issued.identity, sequence);
         Ok(issued)
     }
 
@@ -436,6 +495,8 @@ impl Enrollment {
         transaction: &mut Transaction,
         key: &RequestedKey,
         member: &Member,
+        sequence: u64,
+        recovered: bool,
         now: Timestamp,
     ) -> Result<Issued, Failure> {
         let issuing = self.0.authorities.tenant(transaction, &member.tenant, now).await?;
@@ -448,19 +509,23 @@ impl Enrollment {
             tenant: Some(&member.tenant),
             node: Some(member.node),
             certificate: &issued.chain[0],
+            sequence: Some(sequence),
+            recovered,
         };
         certificate.save(transaction, now).await?;
         Ok(issued)
     }
 
     fn enrolled(&self, member: &Member, chain: Vec<Vec<u8>>) -> Enrolled {
+        let trust = self.0.authorities.roots().trust();
         Enrolled {
             node_id: member.node.to_bytes().to_vec(),
             tenant: member.tenant.to_string(),
             name: member.name.clone(),
             kind: protocol::message::NodeKind::from(member.kind).into(),
             certificate_chain: chain,
-            root: self.0.authorities.root_certificate().to_vec(),
+            roots: trust.roots,
+            links: trust.links,
         }
     }
 
@@ -488,6 +553,12 @@ impl Issued {
         let ders: Vec<CertificateDer<'_>> = chain.iter().map(|der| CertificateDer::from(&**der)).collect();
         let identity = pki::node_identity(&ders)?;
         Ok(Self { chain, identity })
+    }
+
+    /// Half-way through its life it is no answer any more: a node asks because it wants a newer one.
+    fn is_fresh(&self, now: Timestamp) -> bool {
+        let age = now.since(self.identity.not_before);
+        age < self.identity.not_after.since(self.identity.not_before) / 2
     }
 }
 

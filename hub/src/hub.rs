@@ -8,8 +8,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, bail};
-use pki::CertificateDer;
-use pki::tls::{HubCertificate, HubTls, server_config, system_clock};
+use pki::tls::{HubCertificate, HubChain, HubTls, TrustedRoots, server_config, system_clock};
 use protocol::Timestamp;
 use protocol::message::RefusalCode;
 use serde::{Deserialize, Serialize};
@@ -140,6 +139,7 @@ pub struct Hub {
     gateway: Arc<Gateway>,
     endpoint: Endpoint,
     certificate: HubCertificate,
+    trusted: TrustedRoots,
     server_until: Timestamp,
     http: Server,
     https: Option<Https>,
@@ -171,8 +171,9 @@ impl Hub {
         let list: Arc<OnceLock<Enrollment>> = Arc::default();
         let shown = domain.authorities.hub_server(now()).await?;
         let certificate = served(&shown)?;
+        let trusted = TrustedRoots::new(&domain.authorities.roots().trusted)?;
         let tls = server_config(HubTls {
-            root: domain.authorities.root_certificate().clone(),
+            roots: trusted.clone(),
             certificate: certificate.clone(),
             denied: Arc::new({
                 let list = Arc::clone(&list);
@@ -196,7 +197,8 @@ impl Hub {
         let quic = endpoint.local_addr()?;
 
         let address = config.public_address.clone().unwrap_or_else(|| dialed(quic));
-        let settings = enrollment::Settings { address, node_lifetime: pki::authority::NODE_LIFETIME };
+        let settings =
+            enrollment::Settings { address, node_lifetime: pki::authority::NODE_LIFETIME, recovery: config.recovery() };
         let registry = Arc::<gateway::Registry>::default();
         let (authorities, sessions) = (domain.authorities.clone(), Arc::clone(&registry));
         let enrollment = Enrollment::open(database.clone(), authorities, fleet.clone(), settings, sessions).await?;
@@ -269,6 +271,7 @@ impl Hub {
             gateway,
             endpoint,
             certificate,
+            trusted,
             server_until: shown.not_after,
             http: Server { listener, door, router, metrics: counted },
             https,
@@ -344,6 +347,14 @@ impl Hub {
             self.domain.authorities.clone(),
             self.certificate.clone(),
             self.server_until,
+            self.trusted.clone(),
+            Arc::clone(&self.gateway.registry),
+            shutdown.clone(),
+        ));
+        sessions.spawn(self.gateway.metrics.expiry.clone().watch(
+            self.domain.authorities.clone(),
+            self.fleet.clone(),
+            now,
             shutdown.clone(),
         ));
         sessions.spawn(knock(self.endpoint.clone(), self.orphans, shutdown.clone()));
@@ -403,25 +414,38 @@ async fn knock(endpoint: Endpoint, orphans: Vec<SocketAddr>, shutdown: Cancellat
     }
 }
 
-/// Replaces the hub's own certificate well before it ends.
+/// Replaces the hub's own certificate well before it ends, and when the fleet's roots change. Then it also judges nodes by
+/// the new ones, and tells those that are in session.
 async fn keep_certified(
     authorities: Authorities,
     certificate: HubCertificate,
     mut until: Timestamp,
+    trusted: TrustedRoots,
+    sessions: Arc<gateway::Registry>,
     shutdown: CancellationToken,
 ) {
+    let mut roots = authorities.watch_roots();
     loop {
-        tokio::select! {
+        let changed = tokio::select! {
             () = shutdown.cancelled() => return,
-            () = tokio::time::sleep(LOOK_AT_SERVER) => {}
+            changed = roots.changed() => changed.is_ok(),
+            () = tokio::time::sleep(LOOK_AT_SERVER) => false,
+        };
+        if changed {
+            let now = roots.borrow_and_update().clone();
+            if let Err(error) = trusted.replace(&now.trusted) {
+                warn!(%error, "the fleet's new roots can't be read; nodes are judged by those before");
+            }
+            sessions.trust(&Arc::new(now.trust()));
+        } else if let Err(error) = authorities.look(now()).await {
+            warn!(%error, "the fleet's roots were not read again");
         }
-        if now() < until.minus(RENEW_SERVER_BEFORE) {
+        if !changed && now() < until.minus(RENEW_SERVER_BEFORE) {
             continue;
         }
         let replaced = async {
             let shown = authorities.hub_server(now()).await?;
-            let [leaf, intermediate] = two(&shown)?;
-            certificate.replace(leaf, intermediate, shown.root.clone(), &shown.key)?;
+            certificate.replace(chain(&shown)?, &shown.key)?;
             anyhow::Ok(shown.not_after)
         };
         match replaced.await {
@@ -435,13 +459,13 @@ async fn keep_certified(
 }
 
 fn served(shown: &HubServer) -> anyhow::Result<HubCertificate> {
-    let [leaf, intermediate] = two(shown)?;
-    Ok(HubCertificate::new(leaf, intermediate, shown.root.clone(), &shown.key)?)
+    Ok(HubCertificate::new(chain(shown)?, &shown.key)?)
 }
 
-fn two(shown: &HubServer) -> anyhow::Result<[CertificateDer<'static>; 2]> {
+fn chain(shown: &HubServer) -> anyhow::Result<HubChain> {
+    let (links, roots) = (shown.roots.links.clone(), shown.roots.trusted.clone());
     match shown.chain.as_slice() {
-        [leaf, intermediate] => Ok([leaf.clone(), intermediate.clone()]),
+        [leaf, intermediate] => Ok(HubChain { leaf: leaf.clone(), intermediate: intermediate.clone(), links, roots }),
         _ => bail!("the hub's certificate chain is not leaf and intermediate"),
     }
 }

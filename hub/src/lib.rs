@@ -10,6 +10,7 @@ pub mod check;
 pub mod config;
 pub mod dashboard;
 pub mod enrollment;
+pub mod expiry;
 pub mod gateway;
 pub mod hub;
 pub mod keys;

@@ -3,6 +3,7 @@
 use prometheus::{Encoder, IntCounter, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder};
 
 use crate::audit::Head;
+use crate::expiry::Expiry;
 
 /// The hub's own metrics.
 pub struct Metrics {
@@ -34,6 +35,8 @@ pub struct Metrics {
     /// Times a head of the audit log could not be published.
     pub audit_publish_failures: IntCounter,
     audit_published: IntGaugeVec,
+    /// How long certificates still last.
+    pub expiry: Expiry,
 }
 
 impl Metrics {
@@ -66,6 +69,7 @@ impl Metrics {
                 "Times a head of the audit log could not be published to its file or webhook.",
             )?,
             audit_published,
+            expiry: Expiry::new(&registry)?,
             handshakes: counter("hyperfactory_hub_handshakes_total", "QUIC handshakes that ended well.")?,
             handshakes_failed: counter("hyperfactory_hub_handshakes_failed_total", "QUIC handshakes that failed.")?,
             retries: counter("hyperfactory_hub_retries_total", "Connections asked to prove their address first.")?,

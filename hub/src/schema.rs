@@ -55,6 +55,15 @@ CREATE TABLE authorities (
     not_after BIGINT,
     created_at BIGINT NOT NULL
 );
+-- Links between fleet roots: the name and key of one under the signature of another. They stay while they are valid, for
+-- nodes that were away.
+CREATE TABLE root_links (
+    id {ID},
+    certificate {BLOB} NOT NULL,
+    not_after BIGINT NOT NULL,
+    created_at BIGINT NOT NULL
+);
+
 CREATE UNIQUE INDEX authorities_generation ON authorities (kind, COALESCE(tenant, ''), generation);
 CREATE UNIQUE INDEX authorities_active ON authorities (kind, COALESCE(tenant, '')) WHERE state = 'active';
 
@@ -66,7 +75,13 @@ CREATE TABLE nodes (
     software TEXT NOT NULL,
     enrolled_at BIGINT NOT NULL,
     revoked_at BIGINT,
-    removed_at BIGINT
+    removed_at BIGINT,
+    -- Two nodes have its key: neither may connect.
+    frozen_at BIGINT,
+    frozen_reason TEXT,
+    -- The fleet roots it said it trusts, SHA-256 after SHA-256 of their public keys, and why not those it was told to.
+    roots {BLOB},
+    roots_trouble TEXT
 );
 CREATE UNIQUE INDEX nodes_name ON nodes (tenant, name) WHERE removed_at IS NULL;
 
@@ -99,6 +114,9 @@ CREATE TABLE certificates (
     not_after BIGINT NOT NULL,
     superseded_at BIGINT,
     state TEXT NOT NULL,
+    -- Of a node's identity: its number, from 1 on, and whether it was given for recovery.
+    sequence BIGINT,
+    recovered BIGINT,
     PRIMARY KEY (authority, serial)
 );
 CREATE INDEX certificates_node ON certificates (node, issued_at);

@@ -135,6 +135,26 @@ impl Authority {
         self.sign(&authority_params(role, key, self.child(now, lifetime)?)?, key)
     }
 
+    /// Introduces another root to those who know this one: `other`'s name and key, signed by this root. The link ends with
+    /// the first of the two roots. See [`crate::roots`].
+    ///
+    /// # Errors
+    /// [`AuthorityError::NotAllowed`] when this is not a root, [`AuthorityError::Certificate`] when `other` is none or is
+    /// this one, [`AuthorityError::NotValid`] when one of them is not valid at `now`.
+    pub fn link(&self, other: &CertificateDer<'_>, now: Timestamp) -> Result<CertificateDer<'static>, AuthorityError> {
+        self.must_be(&Role::Root, "a link to another root")?;
+        let facts = Facts::parse(other)
+            .filter(|facts| role_of(facts) == Some(Role::Root) && self.spki_sha256() != sha256(facts.spki));
+        let facts = facts.ok_or(AuthorityError::Certificate)?;
+        let within = (self.not_before.max(facts.not_before), self.not_after.min(facts.not_after));
+        let life = life(now, within.1.since(now), Some(within))?;
+        let key = RequestedKey::from_trusted_spki(facts.spki.to_vec());
+        let link = self.sign(&authority_params(&Role::Root, &key, life)?, &key)?;
+        let introduces = Facts::parse(&link)
+            .is_some_and(|link| link.is_link() && (link.subject, link.key_id) == (facts.subject, facts.key_id));
+        if introduces { Ok(link.into()) } else { Err(AuthorityError::Certificate) }
+    }
+
     /// Issues the hub's server certificate for [`HUB_SERVER_LIFETIME`]; gives it in DER.
     ///
     /// # Errors

@@ -81,6 +81,15 @@ impl<'a> Facts<'a> {
         rest.is_empty().then_some(facts)
     }
 
+    pub(crate) fn is_valid_at(&self, now: Timestamp) -> bool {
+        (self.not_before..=self.not_after).contains(&now)
+    }
+
+    /// Whether it introduces another root: an authority without limits that did not sign itself.
+    pub(crate) fn is_link(&self) -> bool {
+        self.is_ca && self.path_length.is_none() && self.permitted.is_empty() && self.issuer != self.subject
+    }
+
     /// Whether `issuer` is, by name and key identifier, the certificate that signed this one. The signature itself
     /// is the verifier's business.
     pub(crate) fn names_as_issuer(&self, issuer: &Facts<'_>) -> bool {

@@ -3,17 +3,21 @@
 //! One fleet root signs the hub's intermediate and one intermediate per tenant; a tenant's intermediate signs its
 //! nodes. A tenant's Kafka plane has a root of its own. Time is a parameter everywhere. Keys, serials and nonces come from the operating system.
 
+mod anchors;
 pub mod authority;
 mod certificate;
 pub mod distrust;
+pub mod inspect;
 pub mod kafka;
 pub mod key;
 pub mod name;
 pub mod passphrase;
 pub mod pem;
+pub mod recovery;
 pub mod renewal;
 pub mod request;
 pub mod revocation;
+pub mod roots;
 pub mod seal;
 pub mod serial;
 pub mod summary;

@@ -100,6 +100,26 @@ pub fn signed_by(certificate: &[u8], issuer: &[u8]) -> bool {
     named() == Some(true) && signed() == Some(true)
 }
 
+/// The root with the pinned key among the certificates a hub has shown.
+///
+/// # Errors
+/// [`TrustError::WrongPin`] when no certificate has the key, [`TrustError::NotRoot`] when none that has it signs itself.
+pub fn find_root<'a, 'b>(
+    shown: &'a [CertificateDer<'b>],
+    pinned: &[u8; 32],
+) -> Result<&'a CertificateDer<'b>, TrustError> {
+    let mut refusal = TrustError::WrongPin;
+    // A link to the root has its key, too.
+    for certificate in shown.iter().rev() {
+        match check_root(certificate, pinned) {
+            Ok(()) => return Ok(certificate),
+            Err(TrustError::NotRoot) => refusal = TrustError::NotRoot,
+            Err(_) => {}
+        }
+    }
+    Err(refusal)
+}
+
 /// When a certificate is valid: from, until.
 ///
 /// # Errors

@@ -3,6 +3,7 @@
 mod alerts;
 mod api_tokens;
 mod audit;
+pub(crate) mod authorities;
 mod bundles;
 pub(crate) mod denial;
 mod events;
@@ -78,6 +79,7 @@ fn described() -> (Router<App>, Value) {
         .routes(routes!(tenants::list, tenants::create))
         .routes(routes!(tenants::show))
         .routes(routes!(kafka::server_certificate))
+        .routes(routes!(authorities::list))
         .routes(routes!(bundles::fleet_root))
         .routes(routes!(bundles::kafka_root))
         .routes(routes!(bundles::nodes_intermediate))
@@ -85,6 +87,7 @@ fn described() -> (Router<App>, Value) {
         .routes(routes!(nodes::list))
         .routes(routes!(nodes::show, nodes::remove))
         .routes(routes!(nodes::revoke))
+        .routes(routes!(nodes::unfreeze))
         .routes(routes!(revocation_lists::show))
         .routes(routes!(nodes::history))
         .routes(routes!(nodes::coverage))
@@ -125,7 +128,7 @@ mod tests {
         let (_, described) = described();
         assert!(described["openapi"].as_str().expect("a version").starts_with("3.1"), "{}", described["openapi"]);
         let paths = described["paths"].as_object().expect("paths");
-        assert_eq!(paths.len(), 21);
+        assert_eq!(paths.len(), 23);
         for (path, operations) in paths {
             for (method, operation) in operations.as_object().expect("operations") {
                 let responses = operation["responses"].as_object().expect("responses");

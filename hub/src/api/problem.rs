@@ -11,7 +11,7 @@ use utoipa::ToSchema;
 use super::denial::Denial;
 use crate::access::{AccessError, Principal};
 use crate::authorities::AuthoritiesError;
-use crate::enrollment::{RevokeError, TokenError};
+use crate::enrollment::{RevokeError, TokenError, UnfreezeError};
 use crate::telemetry::history::HistoryError;
 use crate::tenants::TenantError;
 
@@ -201,6 +201,15 @@ impl From<RevokeError> for Problem {
             RevokeError::Unknown(_) => Self::not_found(error.to_string()),
             RevokeError::Reason(_) | RevokeError::Comment => Self::invalid(error.to_string()),
             RevokeError::Store(error) => error.into(),
+        }
+    }
+}
+
+impl From<UnfreezeError> for Problem {
+    fn from(error: UnfreezeError) -> Self {
+        match error {
+            UnfreezeError::Unknown(_) => Self::not_found(error.to_string()),
+            UnfreezeError::Store(error) => error.into(),
         }
     }
 }

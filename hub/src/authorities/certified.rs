@@ -66,6 +66,10 @@ pub(crate) struct Certified<'a> {
     pub(crate) node: Option<NodeId>,
     /// In DER.
     pub(crate) certificate: &'a [u8],
+    /// Its number among the identities of a node.
+    pub(crate) sequence: Option<u64>,
+    /// Whether it is given for recovery.
+    pub(crate) recovered: bool,
 }
 
 impl Certified<'_> {
@@ -78,8 +82,9 @@ impl Certified<'_> {
         let summary = Summary::of(self.certificate).map_err(AuthoritiesError::Unreadable)?;
         sqlx::query(
             "INSERT INTO certificates
-                 (serial, authority, kind, tenant, node, spki_sha256, certificate, issued_at, not_after, state)
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, 'issued')",
+                 (serial, authority, kind, tenant, node, spki_sha256, certificate, issued_at, not_after, state,
+                  sequence, recovered)
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, 'issued', $10, $11)",
         )
         .bind(summary.serial.clone())
         .bind(self.authority)
@@ -90,6 +95,8 @@ impl Certified<'_> {
         .bind(self.certificate.to_vec())
         .bind(now.millis())
         .bind(summary.not_after.millis())
+        .bind(self.sequence.map(u64::cast_signed))
+        .bind(i64::from(self.recovered))
         .execute(&mut **transaction)
         .await?;
         Ok(summary)

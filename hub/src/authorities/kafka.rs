@@ -54,6 +54,8 @@ impl Authorities {
             tenant: Some(tenant),
             node: Some(node),
             certificate: &certificate,
+            sequence: None,
+            recovered: false,
         };
         let summary = certified.save(transaction, now).await?;
         let record = Record {
@@ -96,6 +98,8 @@ impl Authorities {
             tenant: Some(tenant),
             node: None,
             certificate: &certificate,
+            sequence: None,
+            recovered: false,
         };
         let summary = certified.save(&mut transaction, now).await?;
         let record = Record {

@@ -75,7 +75,6 @@ pub(super) async fn save(
     now: Timestamp,
 ) -> Result<i64, AuthoritiesError> {
     let (kind, tenant) = place(authority.role());
-    let sealed = authority.seal_key(&keys.get(transaction, authority.role().owner()).await?)?;
     sqlx::query(
         "UPDATE authorities SET state = 'trusted'
          WHERE kind = $1 AND COALESCE(tenant, '') = $2 AND state = 'active'",
@@ -84,9 +83,22 @@ pub(super) async fn save(
     .bind(tenant)
     .execute(&mut **transaction)
     .await?;
+    insert(transaction, authority, "active", keys, now).await
+}
+
+/// Stores `authority` as the newest generation of its kind.
+pub(super) async fn insert(
+    transaction: &mut Transaction,
+    authority: &Authority,
+    state: &'static str,
+    keys: &Keys,
+    now: Timestamp,
+) -> Result<i64, AuthoritiesError> {
+    let (kind, tenant) = place(authority.role());
+    let sealed = authority.seal_key(&keys.get(transaction, authority.role().owner()).await?)?;
     let id = sqlx::query_scalar(
         "INSERT INTO authorities (kind, tenant, generation, state, spki_sha256, certificate, sealed_key, not_after, created_at)
-         SELECT $1, NULLIF($2, ''), COALESCE(MAX(generation), 0) + 1, 'active', $3, $4, $5, $6, $7 FROM authorities
+         SELECT $1, NULLIF($2, ''), COALESCE(MAX(generation), 0) + 1, $8, $3, $4, $5, $6, $7 FROM authorities
          WHERE kind = $1 AND COALESCE(tenant, '') = $2 RETURNING id",
     )
     .bind(kind)
@@ -96,6 +108,7 @@ pub(super) async fn save(
     .bind(sealed)
     .bind(authority.not_after().millis())
     .bind(now.millis())
+    .bind(state)
     .fetch_one(&mut **transaction)
     .await?;
     let summary = Summary::of(authority.certificate_der()).map_err(AuthoritiesError::Unreadable)?;

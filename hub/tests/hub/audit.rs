@@ -22,7 +22,7 @@ use store::{Engine, on_both_engines};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::setup::{HERE, NOW, World, acme, at, identity, key, request, seconds};
+use crate::setup::{HERE, NOW, World, acme, at, first_renewal, identity, key, request, seconds};
 
 /// Forgeries of an export; half as many of the database on each engine.
 const FORGERIES: usize = 1_000;
@@ -91,11 +91,11 @@ on_both_engines! {
         let enrolled = world.enroll(&token, &key(), NOW).await.expect("enrolled");
         let identity = identity(&enrolled.certificate_chain);
         let again = key().certificate_request().expect("a request");
-        let renewed = world.enrollment.renew(&identity, &again, at(60)).await.expect("renewed");
+        let renewed = world.enrollment.renew(&identity, &first_renewal(&again), at(60)).await.expect("renewed");
         let issued = [
             ("hub_server", action::HUB_CERTIFIED, server.chain[0].to_vec()),
             ("authority", action::AUTHORITY_CREATED, server.chain[1].to_vec()),
-            ("authority", action::AUTHORITY_CREATED, server.root.to_vec()),
+            ("authority", action::AUTHORITY_CREATED, server.roots.trusted[0].to_vec()),
             ("authority", action::AUTHORITY_CREATED, enrolled.certificate_chain[1].clone()),
             ("node", action::NODE_ENROLLED, enrolled.certificate_chain[0].clone()),
             ("node", action::CERTIFICATE_RENEWED, renewed.certificate_chain[0].clone()),
@@ -263,7 +263,7 @@ async fn busy(database: &TestDatabase) -> World {
         let now = at(number);
         let (_, identity) = world.node().await;
         let again = key().certificate_request().expect("a request");
-        world.enrollment.renew(&identity, &again, now).await.expect("renewed");
+        world.enrollment.renew(&identity, &first_renewal(&again), now).await.expect("renewed");
         let names = pki::ServerNames::new(&["redpanda".into()], &[]).expect("names");
         world.authorities.kafka_server(&acme(), &again, &names, &Actor::operator("ann"), now).await.expect("issued");
         let bridge = crate::kafka::bridge(&world).await;

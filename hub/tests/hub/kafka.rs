@@ -84,7 +84,7 @@ on_both_engines! {
         let others = world.authorities.trusted(&Role::Kafka(other()), NOW).await.expect("roots");
         for leaf in [&server.certificate, &client.certificate] {
             openssl(&others[0], leaf, &[]).expect_err("another tenant's root");
-            openssl(world.authorities.root_certificate(), leaf, &[]).expect_err("the fleet's root");
+            openssl(&world.authorities.roots().trusted[0], leaf, &[]).expect_err("the fleet's root");
         }
         world.close().await;
     }

@@ -74,8 +74,11 @@ impl Site {
         let keys = Keys::open(&database, &master, now()).await.expect("keys");
         let authorities = Authorities::open(database.clone(), keys, now()).await.expect("authorities");
         let fleet = Fleet::load(&database, now()).await.expect("a fleet");
-        let settings =
-            enrollment::Settings { address: "hub.example:7443".into(), node_lifetime: Duration::from_secs(7 * 86_400) };
+        let settings = enrollment::Settings {
+            address: "hub.example:7443".into(),
+            node_lifetime: Duration::from_secs(7 * 86_400),
+            recovery: enrollment::RecoveryBounds::default(),
+        };
         let enrollment =
             Enrollment::open(database.clone(), authorities.clone(), fleet.clone(), settings, Arc::default())
                 .await

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use hyperfactory_pki::authority::{INTERMEDIATE_LIFETIME, NODE_LIFETIME, ROOT_LIFETIME};
-use hyperfactory_pki::tls::{self, FixedClock, HubCertificate, HubTls};
+use hyperfactory_pki::tls::{self, FixedClock, HubCertificate, HubChain, HubTls, TrustedRoots};
 use hyperfactory_pki::{Authority, CertificateDer, DataKey, NodeIdentity, PrivateKey};
 use protocol::{NodeId, NodeKind, TenantId, Timestamp};
 use rcgen::{CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType};
@@ -57,8 +57,12 @@ impl Fleet {
 
     pub(crate) fn hub_certificate(&self, now: Timestamp) -> (HubCertificate, CertificateDer<'static>) {
         let (key, leaf) = self.hub_server(now);
-        let certificate = HubCertificate::new(leaf.clone(), self.hub_der(), self.root_der(), &key).expect("a pair");
+        let certificate = HubCertificate::new(self.hub_chain(leaf.clone()), &key).expect("a pair");
         (certificate, leaf)
+    }
+
+    pub(crate) fn hub_chain(&self, leaf: CertificateDer<'static>) -> HubChain {
+        HubChain { leaf, intermediate: self.hub_der(), links: Vec::new(), roots: vec![self.root_der()] }
     }
 
     pub(crate) fn hub_server(&self, now: Timestamp) -> (PrivateKey, CertificateDer<'static>) {
@@ -78,12 +82,12 @@ impl Fleet {
         denied: impl Fn(&NodeIdentity) -> bool + Send + Sync + 'static,
     ) -> Arc<rustls::ServerConfig> {
         let clock = Arc::new(FixedClock(now));
-        tls::server_config(HubTls { root: self.root_der(), certificate, denied: Arc::new(denied), clock })
-            .expect("a configuration")
+        let roots = TrustedRoots::new(&[self.root_der()]).expect("a root");
+        tls::server_config(HubTls { roots, certificate, denied: Arc::new(denied), clock }).expect("a configuration")
     }
 
     pub(crate) fn node_config(&self, node: &Node, now: Timestamp) -> Arc<rustls::ClientConfig> {
-        tls::node_config(node.chain.clone(), &node.key, &self.root_der(), Arc::new(FixedClock(now)))
+        tls::node_config(node.chain.clone(), &node.key, &[self.root_der()], Arc::new(FixedClock(now)))
             .expect("a configuration")
     }
 

@@ -9,4 +9,5 @@ mod handshake;
 mod hostile;
 mod matrix;
 mod outside;
+mod roots;
 mod web;

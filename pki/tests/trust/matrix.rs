@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hyperfactory_pki::authority::NODE_LIFETIME;
-use hyperfactory_pki::tls::{FixedClock, HubCertificate};
+use hyperfactory_pki::tls::{FixedClock, HubCertificate, HubChain};
 use hyperfactory_pki::{
     Authority, CertificateDer, HUB_SERVER_NAME, PrivateKey, ServerNames, kafka_principal, node_identity, pem, tls,
 };
@@ -349,14 +349,15 @@ impl Site {
         self.taken_for(tls::node_config(
             node.chain.clone(),
             &node.key,
-            &self.fleet.root_der(),
+            &[self.fleet.root_der()],
             Arc::new(FixedClock(NOW)),
         ))
     }
 
     /// The same with the ALPN of enrollment, where a certificate is not asked for but judged all the same.
     fn enroll(&self, node: &Node) -> Option<String> {
-        let config = tls::node_config(node.chain.clone(), &node.key, &self.fleet.root_der(), Arc::new(FixedClock(NOW)));
+        let config =
+            tls::node_config(node.chain.clone(), &node.key, &[self.fleet.root_der()], Arc::new(FixedClock(NOW)));
         self.taken_for(config.map(|config| {
             let mut config = ClientConfig::clone(&config);
             config.alpn_protocols = vec![protocol::version::ALPN_ENROLL.to_vec()];
@@ -375,7 +376,8 @@ impl Site {
     fn hub(&self, node: &Node) -> bool {
         let leaf = node.chain[0].clone();
         let intermediate = node.chain.get(1).unwrap_or(&leaf).clone();
-        let Ok(certificate) = HubCertificate::new(leaf, intermediate, self.fleet.root_der(), &node.key) else {
+        let Ok(certificate) = HubCertificate::new(HubChain { intermediate, ..self.fleet.hub_chain(leaf) }, &node.key)
+        else {
             return false;
         };
         let server = self.fleet.server_config_with(certificate, NOW, |_| false);

@@ -117,6 +117,19 @@ fn both_judges_accept_a_nodes_chain_and_the_hubs() {
 }
 
 #[test]
+fn both_judges_accept_a_hub_of_the_next_root_by_the_link_the_old_one_signed() {
+    let files = Files::new();
+    let next = Fleet::at(files.now);
+    let link = files.fleet.root.link(&next.root_der(), files.now).expect("a link");
+    let chain = [next.hub_server(files.now).1, next.hub_der(), link];
+    openssl_accepts(&files, &chain, &["-purpose", "sslserver"]);
+    openssl_refuses(&files, &chain[..2], &[], "unable to get local issuer");
+    if let Some(said) = files.certtool(&chain, &files.fleet.root_der(), SERVER) {
+        assert_eq!(said, Ok(()));
+    }
+}
+
+#[test]
 fn both_judges_refuse_another_fleets_chain() {
     let files = Files::new();
     let foreign = Fleet::at(files.now);
