@@ -74,7 +74,9 @@ need_packages() {
     done
     [ ${#missing[@]} -eq 0 ] && return
 
-    say "Missing packages: ${missing[*]}"
+    local named
+    named=$(printf ', %s' "${missing[@]//|/ or }")
+    say "Missing packages: ${named#, }"
     # The choices among packages are apt's to know; the first is as good as any in advice.
     need_root "to install packages" "As root: apt-get install ${missing[*]%%|*}; then run this again."
     local log

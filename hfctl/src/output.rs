@@ -44,6 +44,11 @@ impl Output {
         Ok(self.out.flush()?)
     }
 
+    /// What a program reads, as it comes.
+    pub(crate) fn bytes(&mut self, bytes: &[u8]) -> Result<(), Failure> {
+        Ok(self.out.write_all(bytes).and_then(|()| self.out.flush())?)
+    }
+
     /// One line of text, at once.
     pub(crate) fn line(&mut self, text: &str) -> Result<(), Failure> {
         writeln!(self.out, "{}", harmless(text))?;

@@ -272,3 +272,36 @@ fn the_audit_log_is_followed() {
     child.kill().expect("killed");
     child.wait().expect("ended");
 }
+
+#[test]
+fn an_export_is_there_when_it_is_whole() {
+    let site = Site::start();
+    let file = site.home.path().join("audit.jsonl");
+    let path = file.to_str().expect("text");
+    site.admin(&["audit", "export", "--file", path]).ok();
+    let lines = std::fs::read_to_string(&file).expect("written");
+    let last: Value = serde_json::from_str(lines.lines().last().expect("a line")).expect("JSON");
+    let head = site.admin(&["audit", "head"]).ok();
+    assert_eq!(
+        head.trim(),
+        format!("{}:{}", last["unmapped"]["id"], last["unmapped"]["hash"].as_str().expect("a hash"))
+    );
+    assert!(site.admin(&["audit", "export"]).ok().starts_with(&lines));
+    site.with(&site.url, &site.viewer, &["audit", "export", "--file", path]).fails(3, &["takes the role admin"]);
+
+    // A hub that dies in the middle of it.
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let url = format!("http://{}", listener.local_addr().expect("an address"));
+    let dying = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().expect("a caller");
+        let mut asked = BufReader::new(stream.try_clone().expect("a reader")).lines();
+        while asked.next().is_some_and(|line| line.is_ok_and(|line| !line.is_empty())) {}
+        let begun = "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n3\r\n{}\n\r\n";
+        stream.write_all(begun.as_bytes()).expect("begun");
+    });
+    let other = site.home.path().join("other.jsonl");
+    let path = other.to_str().expect("text");
+    site.with(&url, &site.admin, &["audit", "export", "--file", path]).fails(1, &["broke off and is not whole"]);
+    assert!(!other.exists());
+    dying.join().expect("it served");
+}

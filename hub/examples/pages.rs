@@ -124,6 +124,7 @@ fn one(i: usize) -> Node {
         last_seen: (state != PresenceState::NeverSeen)
             .then(|| if state == PresenceState::Online { ago(i as u64 % 14) } else { ago(4_000) }),
         enrolled_at: ago(9 * DAY),
+        revoked_at: None,
         host: Host {
             hostname: format!("{place}-{}.plant.example", i / 7 + 1),
             os: "Debian GNU/Linux 12".into(),

@@ -1,7 +1,10 @@
 //! Who did what: a hash chain, append-only, written in the same transaction as the act.
 
 mod chain;
+mod command;
+mod export;
 pub mod ocsf;
+pub mod publish;
 pub mod verify;
 
 use std::fmt;
@@ -17,6 +20,8 @@ use store::{Database, StoreError, Transaction};
 use crate::rows::{self, Insert};
 
 pub use chain::{Hash, HashError, Head, HeadError, Link};
+pub use command::{Audit, Verify};
+pub use export::Export;
 
 /// The words of [`Record::action`].
 pub mod action {
@@ -283,7 +288,7 @@ pub fn certificate(kind: &str, certificate: &pki::Summary) -> Value {
 /// # Errors
 /// When it could not be committed.
 pub async fn record(database: &Database, now: Timestamp, record: Record) -> Result<i64, StoreError> {
-    let mut transaction = database.begin_write().await?;
+    let mut transaction = database.within(record.tenant.as_ref().map(TenantId::as_str)).begin_write().await?;
     let id = append(&mut transaction, now, record).await?;
     transaction.commit().await?;
     Ok(id)
@@ -315,7 +320,7 @@ pub async fn list(database: &Database, filter: &Filter) -> Result<Vec<Entry>, St
         .bind(action.unwrap_or_default())
         .bind(prefix.unwrap_or(0))
         .bind(i64::from(filter.limit.min(1000)))
-        .fetch_all(database.reader())
+        .fetch_all(&mut *database.within(filter.tenant.as_ref().map(TenantId::as_str)).read().await?)
         .await?;
     Ok(rows.iter().map(|row| Link::read(row).map(Entry::from)).collect::<Result<_, sqlx::Error>>()?)
 }

@@ -40,9 +40,11 @@ pub enum Outcome {
 /// Looks at everything; changes nothing but that a missing embedded database is made.
 pub async fn all(config: &Config) -> Vec<Finding> {
     let running = Endpoints::read(&config.state_dir).filter(|endpoints| taken_udp(endpoints.quic));
+    let [database, tenants] = database(config).await;
     vec![
         state_dir(&config.state_dir),
-        database(config).await,
+        database,
+        tenants,
         master_key(config).await,
         port(
             "quic-listen",
@@ -97,18 +99,32 @@ fn state_dir(path: &Path) -> Finding {
     }
 }
 
-async fn database(config: &Config) -> Finding {
-    let subject = "database";
+/// The database, and how it keeps tenants apart.
+async fn database(config: &Config) -> [Finding; 2] {
+    let (subject, apart) = ("database", "tenants");
     let opened = async {
         let database = Database::open(&config.database_url()).await?;
         database.migrate(schema::MIGRATIONS).await?;
-        let location = database.location().to_owned();
+        let (location, guard) = (database.location().to_owned(), database.guard().await?);
         database.close().await;
-        anyhow::Ok(location)
+        anyhow::Ok((location, guard))
     };
     match opened.await {
-        Ok(location) => Finding { subject, outcome: Outcome::Ok, said: location },
-        Err(error) => Finding { subject, outcome: Outcome::Fail, said: format!("{error:#}") },
+        Ok((location, guard)) => {
+            let (outcome, said) = match guard.advice() {
+                Some(advice) => (Outcome::Warn, advice),
+                None => (Outcome::Ok, guard.to_string()),
+            };
+            [Finding { subject, outcome: Outcome::Ok, said: location }, Finding { subject: apart, outcome, said }]
+        }
+        Err(error) => {
+            let said = format!("{error:#}");
+            let unknown = "not known while the database can't be used".to_owned();
+            [
+                Finding { subject, outcome: Outcome::Fail, said },
+                Finding { subject: apart, outcome: Outcome::Warn, said: unknown },
+            ]
+        }
     }
 }
 

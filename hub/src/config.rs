@@ -45,6 +45,12 @@ pub struct Config {
     pub recovery_window: Period,
     /// How long telemetry is kept.
     pub retention: Period,
+    /// File to which heads of the audit log are added, a line each: best on a disk that this machine can't rewrite.
+    pub audit_heads_file: Option<PathBuf>,
+    /// HTTP address to which heads of the audit log are posted.
+    pub audit_heads_webhook: Option<Secret>,
+    /// How often a head of the audit log is published when there is a new one.
+    pub audit_heads_every: Period,
     /// Enrollments a second, in all.
     pub enrollments_per_second: u32,
     /// Enrollments a second from one IPv4 address or IPv6 /64.
@@ -70,6 +76,9 @@ impl Default for Config {
             master_command: None,
             recovery_window: Period(RecoveryBounds::default().window),
             retention: Period(Duration::from_secs(7 * 86_400)),
+            audit_heads_file: None,
+            audit_heads_webhook: None,
+            audit_heads_every: Period(Duration::from_secs(3600)),
             enrollments_per_second: admission.enrollments_per_second,
             enrollments_per_source: admission.enrollments_per_source,
             alert_node_lost_after: Period(Duration::from_secs(30)),

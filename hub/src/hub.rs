@@ -22,6 +22,7 @@ use transport::{CloseCode, Endpoint, EndpointError, ResetKey, ServerLimits};
 
 use crate::access::Access;
 use crate::alerts::Alerts;
+use crate::audit::publish::{Publisher, Webhook};
 use crate::authorities::{Authorities, HubServer};
 use crate::config::Config;
 use crate::enrollment::{self, Enrollment};
@@ -110,6 +111,9 @@ impl Domain {
             None => format!("the hub cannot start with its state in {}", config.state_dir.display()),
             Some(_) => "the hub cannot start with the database it is configured for".to_owned(),
         })?;
+        if let Some(advice) = database.guard().await?.advice() {
+            warn!("{advice}");
+        }
         let keys = Keys::open(&database, &config.master(), now()).await?;
         let authorities = Authorities::open(database.clone(), keys, now())
             .await
@@ -200,6 +204,11 @@ impl Hub {
         let (alerts, judging) =
             Alerts::start(database.clone(), fleet.clone(), config.alert_policy(), now, stop_storing.clone()).await?;
         storing.spawn(judging);
+        let webhook = config.audit_heads_webhook.clone().map(Webhook::new).transpose()?;
+        let file = config.audit_heads_file.clone();
+        let every = config.audit_heads_every.get();
+        let publisher = Publisher::new(database.clone(), Arc::clone(&metrics), file, webhook, every);
+        storing.spawn(publisher.keep(now, stop_storing.clone()));
         storing.spawn(Upkeep::new(database.clone(), config.retention.get()).keep(now, stop_storing.clone()));
 
         let http = match &config.public_url {

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 use hyperfactory_hub::access::{Grant, Role};
-use hyperfactory_hub::audit::Actor;
+use hyperfactory_hub::audit::{Actor, Audit};
 use hyperfactory_hub::config::Config;
 use hyperfactory_hub::hub::{Domain, Endpoints, Hub, now};
 use hyperfactory_hub::{check, keys, quickstart};
@@ -61,6 +61,9 @@ enum Verb {
     Keys(keys::verb::Verb),
     /// Makes an API token and prints it, once. Works while the hub runs.
     ApiToken(Who),
+    /// The audit log, offline.
+    #[command(subcommand)]
+    Audit(Audit),
 }
 
 #[derive(Args)]
@@ -136,6 +139,10 @@ async fn run(verb: Verb, config: &Config) -> anyhow::Result<ExitCode> {
             let (_, token) = domain.access.create_api_token(grant, &Actor::operator("hyperfactory-hub"), now()).await?;
             say(&token);
         }
+        Verb::Audit(audit) => {
+            let sound = audit.run(config, now()).await?;
+            return Ok(if sound { ExitCode::SUCCESS } else { ExitCode::from(FAILED) });
+        }
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -168,7 +175,12 @@ fn until_told() -> anyhow::Result<CancellationToken> {
 fn default_filter(verb: &Verb) -> &'static str {
     match verb {
         Verb::Serve => "info",
-        Verb::Quickstart { .. } | Verb::Check | Verb::Keys(_) | Verb::SignIn(_) | Verb::ApiToken(_) => "warn",
+        Verb::Quickstart { .. }
+        | Verb::Check
+        | Verb::Keys(_)
+        | Verb::SignIn(_)
+        | Verb::ApiToken(_)
+        | Verb::Audit(_) => "warn",
     }
 }
 

@@ -1,6 +1,8 @@
 //! What the hub counts, for `/metrics`.
 
-use prometheus::{Encoder, IntCounter, IntGauge, Registry, TextEncoder};
+use prometheus::{Encoder, IntCounter, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder};
+
+use crate::audit::Head;
 
 /// The hub's own metrics.
 pub struct Metrics {
@@ -17,6 +19,11 @@ pub struct Metrics {
     pub enrollments_limited: IntCounter,
     /// Sessions ended by another one of the same node.
     pub displaced: IntCounter,
+    /// Number of the audit log's newest entry.
+    pub audit_entries: IntGauge,
+    /// Times a head of the audit log could not be published.
+    pub audit_publish_failures: IntCounter,
+    audit_published: IntGaugeVec,
 }
 
 impl Metrics {
@@ -31,10 +38,24 @@ impl Metrics {
             registry.register(Box::new(counter.clone()))?;
             prometheus::Result::Ok(counter)
         };
-        let sessions = IntGauge::new("hyperfactory_hub_sessions", "Live sessions of nodes.")?;
-        registry.register(Box::new(sessions.clone()))?;
+        let gauge = |name, help| {
+            let gauge = IntGauge::new(name, help)?;
+            registry.register(Box::new(gauge.clone()))?;
+            prometheus::Result::Ok(gauge)
+        };
+        let audit_published = IntGaugeVec::new(
+            Opts::new("hyperfactory_hub_audit_head_info", "The audit log's head as last published."),
+            &["id", "hash"],
+        )?;
+        registry.register(Box::new(audit_published.clone()))?;
         Ok(Self {
-            sessions,
+            sessions: gauge("hyperfactory_hub_sessions", "Live sessions of nodes.")?,
+            audit_entries: gauge("hyperfactory_hub_audit_entries", "Number of the audit log's newest entry.")?,
+            audit_publish_failures: counter(
+                "hyperfactory_hub_audit_publish_failures_total",
+                "Times a head of the audit log could not be published to its file or webhook.",
+            )?,
+            audit_published,
             handshakes: counter("hyperfactory_hub_handshakes_total", "QUIC handshakes that ended well.")?,
             handshakes_failed: counter("hyperfactory_hub_handshakes_failed_total", "QUIC handshakes that failed.")?,
             retries: counter("hyperfactory_hub_retries_total", "Connections asked to prove their address first.")?,
@@ -48,6 +69,12 @@ impl Metrics {
             )?,
             registry,
         })
+    }
+
+    /// Shows `head` as the published one. A new series each time, but seldom: once an hour unless told otherwise.
+    pub fn audit_published(&self, head: &Head) {
+        self.audit_published.reset();
+        self.audit_published.with_label_values(&[head.id.to_string(), head.hash.to_string()]).set(1);
     }
 
     /// The Prometheus text format (version 0.0.4).

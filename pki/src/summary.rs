@@ -1,6 +1,8 @@
 //! What names a certificate and how long it lives: for logs, pages and whoever compares certificates with records.
 
 use protocol::Timestamp;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject as _;
 
 use crate::certificate::Facts;
 use crate::key::sha256;
@@ -30,6 +32,18 @@ pub struct Summary {
 }
 
 impl Summary {
+    /// Reads a file of certificates: PEM, one or more, or one in DER.
+    ///
+    /// # Errors
+    /// [`TrustError::Malformed`] when something in it is not a certificate, or nothing is.
+    pub fn all(file: &[u8]) -> Result<Vec<Self>, TrustError> {
+        let pem = CertificateDer::pem_slice_iter(file).collect::<Result<Vec<_>, _>>();
+        match pem.map_err(|_| TrustError::Malformed)?.as_slice() {
+            [] => Ok(vec![Self::of(file)?]),
+            certificates => certificates.iter().map(|certificate| Self::of(certificate)).collect(),
+        }
+    }
+
     /// Reads a certificate in DER.
     ///
     /// # Errors

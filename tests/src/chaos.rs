@@ -108,6 +108,7 @@ pub fn run(rounds: u32, seed: u64, database: Option<&str>) -> Result<Outcome> {
         }
     }
     ensure!(hub.stop()?.success(), "the hub did not stop well");
+    hub.command(&["audit", "verify"])?;
     Ok(outcome)
 }
 

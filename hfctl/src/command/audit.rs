@@ -1,6 +1,8 @@
 //! `hfctl audit`.
 
-use std::io::{BufRead, Read as _};
+use std::fs::File;
+use std::io::{BufRead, Read as _, Write as _};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Subcommand;
@@ -32,11 +34,38 @@ pub(crate) enum Audit {
         #[arg(long)]
         action: Option<String>,
     },
+    /// Writes the whole log as JSON lines (OCSF), for an archive or for `hyperfactory-hub audit verify --file`.
+    ///
+    /// A token bound to a tenant gets that tenant's entries, which are a part of the chain. Takes the role admin.
+    Export {
+        /// Only this tenant's entries: a part of the chain.
+        #[arg(long)]
+        tenant: Option<String>,
+        /// Only entries after this number: what an earlier export did not have.
+        #[arg(long, value_name = "NUMBER")]
+        after: Option<i64>,
+        /// Where to write; it is there when all of it is [default: standard output].
+        #[arg(long, value_name = "FILE")]
+        file: Option<PathBuf>,
+    },
+    /// Prints the newest entry's number and hash, to be noted where the hub can't reach.
+    Head,
 }
 
 impl Audit {
     pub(crate) fn run(self, client: &Client, output: &mut Output) -> Result<(), Failure> {
-        let Self::Tail { follow, lines, tenant, action } = self;
+        let (follow, lines, tenant, action) = match self {
+            Self::Tail { follow, lines, tenant, action } => (follow, lines, tenant, action),
+            Self::Export { tenant, after, file } => return export(client, output, tenant.as_deref(), after, file),
+            Self::Head => {
+                let head: Value = client.get("audit/head", &[])?;
+                return if output.is_json() {
+                    output.json(&head)
+                } else {
+                    output.line(&format!("{}:{}", text(&head, "/id"), text(&head, "/hash")))
+                };
+            }
+        };
         let query = [("tenant", tenant.as_deref()), ("action", action.as_deref())];
         let mut entries = client.list("audit", &query, Some(lines))?;
         entries.reverse();
@@ -66,6 +95,37 @@ impl Audit {
     }
 }
 
+fn export(
+    client: &Client,
+    output: &mut Output,
+    tenant: Option<&str>,
+    after: Option<i64>,
+    file: Option<PathBuf>,
+) -> Result<(), Failure> {
+    let after = after.map(|after| after.to_string());
+    let lines = client.stream("audit/export", &[("tenant", tenant), ("after", after.as_deref())], None)?;
+    let Some(path) = file else { return copy(lines, |part| output.bytes(part)) };
+    // Under its name when it is whole: a part would look like a log that was cut.
+    let new = path.with_extension("part");
+    let failed = |error: std::io::Error| Failure::Failed(format!("cannot write {}: {error}", new.display()));
+    let mut written = File::create(&new).map_err(failed)?;
+    copy(lines, |part| written.write_all(part).map_err(failed))?;
+    written.sync_all().and_then(|()| std::fs::rename(&new, &path)).map_err(failed)
+}
+
+fn copy(mut from: impl BufRead, mut put: impl FnMut(&[u8]) -> Result<(), Failure>) -> Result<(), Failure> {
+    loop {
+        let part = from.fill_buf();
+        let part = part.map_err(|error| Failure::Failed(format!("the export broke off and is not whole: {error}")))?;
+        if part.is_empty() {
+            return Ok(());
+        }
+        let taken = part.len();
+        put(part)?;
+        from.consume(taken);
+    }
+}
+
 /// Prints the entries of a stream until it ends.
 fn read(mut stream: impl BufRead, last: &mut Option<String>, output: &mut Output) -> Result<(), Failure> {
     let mut line = String::new();
@@ -92,9 +152,12 @@ fn print(entry: &Value, output: &mut Output) -> Result<(), Failure> {
 fn row(entry: &Value) -> [String; 6] {
     let detail = entry.pointer("/detail").and_then(Value::as_object).map(|fields| {
         let shown = fields.iter().filter(|(_, value)| !value.is_null());
-        let shown = shown.map(|(name, value)| match value.as_str() {
-            Some(text) => format!("{name}={text}"),
-            None => format!("{name}={value}"),
+        let shown = shown.map(|(name, value)| {
+            // Of a certificate, its serial is enough to read; the rest is in the JSON.
+            match value.as_str().or_else(|| value["serial"].as_str()) {
+                Some(text) => format!("{name}={text}"),
+                None => format!("{name}={value}"),
+            }
         });
         shown.collect::<Vec<_>>().join(" ")
     });

@@ -2,9 +2,11 @@
 
 use std::time::Duration;
 
+use axum::body::Body;
 use axum::extract::State;
-use axum::http::HeaderMap;
+use axum::http::{HeaderMap, header};
 use axum::response::sse::{Event, KeepAlive, Sse};
+use axum::response::{IntoResponse as _, Response};
 use futures_util::Stream;
 use futures_util::stream;
 use serde::Deserialize;
@@ -15,7 +17,9 @@ use super::events::Watch;
 use super::extract::{Caller, Query};
 use super::list::{Paging, page};
 use super::problem::Problem;
-use super::resource::{AuditEntry, Page};
+use super::resource::{AuditEntry, AuditHead, Page};
+use crate::access::Role;
+use crate::audit::publish::Published;
 use crate::audit::{self, Filter};
 use crate::web::App;
 
@@ -82,10 +86,7 @@ pub(crate) async fn follow(
     let newest = match last {
         Some(last) => last,
         // The newest of all, not of the filter: what came before is not asked for.
-        None => {
-            let all = Filter { limit: 1, ..Filter::default() };
-            audit::list(&app.state.database, &all).await?.first().map_or(0, |entry| entry.id)
-        }
+        None => audit::head(&app.state.database).await?.id,
     };
     filter.after = Some(newest);
     filter.limit = AT_ONCE;
@@ -93,6 +94,56 @@ pub(crate) async fn follow(
     let events =
         stream::unfold(follower, async |mut follower| follower.next().await.map(|event| (Ok(event), follower)));
     Ok(Sse::new(events).keep_alive(KeepAlive::new().interval(Duration::from_secs(15))))
+}
+
+/// The newest entry's number and hash: noted elsewhere, it shows later whether the log up to it is still the same.
+#[utoipa::path(get, path = "/api/v1/audit/head", tag = "audit", responses(
+    (status = 200, body = AuditHead),
+    (status = "default", body = Problem, content_type = "application/problem+json"),
+))]
+pub(crate) async fn head(State(app): State<App>, _: Caller) -> Result<axum::Json<AuditHead>, Problem> {
+    let published = Published::of(audit::head(&app.state.database).await?, app.now());
+    Ok(axum::Json(AuditHead { id: published.id, hash: published.hash.to_string(), at_ms: published.at_ms }))
+}
+
+/// Which entries to export.
+#[derive(Clone, Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+pub(crate) struct Exported {
+    /// Only this tenant's: such an export is not the whole chain.
+    tenant: Option<String>,
+    /// Only entries after this number.
+    after: Option<i64>,
+}
+
+/// The audit log, oldest first, as JSON lines: events of OCSF 1.6, each with the entry as it was hashed under
+/// `unmapped`; `hyperfactory-hub audit verify --file` checks them. Takes the role admin. What breaks off is not whole.
+#[utoipa::path(get, path = "/api/v1/audit/export", tag = "audit", params(Exported), responses(
+    (status = 200, body = String, content_type = "application/x-ndjson"),
+    (status = "default", body = Problem, content_type = "application/problem+json"),
+))]
+pub(crate) async fn export(
+    State(app): State<App>,
+    caller: Caller,
+    Query(exported): Query<Exported>,
+) -> Result<Response, Problem> {
+    caller.require(Role::Admin)?;
+    let tenant = caller.scope(exported.tenant.as_deref())?;
+    let export = audit::Export::begin(app.state.database.clone(), tenant, exported.after.unwrap_or(0)).await?;
+    let lines = stream::unfold((export, app.stream()?, app), async |(mut export, permit, app)| {
+        // An error, so that the reader does not take a part for the whole.
+        let stopping = || std::io::Error::other("the hub is stopping");
+        let lines = match app.state.shutdown.is_cancelled() {
+            true => Err(stopping()),
+            false => export.lines().await.map_err(std::io::Error::other),
+        };
+        Some((lines.transpose()?, (export, permit, app)))
+    });
+    let headers = [
+        (header::CONTENT_TYPE, "application/x-ndjson"),
+        (header::CONTENT_DISPOSITION, "attachment; filename=\"audit.jsonl\""),
+    ];
+    Ok((headers, Body::from_stream(lines)).into_response())
 }
 
 struct Follower {

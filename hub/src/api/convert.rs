@@ -40,6 +40,7 @@ impl From<&NodeView> for Node {
             attention: attention(&view.attention),
             last_seen: view.last_seen.map(Time),
             enrolled_at: Time(view.enrolled_at),
+            revoked_at: view.revoked_at.map(Time),
             host: Host {
                 hostname: facts.hostname.clone(),
                 os: facts.os.clone(),

@@ -91,6 +91,8 @@ fn described() -> (Router<App>, utoipa::openapi::OpenApi) {
         .routes(routes!(alerts::list))
         .routes(routes!(audit::list))
         .routes(routes!(audit::follow))
+        .routes(routes!(audit::head))
+        .routes(routes!(audit::export))
         .routes(routes!(api_tokens::list, api_tokens::create))
         .routes(routes!(api_tokens::revoke))
         .routes(routes!(events::stream))
@@ -107,7 +109,7 @@ mod tests {
         let described = serde_json::to_value(&description).expect("JSON");
         assert!(described["openapi"].as_str().expect("a version").starts_with("3.1"), "{}", described["openapi"]);
         let paths = described["paths"].as_object().expect("paths");
-        assert_eq!(paths.len(), 20);
+        assert_eq!(paths.len(), 22);
         for (path, operations) in paths {
             for (method, operation) in operations.as_object().expect("operations") {
                 let responses = operation["responses"].as_object().expect("responses");

@@ -85,11 +85,16 @@ pub(crate) async fn history(
     Path(id): Path<NodeId>,
     Query(query): Query<HistoryQuery>,
 ) -> Result<axum::Json<History>, Problem> {
-    app.roster.node(&caller.0, id).ok_or_else(|| unknown(id))?;
+    let (_, view) = app.roster.node(&caller.0, id).ok_or_else(|| unknown(id))?;
     let to = query.to.map_or_else(|| app.now(), Timestamp::from_millis);
     let from = query.from.map_or_else(|| to.minus(RANGE), Timestamp::from_millis);
     let selector = Selector { metric: query.metric, target: query.target };
-    let range = app.state.history.range(id, &[selector], from, to, query.points.unwrap_or(POINTS)).await?;
+    let range = app
+        .state
+        .history
+        .within(view.tenant.as_str())
+        .range(id, &[selector], from, to, query.points.unwrap_or(POINTS))
+        .await?;
     Ok(axum::Json(range.into()))
 }
 
@@ -103,8 +108,8 @@ pub(crate) async fn coverage(
     caller: Caller,
     Path(id): Path<NodeId>,
 ) -> Result<axum::Json<Vec<Coverage>>, Problem> {
-    app.roster.node(&caller.0, id).ok_or_else(|| unknown(id))?;
-    let coverage = app.state.ingest.coverage(id).await?;
+    let (_, view) = app.roster.node(&caller.0, id).ok_or_else(|| unknown(id))?;
+    let coverage = app.state.ingest.coverage(&view.tenant, id).await?;
     Ok(axum::Json(coverage.into_iter().map(Coverage::from).collect()))
 }
 

@@ -290,6 +290,9 @@ pub struct Node {
     pub last_seen: Option<Time>,
     /// When it enrolled.
     pub enrolled_at: Time,
+    /// When its trust was taken away.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub revoked_at: Option<Time>,
     /// What it says about its host.
     pub host: Host,
     /// Its newest figures.
@@ -618,6 +621,17 @@ pub struct AuditEntry {
     pub remote: Option<String>,
     /// SHA-256 over all of it and the hash of the entry before it, in hexadecimal.
     pub hash: String,
+}
+
+/// The audit log's newest entry: it stands for the whole log up to there.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct AuditHead {
+    /// Its number.
+    pub id: i64,
+    /// Its hash, in hexadecimal.
+    pub hash: String,
+    /// When it was the newest, ms since the Unix epoch.
+    pub at_ms: i64,
 }
 
 /// What became of a join token.

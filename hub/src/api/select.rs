@@ -328,6 +328,7 @@ pub(crate) mod tests {
             attention: Attention { level, reasons: vec![] },
             last_seen: None,
             enrolled_at: Time(Timestamp::from_millis(0)),
+            revoked_at: None,
             host: Host { hostname: format!("{name}.example"), ..Host::default() },
             figures: Figures { cpu: Some(cpu), memory: Some(Used { used: cpu, total: 1.0 }), ..Figures::default() },
             service_counts: ServiceCounts::default(),

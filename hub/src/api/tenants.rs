@@ -36,8 +36,8 @@ pub(crate) async fn list(
     Query(paging): Query<Paging>,
 ) -> Result<axum::Json<Page<Tenant>>, Problem> {
     let mut counts = app.roster.counts(&caller.0);
-    let tenants = app.state.tenants.list().await?.into_iter().filter(|tenant| caller.sees(&tenant.id));
-    let tenants = tenants.map(|tenant| {
+    let tenants = app.state.tenants.within(caller.0.tenant.as_ref()).list().await?;
+    let tenants = tenants.into_iter().map(|tenant| {
         let counts = counts.remove(tenant.id.as_str()).unwrap_or_default();
         tenant_resource(tenant, counts)
     });
@@ -55,7 +55,7 @@ pub(crate) async fn show(
     Path(id): Path<TenantId>,
 ) -> Result<axum::Json<Tenant>, Problem> {
     caller.require_tenant(&id)?;
-    let tenant = app.state.tenants.get(&id).await?;
+    let tenant = app.state.tenants.within(caller.0.tenant.as_ref()).get(&id).await?;
     let counts = app.roster.counts(&caller.0).remove(id.as_str()).unwrap_or_default();
     Ok(axum::Json(tenant_resource(tenant, counts)))
 }

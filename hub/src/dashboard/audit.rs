@@ -7,13 +7,16 @@ use super::format::{self, Clock};
 use crate::api::resource::AuditEntry;
 
 /// Kinds of act to choose from: the start of the action's name, and the word for it.
-const KINDS: [(&str, &str); 7] = [
+const KINDS: [(&str, &str); 10] = [
     ("", "Everything"),
     ("tenant.", "Tenants"),
     ("token.", "Join tokens"),
     ("enrollment.", "Refused enrollments"),
     ("node.", "Nodes"),
+    ("certificate.", "Certificates"),
+    ("authority.", "Authorities"),
     ("session.", "Sessions"),
+    ("access.", "Denied access"),
     ("signin", "Sign-ins"),
 ];
 
@@ -81,7 +84,10 @@ pub(super) fn actor(actor: &str) -> Markup {
 
 /// `name: press-2 · kind: agent`.
 fn detail(value: &Value) -> String {
-    let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+    // Of a certificate, its serial is enough to read.
+    let text = |value: &Value| {
+        value.as_str().or_else(|| value["serial"].as_str()).map_or_else(|| value.to_string(), str::to_owned)
+    };
     match value {
         Value::Object(fields) => {
             let each = fields.iter().filter(|(_, value)| !value.is_null());

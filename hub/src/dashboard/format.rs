@@ -147,6 +147,9 @@ pub fn level(level: AttentionLevel) -> Standing {
 
 /// A node's state in one word: presence where that is the news, else what it needs.
 pub fn node(node: &Node) -> Standing {
+    if node.revoked_at.is_some() {
+        return Standing { class: "away", word: "Revoked" };
+    }
     match (node.presence.state, node.attention.level) {
         (PresenceState::Lost, _) => Standing { class: "critical", word: "Lost" },
         (PresenceState::Left, _) => Standing { class: "away", word: "Signed off" },

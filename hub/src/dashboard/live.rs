@@ -349,7 +349,7 @@ impl Live {
                 out.put("view", audit::view(&entries, &query.action, older, clock));
             }
             Watched::Join { token } => {
-                let found = app.state.enrollment.token(token).await?.filter(|token| who.sees(&token.tenant));
+                let found = app.state.enrollment.token(token, who.tenant.as_ref()).await?;
                 let found = found.ok_or_else(|| Problem::not_found("There is no such join token."))?;
                 let node = found.node.and_then(|id| app.roster.node(who, id));
                 let token = Token::of(found, app.now());

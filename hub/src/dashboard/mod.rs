@@ -16,6 +16,7 @@ mod pages;
 mod session;
 pub mod sign_in;
 pub mod tenants;
+mod trust;
 
 use axum::Router;
 use axum::http::StatusCode;
@@ -34,6 +35,8 @@ pub(crate) fn router() -> Router<App> {
         .route("/tenants", get(pages::tenants).post(pages::create_tenant))
         .route("/tenants/{tenant}", get(pages::tenant))
         .route("/nodes/{node}", get(pages::node))
+        .route("/nodes/{node}/revoke", post(trust::revoke))
+        .route("/nodes/{node}/remove", post(trust::remove))
         .route("/alerts", get(pages::alerts))
         .route("/audit", get(pages::audit))
         .route("/join", get(pages::join).post(pages::create_token))

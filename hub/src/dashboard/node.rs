@@ -83,7 +83,14 @@ pub fn notes(node: &NodeDetail, alerts: &[Alert], clock: Clock) -> Markup {
     let n = &node.node;
     html! {
         div.notes #notes {
+            @if let Some(at) = n.revoked_at {
+                div.note {
+                    span.away { (format::mark("away")) }
+                    p { "Revoked " (clock.ago(at)) ": it may not connect any more. Everything below is what was last known." }
+                }
+            }
             @match n.presence.state {
+                _ if n.revoked_at.is_some() => {},
                 PresenceState::NeverSeen => div.note.notice {
                     (format::mark("notice"))
                     p { "Enrolled " (clock.ago(n.enrolled_at)) " and not connected yet. Start it on its machine: " code { "hyperfactory-" (n.kind.as_str()) " run" } }

@@ -15,7 +15,7 @@ use super::format::{Clock, escaped};
 use super::layout::{Frame, Section};
 use super::session::{Ours, Sent, Visitor, capital};
 use super::{OrShown as _, Shown, api_tokens as token_views, assets, fleet as fleet_views, join as join_views};
-use super::{alerts as alert_views, audit as audit_views, history, node as node_views, tenants as tenant_views};
+use super::{alerts as alert_views, audit as audit_views, history, node as node_views, tenants as tenant_views, trust};
 use crate::access::{self, Grant, Principal};
 use crate::api::extract::{Path, Query, require, require_all, require_tenant};
 use crate::api::problem::Problem;
@@ -37,7 +37,7 @@ const OF_NODE: u32 = 20;
 const TOKENS: usize = 20;
 
 /// An extractor's value, or its problem as a page.
-type Asked<T> = Result<T, Problem>;
+pub(super) type Asked<T> = Result<T, Problem>;
 
 #[derive(Clone, Copy, Debug, Default, Deserialize)]
 pub(super) struct More {
@@ -200,6 +200,7 @@ pub(super) async fn node(
             (node_views::charts(&seen.detail, range, &charts))
             (node_views::facts(&seen.detail, &seen.coverage, clock))
             (alert_views::of_node(&seen.alerts, clock))
+            (trust::section(&seen.detail, &visitor.viewer(), clock))
         }
     };
     let live = format!("node&id={id}&range={}", range.as_str());
@@ -217,8 +218,10 @@ impl Seen {
     pub(super) async fn of(app: &App, who: &Principal, id: NodeId) -> Result<Self, Problem> {
         let unknown = || Problem::not_found("There is no such node, or it is not yours to see.");
         let (node, view) = app.roster.node(who, id).ok_or_else(unknown)?;
-        let coverage = app.state.ingest.coverage(id).await?.into_iter().map(Coverage::from).rev().collect();
-        let filter = alerts::Filter { node: Some(id), limit: OF_NODE, ..alerts::Filter::default() };
+        let coverage = app.state.ingest.coverage(&view.tenant, id).await?;
+        let coverage = coverage.into_iter().map(Coverage::from).rev().collect();
+        let tenant = Some(view.tenant.clone());
+        let filter = alerts::Filter { tenant, node: Some(id), limit: OF_NODE, ..alerts::Filter::default() };
         let alerts = alert_resources(app, who, app.state.alerts.list(&filter).await?);
         Ok(Self { detail: NodeDetail::of(&node, &view), coverage, alerts })
     }
@@ -401,7 +404,7 @@ async fn api_tokens_page(
     error: Option<&str>,
 ) -> Result<Response, Shown> {
     let tenants = tenant_list(app, visitor.principal()).await.or_shown(app)?;
-    let tokens = app.state.access.list_api_tokens(None).await.or_shown(app)?;
+    let tokens = app.state.access.list_api_tokens().await.or_shown(app)?;
     let tokens: Vec<ApiToken> = tokens.into_iter().map(ApiToken::from).collect();
     let content = token_views::page(&tokens, &tenants, fresh, error, &visitor.viewer(), still(app));
     framed(app, visitor, "API tokens", Section::Access, None, &content).await
@@ -473,8 +476,9 @@ ours!(TenantForm, JoinForm, ApiTokenForm, RevokeForm);
 /// Every tenant somebody sees, with its nodes counted.
 pub(super) async fn tenant_list(app: &App, who: &Principal) -> Result<Vec<Tenant>, Problem> {
     let mut counts = app.roster.counts(who);
-    let visible = app.state.tenants.list().await?.into_iter().filter(|tenant| who.sees(&tenant.id));
-    Ok(visible
+    let tenants = app.state.tenants.within(who.tenant.as_ref()).list().await?;
+    Ok(tenants
+        .into_iter()
         .map(|tenant| {
             let counts = counts.remove(tenant.id.as_str()).unwrap_or_default();
             tenant_resource(tenant, counts)
@@ -485,7 +489,7 @@ pub(super) async fn tenant_list(app: &App, who: &Principal) -> Result<Vec<Tenant
 async fn one_tenant(app: &App, who: &Principal, id: &TenantId) -> Result<Tenant, Problem> {
     require_tenant(who, id)?;
     let counts = app.roster.counts(who).remove(id.as_str()).unwrap_or_default();
-    Ok(tenant_resource(app.state.tenants.get(id).await?, counts))
+    Ok(tenant_resource(app.state.tenants.within(who.tenant.as_ref()).get(id).await?, counts))
 }
 
 /// A tenant's newest join tokens.
@@ -512,7 +516,7 @@ fn still(app: &App) -> Clock {
     Clock { now: app.now(), live: false }
 }
 
-fn may(visitor: &Visitor, role: access::Role) -> Result<(), Problem> {
+pub(super) fn may(visitor: &Visitor, role: access::Role) -> Result<(), Problem> {
     require(visitor.principal(), role)
 }
 

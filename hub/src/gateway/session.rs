@@ -86,9 +86,8 @@ pub(super) async fn run(
         over = take_in(&connection, intake) => over,
     };
     let ended = end(&connection, control, over).await;
-    if gateway.registry.remove(node, session) {
-        gateway.metrics.sessions.set(gateway.registry.len() as i64);
-    }
+    gateway.registry.remove(node, session);
+    gateway.metrics.sessions.set(gateway.registry.len() as i64);
     info!(%node, %session, ?ended, "session closed");
     gateway.fleet.session_closed(node, session, ended, now());
 }

@@ -14,3 +14,4 @@ mod recovery;
 mod revocation;
 mod setup;
 mod state;
+mod tenancy;

@@ -3,8 +3,10 @@
 #![allow(clippy::expect_used, clippy::panic, reason = "a test that meets what it does not expect has failed")]
 
 mod api;
+mod audit;
 mod dashboard;
 mod events;
+mod tenancy;
 mod trust;
 
 use std::sync::{Arc, Mutex};

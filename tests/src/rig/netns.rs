@@ -38,12 +38,21 @@ impl Netns {
         };
         let Self { name, outside_link, outside, inside } = &netns;
         ip(&format!("netns add {name}"))?;
-        ip(&format!("link add {outside_link} type veth peer name {INSIDE_LINK} netns {name}"))?;
-        ip(&format!("addr add {outside}/30 dev {outside_link}"))?;
-        ip(&format!("link set {outside_link} up"))?;
-        ip(&format!("-n {name} addr add {inside}/30 dev {INSIDE_LINK}"))?;
+        // The ends know each other and speak no IPv6, so that nothing goes over the cable but what is sent.
+        let (mac, peer) = (format!("02:00:{}", mac(*outside)), format!("02:01:{}", mac(*inside)));
+        ip(&format!(
+            "link add {outside_link} address {mac} type veth peer name {INSIDE_LINK} address {peer} netns {name}"
+        ))?;
+        for (namespace, link, own, other, other_mac) in [
+            (String::new(), outside_link.as_str(), outside, inside, &peer),
+            (format!("-n {name} "), INSIDE_LINK, inside, outside, &mac),
+        ] {
+            ip(&format!("{namespace}link set {link} addrgenmode none"))?;
+            ip(&format!("{namespace}addr add {own}/30 dev {link}"))?;
+            ip(&format!("{namespace}link set {link} up"))?;
+            ip(&format!("{namespace}neigh add {other} lladdr {other_mac} dev {link} nud permanent"))?;
+        }
         ip(&format!("-n {name} link set lo up"))?;
-        ip(&format!("-n {name} link set {INSIDE_LINK} up"))?;
         Ok(netns)
     }
 
@@ -120,6 +129,12 @@ fn ip(arguments: &str) -> Result<()> {
         bail!("ip {arguments}: {}", String::from_utf8_lossy(&output.stderr).trim());
     }
     Ok(())
+}
+
+/// The end of a hardware address, from one of IP.
+fn mac(address: Ipv4Addr) -> String {
+    let [a, b, c, d] = address.octets();
+    format!("{a:02x}:{b:02x}:{c:02x}:{d:02x}")
 }
 
 #[cfg(test)]

@@ -59,6 +59,7 @@ impl TestDatabase {
 impl Drop for TestDatabase {
     fn drop(&mut self) {
         let _ = self.server.run(&format!("DROP DATABASE {} WITH (FORCE)", self.name));
+        let _ = self.server.run(&format!("DROP ROLE IF EXISTS {}_runtime", self.name));
     }
 }
 

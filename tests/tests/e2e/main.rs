@@ -1,8 +1,10 @@
 //! The whole system on real parts: hub, agents, engine, databases, network, browser.
 
+mod audit;
 mod bad_input;
 mod chaos;
 mod dashboard;
 mod main_job;
 mod quickstart;
+mod revocation;
 mod scripts;

@@ -96,20 +96,30 @@ async fn authorities(snapshot: &mut AnyConnection, walk: &mut Walk) -> Result<()
     )
     .fetch_all(&mut *snapshot)
     .await?;
-    for row in &rows {
-        let (id, kind, tenant): (i64, String, Option<String>) = (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
-        let (not_after, der): (Option<i64>, Vec<u8>) = (row.try_get(3)?, row.try_get(4)?);
-        let owner = tenant.as_deref().map_or(String::new(), |tenant| format!(" of tenant {tenant}"));
-        let Some((what, summary)) = summary(walk, &format!("authority {id} ({kind}{owner})"), &der) else { continue };
-        walk.certificate(&what, &HEXLOWER.encode(&summary.sha256));
-        let role = Role::of(&der);
-        let place = role.as_ref().map(authorities::place);
-        if place != Some((&kind, tenant.as_deref().unwrap_or_default())) {
-            mislabelled(walk, &what, "the certificate is for another purpose or tenant than its row says");
+    for (number, row) in rows.iter().enumerate() {
+        if let Err(error) = authority(walk, row) {
+            mislabelled(walk, &format!("row {} of the authorities", number + 1), &error.to_string());
         }
-        if Some(summary.not_after.millis()) != not_after {
-            mislabelled(walk, &what, "its row says something else than the certificate");
-        }
+    }
+    Ok(())
+}
+
+/// # Errors
+/// When the row holds something else than an authority.
+fn authority(walk: &mut Walk, row: &AnyRow) -> Result<(), sqlx::Error> {
+    let (id, kind, tenant): (i64, String, Option<String>) = (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
+    let (not_after, der): (Option<i64>, Vec<u8>) = (row.try_get(3)?, row.try_get(4)?);
+    let owner = tenant.as_deref().map_or(String::new(), |tenant| format!(" of tenant {tenant}"));
+    let what = format!("authority {id} ({kind}{owner})");
+    let Some(summary) = summary(walk, &what, &der) else { return Ok(()) };
+    walk.certificate(&what, &HEXLOWER.encode(&summary.sha256));
+    let role = Role::of(&der);
+    let place = role.as_ref().map(authorities::place);
+    if place != Some((&kind, tenant.as_deref().unwrap_or_default())) {
+        mislabelled(walk, &what, "the certificate is for another purpose or tenant than its row says");
+    }
+    if Some(summary.not_after.millis()) != not_after {
+        mislabelled(walk, &what, "its row says something else than the certificate");
     }
     Ok(())
 }
@@ -130,28 +140,36 @@ async fn leaves(snapshot: &mut AnyConnection, walk: &mut Walk) -> Result<(), Dat
         .await?;
         for row in &rows {
             after = (row.try_get(0)?, row.try_get(1)?);
-            let (kind, node): (String, Option<String>) = (row.try_get(2)?, row.try_get(4)?);
-            let der: Vec<u8> = row.try_get(7)?;
-            let of = node.as_deref().map_or(kind.clone(), |node| format!("{kind} of node {node}"));
-            let what = format!("certificate {} ({of})", HEXLOWER.encode(&after.1));
-            let Some((what, summary)) = summary(walk, &what, &der) else { continue };
-            walk.certificate(&what, &HEXLOWER.encode(&summary.sha256));
-            let same = summary.serial == after.1
-                && summary.spki_sha256.as_slice() == row.try_get::<Vec<u8>, _>(5)?
-                && summary.not_after.millis() == row.try_get::<i64, _>(6)?;
-            if !same {
-                mislabelled(walk, &what, "its row says something else than the certificate");
-            }
-            let issuer: Vec<u8> = row.try_get::<Option<Vec<u8>>, _>(8)?.unwrap_or_default();
-            let tenant: Option<String> = row.try_get(3)?;
-            if let Err(why) = belongs(&kind, tenant.as_deref(), node.as_deref(), &summary, &der, &issuer) {
-                mislabelled(walk, &what, &why);
+            if let Err(error) = leaf(walk, row, &after.1) {
+                mislabelled(walk, &format!("certificate {}", HEXLOWER.encode(&after.1)), &error.to_string());
             }
         }
         if rows.len() < PAGE as usize {
             return Ok(());
         }
     }
+}
+
+/// # Errors
+/// When the row holds something else than a certificate.
+fn leaf(walk: &mut Walk, row: &AnyRow, serial: &[u8]) -> Result<(), sqlx::Error> {
+    let (kind, node): (String, Option<String>) = (row.try_get(2)?, row.try_get(4)?);
+    let (tenant, der): (Option<String>, Vec<u8>) = (row.try_get(3)?, row.try_get(7)?);
+    let of = node.as_deref().map_or(kind.clone(), |node| format!("{kind} of node {node}"));
+    let what = format!("certificate {} ({of})", HEXLOWER.encode(serial));
+    let Some(summary) = summary(walk, &what, &der) else { return Ok(()) };
+    walk.certificate(&what, &HEXLOWER.encode(&summary.sha256));
+    let same = summary.serial == serial
+        && summary.spki_sha256.as_slice() == row.try_get::<Vec<u8>, _>(5)?
+        && summary.not_after.millis() == row.try_get::<i64, _>(6)?;
+    if !same {
+        mislabelled(walk, &what, "its row says something else than the certificate");
+    }
+    let issuer: Vec<u8> = row.try_get::<Option<Vec<u8>>, _>(8)?.unwrap_or_default();
+    if let Err(why) = belongs(&kind, tenant.as_deref(), node.as_deref(), &summary, &der, &issuer) {
+        mislabelled(walk, &what, &why);
+    }
+    Ok(())
 }
 
 /// Whether a certificate is its row's kind, tenant's and node's, and its authority's.
@@ -184,9 +202,9 @@ fn belongs(
     if pki::trust::signed_by(der, issuer) { Ok(()) } else { Err("its authority did not sign it".into()) }
 }
 
-fn summary(walk: &mut Walk, what: &str, der: &[u8]) -> Option<(String, Summary)> {
+fn summary(walk: &mut Walk, what: &str, der: &[u8]) -> Option<Summary> {
     match Summary::of(der) {
-        Ok(summary) => Some((what.to_owned(), summary)),
+        Ok(summary) => Some(summary),
         Err(error) => {
             mislabelled(walk, what, &error.to_string());
             None
