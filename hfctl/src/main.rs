@@ -5,6 +5,7 @@ mod command;
 mod config;
 mod failure;
 mod output;
+mod trust;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -54,6 +55,9 @@ enum Verb {
     /// What others have to trust, in PEM.
     #[command(subcommand)]
     Trust(command::trust::Trust),
+    /// Certificates in files: what they say.
+    #[command(subcommand)]
+    Cert(command::cert::Cert),
     /// Alerts: what goes wrong, and what went.
     #[command(subcommand)]
     Alert(command::alert::Alert),
@@ -86,6 +90,7 @@ fn run(arguments: Arguments) -> Result<(), Failure> {
         Verb::Node(verb) => verb.run(&client()?, &mut output),
         Verb::Kafka(verb) => verb.run(&client()?, &mut output),
         Verb::Trust(verb) => verb.run(&client()?, &mut output),
+        Verb::Cert(verb) => verb.run(&mut output),
         Verb::Alert(verb) => verb.run(&client()?, &mut output),
         Verb::Audit(verb) => verb.run(&client()?, &mut output),
     }

@@ -2,8 +2,10 @@
 
 mod certified;
 mod kafka;
+mod listed;
 mod roots;
 mod rows;
+mod web;
 
 use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, RwLock};
@@ -23,6 +25,7 @@ use crate::keys::{Keys, KeysError};
 pub(crate) use certified::Certified;
 pub use certified::LeafKind;
 pub use kafka::KafkaCertificate;
+pub use listed::Listed;
 pub use roots::Roots;
 pub(crate) use rows::place;
 use rows::{load, save};
@@ -184,28 +187,41 @@ impl Authorities {
         let Some(Issuing { id, authority }) = hub else { return Err(AuthorityError::Certificate.into()) };
         let key = PrivateKey::generate().map_err(AuthorityError::from)?;
         let leaf = CertificateDer::from(authority.issue_hub_server(&key.public_key(), now)?);
+        let not_after = self.server_certified(&mut transaction, LeafKind::HubServer, id, &leaf, now).await?.not_after;
+        transaction.commit().await?;
+        let chain = vec![leaf, authority.certificate_der().clone()];
+        Ok(HubServer { key, chain, roots: self.roots(), not_after })
+    }
+
+    /// Records that the hub has a new server certificate, whose key is kept nowhere.
+    async fn server_certified(
+        &self,
+        transaction: &mut Transaction,
+        kind: LeafKind,
+        authority: i64,
+        leaf: &CertificateDer<'_>,
+        now: Timestamp,
+    ) -> Result<pki::Summary, AuthoritiesError> {
         let certified = Certified {
-            kind: LeafKind::HubServer,
-            authority: id,
+            kind,
+            authority,
             tenant: None,
             node: None,
-            certificate: &leaf,
+            certificate: leaf,
             sequence: None,
             recovered: false,
         };
-        let summary = certified.save(&mut transaction, now).await?;
+        let summary = certified.save(transaction, now).await?;
         let record = Record {
             actor: Actor::system(),
             action: action::HUB_CERTIFIED,
             tenant: None,
             subject: summary.names.join(" "),
-            detail: json!({ "certificate": audit::certificate(LeafKind::HubServer.logged(), &summary) }),
+            detail: json!({ "certificate": audit::certificate(kind.logged(), &summary) }),
             remote: None,
         };
-        audit::append(&mut transaction, now, record).await?;
-        transaction.commit().await?;
-        let chain = vec![leaf, authority.certificate_der().clone()];
-        Ok(HubServer { key, chain, roots: self.roots(), not_after: summary.not_after })
+        audit::append(transaction, now, record).await?;
+        Ok(summary)
     }
 
     /// Makes a new tenant's data key and its two authorities, in the transaction that makes the tenant.
@@ -257,6 +273,15 @@ impl Authorities {
             // Not kept before its transaction is committed: the next call reads it.
             _ => Ok(Arc::new(self.create_intermediate(transaction, tenant, now).await?)),
         }
+    }
+
+    /// All authorities, the fleet's first; of one tenant alone when `tenant` says so.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn list(&self, tenant: Option<&TenantId>, now: Timestamp) -> Result<Vec<Listed>, AuthoritiesError> {
+        let database = self.0.database.within(tenant.map(TenantId::as_str));
+        listed::list(&database, tenant, now).await
     }
 
     /// The authority of this row, whatever its state; `None` when its certificate or its key is not here.

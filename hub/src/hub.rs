@@ -15,6 +15,8 @@ use serde::{Deserialize, Serialize};
 use store::Database;
 use store::group::Limits;
 use tokio::net::TcpListener;
+use tokio::sync::Notify;
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
@@ -24,18 +26,19 @@ use crate::access::Access;
 use crate::alerts::Alerts;
 use crate::audit::publish::{Publisher, Webhook};
 use crate::authorities::{Authorities, HubServer};
-use crate::config::Config;
+use crate::config::{Config, Encryption};
 use crate::enrollment::{self, Enrollment};
 use crate::gateway::{self, Gateway};
 use crate::keys::Keys;
 use crate::metrics::Metrics;
 use crate::revocation_lists::RevocationLists;
 use crate::schema;
+use crate::service::{self, Vitals};
 use crate::telemetry::history::{History, Upkeep};
 use crate::telemetry::ingest::Ingest;
 use crate::telemetry::state::Fleet;
 use crate::tenants::Tenants;
-use crate::web::{self, AppState};
+use crate::web::{self, AppState, Door, Https, Server};
 
 /// How long sessions may take to say goodbye, and what is queued to be stored, when the hub stops.
 const DRAIN_DEADLINE: Duration = Duration::from_secs(10);
@@ -66,11 +69,15 @@ impl Endpoints {
     pub const FILE: &str = "endpoints.json";
 
     /// Base URL of dashboard and API: as configured, or of the hub that runs, or by default.
-    pub fn of(config: &Config) -> String {
-        let configured = config.public_url.as_deref().map(|url| url.trim_end_matches('/').to_owned());
-        configured
+    ///
+    /// # Errors
+    /// When the configuration contradicts itself.
+    pub fn of(config: &Config) -> Result<String, settings::SettingsError> {
+        let scheme = if config.encryption()? == Encryption::Off { "http" } else { "https" };
+        let configured = config.public()?.map(|url| url.base);
+        Ok(configured
             .or_else(|| Self::read(&config.state_dir).map(|endpoints| endpoints.http))
-            .unwrap_or_else(|| format!("http://{}", reachable(config.http_listen)))
+            .unwrap_or_else(|| format!("{scheme}://{}", reachable(config.http_listen))))
     }
 
     fn write(&self, state_dir: &Path) -> anyhow::Result<()> {
@@ -134,7 +141,9 @@ pub struct Hub {
     certificate: HubCertificate,
     trusted: TrustedRoots,
     server_until: Timestamp,
-    listener: TcpListener,
+    http: Server,
+    https: Option<Https>,
+    reload: Arc<Notify>,
     endpoints: Endpoints,
     state_dir: PathBuf,
     /// Where nodes were whose sessions ended with the hub's last life.
@@ -142,7 +151,6 @@ pub struct Hub {
     /// Ends the tasks that store, once the sessions are gone.
     stop_storing: CancellationToken,
     storing: TaskTracker,
-    router: axum::Router,
 }
 
 impl Hub {
@@ -156,6 +164,7 @@ impl Hub {
         let fleet = Fleet::load(&database, now()).await?;
         let orphans = Fleet::left_behind(&database).await?;
         let metrics = Arc::new(Metrics::new()?);
+        let https = Https::open(config, &domain.authorities, now()).await?;
         let listener = listen(config).await?;
 
         // The list of nodes needs the port for its tokens, and the port comes with a configuration that asks the list.
@@ -211,10 +220,17 @@ impl Hub {
         storing.spawn(publisher.keep(now, stop_storing.clone()));
         storing.spawn(Upkeep::new(database.clone(), config.retention.get()).keep(now, stop_storing.clone()));
 
-        let http = match &config.public_url {
-            Some(url) => url.trim_end_matches('/').to_owned(),
-            None => format!("http://{}", reachable(listener.local_addr()?)),
-        };
+        let shown_http = https.as_ref().map(|https| https.shown().current());
+        let http = web::base_url(config, listener.local_addr()?, shown_http.as_deref())?;
+        let door = https.as_ref().map(|https| Door::new(https.shown().clone(), &http)).transpose()?;
+        if config.is_exposed()? {
+            warn!(
+                address = %config.http_listen,
+                "dashboard and API are served without encryption: whoever is on the way can read passwords and tokens. \
+                 Set http-certificate and http-key, or http-tls = \"own\"; or listen on loopback behind a proxy that speaks \
+                 HTTPS, and set public-url to its address"
+            );
+        }
         let gateway = Arc::new(Gateway {
             admission: config.admission(),
             database,
@@ -225,6 +241,7 @@ impl Hub {
             metrics,
         });
         let metrics = Arc::clone(&gateway.metrics);
+        let counted = Arc::clone(&gateway.metrics);
         let router = web::router(AppState {
             database: gateway.database.clone(),
             tenants: domain.tenants.clone(),
@@ -244,6 +261,7 @@ impl Hub {
                 }
             }),
             secure: http.starts_with("https:"),
+            strict: matches!(config.encryption()?, Encryption::Files(_)),
             clock: now,
             shutdown: shutdown.clone(),
         });
@@ -255,19 +273,25 @@ impl Hub {
             certificate,
             trusted,
             server_until: shown.not_after,
-            listener,
+            http: Server { listener, door, router, metrics: counted },
+            https,
+            reload: Arc::default(),
             endpoints: Endpoints { quic, http },
             state_dir: config.state_dir.clone(),
             orphans,
             stop_storing,
             storing,
-            router,
         })
     }
 
     /// Where it listens.
     pub fn endpoints(&self) -> &Endpoints {
         &self.endpoints
+    }
+
+    /// Notified, it has the hub read the files of its certificate for HTTPS again.
+    pub fn reload(&self) -> Arc<Notify> {
+        Arc::clone(&self.reload)
     }
 
     /// Warns of a receive buffer that is too small for a fleet.
@@ -309,12 +333,16 @@ impl Hub {
         info!(quic = %self.endpoints.quic, http = %self.endpoints.http, "the hub listens");
 
         let sessions = TaskTracker::new();
+        let (pulse, asked) = gateway::pulse();
         sessions.spawn(gateway::accept(
             Arc::clone(&self.gateway),
             self.endpoint.clone(),
             sessions.clone(),
+            asked,
             shutdown.clone(),
         ));
+        let vitals = Vitals { gateway: pulse, database: self.domain.database.clone() };
+        sessions.spawn(service::attend(vitals, shutdown.clone()));
         sessions.spawn(keep_certified(
             self.domain.authorities.clone(),
             self.certificate.clone(),
@@ -323,27 +351,37 @@ impl Hub {
             Arc::clone(&self.gateway.registry),
             shutdown.clone(),
         ));
+        sessions.spawn(self.gateway.metrics.expiry.clone().watch(
+            self.domain.authorities.clone(),
+            self.fleet.clone(),
+            now,
+            shutdown.clone(),
+        ));
         sessions.spawn(knock(self.endpoint.clone(), self.orphans, shutdown.clone()));
-        let service = self.router.into_make_service_with_connect_info::<SocketAddr>();
-        let http = axum::serve(self.listener, service).with_graceful_shutdown(shutdown.clone().cancelled_owned());
-        let mut http = std::pin::pin!(http.into_future());
+        if let Some(https) = self.https {
+            let metrics = Arc::clone(&self.gateway.metrics);
+            sessions.spawn(https.keep(self.reload, metrics, shutdown.clone()));
+        }
+        let mut http = JoinSet::new();
+        http.spawn(self.http.run(shutdown.clone()));
         let broken = tokio::select! {
-            () = shutdown.cancelled() => None,
-            served = &mut http => Some(served),
+            biased;
+            () = shutdown.cancelled() => false,
+            _ = http.join_next() => true,
         };
         shutdown.cancel();
+        service::stopping();
 
         sessions.close();
         let drained = tokio::time::timeout(DRAIN_DEADLINE, async {
             sessions.wait().await;
-            if broken.is_none() {
-                // Pages end by themselves at shutdown; one that does not is cut by the deadline.
-                let _ = http.await;
-            }
+            // Pages end by themselves at shutdown; one that does not is cut by the deadline.
+            while http.join_next().await.is_some() {}
         });
         if drained.await.is_err() {
             warn!("some sessions or pages did not end in time and were cut");
         }
+        drop(http);
         self.endpoint.close(CloseCode::Draining, "the hub stops");
         self.stop_storing.cancel();
         self.storing.close();
@@ -351,10 +389,10 @@ impl Hub {
         let _ = tokio::time::timeout(GOODBYE, self.endpoint.wait_idle()).await;
         self.domain.database.close().await;
         info!("the hub has stopped");
-        match broken {
-            Some(served) => served.context("HTTP has ended by itself"),
-            None => Ok(()),
+        if broken {
+            bail!("dashboard and API have ended by themselves: the log says why");
         }
+        Ok(())
     }
 }
 
@@ -453,7 +491,7 @@ fn dialed(quic: SocketAddr) -> String {
 }
 
 /// An address to open in a browser on this machine.
-fn reachable(address: SocketAddr) -> SocketAddr {
+pub(crate) fn reachable(address: SocketAddr) -> SocketAddr {
     match address.ip() {
         ip if !ip.is_unspecified() => address,
         IpAddr::V4(_) => SocketAddr::new(Ipv4Addr::LOCALHOST.into(), address.port()),

@@ -35,8 +35,8 @@ CREATE TABLE data_keys (
     created_at BIGINT NOT NULL
 );
 
--- kind: root, hub (its intermediate), nodes (a tenant's intermediate), kafka (a tenant's own root). Generations count from 1
--- within kind and tenant. The key is sealed with its owner's data key; a root that is kept offline has none here.
+-- kind: root, hub (its intermediate), nodes (a tenant's intermediate), kafka (a tenant's own root),
+-- web (of the hub's own HTTPS). Generations count from 1 within kind and tenant. The key is sealed with its owner's data key; a root that is kept offline has none here.
 -- state:
 --   awaiting-signature  has a key and no certificate: the fleet root is offline and has to sign it
 --   pending             has a certificate, and nobody has been told of it

@@ -1,5 +1,8 @@
 //! Authorities of a fleet and what each may issue: the root issues intermediates, the hub's intermediate the hub's
-//! server certificate, a tenant's intermediate its nodes. A tenant's Kafka root stands on its own (see `kafka`).
+//! server certificate, a tenant's intermediate its nodes. A tenant's Kafka root stands on its own (see `kafka`), and so
+//! does the authority for HTTPS (see `web`).
+
+mod web;
 
 use std::fmt;
 use std::time::Duration;
@@ -19,6 +22,8 @@ use crate::name::{self, HUB_SERVER_NAME, NodeName};
 use crate::request::RequestedKey;
 use crate::seal::{DataKey, Owner, SealError};
 use crate::serial::Serial;
+
+pub use web::WEB_SERVER_LIFETIME;
 
 const DAY: Duration = Duration::from_secs(86_400);
 
@@ -47,6 +52,8 @@ pub enum Role {
     Nodes(TenantId),
     /// One tenant's own root: issues what its bridges and its brokers show each other.
     Kafka(TenantId),
+    /// Issues the hub's certificate for HTTPS; signed by itself, and nothing to nodes.
+    Web,
 }
 
 /// A certificate that may issue others, and its key.
@@ -301,7 +308,7 @@ impl Role {
     /// Whose data key seals its private key.
     pub fn owner(&self) -> Owner {
         match self {
-            Self::Root | Self::Hub => Owner::Fleet,
+            Self::Root | Self::Hub | Self::Web => Owner::Fleet,
             Self::Nodes(tenant) | Self::Kafka(tenant) => Owner::Tenant(tenant.clone()),
         }
     }
@@ -313,6 +320,7 @@ impl Role {
             Self::Hub => "hub",
             Self::Nodes(_) => "nodes",
             Self::Kafka(_) => "kafka",
+            Self::Web => "web",
         }
     }
 }
@@ -327,6 +335,7 @@ fn role_of(facts: &Facts<'_>) -> Option<Role> {
             (Some(0), Some(tenant)) => tenant.parse().ok().map(Role::Kafka),
             _ => None,
         },
+        _ if facts.issuer == facts.subject => Some(Role::Web),
         [Some(HUB_SERVER_NAME)] => Some(Role::Hub),
         [Some(subtree)] => name::subtree_tenant(subtree).map(Role::Nodes),
         _ => None,
@@ -376,6 +385,7 @@ fn authority_params(role: &Role, key: &RequestedKey, life: Life) -> Result<Certi
         Role::Hub => "Hyperfactory hub authority",
         Role::Nodes(_) => "Hyperfactory node authority",
         Role::Kafka(_) => "Hyperfactory Kafka root",
+        Role::Web => "Hyperfactory hub HTTPS",
     };
     if let Owner::Tenant(tenant) = role.owner() {
         params.distinguished_name.push(DnType::OrganizationName, tenant.as_str());
@@ -399,6 +409,8 @@ fn authority_params(role: &Role, key: &RequestedKey, life: Life) -> Result<Certi
             params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
             params.name_constraints = Some(only_dns(&name::tenant_subtree(tenant)));
         }
+        // Its names are not its role's: see `web`.
+        Role::Web => params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth],
     }
     Ok(params)
 }

@@ -2,6 +2,7 @@
 
 pub(crate) mod alert;
 pub(crate) mod audit;
+pub(crate) mod cert;
 pub(crate) mod kafka;
 pub(crate) mod login;
 pub(crate) mod node;

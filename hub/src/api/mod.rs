@@ -3,6 +3,7 @@
 mod alerts;
 mod api_tokens;
 mod audit;
+pub(crate) mod authorities;
 mod bundles;
 pub(crate) mod convert;
 pub(crate) mod denial;
@@ -77,6 +78,7 @@ fn described() -> (Router<App>, utoipa::openapi::OpenApi) {
         .routes(routes!(tenants::list, tenants::create))
         .routes(routes!(tenants::show))
         .routes(routes!(kafka::server_certificate))
+        .routes(routes!(authorities::list))
         .routes(routes!(bundles::fleet_root))
         .routes(routes!(bundles::kafka_root))
         .routes(routes!(bundles::nodes_intermediate))

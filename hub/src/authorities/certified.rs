@@ -19,6 +19,8 @@ pub enum LeafKind {
     KafkaServer,
     /// What the hub shows nodes.
     HubServer,
+    /// What the hub shows browsers.
+    WebServer,
 }
 
 impl LeafKind {
@@ -29,6 +31,7 @@ impl LeafKind {
             Self::KafkaClient => "kafka_client",
             Self::KafkaServer => "kafka_server",
             Self::HubServer => "hub_server",
+            Self::WebServer => "web_server",
         }
     }
 
@@ -40,6 +43,7 @@ impl LeafKind {
             Self::KafkaClient => "kafka-client",
             Self::KafkaServer => "kafka-server",
             Self::HubServer => "hub-server",
+            Self::WebServer => "web-server",
         }
     }
 }

@@ -17,6 +17,7 @@ pub(crate) fn place(role: &Role) -> (&'static str, &str) {
         Role::Hub => ("hub", ""),
         Role::Nodes(tenant) => ("nodes", tenant.as_str()),
         Role::Kafka(tenant) => ("kafka", tenant.as_str()),
+        Role::Web => ("web", ""),
     }
 }
 
@@ -159,6 +160,7 @@ pub(super) async fn check(database: &Database, keys: &Keys) -> Result<(), Author
         let role = match (kind.as_str(), tenant) {
             ("root", None) => Role::Root,
             ("hub", None) => Role::Hub,
+            ("web", None) => Role::Web,
             ("nodes", Some(tenant)) => Role::Nodes(tenant),
             ("kafka", Some(tenant)) => Role::Kafka(tenant),
             _ => return Err(AuthorityError::Certificate.into()),

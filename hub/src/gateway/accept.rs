@@ -18,6 +18,7 @@ use tracing::{debug, warn};
 use transport::{Alpn, CloseCode, Connection, Endpoint, Incoming};
 
 use super::Gateway;
+use super::pulse::Asked;
 use super::rate::{Rate, RateLimit};
 use super::session;
 
@@ -51,8 +52,15 @@ impl Default for Admission {
     }
 }
 
-/// Accepts connections until `shutdown`, then leaves the endpoint to its owner.
-pub(crate) async fn accept(gateway: Arc<Gateway>, endpoint: Endpoint, tasks: TaskTracker, shutdown: CancellationToken) {
+/// Accepts connections until `shutdown`, then leaves the endpoint to its owner. Between two it answers whoever takes
+/// its pulse.
+pub(crate) async fn accept(
+    gateway: Arc<Gateway>,
+    endpoint: Endpoint,
+    tasks: TaskTracker,
+    mut pulse: Asked,
+    shutdown: CancellationToken,
+) {
     let admission = gateway.admission;
     let door = Arc::new(Door {
         handshakes: Arc::new(Semaphore::new(admission.handshakes)),
@@ -68,12 +76,14 @@ pub(crate) async fn accept(gateway: Arc<Gateway>, endpoint: Endpoint, tasks: Tas
         let permit = tokio::select! {
             biased;
             () = shutdown.cancelled() => return,
+            true = pulse.answer() => continue,
             permit = door.handshakes.clone().acquire_owned() => permit,
         };
         let Ok(permit) = permit else { return };
         let incoming = tokio::select! {
             biased;
             () = shutdown.cancelled() => return,
+            true = pulse.answer() => continue,
             incoming = endpoint.accept() => incoming,
         };
         let Some(incoming) = incoming else { return };

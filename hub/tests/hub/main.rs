@@ -5,6 +5,7 @@
 mod access;
 mod alerts;
 mod audit;
+mod authorities;
 mod enrollment;
 mod history;
 mod ingest;

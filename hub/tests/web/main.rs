@@ -6,6 +6,7 @@ mod api;
 mod audit;
 mod dashboard;
 mod events;
+mod https;
 mod tenancy;
 mod trust;
 
@@ -110,6 +111,7 @@ impl Site {
                 move |node, _| watched.lock().expect("a list").push(node)
             }),
             secure: false,
+            strict: false,
             clock: now,
             shutdown: stop,
         });

@@ -132,6 +132,7 @@ pub(crate) fn stolen_key(authority: &Authority) -> KeyPair {
         hyperfactory_pki::Role::Hub => "hub",
         hyperfactory_pki::Role::Nodes(_) => "nodes",
         hyperfactory_pki::Role::Kafka(_) => "kafka",
+        hyperfactory_pki::Role::Web => "web",
     };
     let pkcs8 = key.open(purpose, &sealed).expect("opened");
     KeyPair::from_pkcs8_der_and_sign_algo(&PrivatePkcs8KeyDer::from(pkcs8.as_slice()), &rcgen::PKCS_ECDSA_P256_SHA256)

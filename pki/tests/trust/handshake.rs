@@ -24,7 +24,16 @@ pub(crate) struct Done {
 
 /// Runs a handshake, and reads what the server sends after it. Gives the error of the side that failed first.
 pub(crate) fn handshake(client: &Arc<ClientConfig>, server: &Arc<ServerConfig>) -> Result<Done, Failed> {
-    let name = "hub.hyperfactory.internal".try_into().expect("a name");
+    handshake_with("hub.hyperfactory.internal", client, server)
+}
+
+/// The same with the server that has this name.
+pub(crate) fn handshake_with(
+    name: &'static str,
+    client: &Arc<ClientConfig>,
+    server: &Arc<ServerConfig>,
+) -> Result<Done, Failed> {
+    let name = name.try_into().expect("a name");
     let mut client = ClientConnection::new(Arc::clone(client), name).expect("a client");
     let mut server = ServerConnection::new(Arc::clone(server)).expect("a server");
     loop {

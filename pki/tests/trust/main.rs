@@ -10,3 +10,4 @@ mod hostile;
 mod matrix;
 mod outside;
 mod roots;
+mod web;

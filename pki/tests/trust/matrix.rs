@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hyperfactory_pki::authority::NODE_LIFETIME;
-use hyperfactory_pki::tls::{FixedClock, HubCertificate};
+use hyperfactory_pki::tls::{FixedClock, HubCertificate, HubChain};
 use hyperfactory_pki::{
     Authority, CertificateDer, HUB_SERVER_NAME, PrivateKey, ServerNames, kafka_principal, node_identity, pem, tls,
 };

@@ -194,6 +194,7 @@ fn belongs(
             root && if kind == "kafka-client" { principal == summary.common_name } else { node.is_none() }
         }
         "hub-server" => Role::of(issuer) == Some(Role::Hub) && tenant.is_none() && node.is_none(),
+        "web-server" => Role::of(issuer) == Some(Role::Web) && tenant.is_none() && node.is_none(),
         _ => false,
     };
     if !agree {
