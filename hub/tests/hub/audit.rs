@@ -555,7 +555,8 @@ async fn certificate_past_the_log(db: &mut AnyConnection, random: &mut StdRng) -
         (
             leaf,
             "INSERT INTO certificates
-                 SELECT $2, authority, kind, tenant, node, spki_sha256, $1, issued_at, not_after, superseded_at, state
+                 SELECT $2, authority, kind, tenant, node, spki_sha256, $1, issued_at, not_after, superseded_at, state,
+                     sequence, recovered
                  FROM certificates ORDER BY serial LIMIT 1",
         )
     } else {
