@@ -18,6 +18,7 @@ use protocol::session::NodeSession;
 use protocol::{NodeId, NodeKind, Timestamp, frame, version};
 use store::on_both_engines;
 use store::testing::TestDatabase;
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use transport::{Connection, Endpoint, StreamError};
 
@@ -325,6 +326,12 @@ on_both_engines! {
         let recovered = hub.recover(&state, &new).await.expect("recovered");
         let former = std::mem::replace(&mut state, State::new(new, &recovered.certificate_chain, &recovered.roots, 2));
         hub.session(&state).await.expect("a session");
+        let retired = tokio::time::timeout(Duration::from_secs(20), async {
+            while hub.enrollment.authorize(&former.identity).is_ok() {
+                tokio::task::yield_now().await;
+            }
+        });
+        retired.await.expect("the session's certificate retires the one before");
         // What was left behind finds the door, and freezes the node.
         let refused = hub.session(&former).await.expect_err("ended");
         assert!(refused.contains("expired"), "{refused}");
@@ -418,7 +425,7 @@ struct Running {
     authorities: hyperfactory_hub::authorities::Authorities,
     enrollment: hyperfactory_hub::enrollment::Enrollment,
     shutdown: CancellationToken,
-    task: tokio::task::JoinHandle<anyhow::Result<()>>,
+    task: JoinSet<anyhow::Result<()>>,
     _directory: tempfile::TempDir,
 }
 
@@ -446,13 +453,14 @@ impl Running {
         let hub = Hub::open(&config, &shutdown).await.expect("a hub");
         let (authorities, enrollment) = (hub.domain().authorities.clone(), hub.enrollment().clone());
         let address = hub.endpoints().quic;
-        let task = tokio::spawn(hub.run(shutdown.clone()));
+        let mut task = JoinSet::new();
+        task.spawn(hub.run(shutdown.clone()));
         Self { address, authorities, enrollment, shutdown, task, _directory: directory }
     }
 
-    async fn stop(self) {
+    async fn stop(mut self) {
         self.shutdown.cancel();
-        self.task.await.expect("no panic").expect("it ran");
+        self.task.join_next().await.expect("it runs").expect("no panic").expect("it ran");
     }
 
     /// A connection for recovery.
