@@ -58,7 +58,7 @@ CREATE TABLE authorities (
 -- Links between fleet roots: the name and key of one under the signature of another. They stay while they are valid, for
 -- nodes that were away.
 CREATE TABLE root_links (
-    id {ID},
+    serial {BLOB} PRIMARY KEY,
     certificate {BLOB} NOT NULL,
     not_after BIGINT NOT NULL,
     created_at BIGINT NOT NULL
