@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
-use pki::{Authority, AuthorityError, CertificateDer, Owner, PrivateKey, authority::ROOT_LIFETIME};
+use pki::{Authority, AuthorityError, CertificateDer, DataKey, Owner, PrivateKey, authority::ROOT_LIFETIME};
 use protocol::{TenantId, Timestamp};
 use serde_json::json;
 use store::sqlx::{self, Row};
@@ -35,9 +35,14 @@ pub(crate) struct Issuing {
     pub(crate) authority: Authority,
 }
 
-/// What the hub shows to nodes: a fresh server key, and the chain for it.
+/// The hub's own certificate is replaced when less than this is left of it.
+pub(crate) const RENEW_SERVER_BEFORE: Duration = Duration::from_secs(10 * 86_400);
+/// What the hub's server key is sealed for.
+const SERVER_KEY: &str = "hub server key";
+
+/// What the hub shows to nodes: a server key, and the chain for it.
 pub struct HubServer {
-    /// The server's private key; it is never stored.
+    /// The server's private key.
     pub key: PrivateKey,
     /// Leaf, then the hub's intermediate.
     pub chain: Vec<CertificateDer<'static>>,
@@ -142,7 +147,8 @@ impl Authorities {
         self.0.root_pin
     }
 
-    /// Issues a server certificate for this hub, with a new key.
+    /// The hub's server certificate: the one that was issued last while enough is left of it, or else a new one, with a
+    /// new key.
     ///
     /// # Errors
     /// When the hub's authority can't be opened or issues nothing.
@@ -155,10 +161,26 @@ impl Authorities {
             let id = save(&mut transaction, "hub", None, &authority, &self.0.keys, now).await?;
             hub = Some(Issuing { id, authority });
         }
-        let Some(Issuing { authority, .. }) = hub else { return Err(AuthorityError::Certificate.into()) };
+        let Some(Issuing { id, authority }) = hub else { return Err(AuthorityError::Certificate.into()) };
+        let data_key = self.0.keys.get(&mut transaction, Owner::Fleet).await?;
+        if let Some((key, leaf, not_after)) = kept_server(&mut transaction, id, &data_key, now).await? {
+            transaction.commit().await?;
+            let chain = vec![leaf, authority.certificate_der().clone()];
+            return Ok(HubServer { key, chain, root: self.0.root_certificate.clone(), not_after });
+        }
         let key = PrivateKey::generate().map_err(AuthorityError::from)?;
         let leaf = CertificateDer::from(authority.issue_hub_server(&key.public_key(), now)?);
         let summary = pki::Summary::of(&leaf).map_err(AuthoritiesError::Unreadable)?;
+        sqlx::query(
+            "INSERT INTO hub_server (slot, authority, certificate, sealed_key) VALUES (1, $1, $2, $3)
+             ON CONFLICT (slot) DO UPDATE SET authority = excluded.authority, certificate = excluded.certificate,
+                 sealed_key = excluded.sealed_key",
+        )
+        .bind(id)
+        .bind(leaf.to_vec())
+        .bind(data_key.seal(SERVER_KEY, &key.to_pkcs8()).map_err(KeysError::Seal)?)
+        .execute(&mut *transaction)
+        .await?;
         let record = Record {
             actor: Actor::system(),
             action: action::HUB_CERTIFIED,
@@ -248,6 +270,29 @@ impl Authorities {
 /// Whether an intermediate can go on issuing. One that is not valid yet was made while this hub's clock was ahead.
 fn issues_at(authority: &Authority, now: Timestamp) -> bool {
     (authority.not_before()..authority.not_after().minus(RENEW_BEFORE)).contains(&now)
+}
+
+/// The stored server certificate with its key and end, when it is of this authority and need not be replaced.
+async fn kept_server(
+    transaction: &mut Transaction,
+    authority: i64,
+    data_key: &DataKey,
+    now: Timestamp,
+) -> Result<Option<(PrivateKey, CertificateDer<'static>, Timestamp)>, AuthoritiesError> {
+    let row = sqlx::query("SELECT certificate, sealed_key FROM hub_server WHERE slot = 1 AND authority = $1")
+        .bind(authority)
+        .fetch_optional(&mut **transaction)
+        .await?;
+    let Some(row) = row else { return Ok(None) };
+    let (certificate, sealed): (Vec<u8>, Vec<u8>) = (row.try_get(0)?, row.try_get(1)?);
+    let summary = pki::Summary::of(&certificate).map_err(AuthoritiesError::Unreadable)?;
+    if !(summary.not_before..summary.not_after.minus(RENEW_SERVER_BEFORE)).contains(&now) {
+        return Ok(None);
+    }
+    let key = data_key.open(SERVER_KEY, &sealed).map_err(KeysError::Seal)?;
+    let key = PrivateKey::from_pkcs8(&key).map_err(AuthorityError::from)?;
+    // What somebody put in its place is not shown to anybody.
+    Ok((key.spki_sha256() == summary.spki_sha256).then(|| (key, certificate.into(), summary.not_after)))
 }
 
 fn owner(tenant: Option<&TenantId>) -> Owner {

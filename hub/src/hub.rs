@@ -24,7 +24,7 @@ use transport::{CloseCode, Endpoint, EndpointError, ResetKey, ServerLimits};
 use crate::access::Access;
 use crate::alerts::Alerts;
 use crate::audit::publish::{Publisher, Webhook};
-use crate::authorities::{Authorities, HubServer};
+use crate::authorities::{Authorities, HubServer, RENEW_SERVER_BEFORE};
 use crate::config::Config;
 use crate::enrollment::{self, Enrollment};
 use crate::gateway::{self, Gateway};
@@ -40,8 +40,6 @@ use crate::web::{self, AppState};
 
 /// How long sessions may take to say goodbye, and what is queued to be stored, when the hub stops.
 const DRAIN_DEADLINE: Duration = Duration::from_secs(10);
-/// The hub's own certificate is replaced when less than this is left of it.
-const RENEW_SERVER_BEFORE: Duration = Duration::from_secs(10 * 86_400);
 /// What a thousand nodes that come back at once need.
 const RECEIVE_BUFFER_WANTED: usize = 4 * 1024 * 1024;
 /// How long the last packets to closed connections may take.

@@ -48,6 +48,15 @@ CREATE TABLE authorities (
 );
 CREATE UNIQUE INDEX authorities_active ON authorities (kind, COALESCE(tenant, '')) WHERE state = 'active';
 
+-- The hub's own server certificate, so that a hub that starts need not issue one: it is logged before it is used, and a
+-- full disk takes no log. The key is sealed with the fleet's data key.
+CREATE TABLE hub_server (
+    slot BIGINT PRIMARY KEY CHECK (slot = 1),
+    authority BIGINT NOT NULL REFERENCES authorities (id),
+    certificate {BLOB} NOT NULL,
+    sealed_key {BLOB} NOT NULL
+);
+
 CREATE TABLE nodes (
     id TEXT PRIMARY KEY,
     tenant TEXT NOT NULL REFERENCES tenants (id),

@@ -129,7 +129,7 @@ impl Walk {
     pub(crate) fn certificates_done(&mut self, now: &str) {
         let mut gone: Vec<Finding> = Vec::new();
         for logged in self.logged.values().filter(|logged| !logged.seen) {
-            // The hub's own server certificates are kept nowhere: their keys live in memory.
+            // Of the hub's own server certificates, the newest alone is kept.
             if logged.kind != "hub_server" && logged.not_after.as_str() > now {
                 gone.push(Finding::Gone { entry: logged.entry, serial: logged.serial.clone() });
             }

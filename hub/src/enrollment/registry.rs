@@ -109,6 +109,12 @@ impl Registry {
         Ok(())
     }
 
+    /// Whose an enrolled node is.
+    pub(super) fn tenant(&self, node: NodeId) -> Option<TenantId> {
+        let known = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        known.get(&node).map(|known| known.tenant.clone())
+    }
+
     pub(super) fn is_current(&self, identity: &NodeIdentity) -> bool {
         let known = self.0.read().unwrap_or_else(PoisonError::into_inner);
         known.get(&identity.node).is_some_and(|known| known.current == Some(identity.serial))

@@ -87,6 +87,13 @@ on_both_engines! {
     async fn every_certificate_is_logged_with_its_fingerprint_before_it_is_handed_out(database: TestDatabase) {
         let world = World::new(database).await;
         let server = world.authorities.hub_server(NOW).await.expect("a server certificate");
+        // The same one at the next start, which writes nothing; another before it ends.
+        let again = world.authorities.hub_server(at(19 * 86_400)).await.expect("a server certificate");
+        assert_eq!((again.chain, again.key.spki_sha256()), (server.chain.clone(), server.key.spki_sha256()));
+        assert_eq!(world.audited(action::HUB_CERTIFIED).await.len(), 1);
+        let next = world.authorities.hub_server(at(21 * 86_400)).await.expect("a server certificate");
+        assert_ne!(next.chain[0], server.chain[0]);
+        assert_eq!(world.audited(action::HUB_CERTIFIED).await.len(), 2);
         let token = world.token(NodeKind::Agent, None).await;
         let enrolled = world.enroll(&token, &key(), NOW).await.expect("enrolled");
         let identity = identity(&enrolled.certificate_chain);

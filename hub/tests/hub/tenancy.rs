@@ -89,7 +89,7 @@ impl Table {
         match (self.name.as_str(), column.name.as_str()) {
             ("audit", "id") => return "(SELECT last_id + 1 FROM audit_head)".into(),
             ("audit", "previous") => return "(SELECT hash FROM audit_head)".into(),
-            ("master_key", "slot") => return "1".into(),
+            ("master_key" | "hub_server", "slot") => return "1".into(),
             ("tenants", "id") if number > 0 => return format!("'{tenant}-{number}'"),
             _ => {}
         }
@@ -97,7 +97,9 @@ impl Table {
             return format!("'{tenant}'");
         }
         if let Some((table, other)) = &column.refers_to {
-            let row = rows.get(&(table.clone(), tenant.to_owned())).or_else(|| rows.get(&(table.clone(), "*".into())));
+            let of = |owner: &str| rows.get(&(table.clone(), owner.to_owned()));
+            let any = if tenant == "*" { "acme" } else { "*" };
+            let row = of(tenant).or_else(|| of(any));
             return match row.and_then(|row| row.get(other)) {
                 Some(Value::String(text)) => format!("'{text}'::{}", column.kind),
                 Some(Value::Number(number)) => number.to_string(),

@@ -99,6 +99,11 @@ async fn whoever_is_bound_to_a_tenant_works_on_bound_connections_alone() {
     assert_eq!(made.status, StatusCode::CREATED, "{}", made.body);
     let path = format!("/api/v1/api-tokens/{}", made.json()["id"].as_str().expect("an id"));
     assert_eq!(site.call(axum::http::Method::DELETE, &path, &bound, None).await.status, StatusCode::NO_CONTENT);
+    let path = format!("/api/v1/nodes/{node}/revoke");
+    let revoked = site.post(&path, &bound, json!({"reason": "key_compromise"})).await;
+    assert_eq!(revoked.status, StatusCode::NO_CONTENT, "{}", revoked.body);
+    let path = format!("/api/v1/nodes/{node}");
+    assert_eq!(site.call(axum::http::Method::DELETE, &path, &bound, None).await.status, StatusCode::NO_CONTENT);
     // Denied, and written down: for its own tenant as well.
     assert_eq!(site.get("/api/v1/tenants/zeta", &bound).await.status, StatusCode::NOT_FOUND);
     let newest = site.get("/api/v1/audit?limit=1", &bound).await.json();

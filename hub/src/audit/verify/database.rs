@@ -51,6 +51,7 @@ pub async fn database(
     }
     entries(snapshot, &mut walk).await?;
     authorities(snapshot, &mut walk).await?;
+    server(snapshot, &mut walk).await?;
     nodes(snapshot, &mut walk).await?;
     for (name, sha256) in certificates {
         walk.certificate(name, sha256);
@@ -117,6 +118,22 @@ fn authority(walk: &mut Walk, row: &AnyRow) -> Result<(), sqlx::Error> {
     }
     if summary.not_after.millis() != not_after || !summary.is_ca {
         mislabelled(walk, &what, "its row says something else than the certificate");
+    }
+    Ok(())
+}
+
+async fn server(snapshot: &mut AnyConnection, walk: &mut Walk) -> Result<(), DatabaseError> {
+    let rows = sqlx::query("SELECT certificate FROM hub_server").fetch_all(&mut *snapshot).await?;
+    let what = "the hub's server certificate";
+    for row in &rows {
+        match row.try_get::<Vec<u8>, _>(0) {
+            Ok(der) => {
+                if let Some(summary) = summary(walk, what, &der) {
+                    walk.certificate(what, &HEXLOWER.encode(&summary.sha256));
+                }
+            }
+            Err(error) => mislabelled(walk, what, &error.to_string()),
+        }
     }
     Ok(())
 }
