@@ -3,11 +3,14 @@
 mod alerts;
 mod api_tokens;
 mod audit;
+pub(crate) mod authorities;
+mod bundles;
 pub(crate) mod convert;
 pub(crate) mod denial;
 mod events;
 pub(crate) mod extract;
 pub(crate) mod idempotency;
+mod kafka;
 mod list;
 mod nodes;
 pub(crate) mod problem;
@@ -60,7 +63,7 @@ impl Modify for Bearer {
     }
 }
 
-/// Every address below `/api/v1`.
+/// Every address below `/api/v1`, and `/pki`.
 pub(crate) fn router() -> Router<App> {
     let (router, description) = described();
     let description = serde_json::to_vec(&description).unwrap_or_default();
@@ -74,10 +77,16 @@ fn described() -> (Router<App>, utoipa::openapi::OpenApi) {
     OpenApiRouter::with_openapi(Description::openapi())
         .routes(routes!(tenants::list, tenants::create))
         .routes(routes!(tenants::show))
+        .routes(routes!(kafka::server_certificate))
+        .routes(routes!(authorities::list))
+        .routes(routes!(bundles::fleet_root))
+        .routes(routes!(bundles::kafka_root))
+        .routes(routes!(bundles::nodes_intermediate))
         .routes(routes!(tokens::list, tokens::create))
         .routes(routes!(nodes::list))
         .routes(routes!(nodes::show, nodes::remove))
         .routes(routes!(nodes::revoke))
+        .routes(routes!(nodes::unfreeze))
         .routes(routes!(revocation_lists::show))
         .routes(routes!(nodes::history))
         .routes(routes!(nodes::coverage))
@@ -102,7 +111,7 @@ mod tests {
         let described = serde_json::to_value(&description).expect("JSON");
         assert!(described["openapi"].as_str().expect("a version").starts_with("3.1"), "{}", described["openapi"]);
         let paths = described["paths"].as_object().expect("paths");
-        assert_eq!(paths.len(), 17);
+        assert_eq!(paths.len(), 23);
         for (path, operations) in paths {
             for (method, operation) in operations.as_object().expect("operations") {
                 let responses = operation["responses"].as_object().expect("responses");

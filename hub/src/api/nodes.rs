@@ -160,6 +160,23 @@ pub(crate) async fn remove(
     Ok(StatusCode::NO_CONTENT)
 }
 
+/// Lets a frozen node in again. Wipe the state of the machine that should not have the node's key first: if it uses it once
+/// more, the node is frozen again. Takes the role admin.
+#[utoipa::path(post, path = "/api/v1/nodes/{node}/unfreeze", tag = "nodes", params(("node" = String, Path)), responses(
+    (status = 204, description = "It may connect"),
+    (status = "default", body = Problem, content_type = "application/problem+json"),
+))]
+pub(crate) async fn unfreeze(
+    State(app): State<App>,
+    caller: Caller,
+    Path(id): Path<NodeId>,
+) -> Result<StatusCode, Problem> {
+    caller.require(Role::Admin)?;
+    app.roster.node(&caller.0, id).ok_or_else(|| unknown(id))?;
+    app.state.enrollment.unfreeze(id, &caller.actor(), app.now()).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
 fn unknown(id: NodeId) -> Problem {
     Problem::not_found(format!("There is no node {id}: see `hfctl node list`."))
 }

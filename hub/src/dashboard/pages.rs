@@ -15,13 +15,17 @@ use super::format::{Clock, escaped};
 use super::layout::{Frame, Section};
 use super::session::{Ours, Sent, Visitor, capital};
 use super::{OrShown as _, Shown, api_tokens as token_views, assets, fleet as fleet_views, join as join_views};
-use super::{alerts as alert_views, audit as audit_views, history, node as node_views, tenants as tenant_views, trust};
+use super::{
+    alerts as alert_views, audit as audit_views, history, node as node_views, pki as pki_views,
+    tenants as tenant_views, trust,
+};
 use crate::access::{self, Grant, Principal};
+use crate::api::authorities::Authority;
 use crate::api::extract::{Path, Query, require, require_all, require_tenant};
 use crate::api::problem::Problem;
 use crate::api::resource::{
     Alert, ApiToken, AuditEntry, Coverage, Kind, NewApiToken, NewToken, Node, NodeCounts, NodeDetail, Role, Tenant,
-    Token,
+    Time, Token,
 };
 use crate::api::select::{NodeQuery, Selected};
 use crate::api::{alert_resources, tenant_resource};
@@ -33,6 +37,8 @@ use crate::{alerts, enrollment};
 const ENTRIES: u32 = 100;
 /// Alerts shown on a node's page.
 const OF_NODE: u32 = 20;
+/// Nodes whose certificates end first.
+const ENDING: usize = 50;
 /// Join tokens shown on a tenant's page.
 const TOKENS: usize = 20;
 
@@ -408,6 +414,24 @@ async fn api_tokens_page(
     let tokens: Vec<ApiToken> = tokens.into_iter().map(ApiToken::from).collect();
     let content = token_views::page(&tokens, &tenants, fresh, error, &visitor.viewer(), still(app));
     framed(app, visitor, "API tokens", Section::Access, None, &content).await
+}
+
+/// `GET /trust`
+pub(super) async fn trust(State(app): State<App>, visitor: Visitor) -> Result<Response, Shown> {
+    let who = visitor.principal();
+    let listed = app.state.authorities.list(who.tenant.as_ref(), app.now()).await.or_shown(&app)?;
+    let authorities: Vec<Authority> = listed.into_iter().map(Authority::from).collect();
+    let nodes = app.roster.of(who, None).into_iter().filter(|node| node.revoked_at.is_none());
+    let ends = |node: &Node| {
+        let view = app.state.fleet.node(node.id.parse().ok()?)?;
+        Some(Time(view.certificate?.not_after))
+    };
+    let mut ending: Vec<_> =
+        nodes.filter_map(|node| Some(pki_views::Ending { not_after: ends(&node)?, node })).collect();
+    ending.sort_by_key(|one| one.not_after.0);
+    ending.truncate(ENDING);
+    let content = pki_views::page(&authorities, &ending, still(&app));
+    framed(&app, &visitor, "Trust", Section::Trust, None, &content).await
 }
 
 #[derive(Deserialize)]

@@ -197,7 +197,7 @@ impl Enrollment {
     }
 
     /// A transaction for the tenant of `node` alone.
-    async fn writing(&self, node: NodeId) -> Result<Transaction, StoreError> {
+    pub(super) async fn writing(&self, node: NodeId) -> Result<Transaction, StoreError> {
         let tenant = self.0.registry.tenant(node);
         self.0.database.within(tenant.as_ref().map(TenantId::as_str)).begin_write().await
     }
