@@ -121,6 +121,15 @@ CREATE TABLE certificates (
 );
 CREATE INDEX certificates_node ON certificates (node, issued_at);
 
+-- Keys of the hub's newest server certificates (kind as there), sealed with the fleet's data key, so that a hub that starts
+-- need not issue one.
+CREATE TABLE server_keys (
+    kind TEXT PRIMARY KEY,
+    authority BIGINT NOT NULL REFERENCES authorities (id),
+    serial {BLOB} NOT NULL,
+    sealed_key {BLOB} NOT NULL
+);
+
 -- The denylist: by issuer and serial, and by key. Rows stay for as long as the certificate would have been valid.
 CREATE TABLE revocations (
     authority BIGINT NOT NULL REFERENCES authorities (id),
