@@ -293,7 +293,7 @@ fn record(subject: &str) -> Record {
 }
 
 /// A connection as the tables' owner, whom no policy binds.
-async fn owner(database: &TestDatabase) -> AnyConnection {
+pub(crate) async fn owner(database: &TestDatabase) -> AnyConnection {
     sqlx::any::install_default_drivers();
     AnyConnection::connect(&database.url).await.expect("a connection")
 }
@@ -314,7 +314,7 @@ async fn unlock(connection: &mut AnyConnection) {
     connection.execute(sql).await.expect("unlocked");
 }
 
-async fn verified(connection: &mut AnyConnection, heads: &[Head]) -> Report {
+pub(crate) async fn verified(connection: &mut AnyConnection, heads: &[Head]) -> Report {
     verify::database(connection, heads, &[], NOW).await.expect("verified")
 }
 
