@@ -10,7 +10,7 @@ use protocol::{SessionId, Timestamp, version};
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
     let now = Timestamp::from_millis(1_790_000_000_000);
     let spool = SpoolRange { epoch: 1, first: 1, last: 0 };
-    let (mut node, _) = NodeSession::open(version::SPOKEN, Default::default(), 1, spool, now);
+    let (mut node, _) = NodeSession::open(version::SPOKEN, Default::default(), 1, spool, &[], now);
     let mut hub = HubSession::open(version::SPOKEN, now);
     let mut rest = bytes;
     while let Ok(Head::Frame { start, length }) = frame::head(rest, MAX_CONTROL) {

@@ -1,7 +1,6 @@
 //! The hub's API over HTTP: requests, pages, streams, and its errors as ours.
 
 use std::io::BufReader;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,20 +8,18 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use ureq::http::{Request, Response};
-use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig, TlsProvider, parse_pem};
+use ureq::tls::{RootCerts, TlsConfig, TlsProvider};
 use ureq::{Agent, Body, BodyReader};
 
 use crate::config::Config;
 use crate::failure::Failure;
+use crate::trust::Trust;
 
 /// How long the hub may take to be reached, and to answer.
 const CONNECT_WITHIN: Duration = Duration::from_secs(10);
 const ANSWER_WITHIN: Duration = Duration::from_secs(30);
 /// A stream that says nothing for so long is dead: the hub says something every 15 s.
 const SILENCE: Duration = Duration::from_secs(45);
-/// Where systems keep the authorities they trust: Debian, Fedora, Alpine.
-const SYSTEM_AUTHORITIES: [&str; 3] =
-    ["/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/cert.pem"];
 /// Items asked for at once.
 const PAGE: u32 = 500;
 
@@ -57,11 +54,11 @@ impl Client {
         let token = config.token.as_ref().ok_or_else(|| {
             Failure::Usage(format!("no token for {url} is known: run hfctl login, or set HYPERFACTORY_HFCTL_TOKEN"))
         })?;
-        Self::to(url, token.expose(), config.ca_file.as_deref())
+        Self::to(url, token.expose(), &config.ca_file.as_deref().map_or(Trust::System, Trust::File))
     }
 
     /// A hub by its address.
-    pub(crate) fn to(url: &str, token: &str, ca_file: Option<&Path>) -> Result<Self, Failure> {
+    pub(crate) fn to(url: &str, token: &str, trust: &Trust<'_>) -> Result<Self, Failure> {
         let url = url.trim().trim_end_matches('/');
         let secure = url.starts_with("https://");
         if !secure && !url.starts_with("http://") {
@@ -86,7 +83,7 @@ impl Client {
             .provider(TlsProvider::Rustls)
             .unversioned_rustls_crypto_provider(Arc::new(rustls::crypto::ring::default_provider()));
         if secure {
-            tls = tls.root_certs(RootCerts::Specific(Arc::new(authorities(ca_file)?)));
+            tls = tls.root_certs(RootCerts::Specific(Arc::new(trust.certificates()?)));
         }
         let tls = tls.build();
         let agent = |config: ureq::config::ConfigBuilder<ureq::typestate::AgentScope>| {
@@ -115,6 +112,13 @@ impl Client {
         let request = self.request(Request::get(self.address(path, query))).body(());
         let answer = self.agent.run(request.map_err(|error| bad_url(&self.url, &error))?);
         self.read(self.check(answer)?)
+    }
+
+    /// What the hub shows at `path`, an address outside of its API, as text.
+    pub(crate) fn text(&self, path: &str) -> Result<String, Failure> {
+        let request = self.request(Request::get(format!("{}/{path}", self.url))).body(());
+        let answer = self.agent.run(request.map_err(|error| bad_url(&self.url, &error))?);
+        self.check(answer)?.body_mut().read_to_string().map_err(|error| self.unreachable(&error))
     }
 
     /// `POST path` with a JSON body.
@@ -248,10 +252,11 @@ impl Client {
 }
 
 /// What TLS does not like about a hub.
-fn insecure(url: &str, error: &rustls::Error) -> String {
+pub(crate) fn insecure(url: &str, error: &rustls::Error) -> String {
     match error {
         rustls::Error::InvalidCertificate(_) => format!(
-            "the certificate of {url} is not trusted ({error}): name its authority with ca-file in hfctl.toml, or hfctl login --ca-file"
+            "the certificate of {url} is not trusted ({error}): name its authority with hfctl login --ca-file, or, if it is \
+             the hub's own, with the --fingerprint that hyperfactory-hub http-authority prints"
         ),
         rustls::Error::InvalidMessage(_) => format!("{url} does not speak HTTPS: is its address http://…?"),
         other => format!("no secure connection to {url}: {other}"),
@@ -260,26 +265,6 @@ fn insecure(url: &str, error: &rustls::Error) -> String {
 
 fn bad_url(url: &str, error: &ureq::http::Error) -> Failure {
     Failure::Usage(format!("{url:?} is not the address of a hub ({error}): run hfctl login"))
-}
-
-/// The authorities in `file`, or those this system trusts.
-fn authorities(file: Option<&Path>) -> Result<Vec<Certificate<'static>>, Failure> {
-    let system = || SYSTEM_AUTHORITIES.iter().map(Path::new).find(|path| path.exists());
-    let path = file.or_else(system).ok_or_else(|| {
-        Failure::Usage("this system has no list of trusted authorities: install ca-certificates, or set ca-file".into())
-    })?;
-    let pem = std::fs::read(path)
-        .map_err(|error| Failure::Usage(format!("cannot read the authorities in {}: {error}", path.display())))?;
-    let certificates: Vec<_> = parse_pem(&pem)
-        .filter_map(|item| match item {
-            Ok(PemItem::Certificate(certificate)) => Some(certificate),
-            _ => None,
-        })
-        .collect();
-    if certificates.is_empty() {
-        return Err(Failure::Usage(format!("{} holds no certificate in PEM form", path.display())));
-    }
-    Ok(certificates)
 }
 
 /// Text as it may stand in an address.

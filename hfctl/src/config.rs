@@ -86,7 +86,7 @@ impl Config {
         Ok(config)
     }
 
-    /// Writes the login, readable by this user alone; a half-written one is never seen.
+    /// Writes the login, readable by this user alone.
     pub(crate) fn store(files: &Files, url: &str, token: &str, ca_file: Option<&Path>) -> Result<PathBuf, Failure> {
         #[derive(Serialize)]
         #[serde(rename_all = "kebab-case")]
@@ -96,24 +96,37 @@ impl Config {
             #[serde(skip_serializing_if = "Option::is_none")]
             ca_file: Option<&'a Path>,
         }
-        let path = &files.login;
-        let failed = |error: std::io::Error| Failure::Failed(format!("cannot write {}: {error}", path.display()));
         let text = toml::to_string(&Stored { url, token, ca_file })
             .map_err(|error| Failure::Failed(format!("the login can't be written as TOML: {error}")))?;
-        if let Some(directory) = path.parent().filter(|directory| !directory.as_os_str().is_empty()) {
-            std::fs::DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(failed)?;
-        }
-        let fresh = path.with_extension(format!("toml.{}", std::process::id()));
-        let write = || {
-            let mut file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&fresh)?;
-            file.write_all(text.as_bytes())?;
-            file.sync_all()?;
-            std::fs::rename(&fresh, path)
-        };
-        write().map_err(|error| {
-            drop(std::fs::remove_file(&fresh));
-            failed(error)
-        })?;
-        Ok(path.clone())
+        write(&files.login, &text)?;
+        Ok(files.login.clone())
     }
+
+    /// Writes a hub's own authority beside the login, and says where.
+    pub(crate) fn store_authority(files: &Files, pem: &str) -> Result<PathBuf, Failure> {
+        let path = files.login.with_extension("ca.pem");
+        write(&path, pem)?;
+        std::path::absolute(&path).map_err(|error| Failure::Failed(format!("where is {}? {error}", path.display())))
+    }
+}
+
+/// Writes a file for this user alone; a half-written one is never seen.
+fn write(path: &Path, text: &str) -> Result<(), Failure> {
+    let failed = |error: std::io::Error| Failure::Failed(format!("cannot write {}: {error}", path.display()));
+    if let Some(directory) = path.parent().filter(|directory| !directory.as_os_str().is_empty()) {
+        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(failed)?;
+    }
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(format!(".{}", std::process::id()));
+    let fresh = path.with_file_name(name);
+    let write = || {
+        let mut file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&fresh)?;
+        file.write_all(text.as_bytes())?;
+        file.sync_all()?;
+        std::fs::rename(&fresh, path)
+    };
+    write().map_err(|error| {
+        drop(std::fs::remove_file(&fresh));
+        failed(error)
+    })
 }

@@ -5,6 +5,7 @@ mod command;
 mod config;
 mod failure;
 mod output;
+mod trust;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -48,6 +49,15 @@ enum Verb {
     /// Nodes: agents and bridges.
     #[command(subcommand)]
     Node(command::node::Node),
+    /// A tenant's Kafka plane: certificates for its brokers.
+    #[command(subcommand)]
+    Kafka(command::kafka::Kafka),
+    /// What others have to trust, in PEM.
+    #[command(subcommand)]
+    Trust(command::trust::Trust),
+    /// Certificates in files: what they say.
+    #[command(subcommand)]
+    Cert(command::cert::Cert),
     /// Alerts: what goes wrong, and what went.
     #[command(subcommand)]
     Alert(command::alert::Alert),
@@ -78,6 +88,9 @@ fn run(arguments: Arguments) -> Result<(), Failure> {
         Verb::Tenant(verb) => verb.run(&client()?, &mut output),
         Verb::Token(verb) => verb.run(&client()?, &mut output),
         Verb::Node(verb) => verb.run(&client()?, &mut output),
+        Verb::Kafka(verb) => verb.run(&client()?, &mut output),
+        Verb::Trust(verb) => verb.run(&client()?, &mut output),
+        Verb::Cert(verb) => verb.run(&mut output),
         Verb::Alert(verb) => verb.run(&client()?, &mut output),
         Verb::Audit(verb) => verb.run(&client()?, &mut output),
     }

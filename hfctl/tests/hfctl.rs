@@ -11,8 +11,9 @@ use std::thread::JoinHandle;
 
 use hub::access::{Grant, Role};
 use hub::audit::Actor;
-use hub::config::Config;
+use hub::config::{Config, HttpTls};
 use hub::hub::{Hub, now};
+use hub::web::{HttpAuthority, http_authority};
 use serde_json::Value;
 use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
@@ -22,6 +23,8 @@ struct Site {
     url: String,
     admin: String,
     viewer: String,
+    /// Of a hub with a certificate of its own.
+    authority: Option<HttpAuthority>,
     home: TempDir,
     shutdown: CancellationToken,
     running: Option<JoinHandle<()>>,
@@ -29,6 +32,11 @@ struct Site {
 
 impl Site {
     fn start() -> Self {
+        Self::configured(Config::default())
+    }
+
+    /// One with a configuration of its own.
+    fn configured(config: Config) -> Self {
         let home = tempfile::tempdir().expect("a directory");
         let state_dir = home.path().join("hub");
         let shutdown = CancellationToken::new();
@@ -38,7 +46,7 @@ impl Site {
             let runtime = tokio::runtime::Runtime::new().expect("a runtime");
             runtime.block_on(async move {
                 let local = "127.0.0.1:0".parse().expect("an address");
-                let config = Config { state_dir, quic_listen: local, http_listen: local, ..Config::default() };
+                let config = Config { state_dir, quic_listen: local, http_listen: local, ..config };
                 let hub = Hub::open(&config, &told).await.expect("a hub");
                 let grant = |role: Role| Grant { name: role.to_string(), role, tenant: None, valid_for: None };
                 let access = hub.domain().access.clone();
@@ -46,12 +54,16 @@ impl Site {
                     access.create_api_token(grant(role), &Actor::system(), now()).await.expect("a token").1
                 };
                 let tokens = (token(Role::Admin).await, token(Role::Viewer).await);
-                ready.send((hub.endpoints().http.clone(), tokens)).expect("somebody waits");
+                let authority = match config.http_tls {
+                    Some(HttpTls::Own) => Some(http_authority(&config, hub.domain()).await.expect("an authority")),
+                    _ => None,
+                };
+                ready.send((hub.endpoints().http.clone(), tokens, authority)).expect("somebody waits");
                 hub.run(told).await.expect("it ends well");
             });
         });
-        let (url, (admin, viewer)) = started.recv().expect("it starts");
-        Self { url, admin, viewer, home, shutdown, running: Some(running) }
+        let (url, (admin, viewer), authority) = started.recv().expect("it starts");
+        Self { url, admin, viewer, authority, home, shutdown, running: Some(running) }
     }
 
     /// `hfctl` in this home, without anything else from the environment.
@@ -77,7 +89,12 @@ impl Site {
     }
 
     fn login(&self, token: &str) -> Done {
+        self.login_with(token, &[])
+    }
+
+    fn login_with(&self, token: &str, more: &[&str]) -> Done {
         let mut command = self.command(&["login", "--url", &self.url]);
+        command.args(more);
         let mut child =
             command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it runs");
         writeln!(child.stdin.take().expect("a pipe"), "{token}").expect("it reads");
@@ -158,6 +175,52 @@ fn a_login_that_does_not_work_is_not_stored() {
     site.login("").fails(2, &["nothing was given"]);
     site.run(&["login", "--url", "hub.example", "--token-file", "/nowhere"]).fails(2, &["cannot read the token"]);
     site.run(&["login", "--url", &site.url, "--token", &site.admin]).fails(2, &["unexpected argument '--token'"]);
+    assert!(!site.login_file().exists());
+}
+
+/// A hub that speaks HTTPS with a certificate of its own.
+fn own() -> (Site, HttpAuthority) {
+    let mut site = Site::configured(Config { http_tls: Some(HttpTls::Own), ..Config::default() });
+    let authority = site.authority.take().expect("an authority");
+    assert!(site.url.starts_with("https://"), "{}", site.url);
+    (site, authority)
+}
+
+#[test]
+fn a_hubs_own_certificate_is_trusted_once_its_fingerprint_was_given() {
+    let (site, authority) = own();
+    site.login(&site.admin).fails(1, &["is not trusted", "--fingerprint", "http-authority"]);
+    assert!(site.login_with(&site.admin, &["--fingerprint", &authority.fingerprint]).ok().contains("logged in"));
+    site.run(&["tenant", "create", "acme"]).ok();
+    assert!(site.run(&["tenant", "list"]).ok().contains("acme"));
+    // Another login that does not work takes nothing away.
+    site.login_with("hft_x", &["--fingerprint", &authority.fingerprint]).fails(3, &["does not take the token"]);
+    site.run(&["tenant", "list"]).ok();
+}
+
+#[test]
+fn a_hubs_own_certificate_is_trusted_by_a_file() {
+    let (site, authority) = own();
+    let file = site.home.path().join("authority.pem");
+    std::fs::write(&file, &authority.pem).expect("written");
+    site.login_with(&site.admin, &["--ca-file", file.to_str().expect("text")]).ok();
+    site.run(&["tenant", "list"]).ok();
+}
+
+#[test]
+fn another_fingerprint_is_never_trusted_and_gets_no_token() {
+    let (site, authority) = own();
+    let (other, others) = own();
+    site.login_with(&site.admin, &["--fingerprint", &others.fingerprint])
+        .fails(1, &["no authority with this fingerprint"]);
+    site.login_with(&site.admin, &["--fingerprint", "AB:CD"]).fails(2, &["64 hexadecimal digits"]);
+    let both = ["--fingerprint", &authority.fingerprint, "--ca-file", "x"];
+    site.login_with(&site.admin, &both).fails(2, &["cannot be used with"]);
+    let plain = Site::start();
+    plain.login_with(&plain.admin, &["--fingerprint", &authority.fingerprint]).fails(2, &["not the https address"]);
+    let http = site.url.replace("https:", "http:");
+    site.with(&http, &site.admin, &["tenant", "list"]).fails(2, &["speaks HTTPS", &site.url]);
+    drop(other);
     assert!(!site.login_file().exists());
 }
 
@@ -304,4 +367,32 @@ fn an_export_is_there_when_it_is_whole() {
     site.with(&url, &site.admin, &["audit", "export", "--file", path]).fails(1, &["broke off and is not whole"]);
     assert!(!other.exists());
     dying.join().expect("it served");
+}
+
+#[test]
+fn a_certificate_is_shown_without_any_hub() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let now = std::time::SystemTime::now().into();
+    let root = pki::Authority::create_root(now, pki::authority::ROOT_LIFETIME).expect("a root");
+    let hub = root.issue_hub_intermediate(now).expect("an intermediate");
+    let key = pki::PrivateKey::generate().expect("a key");
+    let leaf = pki::CertificateDer::from(hub.issue_hub_server(&key.public_key(), now).expect("a certificate"));
+    let chain = [&leaf, hub.certificate_der(), root.certificate_der()];
+    let show = |name: &str, bytes: &[u8], more: &[&str]| {
+        let file = folder.path().join(name);
+        std::fs::write(&file, bytes).expect("written");
+        let mut command = Command::new(env!("CARGO_BIN_EXE_hfctl"));
+        Done::from(command.args(["cert", "show"]).arg(file).args(more).output().expect("hfctl"))
+    };
+    let shown = show("chain.pem", pki::pem::certificates(chain).as_bytes(), &[]).ok();
+    for said in ["DNS:hub.hyperfactory.internal", "TLS server", "by the next one", "by itself", "no IP:0.0.0.0/0.0.0.0"]
+    {
+        assert!(shown.contains(said), "{said} in {shown}");
+    }
+    let json = show("chain.pem", pki::pem::certificates([chain[2], chain[0]]).as_bytes(), &["-o", "json"]).ok();
+    let json: serde_json::Value = serde_json::from_str(&json).expect("JSON");
+    assert_eq!((&json[0]["signed_by_next"], &json[1]["signed_by_itself"]), (&false.into(), &false.into()), "{json}");
+    assert!(show("leaf.der", &leaf, &[]).ok().contains("by none in this file"));
+    show("no.pem", b"nothing", &[]).fails(2, &["holds no certificate", "PEM"]);
+    show("no.der", &[0xff; 90], &[]).fails(2, &["can't be read"]);
 }

@@ -127,6 +127,13 @@ impl Access {
         Self { database, limiter: Arc::new(Limiter::default()) }
     }
 
+    /// The same for somebody who is bound to a tenant: other tenants' tokens are not there, and none can be made.
+    #[must_use]
+    pub fn within(&self, tenant: Option<&TenantId>) -> Self {
+        let database = self.database.within(tenant.map(TenantId::as_str));
+        Self { database, limiter: Arc::clone(&self.limiter) }
+    }
+
     /// Makes an API token. The text that comes with it, `hft_…`, is shown once and never again.
     ///
     /// # Errors
@@ -178,17 +185,17 @@ impl Access {
         Ok((token, secret.to_string()))
     }
 
-    /// All API tokens, newest first; those of one tenant, when given.
+    /// All API tokens, newest first.
     ///
     /// # Errors
     /// When the database does not answer.
-    pub async fn list_api_tokens(&self, tenant: Option<&TenantId>) -> Result<Vec<ApiToken>, AccessError> {
+    pub async fn list_api_tokens(&self) -> Result<Vec<ApiToken>, AccessError> {
         let rows = sqlx::query(
             "SELECT id, name, role, tenant, created_at, created_by, expires_at, revoked_at FROM api_tokens
              WHERE $1 = '' OR tenant = $1 ORDER BY created_at DESC, id DESC",
         )
-        .bind(tenant.map_or("", TenantId::as_str))
-        .fetch_all(self.database.reader())
+        .bind(self.database.tenant().unwrap_or_default())
+        .fetch_all(&mut *self.database.read().await?)
         .await?;
         rows.iter().map(read_api_token).collect()
     }
@@ -200,10 +207,12 @@ impl Access {
     pub async fn revoke_api_token(&self, id: &str, actor: &Actor, now: Timestamp) -> Result<(), AccessError> {
         let mut transaction = self.database.begin_write().await?;
         let revoked = sqlx::query(
-            "UPDATE api_tokens SET revoked_at = COALESCE(revoked_at, $2) WHERE id = $1 RETURNING name, tenant",
+            "UPDATE api_tokens SET revoked_at = COALESCE(revoked_at, $2)
+             WHERE id = $1 AND ($3 = '' OR tenant = $3) RETURNING name, tenant",
         )
         .bind(id)
         .bind(now.millis())
+        .bind(self.database.tenant().unwrap_or_default())
         .fetch_optional(&mut *transaction)
         .await?
         .ok_or_else(|| AccessError::Unknown(id.to_owned()))?;

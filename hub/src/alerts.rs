@@ -129,7 +129,7 @@ impl Alerts {
         .bind(filter.node.map_or(String::new(), |node| node.to_string()))
         .bind(open)
         .bind(i64::from(filter.limit))
-        .fetch_all(self.database.reader())
+        .fetch_all(&mut *self.database.within(filter.tenant.as_ref().map(TenantId::as_str)).read().await?)
         .await?;
         Ok(rows.iter().map(read).collect::<Result<Vec<_>, _>>()?.into_iter().flatten().collect())
     }

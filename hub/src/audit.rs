@@ -28,11 +28,20 @@ pub mod action {
     #![expect(missing_docs, reason = "the names say it")]
     pub const KEYS_REWRAPPED: &str = "keys.rewrapped";
     pub const AUTHORITY_CREATED: &str = "authority.created";
+    pub const ROOT_LINKED: &str = "root.linked";
+    pub const ROOT_ISSUES: &str = "root.issues";
+    pub const ROOTS_RETIRED: &str = "roots.retired";
+    pub const NODE_RECOVERED: &str = "node.recovered";
+    pub const RECOVERY_REFUSED: &str = "recovery.refused";
+    pub const NODE_FROZEN: &str = "node.frozen";
+    pub const NODE_UNFROZEN: &str = "node.unfrozen";
+    pub const ROOTS_TRUSTED: &str = "node.roots_trusted";
     pub const HUB_CERTIFIED: &str = "hub.certified";
     pub const TENANT_CREATED: &str = "tenant.created";
     pub const TOKEN_CREATED: &str = "token.created";
     pub const NODE_ENROLLED: &str = "node.enrolled";
     pub const ENROLLMENT_REFUSED: &str = "enrollment.refused";
+    pub const CERTIFICATE_ISSUED: &str = "certificate.issued";
     pub const CERTIFICATE_RENEWED: &str = "certificate.renewed";
     pub const RENEWAL_REFUSED: &str = "renewal.refused";
     pub const CERTIFICATE_RETIRED: &str = "certificate.retired";
@@ -279,7 +288,7 @@ pub fn certificate(kind: &str, certificate: &pki::Summary) -> Value {
 /// # Errors
 /// When it could not be committed.
 pub async fn record(database: &Database, now: Timestamp, record: Record) -> Result<i64, StoreError> {
-    let mut transaction = database.begin_write().await?;
+    let mut transaction = database.within(record.tenant.as_ref().map(TenantId::as_str)).begin_write().await?;
     let id = append(&mut transaction, now, record).await?;
     transaction.commit().await?;
     Ok(id)
@@ -311,7 +320,7 @@ pub async fn list(database: &Database, filter: &Filter) -> Result<Vec<Entry>, St
         .bind(action.unwrap_or_default())
         .bind(prefix.unwrap_or(0))
         .bind(i64::from(filter.limit.min(1000)))
-        .fetch_all(database.reader())
+        .fetch_all(&mut *database.within(filter.tenant.as_ref().map(TenantId::as_str)).read().await?)
         .await?;
     Ok(rows.iter().map(|row| Link::read(row).map(Entry::from)).collect::<Result<_, sqlx::Error>>()?)
 }

@@ -1,30 +1,46 @@
 //! The fleet's certificate authorities: made once, kept sealed in the database, opened when something is to be issued.
 
+mod certified;
+mod kafka;
+mod listed;
+mod roots;
+mod rows;
+mod web;
+
 use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
-use pki::{Authority, AuthorityError, CertificateDer, Owner, PrivateKey, authority::ROOT_LIFETIME};
-use protocol::{TenantId, Timestamp};
+use pki::authority::ROOT_LIFETIME;
+use pki::{Authority, AuthorityError, CertificateDer, Owner, PrivateKey, RequestError, Role};
+use protocol::{NodeId, TenantId, Timestamp};
 use serde_json::json;
-use store::sqlx::{self, Row};
+use store::sqlx;
 use store::{Database, StoreError, Transaction};
+use tokio::sync::watch;
 
 use crate::audit::{self, Actor, Record, action};
+use crate::certificate_policy::CertificatePolicy;
 use crate::keys::{Keys, KeysError};
+pub(crate) use certified::Certified;
+pub use certified::LeafKind;
+pub use kafka::KafkaCertificate;
+pub use listed::Listed;
+pub use roots::Roots;
+pub(crate) use rows::place;
+use rows::{load, save};
 
 /// An intermediate with less life than this left is followed by a new one; the old one's certificates stay good.
 const RENEW_BEFORE: Duration = Duration::from_secs(60 * 86_400);
 
-/// The fleet root, the hub's intermediate and one intermediate per tenant. Clones share them.
+/// The fleet root, the hub's intermediate, and per tenant an intermediate for its nodes and a Kafka root. Clones share them.
 #[derive(Clone)]
 pub struct Authorities(Arc<Inner>);
 
 struct Inner {
     database: Database,
     keys: Keys,
-    root_certificate: CertificateDer<'static>,
-    root_pin: [u8; 32],
+    roots: watch::Sender<Arc<Roots>>,
     tenants: RwLock<HashMap<TenantId, Arc<Issuing>>>,
 }
 
@@ -41,8 +57,8 @@ pub struct HubServer {
     pub key: PrivateKey,
     /// Leaf, then the hub's intermediate.
     pub chain: Vec<CertificateDer<'static>>,
-    /// The fleet root; sent along during enrollment.
-    pub root: CertificateDer<'static>,
+    /// The fleet's roots and their links, for those who know another one, or a pin alone.
+    pub roots: Arc<Roots>,
     /// When the leaf ends.
     pub not_after: Timestamp,
 }
@@ -56,6 +72,23 @@ pub enum AuthoritiesError {
     /// The tenant has no authority.
     #[error("tenant {0} has no authority: it does not exist, or the database was altered; see `hfctl tenant list`")]
     Missing(TenantId),
+    /// A Kafka client's certificate was asked for something else than a bridge.
+    #[error("node {node} is no bridge of tenant {tenant}, or is revoked: bridges alone get Kafka certificates")]
+    NotABridge {
+        /// The node.
+        node: NodeId,
+        /// The tenant.
+        tenant: TenantId,
+    },
+    /// A rotation of the fleet root is elsewhere than it was taken to be.
+    #[error("{}", if *there_is { "there is a next root already: have it issue, or retire it" } else { "there is no next root: introduce one first" })]
+    NextRoot {
+        /// Whether there is a next root.
+        there_is: bool,
+    },
+    /// The certificate request is not good.
+    #[error(transparent)]
+    Request(#[from] RequestError),
     /// The stored root is not a certificate.
     #[error("the stored fleet root can't be read: restore the database from its backup")]
     Root(#[source] pki::TrustError),
@@ -83,25 +116,24 @@ impl Authorities {
     /// When a key can't be opened or made.
     pub async fn open(database: Database, keys: Keys, now: Timestamp) -> Result<Self, AuthoritiesError> {
         let mut transaction = database.begin_write().await?;
-        let root = match load(&mut transaction, "root", None, &keys).await? {
+        let root = match load(&mut transaction, &Role::Root, &keys).await? {
             Some(root) => root.authority,
             None => {
                 let root = Authority::create_root(now, ROOT_LIFETIME)?;
-                save(&mut transaction, "root", None, &root, &keys, now).await?;
+                save(&mut transaction, &root, &keys, now).await?;
                 root
             }
         };
-        match load(&mut transaction, "hub", None, &keys).await? {
+        match load(&mut transaction, &Role::Hub, &keys).await? {
             Some(hub) if issues_at(&hub.authority, now) => {}
             _ => {
                 let hub = root.issue_hub_intermediate(now)?;
-                save(&mut transaction, "hub", None, &hub, &keys, now).await?;
+                save(&mut transaction, &hub, &keys, now).await?;
             }
         }
+        let roots = watch::Sender::new(Arc::new(Roots::load(&mut transaction, now).await?));
         transaction.commit().await?;
-        let root_certificate = root.certificate_der().clone();
-        let root_pin = pki::trust::pin(&root_certificate).map_err(AuthoritiesError::Root)?;
-        Ok(Self(Arc::new(Inner { database, keys, root_certificate, root_pin, tenants: RwLock::default() })))
+        Ok(Self(Arc::new(Inner { database, keys, roots, tenants: RwLock::default() })))
     }
 
     /// Opens every authority that issues.
@@ -109,18 +141,20 @@ impl Authorities {
     /// # Errors
     /// For the first that does not open.
     pub async fn check(database: &Database, keys: &Keys) -> Result<(), AuthoritiesError> {
-        let mut transaction = database.begin_read().await?;
-        let rows = sqlx::query("SELECT certificate, sealed_key, tenant FROM authorities WHERE state = 'active'")
-            .fetch_all(&mut *transaction)
-            .await?;
-        for row in rows {
-            let (certificate, sealed): (Vec<u8>, Vec<u8>) = (row.try_get(0)?, row.try_get(1)?);
-            let tenant: Option<String> = row.try_get(2)?;
-            let owner = tenant.map_or(Ok(Owner::Fleet), |tenant| format!("tenant/{tenant}").parse());
-            let key = keys.get(&mut transaction, owner.map_err(KeysError::Seal)?).await?;
-            Authority::open(&certificate, &sealed, &key)?;
-        }
-        Ok(())
+        rows::check(database, keys).await
+    }
+
+    /// The certificates that somebody has to trust who trusts what `role` issues; none for a tenant that there is not.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn trusted(&self, role: &Role, now: Timestamp) -> Result<Vec<CertificateDer<'static>>, AuthoritiesError> {
+        rows::trusted(&self.0.database, role, now).await
+    }
+
+    /// The policy of a tenant.
+    pub(crate) fn policy(&self, _: &TenantId) -> CertificatePolicy {
+        CertificatePolicy::default()
     }
 
     /// A secret of the fleet's for `purpose`, the same at every start.
@@ -132,14 +166,9 @@ impl Authorities {
         Ok(self.0.keys.get(&mut transaction, Owner::Fleet).await?.derive(purpose))
     }
 
-    /// The fleet root's certificate: the one anchor of nodes and hub.
-    pub fn root_certificate(&self) -> &CertificateDer<'static> {
-        &self.0.root_certificate
-    }
-
-    /// SHA-256 of the fleet root's public key, as join tokens carry it.
+    /// SHA-256 of the public key of the root that issues, as join tokens carry it.
     pub fn root_pin(&self) -> [u8; 32] {
-        self.0.root_pin
+        self.roots().pins.first().copied().unwrap_or_default()
     }
 
     /// Issues a server certificate for this hub, with a new key.
@@ -148,32 +177,54 @@ impl Authorities {
     /// When the hub's authority can't be opened or issues nothing.
     pub async fn hub_server(&self, now: Timestamp) -> Result<HubServer, AuthoritiesError> {
         let mut transaction = self.0.database.begin_write().await?;
-        let mut hub = load(&mut transaction, "hub", None, &self.0.keys).await?;
+        let mut hub = load(&mut transaction, &Role::Hub, &self.0.keys).await?;
         if hub.as_ref().is_none_or(|hub| !issues_at(&hub.authority, now)) {
             let root = self.root(&mut transaction).await?;
             let authority = root.issue_hub_intermediate(now)?;
-            let id = save(&mut transaction, "hub", None, &authority, &self.0.keys, now).await?;
+            let id = save(&mut transaction, &authority, &self.0.keys, now).await?;
             hub = Some(Issuing { id, authority });
         }
-        let Some(Issuing { authority, .. }) = hub else { return Err(AuthorityError::Certificate.into()) };
+        let Some(Issuing { id, authority }) = hub else { return Err(AuthorityError::Certificate.into()) };
         let key = PrivateKey::generate().map_err(AuthorityError::from)?;
         let leaf = CertificateDer::from(authority.issue_hub_server(&key.public_key(), now)?);
-        let summary = pki::Summary::of(&leaf).map_err(AuthoritiesError::Unreadable)?;
+        let not_after = self.server_certified(&mut transaction, LeafKind::HubServer, id, &leaf, now).await?.not_after;
+        transaction.commit().await?;
+        let chain = vec![leaf, authority.certificate_der().clone()];
+        Ok(HubServer { key, chain, roots: self.roots(), not_after })
+    }
+
+    /// Records that the hub has a new server certificate, whose key is kept nowhere.
+    async fn server_certified(
+        &self,
+        transaction: &mut Transaction,
+        kind: LeafKind,
+        authority: i64,
+        leaf: &CertificateDer<'_>,
+        now: Timestamp,
+    ) -> Result<pki::Summary, AuthoritiesError> {
+        let certified = Certified {
+            kind,
+            authority,
+            tenant: None,
+            node: None,
+            certificate: leaf,
+            sequence: None,
+            recovered: false,
+        };
+        let summary = certified.save(transaction, now).await?;
         let record = Record {
             actor: Actor::system(),
             action: action::HUB_CERTIFIED,
             tenant: None,
             subject: summary.names.join(" "),
-            detail: json!({ "certificate": audit::certificate("hub_server", &summary) }),
+            detail: json!({ "certificate": audit::certificate(kind.logged(), &summary) }),
             remote: None,
         };
-        audit::append(&mut transaction, now, record).await?;
-        transaction.commit().await?;
-        let chain = vec![leaf, authority.certificate_der().clone()];
-        Ok(HubServer { key, chain, root: self.0.root_certificate.clone(), not_after: summary.not_after })
+        audit::append(transaction, now, record).await?;
+        Ok(summary)
     }
 
-    /// Makes a new tenant's data key and intermediate, in the transaction that makes the tenant.
+    /// Makes a new tenant's data key and its two authorities, in the transaction that makes the tenant.
     pub(crate) async fn create_tenant(
         &self,
         transaction: &mut Transaction,
@@ -181,6 +232,8 @@ impl Authorities {
         now: Timestamp,
     ) -> Result<(), AuthoritiesError> {
         self.0.keys.create(transaction, Owner::Tenant(tenant.clone()), now).await?;
+        let kafka = Authority::create_kafka_root(tenant, now, self.policy(tenant).kafka_root)?;
+        save(transaction, &kafka, &self.0.keys, now).await?;
         self.create_intermediate(transaction, tenant, now).await?;
         Ok(())
     }
@@ -191,8 +244,9 @@ impl Authorities {
         tenant: &TenantId,
         now: Timestamp,
     ) -> Result<Issuing, AuthoritiesError> {
-        let authority = self.root(transaction).await?.issue_tenant_intermediate(tenant, now)?;
-        let id = save(transaction, "tenant", Some(tenant), &authority, &self.0.keys, now).await?;
+        let lifetime = self.policy(tenant).nodes_intermediate;
+        let authority = self.root(transaction).await?.issue_tenant_intermediate(tenant, now, lifetime)?;
+        let id = save(transaction, &authority, &self.0.keys, now).await?;
         Ok(Issuing { id, authority })
     }
 
@@ -208,7 +262,7 @@ impl Authorities {
         if let Some(known) = known.filter(|known| fresh(known)) {
             return Ok(known);
         }
-        let stored = load(transaction, "tenant", Some(tenant), &self.0.keys).await?;
+        let stored = load(transaction, &Role::Nodes(tenant.clone()), &self.0.keys).await?;
         match stored.ok_or_else(|| AuthoritiesError::Missing(tenant.clone()))? {
             stored if fresh(&stored) => {
                 let issuing = Arc::new(stored);
@@ -221,98 +275,26 @@ impl Authorities {
         }
     }
 
-    /// The authority of this row, whatever its state.
+    /// All authorities, the fleet's first; of one tenant alone when `tenant` says so.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn list(&self, tenant: Option<&TenantId>, now: Timestamp) -> Result<Vec<Listed>, AuthoritiesError> {
+        let database = self.0.database.within(tenant.map(TenantId::as_str));
+        listed::list(&database, tenant, now).await
+    }
+
+    /// The authority of this row, whatever its state; `None` when its certificate or its key is not here.
     pub(crate) async fn by_number(
         &self,
         transaction: &mut Transaction,
         id: i64,
     ) -> Result<Option<Authority>, AuthoritiesError> {
-        let row = sqlx::query("SELECT certificate, sealed_key, tenant FROM authorities WHERE id = $1")
-            .bind(id)
-            .fetch_optional(&mut **transaction)
-            .await?;
-        let Some(row) = row else { return Ok(None) };
-        let (certificate, sealed): (Vec<u8>, Vec<u8>) = (row.try_get(0)?, row.try_get(1)?);
-        let tenant: Option<String> = row.try_get(2)?;
-        let owner = tenant.map_or(Ok(Owner::Fleet), |tenant| format!("tenant/{tenant}").parse());
-        let key = self.0.keys.get(transaction, owner.map_err(KeysError::Seal)?).await?;
-        Ok(Some(Authority::open(&certificate, &sealed, &key)?))
-    }
-
-    async fn root(&self, transaction: &mut Transaction) -> Result<Authority, AuthoritiesError> {
-        let root = load(transaction, "root", None, &self.0.keys).await?;
-        Ok(root.ok_or(AuthorityError::Certificate)?.authority)
+        rows::by_number(transaction, id, &self.0.keys).await
     }
 }
 
 /// Whether an intermediate can go on issuing. One that is not valid yet was made while this hub's clock was ahead.
 fn issues_at(authority: &Authority, now: Timestamp) -> bool {
     (authority.not_before()..authority.not_after().minus(RENEW_BEFORE)).contains(&now)
-}
-
-fn owner(tenant: Option<&TenantId>) -> Owner {
-    tenant.map_or(Owner::Fleet, |tenant| Owner::Tenant(tenant.clone()))
-}
-
-async fn load(
-    transaction: &mut Transaction,
-    kind: &str,
-    tenant: Option<&TenantId>,
-    keys: &Keys,
-) -> Result<Option<Issuing>, AuthoritiesError> {
-    let row = sqlx::query(
-        "SELECT id, certificate, sealed_key FROM authorities
-         WHERE kind = $1 AND COALESCE(tenant, '') = $2 AND state = 'active'",
-    )
-    .bind(kind)
-    .bind(tenant.map_or("", TenantId::as_str))
-    .fetch_optional(&mut **transaction)
-    .await?;
-    let Some(row) = row else { return Ok(None) };
-    let (certificate, sealed): (Vec<u8>, Vec<u8>) = (row.try_get(1)?, row.try_get(2)?);
-    let key = keys.get(transaction, owner(tenant)).await?;
-    Ok(Some(Issuing { id: row.try_get(0)?, authority: Authority::open(&certificate, &sealed, &key)? }))
-}
-
-/// Stores `authority` as the active one of its kind; the one before it issues no more.
-async fn save(
-    transaction: &mut Transaction,
-    kind: &'static str,
-    tenant: Option<&TenantId>,
-    authority: &Authority,
-    keys: &Keys,
-    now: Timestamp,
-) -> Result<i64, AuthoritiesError> {
-    let sealed = authority.seal_key(&keys.get(transaction, owner(tenant)).await?)?;
-    sqlx::query(
-        "UPDATE authorities SET state = 'retired'
-         WHERE kind = $1 AND COALESCE(tenant, '') = $2 AND state = 'active'",
-    )
-    .bind(kind)
-    .bind(tenant.map_or("", TenantId::as_str))
-    .execute(&mut **transaction)
-    .await?;
-    let id = sqlx::query_scalar(
-        "INSERT INTO authorities (kind, tenant, certificate, sealed_key, not_after, state, created_at)
-         VALUES ($1, $2, $3, $4, $5, 'active', $6) RETURNING id",
-    )
-    .bind(kind)
-    .bind(tenant.map(TenantId::as_str))
-    .bind(authority.certificate_der().to_vec())
-    .bind(sealed)
-    .bind(authority.not_after().millis())
-    .bind(now.millis())
-    .fetch_one(&mut **transaction)
-    .await?;
-    let summary = pki::Summary::of(authority.certificate_der()).map_err(AuthoritiesError::Unreadable)?;
-    let record = Record {
-        actor: Actor::system(),
-        action: action::AUTHORITY_CREATED,
-        tenant: tenant.cloned(),
-        subject: kind.to_owned(),
-        detail: json!({ "certificate": audit::certificate("authority", &summary) }),
-        remote: None,
-    };
-    audit::append(transaction, now, record).await?;
-    Ok(id)
 }

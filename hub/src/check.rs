@@ -4,13 +4,15 @@ use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
+use protocol::Timestamp;
 use store::Database;
 
 use crate::authorities::{Authorities, AuthoritiesError};
-use crate::config::Config;
-use crate::hub::Endpoints;
+use crate::config::{Config, Encryption};
+use crate::hub::{self, Endpoints};
 use crate::keys::{Keys, KeysError, Master};
 use crate::schema;
+use crate::web::{Pair, PairError};
 
 /// Less room than this, and the database may soon fail to grow.
 const ROOM_WANTED: u64 = 1 << 30;
@@ -40,9 +42,11 @@ pub enum Outcome {
 /// Looks at everything; changes nothing but that a missing embedded database is made.
 pub async fn all(config: &Config) -> Vec<Finding> {
     let running = Endpoints::read(&config.state_dir).filter(|endpoints| taken_udp(endpoints.quic));
+    let [database, tenants] = database(config).await;
     vec![
         state_dir(&config.state_dir),
-        database(config).await,
+        database,
+        tenants,
         master_key(config).await,
         port(
             "quic-listen",
@@ -58,6 +62,7 @@ pub async fn all(config: &Config) -> Vec<Finding> {
             running.is_some(),
             "ss -tlnp",
         ),
+        https(config, hub::now()),
     ]
 }
 
@@ -97,18 +102,32 @@ fn state_dir(path: &Path) -> Finding {
     }
 }
 
-async fn database(config: &Config) -> Finding {
-    let subject = "database";
+/// The database, and how it keeps tenants apart.
+async fn database(config: &Config) -> [Finding; 2] {
+    let (subject, apart) = ("database", "tenants");
     let opened = async {
         let database = Database::open(&config.database_url()).await?;
         database.migrate(schema::MIGRATIONS).await?;
-        let location = database.location().to_owned();
+        let (location, guard) = (database.location().to_owned(), database.guard().await?);
         database.close().await;
-        anyhow::Ok(location)
+        anyhow::Ok((location, guard))
     };
     match opened.await {
-        Ok(location) => Finding { subject, outcome: Outcome::Ok, said: location },
-        Err(error) => Finding { subject, outcome: Outcome::Fail, said: format!("{error:#}") },
+        Ok((location, guard)) => {
+            let (outcome, said) = match guard.advice() {
+                Some(advice) => (Outcome::Warn, advice),
+                None => (Outcome::Ok, guard.to_string()),
+            };
+            [Finding { subject, outcome: Outcome::Ok, said: location }, Finding { subject: apart, outcome, said }]
+        }
+        Err(error) => {
+            let said = format!("{error:#}");
+            let unknown = "not known while the database can't be used".to_owned();
+            [
+                Finding { subject, outcome: Outcome::Fail, said },
+                Finding { subject: apart, outcome: Outcome::Warn, said: unknown },
+            ]
+        }
     }
 }
 
@@ -145,6 +164,51 @@ async fn opens(config: &Config, master: &Master) -> anyhow::Result<bool> {
         Err(AuthoritiesError::Store(_) | AuthoritiesError::Keys(KeysError::Store(_))) => Ok(true),
         opened => Ok(opened?),
     }
+}
+
+fn https(config: &Config, now: Timestamp) -> Finding {
+    let (outcome, said) = match config.encryption() {
+        Err(error) => (Outcome::Fail, error.to_string()),
+        Ok(Encryption::Off) if config.is_exposed().unwrap_or_default() => {
+            let said = format!(
+                "{} is not only this machine's, and passwords cross the network in the clear: set http-certificate and \
+                 http-key, or http-tls = \"own\", or public-url to the https:// address of the proxy in front",
+                config.http_listen
+            );
+            (Outcome::Warn, said)
+        }
+        Ok(Encryption::Off) => (Outcome::Ok, "plain HTTP, for this machine or the proxy in front".to_owned()),
+        Ok(Encryption::Own) => {
+            (Outcome::Ok, "the hub's own certificate; clients trust it by http-authority".to_owned())
+        }
+        Ok(Encryption::Files(pair)) => match judge(config, &pair, now) {
+            Ok(finding) => finding,
+            Err(error) => (Outcome::Fail, format!("{:#}", anyhow::Error::from(error))),
+        },
+    };
+    Finding { subject: "https", outcome, said }
+}
+
+/// Whether browsers will take the certificate in the files, and its key is a secret.
+fn judge(config: &Config, pair: &Pair, now: Timestamp) -> Result<(Outcome, String), PairError> {
+    let certificate = pair.parse(&pair.contents()?)?;
+    certificate.judge(now).map_err(|reason| pair.unusable(reason))?;
+    let (names, until) = (certificate.names().join(" "), certificate.not_after());
+    let public = config.public().ok().flatten().map(|url| url.host);
+    let readable = std::fs::metadata(&pair.key).is_ok_and(|key| key.permissions().mode() & 0o007 != 0);
+    let (file, key) = (pair.certificate.display(), pair.key.display());
+    let wrong = if let Some(public) = public.filter(|public| !certificate.is_for(public)) {
+        format!("the certificate is for {names}, not for {public} of public-url: browsers will refuse it")
+    } else if readable {
+        format!("everybody on this machine can read {key}: chmod o= {key}")
+    } else if certificate.is_alone() {
+        format!("{file} holds one certificate; most clients also need its authority's (fullchain.pem)")
+    } else if certificate.ends_soon(now) {
+        format!("the certificate ends on {until}: see why nobody renews {file}")
+    } else {
+        return Ok((Outcome::Ok, format!("{names}, until {until}")));
+    };
+    Ok((Outcome::Warn, wrong))
 }
 
 fn port(subject: &'static str, address: SocketAddr, bound: std::io::Result<()>, running: bool, who: &str) -> Finding {

@@ -1,6 +1,8 @@
 //! From a join token to a certificate, from a certificate to the next one, and who may hold a session.
 
+mod freeze;
 mod name;
+mod recovery;
 mod registry;
 mod revocation;
 mod tokens;
@@ -9,19 +11,22 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use pki::recovery::FIRST_SEQUENCE;
 use pki::{AuthorityError, CertificateDer, NodeIdentity, RequestError, RequestedKey};
-use protocol::message::{EnrollRequest, Enrolled, Refusal, RefusalCode, Renewed};
+use protocol::message::{EnrollRequest, Enrolled, Refusal, RefusalCode, RenewRequest, Renewed};
 use protocol::{NodeId, NodeKind, TenantId, Timestamp, version};
 use serde_json::json;
 use store::sqlx::{self, Row};
 use store::{Database, StoreError, Transaction};
 
 use crate::audit::{self, Actor, Record, action};
-use crate::authorities::{Authorities, AuthoritiesError};
+use crate::authorities::{Authorities, AuthoritiesError, Certified, Roots};
 use crate::gateway::Registry as Sessions;
 use crate::telemetry::state::{Certificate, Fleet, Member};
 use registry::Registry;
 
+pub use freeze::UnfreezeError;
+pub use recovery::{Asked, RecoveryBounds};
 pub use revocation::{Reason, RevokeError, Revoked};
 pub use tokens::{NewToken, TokenError, TokenInfo};
 
@@ -39,6 +44,8 @@ pub struct Settings {
     pub address: String,
     /// Life of a node's certificate; [`pki::authority::NODE_LIFETIME`] unless told otherwise.
     pub node_lifetime: Duration,
+    /// For how long, and how often, a node may come back by itself.
+    pub recovery: RecoveryBounds,
 }
 
 /// The door for new nodes, and the list of those that are in. Clones share it.
@@ -158,11 +165,17 @@ impl Enrollment {
     ///
     /// # Errors
     /// What to tell the node. Every refusal is in the audit log.
-    pub async fn renew(&self, identity: &NodeIdentity, request: &[u8], now: Timestamp) -> Result<Renewed, Refusal> {
+    pub async fn renew(
+        &self,
+        identity: &NodeIdentity,
+        request: &RenewRequest,
+        now: Timestamp,
+    ) -> Result<Renewed, Refusal> {
         match self.try_renew(identity, request, now).await {
             Ok(issued) => {
-                let renew_at = self.renew_at(&issued.identity);
-                Ok(Renewed { certificate_chain: issued.chain, renew_at_ms: renew_at.millis(), refusal: None })
+                let renew_at_ms = self.renew_at(&issued.identity).millis();
+                let sequence = request.sequence + 1;
+                Ok(Renewed { certificate_chain: issued.chain, renew_at_ms, refusal: None, sequence })
             }
             Err(Failure::Refused(refusal)) => {
                 let record = Record {
@@ -190,7 +203,7 @@ impl Enrollment {
         }
         let mut transaction = self.0.database.begin_write().await?;
         let activated = sqlx::query(
-            "UPDATE certificates SET state = 'active' WHERE node = $1 AND serial = $2 AND state IN ('issued', 'active')
+            "UPDATE certificates SET state = 'active' WHERE node = $1 AND serial = $2 AND kind IN ('agent', 'bridge') AND state IN ('issued', 'active')
              RETURNING issued_at",
         )
         .bind(identity.node.to_string())
@@ -200,7 +213,8 @@ impl Enrollment {
         let Some(row) = activated else { return Ok(()) };
         let retired = sqlx::query(
             "UPDATE certificates SET state = 'retired', superseded_at = $3
-             WHERE node = $1 AND serial <> $2 AND state IN ('issued', 'active') AND issued_at <= $4 RETURNING serial",
+             WHERE node = $1 AND serial <> $2 AND kind IN ('agent', 'bridge') AND state IN ('issued', 'active')
+               AND issued_at <= $4 RETURNING serial",
         )
         .bind(identity.node.to_string())
         .bind(identity.serial.as_bytes().to_vec())
@@ -232,6 +246,37 @@ impl Enrollment {
     /// What to tell the node.
     pub fn authorize(&self, identity: &NodeIdentity) -> Result<(), Refusal> {
         self.0.registry.authorize(identity)
+    }
+
+    /// The roots a node says it trusts, as SHA-256 of their public keys; `None` for a node that is not known.
+    pub fn trusts(&self, node: NodeId) -> Option<Vec<[u8; 32]>> {
+        self.0.registry.roots(node)
+    }
+
+    /// The roots nodes are to trust.
+    pub fn roots(&self) -> Arc<Roots> {
+        self.0.authorities.roots()
+    }
+
+    /// A node has said which roots it trusts, and why it did not take those it was told to. Costs a query only when that is
+    /// new.
+    ///
+    /// # Errors
+    /// When it could not be stored; what it said before then counts.
+    pub async fn trusting(&self, node: NodeId, roots: &[[u8; 32]], trouble: &str) -> Result<(), StoreError> {
+        if !self.0.registry.trusts_anew(node, roots, trouble) {
+            return Ok(());
+        }
+        let mut transaction = self.0.database.begin_write().await?;
+        sqlx::query("UPDATE nodes SET roots = $2, roots_trouble = NULLIF($3, '') WHERE id = $1")
+            .bind(node.to_string())
+            .bind(roots.concat())
+            .bind(trouble)
+            .execute(&mut *transaction)
+            .await?;
+        transaction.commit().await?;
+        self.0.registry.trusting(node, roots, trouble);
+        Ok(())
     }
 
     /// When a node should renew this certificate; each is told another moment, so that a fleet does not come at once.
@@ -291,7 +336,7 @@ impl Enrollment {
             .bind(member.node.to_string())
             .execute(&mut *transaction)
             .await?;
-        let issued = self.issue(&mut transaction, &key, &member, now).await?;
+        let issued = self.issue(&mut transaction, &key, &member, FIRST_SEQUENCE, false, now).await?;
         let record = Record {
             actor: Actor::anonymous(),
             action: action::NODE_ENROLLED,
@@ -305,7 +350,7 @@ impl Enrollment {
         };
         audit::append(&mut transaction, now, record).await?;
         transaction.commit().await?;
-        self.0.registry.issued(&issued.identity);
+        self.0.registry.issued(&issued.identity, FIRST_SEQUENCE);
         let enrolled = self.enrolled(&member, issued.chain);
         let (node, certificate) =
             (member.node, Certificate { serial: issued.identity.serial, not_after: issued.identity.not_after });
@@ -324,7 +369,8 @@ impl Enrollment {
         let row = sqlx::query(
             "SELECT t.used_spki, n.id, n.tenant, n.name, n.kind, n.enrolled_at, c.certificate, a.certificate
              FROM join_tokens t LEFT JOIN nodes n ON n.id = t.node AND n.removed_at IS NULL AND n.revoked_at IS NULL
-             LEFT JOIN certificates c ON c.node = n.id AND c.spki_sha256 = t.used_spki AND c.state IN ('issued', 'active')
+             LEFT JOIN certificates c ON c.node = n.id AND c.spki_sha256 = t.used_spki AND c.kind = n.kind
+                 AND c.state IN ('issued', 'active')
              LEFT JOIN authorities a ON a.id = c.authority
              WHERE t.secret_hash = $1 ORDER BY c.issued_at DESC LIMIT 1",
         )
@@ -358,14 +404,31 @@ impl Enrollment {
         Ok(self.enrolled(&member, vec![leaf, row.try_get(7)?]))
     }
 
-    async fn try_renew(&self, identity: &NodeIdentity, request: &[u8], now: Timestamp) -> Result<Issued, Failure> {
+    async fn try_renew(
+        &self,
+        identity: &NodeIdentity,
+        request: &RenewRequest,
+        now: Timestamp,
+    ) -> Result<Issued, Failure> {
         self.authorize(identity).map_err(Failure::Refused)?;
-        let key = pki::verify_request(request).map_err(malformed)?;
+        let number = self.0.registry.sequence(identity);
+        if number != Some(request.sequence) {
+            return Err(refused(
+                RefusalCode::Malformed,
+                format!(
+                    "its certificate is number {}, and it says {}: its state is damaged; enroll it with a new token",
+                    number.unwrap_or_default(),
+                    request.sequence
+                ),
+            ));
+        }
+        let sequence = request.sequence + 1;
+        let key = pki::verify_request(&request.certificate_request).map_err(malformed)?;
         let mut transaction = self.0.database.begin_write().await?;
         // Takes the node's row, so that two requests with one key don't both find nothing.
         let row = sqlx::query(
             "UPDATE nodes SET software = software WHERE id = $1 AND removed_at IS NULL AND revoked_at IS NULL
-             RETURNING name, enrolled_at",
+               AND frozen_at IS NULL RETURNING name, enrolled_at",
         )
         .bind(identity.node.to_string())
         .fetch_optional(&mut *transaction)
@@ -374,7 +437,7 @@ impl Enrollment {
         revocation::not_denied(&mut transaction, &key).await?;
         let before = sqlx::query(
             "SELECT c.certificate, a.certificate FROM certificates c JOIN authorities a ON a.id = c.authority
-             WHERE c.node = $1 AND c.spki_sha256 = $2 AND c.state IN ('issued', 'active')
+             WHERE c.node = $1 AND c.spki_sha256 = $2 AND c.kind IN ('agent', 'bridge') AND c.state IN ('issued', 'active')
              ORDER BY c.issued_at DESC LIMIT 1",
         )
         .bind(identity.node.to_string())
@@ -383,14 +446,13 @@ impl Enrollment {
         .await?;
         if let Some(before) = before {
             let issued = Issued::from_chain(vec![before.try_get(0)?, before.try_get(1)?])?;
-            // Half-way through its life it is no answer any more: the node asks because it wants a newer one.
-            let age = now.since(issued.identity.not_before);
-            if age < issued.identity.not_after.since(issued.identity.not_before) / 2 {
+            if issued.is_fresh(now) {
                 return Ok(issued);
             }
         }
         let unused: i64 = sqlx::query_scalar(
-            "SELECT COUNT(*) FROM certificates WHERE node = $1 AND state = 'issued' AND issued_at > $2",
+            "SELECT COUNT(*) FROM certificates
+             WHERE node = $1 AND kind IN ('agent', 'bridge') AND state = 'issued' AND issued_at > $2",
         )
         .bind(identity.node.to_string())
         .bind(now.minus(UNUSED_WITHIN).millis())
@@ -413,7 +475,7 @@ impl Enrollment {
             name: row.try_get(0)?,
             enrolled_at: Timestamp::from_millis(row.try_get(1)?),
         };
-        let issued = self.issue(&mut transaction, &key, &member, now).await?;
+        let issued = self.issue(&mut transaction, &key, &member, sequence, false, now).await?;
         let record = Record {
             actor: Actor::node(identity.node),
             action: action::CERTIFICATE_RENEWED,
@@ -424,7 +486,7 @@ impl Enrollment {
         };
         audit::append(&mut transaction, now, record).await?;
         transaction.commit().await?;
-        self.0.registry.issued(&issued.identity);
+        self.0.registry.issued(&issued.identity, sequence);
         Ok(issued)
     }
 
@@ -433,38 +495,37 @@ impl Enrollment {
         transaction: &mut Transaction,
         key: &RequestedKey,
         member: &Member,
+        sequence: u64,
+        recovered: bool,
         now: Timestamp,
     ) -> Result<Issued, Failure> {
         let issuing = self.0.authorities.tenant(transaction, &member.tenant, now).await?;
         let lifetime = self.0.settings.node_lifetime;
         let leaf = issuing.authority.issue_node(key, member.node, member.kind, now, lifetime)?;
         let issued = Issued::from_chain(vec![leaf, issuing.authority.certificate_der().to_vec()])?;
-        sqlx::query(
-            "INSERT INTO certificates
-                 (serial, authority, tenant, node, spki_sha256, certificate, issued_at, not_after, state)
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, 'issued')",
-        )
-        .bind(issued.identity.serial.as_bytes().to_vec())
-        .bind(issuing.id)
-        .bind(member.tenant.to_string())
-        .bind(member.node.to_string())
-        .bind(issued.identity.spki_sha256.to_vec())
-        .bind(issued.chain[0].clone())
-        .bind(now.millis())
-        .bind(issued.identity.not_after.millis())
-        .execute(&mut **transaction)
-        .await?;
+        let certificate = Certified {
+            kind: member.kind.into(),
+            authority: issuing.id,
+            tenant: Some(&member.tenant),
+            node: Some(member.node),
+            certificate: &issued.chain[0],
+            sequence: Some(sequence),
+            recovered,
+        };
+        certificate.save(transaction, now).await?;
         Ok(issued)
     }
 
     fn enrolled(&self, member: &Member, chain: Vec<Vec<u8>>) -> Enrolled {
+        let trust = self.0.authorities.roots().trust();
         Enrolled {
             node_id: member.node.to_bytes().to_vec(),
             tenant: member.tenant.to_string(),
             name: member.name.clone(),
             kind: protocol::message::NodeKind::from(member.kind).into(),
             certificate_chain: chain,
-            root: self.0.authorities.root_certificate().to_vec(),
+            roots: trust.roots,
+            links: trust.links,
         }
     }
 
@@ -492,6 +553,12 @@ impl Issued {
         let ders: Vec<CertificateDer<'_>> = chain.iter().map(|der| CertificateDer::from(&**der)).collect();
         let identity = pki::node_identity(&ders)?;
         Ok(Self { chain, identity })
+    }
+
+    /// Half-way through its life it is no answer any more: a node asks because it wants a newer one.
+    fn is_fresh(&self, now: Timestamp) -> bool {
+        let age = now.since(self.identity.not_before);
+        age < self.identity.not_after.since(self.identity.not_before) / 2
     }
 }
 

@@ -1,6 +1,7 @@
 //! The door for nodes: admission, enrollment, sessions.
 
 mod accept;
+mod pulse;
 mod rate;
 mod registry;
 mod session;
@@ -16,6 +17,8 @@ use crate::telemetry::state::Fleet;
 
 pub use accept::Admission;
 pub(crate) use accept::accept;
+pub(crate) use pulse::{Pulse, pulse};
+pub(crate) use rate::network;
 pub use registry::{Directive, Registry};
 
 /// What sessions work with.

@@ -8,14 +8,15 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, bail};
-use pki::CertificateDer;
-use pki::tls::{HubCertificate, HubTls, server_config, system_clock};
+use pki::tls::{HubCertificate, HubChain, HubTls, TrustedRoots, server_config, system_clock};
 use protocol::Timestamp;
 use protocol::message::RefusalCode;
 use serde::{Deserialize, Serialize};
 use store::Database;
 use store::group::Limits;
 use tokio::net::TcpListener;
+use tokio::sync::Notify;
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
@@ -25,18 +26,19 @@ use crate::access::Access;
 use crate::alerts::Alerts;
 use crate::audit::publish::{Publisher, Webhook};
 use crate::authorities::{Authorities, HubServer};
-use crate::config::Config;
+use crate::config::{Config, Encryption};
 use crate::enrollment::{self, Enrollment};
 use crate::gateway::{self, Gateway};
 use crate::keys::Keys;
 use crate::metrics::Metrics;
 use crate::revocation_lists::RevocationLists;
 use crate::schema;
+use crate::service::{self, Vitals};
 use crate::telemetry::history::{History, Upkeep};
 use crate::telemetry::ingest::Ingest;
 use crate::telemetry::state::Fleet;
 use crate::tenants::Tenants;
-use crate::web::{self, AppState};
+use crate::web::{self, AppState, Door, Https, Server};
 
 /// How long sessions may take to say goodbye, and what is queued to be stored, when the hub stops.
 const DRAIN_DEADLINE: Duration = Duration::from_secs(10);
@@ -67,11 +69,15 @@ impl Endpoints {
     pub const FILE: &str = "endpoints.json";
 
     /// Base URL of dashboard and API: as configured, or of the hub that runs, or by default.
-    pub fn of(config: &Config) -> String {
-        let configured = config.public_url.as_deref().map(|url| url.trim_end_matches('/').to_owned());
-        configured
+    ///
+    /// # Errors
+    /// When the configuration contradicts itself.
+    pub fn of(config: &Config) -> Result<String, settings::SettingsError> {
+        let scheme = if config.encryption()? == Encryption::Off { "http" } else { "https" };
+        let configured = config.public()?.map(|url| url.base);
+        Ok(configured
             .or_else(|| Self::read(&config.state_dir).map(|endpoints| endpoints.http))
-            .unwrap_or_else(|| format!("http://{}", reachable(config.http_listen)))
+            .unwrap_or_else(|| format!("{scheme}://{}", reachable(config.http_listen))))
     }
 
     fn write(&self, state_dir: &Path) -> anyhow::Result<()> {
@@ -112,6 +118,9 @@ impl Domain {
             None => format!("the hub cannot start with its state in {}", config.state_dir.display()),
             Some(_) => "the hub cannot start with the database it is configured for".to_owned(),
         })?;
+        if let Some(advice) = database.guard().await?.advice() {
+            warn!("{advice}");
+        }
         let keys = Keys::open(&database, &config.master(), now()).await?;
         let authorities = Authorities::open(database.clone(), keys, now())
             .await
@@ -130,8 +139,11 @@ pub struct Hub {
     gateway: Arc<Gateway>,
     endpoint: Endpoint,
     certificate: HubCertificate,
+    trusted: TrustedRoots,
     server_until: Timestamp,
-    listener: TcpListener,
+    http: Server,
+    https: Option<Https>,
+    reload: Arc<Notify>,
     endpoints: Endpoints,
     state_dir: PathBuf,
     /// Where nodes were whose sessions ended with the hub's last life.
@@ -139,7 +151,6 @@ pub struct Hub {
     /// Ends the tasks that store, once the sessions are gone.
     stop_storing: CancellationToken,
     storing: TaskTracker,
-    router: axum::Router,
 }
 
 impl Hub {
@@ -153,14 +164,16 @@ impl Hub {
         let fleet = Fleet::load(&database, now()).await?;
         let orphans = Fleet::left_behind(&database).await?;
         let metrics = Arc::new(Metrics::new()?);
+        let https = Https::open(config, &domain.authorities, now()).await?;
         let listener = listen(config).await?;
 
         // The list of nodes needs the port for its tokens, and the port comes with a configuration that asks the list.
         let list: Arc<OnceLock<Enrollment>> = Arc::default();
         let shown = domain.authorities.hub_server(now()).await?;
         let certificate = served(&shown)?;
+        let trusted = TrustedRoots::new(&domain.authorities.roots().trusted)?;
         let tls = server_config(HubTls {
-            root: domain.authorities.root_certificate().clone(),
+            roots: trusted.clone(),
             certificate: certificate.clone(),
             denied: Arc::new({
                 let list = Arc::clone(&list);
@@ -184,7 +197,8 @@ impl Hub {
         let quic = endpoint.local_addr()?;
 
         let address = config.public_address.clone().unwrap_or_else(|| dialed(quic));
-        let settings = enrollment::Settings { address, node_lifetime: pki::authority::NODE_LIFETIME };
+        let settings =
+            enrollment::Settings { address, node_lifetime: pki::authority::NODE_LIFETIME, recovery: config.recovery() };
         let registry = Arc::<gateway::Registry>::default();
         let (authorities, sessions) = (domain.authorities.clone(), Arc::clone(&registry));
         let enrollment = Enrollment::open(database.clone(), authorities, fleet.clone(), settings, sessions).await?;
@@ -206,10 +220,17 @@ impl Hub {
         storing.spawn(publisher.keep(now, stop_storing.clone()));
         storing.spawn(Upkeep::new(database.clone(), config.retention.get()).keep(now, stop_storing.clone()));
 
-        let http = match &config.public_url {
-            Some(url) => url.trim_end_matches('/').to_owned(),
-            None => format!("http://{}", reachable(listener.local_addr()?)),
-        };
+        let shown_http = https.as_ref().map(|https| https.shown().current());
+        let http = web::base_url(config, listener.local_addr()?, shown_http.as_deref())?;
+        let door = https.as_ref().map(|https| Door::new(https.shown().clone(), &http)).transpose()?;
+        if config.is_exposed()? {
+            warn!(
+                address = %config.http_listen,
+                "dashboard and API are served without encryption: whoever is on the way can read passwords and tokens. \
+                 Set http-certificate and http-key, or http-tls = \"own\"; or listen on loopback behind a proxy that speaks \
+                 HTTPS, and set public-url to its address"
+            );
+        }
         let gateway = Arc::new(Gateway {
             admission: config.admission(),
             database,
@@ -220,9 +241,11 @@ impl Hub {
             metrics,
         });
         let metrics = Arc::clone(&gateway.metrics);
+        let counted = Arc::clone(&gateway.metrics);
         let router = web::router(AppState {
             database: gateway.database.clone(),
             tenants: domain.tenants.clone(),
+            authorities: domain.authorities.clone(),
             enrollment: gateway.enrollment.clone(),
             revocation_lists: RevocationLists::new(gateway.database.clone(), domain.authorities.clone()),
             fleet: fleet.clone(),
@@ -238,6 +261,7 @@ impl Hub {
                 }
             }),
             secure: http.starts_with("https:"),
+            strict: matches!(config.encryption()?, Encryption::Files(_)),
             clock: now,
             shutdown: shutdown.clone(),
         });
@@ -247,20 +271,27 @@ impl Hub {
             gateway,
             endpoint,
             certificate,
+            trusted,
             server_until: shown.not_after,
-            listener,
+            http: Server { listener, door, router, metrics: counted },
+            https,
+            reload: Arc::default(),
             endpoints: Endpoints { quic, http },
             state_dir: config.state_dir.clone(),
             orphans,
             stop_storing,
             storing,
-            router,
         })
     }
 
     /// Where it listens.
     pub fn endpoints(&self) -> &Endpoints {
         &self.endpoints
+    }
+
+    /// Notified, it has the hub read the files of its certificate for HTTPS again.
+    pub fn reload(&self) -> Arc<Notify> {
+        Arc::clone(&self.reload)
     }
 
     /// Warns of a receive buffer that is too small for a fleet.
@@ -302,39 +333,55 @@ impl Hub {
         info!(quic = %self.endpoints.quic, http = %self.endpoints.http, "the hub listens");
 
         let sessions = TaskTracker::new();
+        let (pulse, asked) = gateway::pulse();
         sessions.spawn(gateway::accept(
             Arc::clone(&self.gateway),
             self.endpoint.clone(),
             sessions.clone(),
+            asked,
             shutdown.clone(),
         ));
+        let vitals = Vitals { gateway: pulse, database: self.domain.database.clone() };
+        sessions.spawn(service::attend(vitals, shutdown.clone()));
         sessions.spawn(keep_certified(
             self.domain.authorities.clone(),
             self.certificate.clone(),
             self.server_until,
+            self.trusted.clone(),
+            Arc::clone(&self.gateway.registry),
+            shutdown.clone(),
+        ));
+        sessions.spawn(self.gateway.metrics.expiry.clone().watch(
+            self.domain.authorities.clone(),
+            self.fleet.clone(),
+            now,
             shutdown.clone(),
         ));
         sessions.spawn(knock(self.endpoint.clone(), self.orphans, shutdown.clone()));
-        let service = self.router.into_make_service_with_connect_info::<SocketAddr>();
-        let http = axum::serve(self.listener, service).with_graceful_shutdown(shutdown.clone().cancelled_owned());
-        let mut http = std::pin::pin!(http.into_future());
+        if let Some(https) = self.https {
+            let metrics = Arc::clone(&self.gateway.metrics);
+            sessions.spawn(https.keep(self.reload, metrics, shutdown.clone()));
+        }
+        let mut http = JoinSet::new();
+        http.spawn(self.http.run(shutdown.clone()));
         let broken = tokio::select! {
-            () = shutdown.cancelled() => None,
-            served = &mut http => Some(served),
+            biased;
+            () = shutdown.cancelled() => false,
+            _ = http.join_next() => true,
         };
         shutdown.cancel();
+        service::stopping();
 
         sessions.close();
         let drained = tokio::time::timeout(DRAIN_DEADLINE, async {
             sessions.wait().await;
-            if broken.is_none() {
-                // Pages end by themselves at shutdown; one that does not is cut by the deadline.
-                let _ = http.await;
-            }
+            // Pages end by themselves at shutdown; one that does not is cut by the deadline.
+            while http.join_next().await.is_some() {}
         });
         if drained.await.is_err() {
             warn!("some sessions or pages did not end in time and were cut");
         }
+        drop(http);
         self.endpoint.close(CloseCode::Draining, "the hub stops");
         self.stop_storing.cancel();
         self.storing.close();
@@ -342,10 +389,10 @@ impl Hub {
         let _ = tokio::time::timeout(GOODBYE, self.endpoint.wait_idle()).await;
         self.domain.database.close().await;
         info!("the hub has stopped");
-        match broken {
-            Some(served) => served.context("HTTP has ended by itself"),
-            None => Ok(()),
+        if broken {
+            bail!("dashboard and API have ended by themselves: the log says why");
         }
+        Ok(())
     }
 }
 
@@ -367,25 +414,38 @@ async fn knock(endpoint: Endpoint, orphans: Vec<SocketAddr>, shutdown: Cancellat
     }
 }
 
-/// Replaces the hub's own certificate well before it ends.
+/// Replaces the hub's own certificate well before it ends, and when the fleet's roots change. Then it also judges nodes by
+/// the new ones, and tells those that are in session.
 async fn keep_certified(
     authorities: Authorities,
     certificate: HubCertificate,
     mut until: Timestamp,
+    trusted: TrustedRoots,
+    sessions: Arc<gateway::Registry>,
     shutdown: CancellationToken,
 ) {
+    let mut roots = authorities.watch_roots();
     loop {
-        tokio::select! {
+        let changed = tokio::select! {
             () = shutdown.cancelled() => return,
-            () = tokio::time::sleep(LOOK_AT_SERVER) => {}
+            changed = roots.changed() => changed.is_ok(),
+            () = tokio::time::sleep(LOOK_AT_SERVER) => false,
+        };
+        if changed {
+            let now = roots.borrow_and_update().clone();
+            if let Err(error) = trusted.replace(&now.trusted) {
+                warn!(%error, "the fleet's new roots can't be read; nodes are judged by those before");
+            }
+            sessions.trust(&Arc::new(now.trust()));
+        } else if let Err(error) = authorities.look(now()).await {
+            warn!(%error, "the fleet's roots were not read again");
         }
-        if now() < until.minus(RENEW_SERVER_BEFORE) {
+        if !changed && now() < until.minus(RENEW_SERVER_BEFORE) {
             continue;
         }
         let replaced = async {
             let shown = authorities.hub_server(now()).await?;
-            let [leaf, intermediate] = two(&shown)?;
-            certificate.replace(leaf, intermediate, shown.root.clone(), &shown.key)?;
+            certificate.replace(chain(&shown)?, &shown.key)?;
             anyhow::Ok(shown.not_after)
         };
         match replaced.await {
@@ -399,13 +459,13 @@ async fn keep_certified(
 }
 
 fn served(shown: &HubServer) -> anyhow::Result<HubCertificate> {
-    let [leaf, intermediate] = two(shown)?;
-    Ok(HubCertificate::new(leaf, intermediate, shown.root.clone(), &shown.key)?)
+    Ok(HubCertificate::new(chain(shown)?, &shown.key)?)
 }
 
-fn two(shown: &HubServer) -> anyhow::Result<[CertificateDer<'static>; 2]> {
+fn chain(shown: &HubServer) -> anyhow::Result<HubChain> {
+    let (links, roots) = (shown.roots.links.clone(), shown.roots.trusted.clone());
     match shown.chain.as_slice() {
-        [leaf, intermediate] => Ok([leaf.clone(), intermediate.clone()]),
+        [leaf, intermediate] => Ok(HubChain { leaf: leaf.clone(), intermediate: intermediate.clone(), links, roots }),
         _ => bail!("the hub's certificate chain is not leaf and intermediate"),
     }
 }
@@ -431,7 +491,7 @@ fn dialed(quic: SocketAddr) -> String {
 }
 
 /// An address to open in a browser on this machine.
-fn reachable(address: SocketAddr) -> SocketAddr {
+pub(crate) fn reachable(address: SocketAddr) -> SocketAddr {
     match address.ip() {
         ip if !ip.is_unspecified() => address,
         IpAddr::V4(_) => SocketAddr::new(Ipv4Addr::LOCALHOST.into(), address.port()),

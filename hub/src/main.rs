@@ -3,15 +3,18 @@
 use std::io::{IsTerminal as _, Write as _};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use clap::{Args, Parser, Subcommand};
 use hyperfactory_hub::access::{Grant, Role};
 use hyperfactory_hub::audit::{Actor, Audit};
-use hyperfactory_hub::config::Config;
+use hyperfactory_hub::config::{Config, HttpTls};
 use hyperfactory_hub::hub::{Domain, Endpoints, Hub, now};
-use hyperfactory_hub::{check, keys, quickstart};
+use hyperfactory_hub::web::{PairError, http_authority};
+use hyperfactory_hub::{check, keys, quickstart, service};
 use protocol::TenantId;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
@@ -44,7 +47,8 @@ struct Place {
 
 #[derive(Subcommand)]
 enum Verb {
-    /// Runs the hub until SIGTERM, Ctrl-C or the end of its terminal.
+    /// Runs the hub until SIGTERM, Ctrl-C or the end of its terminal. Without a terminal, SIGHUP has it read
+    /// http-certificate and http-key again.
     Serve,
     /// Runs a hub and an agent for this machine, with the tenant `demo`, and prints the dashboard's address.
     Quickstart {
@@ -52,7 +56,7 @@ enum Verb {
         #[arg(long, value_name = "FILE")]
         agent: PathBuf,
     },
-    /// Tests configuration, database, keys, ports and disk, and says what to do.
+    /// Tests configuration, database, keys, HTTPS, ports and disk, and says what to do.
     Check,
     /// Prints a one-time link that signs a browser in to the dashboard. Works while the hub runs.
     SignIn(Who),
@@ -61,6 +65,9 @@ enum Verb {
     Keys(keys::verb::Verb),
     /// Makes an API token and prints it, once. Works while the hub runs.
     ApiToken(Who),
+    /// Prints the authority of the hub's own HTTPS certificate (http-tls = "own"), in PEM for browsers and for hfctl
+    /// login --ca-file. It can speak for this hub's names alone. Works while the hub runs.
+    HttpAuthority,
     /// The audit log, offline.
     #[command(subcommand)]
     Audit(Audit),
@@ -105,7 +112,8 @@ fn main() -> ExitCode {
     match runtime.block_on(run(arguments.verb, &config)) {
         Ok(code) => code,
         Err(error) => {
-            let misconfigured = matches!(error.downcast_ref(), Some(store::StoreError::Url { .. }));
+            let misconfigured = matches!(error.downcast_ref(), Some(store::StoreError::Url { .. }))
+                || error.downcast_ref::<PairError>().is_some();
             told(&error, if misconfigured { MISCONFIGURED } else { FAILED })
         }
     }
@@ -114,14 +122,17 @@ fn main() -> ExitCode {
 async fn run(verb: Verb, config: &Config) -> anyhow::Result<ExitCode> {
     match verb {
         Verb::Serve => {
-            let shutdown = until_told()?;
+            let has_terminal = std::io::stdin().is_terminal();
+            let shutdown = until_told(has_terminal)?;
             let hub = Hub::open(config, &shutdown).await?;
+            if !has_terminal {
+                on_hang_up(&hub.reload())?;
+            }
             hub.judge_receive_buffer();
-            // Without systemd there is nobody to notify, which is fine.
-            let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+            service::ready();
             hub.run(shutdown).await?;
         }
-        Verb::Quickstart { agent } => quickstart::run(config, &agent, until_told()?).await?,
+        Verb::Quickstart { agent } => quickstart::run(config, &agent, until_told(true)?).await?,
         Verb::Check => {
             let sound = check::print(&check::all(config).await);
             return Ok(if sound { ExitCode::SUCCESS } else { ExitCode::from(FAILED) });
@@ -131,13 +142,27 @@ async fn run(verb: Verb, config: &Config) -> anyhow::Result<ExitCode> {
             let domain = Domain::open(config).await?;
             let actor = Actor::operator("hyperfactory-hub");
             let code = domain.access.create_sign_in_link(who.grant(), &actor, now()).await?;
-            say(&format!("{}/sign-in?link={code}", Endpoints::of(config)));
+            say(&format!("{}/sign-in?link={code}", Endpoints::of(config)?));
+            if config.http_tls == Some(HttpTls::Own) {
+                note(
+                    "the browser has to trust this hub's own authority first: import what hyperfactory-hub http-authority prints",
+                );
+            }
         }
         Verb::ApiToken(who) => {
             let domain = Domain::open(config).await?;
             let grant = who.grant();
             let (_, token) = domain.access.create_api_token(grant, &Actor::operator("hyperfactory-hub"), now()).await?;
             say(&token);
+            if config.http_tls == Some(HttpTls::Own) {
+                let (url, fingerprint) = (Endpoints::of(config)?, http_authority(config, &domain).await?.fingerprint);
+                note(&format!("use it with: hfctl login --url {url} --fingerprint {fingerprint}"));
+            }
+        }
+        Verb::HttpAuthority => {
+            let authority = http_authority(config, &Domain::open(config).await?).await?;
+            say(authority.pem.trim_end());
+            note(&format!("its SHA-256 fingerprint: {}", authority.fingerprint));
         }
         Verb::Audit(audit) => {
             let sound = audit.run(config, now()).await?;
@@ -153,8 +178,8 @@ impl Who {
     }
 }
 
-/// Cancelled by SIGTERM, SIGINT and, when a terminal is closed, SIGHUP.
-fn until_told() -> anyhow::Result<CancellationToken> {
+/// Cancelled by SIGTERM, SIGINT and, if so `hang_up_ends`, SIGHUP: a terminal was closed.
+fn until_told(hang_up_ends: bool) -> anyhow::Result<CancellationToken> {
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let mut hang_up = signal(SignalKind::hangup())?;
     let told = CancellationToken::new();
@@ -164,11 +189,24 @@ fn until_told() -> anyhow::Result<CancellationToken> {
         tokio::select! {
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
-            _ = hang_up.recv() => {}
+            _ = hang_up.recv(), if hang_up_ends => {}
         }
         told.cancel();
     });
     Ok(shutdown)
+}
+
+/// Has what `reload` wakes done at every SIGHUP.
+fn on_hang_up(reload: &Arc<Notify>) -> anyhow::Result<()> {
+    let mut hang_up = signal(SignalKind::hangup())?;
+    let reload = Arc::clone(reload);
+    #[expect(clippy::disallowed_methods, reason = "listens for the life of the process; its end is the process's")]
+    tokio::spawn(async move {
+        while hang_up.recv().await.is_some() {
+            reload.notify_one();
+        }
+    });
+    Ok(())
 }
 
 /// The verbs that print something for a person or a script keep quiet beside it.
@@ -180,6 +218,7 @@ fn default_filter(verb: &Verb) -> &'static str {
         | Verb::Keys(_)
         | Verb::SignIn(_)
         | Verb::ApiToken(_)
+        | Verb::HttpAuthority
         | Verb::Audit(_) => "warn",
     }
 }
@@ -187,6 +226,10 @@ fn default_filter(verb: &Verb) -> &'static str {
 #[expect(clippy::print_stdout, reason = "the verb's result")]
 fn say(text: &str) {
     println!("{text}");
+}
+
+fn note(text: &str) {
+    let _ = writeln!(std::io::stderr(), "{text}");
 }
 
 fn told(error: &anyhow::Error, code: u8) -> ExitCode {

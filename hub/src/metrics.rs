@@ -3,6 +3,7 @@
 use prometheus::{Encoder, IntCounter, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder};
 
 use crate::audit::Head;
+use crate::expiry::Expiry;
 
 /// The hub's own metrics.
 pub struct Metrics {
@@ -19,11 +20,23 @@ pub struct Metrics {
     pub enrollments_limited: IntCounter,
     /// Sessions ended by another one of the same node.
     pub displaced: IntCounter,
+    /// Connections to the HTTP side.
+    pub http_connections: IntGauge,
+    /// Connections to the HTTP side closed because their source has too many.
+    pub http_refused: IntCounter,
+    /// TLS handshakes of the HTTP side that failed.
+    pub https_handshakes_failed: IntCounter,
+    /// Renewed certificates for HTTPS that were of no use.
+    pub https_certificates_refused: IntCounter,
+    /// When the certificate for HTTPS ends, in seconds since the Unix epoch; 0 without one.
+    pub https_certificate_end: IntGauge,
     /// Number of the audit log's newest entry.
     pub audit_entries: IntGauge,
     /// Times a head of the audit log could not be published.
     pub audit_publish_failures: IntCounter,
     audit_published: IntGaugeVec,
+    /// How long certificates still last.
+    pub expiry: Expiry,
 }
 
 impl Metrics {
@@ -56,6 +69,7 @@ impl Metrics {
                 "Times a head of the audit log could not be published to its file or webhook.",
             )?,
             audit_published,
+            expiry: Expiry::new(&registry)?,
             handshakes: counter("hyperfactory_hub_handshakes_total", "QUIC handshakes that ended well.")?,
             handshakes_failed: counter("hyperfactory_hub_handshakes_failed_total", "QUIC handshakes that failed.")?,
             retries: counter("hyperfactory_hub_retries_total", "Connections asked to prove their address first.")?,
@@ -66,6 +80,23 @@ impl Metrics {
             displaced: counter(
                 "hyperfactory_hub_sessions_displaced_total",
                 "Sessions ended by another one of the same node.",
+            )?,
+            http_connections: gauge("hyperfactory_hub_http_connections", "Connections to dashboard and API.")?,
+            http_refused: counter(
+                "hyperfactory_hub_http_refused_total",
+                "Connections to dashboard and API closed because their source had too many.",
+            )?,
+            https_handshakes_failed: counter(
+                "hyperfactory_hub_https_handshakes_failed_total",
+                "TLS handshakes of dashboard and API that failed.",
+            )?,
+            https_certificates_refused: counter(
+                "hyperfactory_hub_https_certificates_refused_total",
+                "Renewed certificates of dashboard and API that could not be used; the one before stays.",
+            )?,
+            https_certificate_end: gauge(
+                "hyperfactory_hub_https_certificate_end_timestamp_seconds",
+                "When the certificate of dashboard and API ends; 0 without one.",
             )?,
             registry,
         })

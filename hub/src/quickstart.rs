@@ -12,10 +12,11 @@ use tokio_util::sync::CancellationToken;
 
 use crate::access::{Grant, Role};
 use crate::audit::Actor;
-use crate::config::{Config, STATE_DIR};
+use crate::config::{Config, Encryption, STATE_DIR};
 use crate::enrollment::NewToken;
 use crate::hub::{Hub, now};
 use crate::tenants::TenantError;
+use crate::web::http_authority;
 
 /// The tenant it makes.
 const TENANT: &str = "demo";
@@ -77,7 +78,14 @@ pub async fn run(config: &Config, agent: &Path, shutdown: CancellationToken) -> 
         Some(token) => token,
         None => domain.access.create_api_token(grant(Duration::from_secs(365 * 86_400)), &actor, now()).await?.1,
     };
-    private_file(&client, &format!("url = \"{base}\"\ntoken = \"{token}\"\n"))?;
+    let mut login = format!("url = \"{base}\"\ntoken = \"{token}\"\n");
+    if config.encryption()? == Encryption::Own {
+        let authority = home.join("http-authority.pem");
+        std::fs::write(&authority, http_authority(config, domain).await?.pem)
+            .with_context(|| format!("cannot write {}", authority.display()))?;
+        login.push_str(&format!("ca-file = {:?}\n", authority.display().to_string()));
+    }
+    private_file(&client, &login)?;
     let agent = Agent { program: agent.to_owned(), config: home.join("agent.toml"), state: home.join("agent") };
     if !agent.config.exists() {
         private_file(&agent.config, AGENT_TOML)?;

@@ -7,7 +7,8 @@ pub const MIGRATIONS: &[Migration] =
     &[Migration { version: 1, name: "tenants, trust, telemetry, alerts, audit, access", sql: FIRST }];
 
 /// Times are milliseconds since the Unix epoch, ids are UUIDs in hyphenated text, a spool epoch is the 64 bits of
-/// the wire read as a signed number.
+/// the wire read as a signed number. A row that is a tenant's has its id in the column `tenant`, by which PostgreSQL
+/// keeps tenants apart (see `store/src/tenancy.rs`): without that column, a table is the fleet's alone.
 const FIRST: &str = "
 CREATE TABLE tenants (
     id TEXT PRIMARY KEY,
@@ -34,17 +35,36 @@ CREATE TABLE data_keys (
     created_at BIGINT NOT NULL
 );
 
--- kind: root, hub, tenant. The key is sealed with its owner's data key.
+-- kind: root, hub (its intermediate), nodes (a tenant's intermediate), kafka (a tenant's own root),
+-- web (of the hub's own HTTPS). Generations count from 1 within kind and tenant. The key is sealed with its owner's data key; a root that is kept offline has none here.
+-- state:
+--   awaiting-signature  has a key and no certificate: the fleet root is offline and has to sign it
+--   pending             has a certificate, and nobody has been told of it
+--   trusted             given out as one to trust, and issues nothing: a successor before its turn, or a predecessor after it
+--   active              issues; at most one of its kind and tenant
+--   retired             neither issues nor is given out any more
 CREATE TABLE authorities (
     id {ID},
     kind TEXT NOT NULL,
     tenant TEXT REFERENCES tenants (id),
-    certificate {BLOB} NOT NULL,
-    sealed_key {BLOB} NOT NULL,
-    not_after BIGINT NOT NULL,
+    generation BIGINT NOT NULL,
     state TEXT NOT NULL,
+    spki_sha256 {BLOB} NOT NULL,
+    certificate {BLOB},
+    sealed_key {BLOB},
+    not_after BIGINT,
     created_at BIGINT NOT NULL
 );
+-- Links between fleet roots: the name and key of one under the signature of another. They stay while they are valid, for
+-- nodes that were away.
+CREATE TABLE root_links (
+    id {ID},
+    certificate {BLOB} NOT NULL,
+    not_after BIGINT NOT NULL,
+    created_at BIGINT NOT NULL
+);
+
+CREATE UNIQUE INDEX authorities_generation ON authorities (kind, COALESCE(tenant, ''), generation);
 CREATE UNIQUE INDEX authorities_active ON authorities (kind, COALESCE(tenant, '')) WHERE state = 'active';
 
 CREATE TABLE nodes (
@@ -55,7 +75,13 @@ CREATE TABLE nodes (
     software TEXT NOT NULL,
     enrolled_at BIGINT NOT NULL,
     revoked_at BIGINT,
-    removed_at BIGINT
+    removed_at BIGINT,
+    -- Two nodes have its key: neither may connect.
+    frozen_at BIGINT,
+    frozen_reason TEXT,
+    -- The fleet roots it said it trusts, SHA-256 after SHA-256 of their public keys, and why not those it was told to.
+    roots {BLOB},
+    roots_trouble TEXT
 );
 CREATE UNIQUE INDEX nodes_name ON nodes (tenant, name) WHERE removed_at IS NULL;
 
@@ -74,18 +100,23 @@ CREATE TABLE join_tokens (
 );
 CREATE INDEX join_tokens_tenant ON join_tokens (tenant, created_at);
 
+-- kind: agent, bridge (both a node's identity), kafka-client (a bridge's), kafka-server (a tenant's brokers'), hub-server.
 -- state: issued, active (a session has used it), retired (a session has used its successor), revoked.
 CREATE TABLE certificates (
     serial {BLOB} NOT NULL,
     authority BIGINT NOT NULL REFERENCES authorities (id),
-    tenant TEXT NOT NULL REFERENCES tenants (id),
-    node TEXT NOT NULL REFERENCES nodes (id),
+    kind TEXT NOT NULL,
+    tenant TEXT REFERENCES tenants (id),
+    node TEXT REFERENCES nodes (id),
     spki_sha256 {BLOB} NOT NULL,
     certificate {BLOB} NOT NULL,
     issued_at BIGINT NOT NULL,
     not_after BIGINT NOT NULL,
     superseded_at BIGINT,
     state TEXT NOT NULL,
+    -- Of a node's identity: its number, from 1 on, and whether it was given for recovery.
+    sequence BIGINT,
+    recovered BIGINT,
     PRIMARY KEY (authority, serial)
 );
 CREATE INDEX certificates_node ON certificates (node, issued_at);
@@ -256,6 +287,8 @@ CREATE FUNCTION audit_refuses() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     RAISE EXCEPTION 'the audit log is append-only' USING ERRCODE = 'integrity_constraint_violation';
 END $$;
+-- Shared by all tenants, and published anyway: who appends for one tenant follows the entry of another.
+CREATE POLICY everybody ON audit_head USING (true);
 CREATE TRIGGER audit_moves_head AFTER INSERT ON audit FOR EACH ROW EXECUTE FUNCTION audit_moves_head();
 CREATE TRIGGER audit_stays BEFORE UPDATE OR DELETE OR TRUNCATE ON audit EXECUTE FUNCTION audit_refuses();
 CREATE TRIGGER audit_head_is_one BEFORE INSERT OR DELETE OR TRUNCATE ON audit_head EXECUTE FUNCTION audit_refuses();

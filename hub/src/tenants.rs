@@ -58,6 +58,12 @@ impl Tenants {
         Self { database, authorities }
     }
 
+    /// The same for somebody who is bound to a tenant: nothing else is there.
+    #[must_use]
+    pub fn within(&self, tenant: Option<&TenantId>) -> Self {
+        Self { database: self.database.within(tenant.map(TenantId::as_str)), authorities: self.authorities.clone() }
+    }
+
     /// Makes a tenant and its intermediate.
     ///
     /// # Errors
@@ -103,8 +109,9 @@ impl Tenants {
     /// # Errors
     /// When the database does not answer.
     pub async fn list(&self) -> Result<Vec<Tenant>, TenantError> {
-        let rows = sqlx::query("SELECT id, name, created_at FROM tenants ORDER BY id")
-            .fetch_all(self.database.reader())
+        let rows = sqlx::query("SELECT id, name, created_at FROM tenants WHERE $1 = '' OR id = $1 ORDER BY id")
+            .bind(self.database.tenant().unwrap_or_default())
+            .fetch_all(&mut *self.database.read().await?)
             .await?;
         Ok(rows.iter().map(read).collect::<Result<Vec<_>, _>>()?.into_iter().flatten().collect())
     }
@@ -116,7 +123,7 @@ impl Tenants {
     pub async fn get(&self, id: &TenantId) -> Result<Tenant, TenantError> {
         let row = sqlx::query("SELECT id, name, created_at FROM tenants WHERE id = $1")
             .bind(id.as_str())
-            .fetch_optional(self.database.reader())
+            .fetch_optional(&mut *self.database.read().await?)
             .await?;
         let tenant = row.as_ref().map(read).transpose()?.flatten();
         tenant.ok_or_else(|| TenantError::Unknown(id.clone()))

@@ -1,4 +1,9 @@
-//! The hub's HTTP side: REST API, dashboard, health and metrics, on one router.
+//! The hub's HTTP side: REST API, dashboard, health and metrics, on one router, with HTTPS or without.
+
+mod connections;
+mod door;
+mod https;
+mod pair;
 
 use std::collections::HashMap;
 use std::ops::Deref;
@@ -22,6 +27,7 @@ use crate::alerts::Alerts;
 use crate::api::idempotency::Answers;
 use crate::api::problem::Problem;
 use crate::api::roster::Roster;
+use crate::authorities::Authorities;
 use crate::enrollment::Enrollment;
 use crate::revocation_lists::RevocationLists;
 use crate::telemetry::history::History;
@@ -29,6 +35,13 @@ use crate::telemetry::ingest::Ingest;
 use crate::telemetry::state::Fleet;
 use crate::tenants::Tenants;
 use crate::{api, dashboard};
+
+pub(crate) use connections::Server;
+pub(crate) use door::Door;
+pub use https::{HttpAuthority, http_authority};
+pub(crate) use https::{Https, base_url};
+pub(crate) use pair::Pair;
+pub use pair::PairError;
 
 /// Largest request body, bytes.
 pub(crate) const BODY_LIMIT: usize = 64 * 1024;
@@ -43,6 +56,9 @@ const READY_WITHIN: Duration = Duration::from_secs(2);
 const CONTENT_SECURITY_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; \
      connect-src 'self'; form-action 'self'; frame-ancestors 'none'; base-uri 'none'";
 
+/// Browsers come back over HTTPS alone for a year (RFC 6797).
+const STRICT_TRANSPORT_SECURITY: &str = "max-age=31536000";
+
 /// What the HTTP side stands on.
 #[derive(Clone)]
 pub struct AppState {
@@ -50,6 +66,8 @@ pub struct AppState {
     pub database: Database,
     /// Tenants.
     pub tenants: Tenants,
+    /// Certificates for brokers, and what others have to trust.
+    pub authorities: Authorities,
     /// Join tokens, and who is in.
     pub enrollment: Enrollment,
     /// What authorities no longer stand for.
@@ -70,6 +88,9 @@ pub struct AppState {
     pub watch: Arc<dyn Fn(NodeId, Duration) + Send + Sync>,
     /// Served by TLS, here or by a proxy in front: cookies are then sent over TLS alone.
     pub secure: bool,
+    /// Served here with a certificate that browsers trust: they are told to insist on it. With one of the hub's own, or a
+    /// proxy's, that is not the hub's to say.
+    pub strict: bool,
     /// The wall clock.
     pub clock: fn() -> Timestamp,
     /// Ends live streams.
@@ -130,6 +151,7 @@ impl App {
 
 /// The whole HTTP side. Serve it with `ConnectInfo<SocketAddr>`: failed sign-ins are limited by address.
 pub fn router(state: AppState) -> Router {
+    let strict = state.strict;
     let app = App::new(state);
     Router::new()
         .merge(api::router())
@@ -141,7 +163,7 @@ pub fn router(state: AppState) -> Router {
         .method_not_allowed_fallback(wrong_method)
         .layer(from_fn_with_state(app.clone(), api::denial::recorded))
         .layer(DefaultBodyLimit::max(BODY_LIMIT))
-        .layer(map_response(guarded))
+        .layer(map_response(move |response| async move { guarded(response, strict) }))
         .with_state(app)
 }
 
@@ -176,11 +198,11 @@ async fn wrong_method(State(app): State<App>, uri: Uri) -> Response {
 
 fn is_api(uri: &Uri) -> bool {
     let path = uri.path();
-    path == "/api" || path.starts_with("/api/")
+    path == "/api" || path.starts_with("/api/") || path.starts_with("/pki/")
 }
 
 /// The headers that every answer carries.
-async fn guarded(mut response: Response) -> Response {
+fn guarded(mut response: Response, strict: bool) -> Response {
     let headers = response.headers_mut();
     let fixed = [
         (header::CONTENT_SECURITY_POLICY, CONTENT_SECURITY_POLICY),
@@ -192,6 +214,9 @@ async fn guarded(mut response: Response) -> Response {
     ];
     for (name, value) in fixed {
         headers.insert(name, HeaderValue::from_static(value));
+    }
+    if strict {
+        headers.insert(header::STRICT_TRANSPORT_SECURITY, HeaderValue::from_static(STRICT_TRANSPORT_SECURITY));
     }
     // What is shown depends on who looks, and may hold a secret.
     headers.entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));

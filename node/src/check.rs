@@ -105,7 +105,8 @@ pub fn certificate(identity: &Identity, now: Timestamp) -> Check {
         return Check::fail(
             "certificate",
             format!("{named}: expired at {until}, and it is {now} here"),
-            "if the clock is right, move the identity file away and enroll again with a new join token",
+            "if the clock is right, start the service: it gets a new certificate by itself while the hub lets it, for 90 days \
+             unless told otherwise; after that, move the identity file away and enroll again with a new join token",
         );
     }
     let left = until.since(now);
@@ -126,16 +127,12 @@ pub async fn address(identity: &Identity, clock: &Clock) -> Check {
         Ok(addresses) => addresses,
         Err(error) => return fail(chain(&error)),
     };
-    let pin = match pki::trust::pin(&identity.root) {
-        Ok(pin) => pin,
-        Err(error) => return fail(chain(&error)),
-    };
     let endpoint = match Endpoint::client() {
         Ok(endpoint) => endpoint,
         Err(error) => return fail(chain(&error)),
     };
-    // As a stranger: a second session with this node's certificate would end the running one.
-    let dialed = dial(&endpoint, &identity.hub, Caller::Stranger(pin), clock).await;
+    // Without the certificate: a second session with this node's certificate would end the running one.
+    let dialed = dial(&endpoint, &identity.hub, Caller::Recovering(identity), clock).await;
     let check = match dialed {
         Ok(connection) => {
             let (remote, rtt) = (connection.remote_address(), connection.rtt());

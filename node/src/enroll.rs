@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use pki::recovery::FIRST_SEQUENCE;
 use pki::{JoinToken, TrustError};
 use protocol::id::IdError;
 use protocol::message::{EnrollReply, EnrollRequest, Enrolled, Refusal, RefusalCode, enroll_reply};
@@ -12,7 +13,7 @@ use transport::{Backoff, CloseCode, ConnectError, Connection, Endpoint, StreamEr
 
 use crate::clock::Clock;
 use crate::identity::{Credential, CredentialError, Identity, IdentityError, IdentityStore, Pending};
-use crate::link::{Caller, DialError, dial};
+use crate::link::{Caller, DialError, ders, dial};
 
 /// How long the hub may take to answer a request.
 const ANSWER_WITHIN: Duration = Duration::from_secs(15);
@@ -76,7 +77,7 @@ pub async fn enroll(
         tracing::info!(hub = token.hub, "not enrolled yet, next attempt in {:.1} s: {error}", delay.as_secs_f32());
         tokio::time::sleep(delay).await;
     };
-    let identity = identity(enrolled, token, applicant.kind, key)?;
+    let identity = identity(enrolled, token, applicant.kind, key, clock)?;
     store.save(&identity)?;
     store.forget_pending(pending)?;
     Ok(identity)
@@ -112,11 +113,15 @@ fn identity(
     token: &JoinToken,
     kind: NodeKind,
     key: pki::PrivateKey,
+    clock: &Clock,
 ) -> Result<Identity, EnrollError> {
-    let root = pki::CertificateDer::from(enrolled.root);
-    pki::trust::check_root(&root, &token.root_pin).map_err(EnrollError::Root)?;
+    let [wanted, links] = [enrolled.roots, enrolled.links].map(ders);
+    let pinned = pki::trust::find_root(&wanted, &token.root_pin).map_err(EnrollError::Root)?;
+    let known = [pinned.clone()];
+    // What is not linked to the pinned root now can be sent again in a session, with what links it.
+    let roots = if pki::roots::prove(&known, &wanted, &links, clock.now()).is_ok() { wanted } else { known.to_vec() };
     let chain = enrolled.certificate_chain.into_iter().map(Into::into).collect();
-    let credential = Credential::new(key, chain)?;
+    let credential = Credential::new(key, chain, FIRST_SEQUENCE)?;
     let subject = credential.subject();
     let (node, tenant) = (NodeId::from_bytes(&enrolled.node_id)?, enrolled.tenant.parse()?);
     if (subject.node, &subject.tenant, subject.kind) != (node, &tenant, kind) {
@@ -128,7 +133,7 @@ fn identity(
         kind,
         name: enrolled.name,
         hub: token.hub.clone(),
-        root,
+        roots,
         credential: Arc::new(credential),
         previous: None,
     })

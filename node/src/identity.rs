@@ -24,12 +24,19 @@ pub struct Identity {
     pub name: String,
     /// The hub's address, `host:port`.
     pub hub: String,
-    /// The fleet's root certificate, the only anchor the hub is judged by.
-    pub root: CertificateDer<'static>,
+    /// The fleet's root certificates, the only anchors the hub is judged by; never none.
+    pub roots: Vec<CertificateDer<'static>>,
     /// The key and certificates in use.
     pub credential: Arc<Credential>,
     /// The ones before a renewal, kept until a session came up with the new ones.
     pub previous: Option<Arc<Credential>>,
+}
+
+impl Identity {
+    /// SHA-256 of the public keys of the roots.
+    pub fn root_pins(&self) -> Vec<[u8; 32]> {
+        self.roots.iter().filter_map(|root| pki::trust::pin(root).ok()).collect()
+    }
 }
 
 /// A private key and the certificate chain issued for it.
@@ -37,20 +44,21 @@ pub struct Identity {
 pub struct Credential {
     key: PrivateKey,
     chain: Vec<CertificateDer<'static>>,
+    sequence: u64,
     subject: NodeIdentity,
 }
 
 impl Credential {
-    /// Joins a key with its chain: leaf first, then the tenant's intermediate.
+    /// Joins a key with its chain: leaf first, then the tenant's intermediate. `sequence` is the leaf's number.
     ///
     /// # Errors
     /// [`CredentialError`] when the leaf is not a node's or is for another key.
-    pub fn new(key: PrivateKey, chain: Vec<CertificateDer<'static>>) -> Result<Self, CredentialError> {
+    pub fn new(key: PrivateKey, chain: Vec<CertificateDer<'static>>, sequence: u64) -> Result<Self, CredentialError> {
         let subject = pki::node_identity(&chain)?;
         if subject.spki_sha256 != key.spki_sha256() {
             return Err(CredentialError::OtherKey);
         }
-        Ok(Self { key, chain, subject })
+        Ok(Self { key, chain, sequence, subject })
     }
 
     /// The private key.
@@ -61,6 +69,11 @@ impl Credential {
     /// The certificates, leaf first.
     pub fn chain(&self) -> &[CertificateDer<'static>] {
         &self.chain
+    }
+
+    /// The leaf's number among those of this node: 1 for the enrollment's, one more for each after it.
+    pub fn sequence(&self) -> u64 {
+        self.sequence
     }
 
     /// What the leaf says.
@@ -85,7 +98,7 @@ pub enum CredentialError {
 pub enum Pending {
     /// An enrollment with the token whose secret hashes to this: another token gets another key.
     Enroll([u8; 32]),
-    /// A renewal of the credential in use.
+    /// A renewal of the credential in use, or recovery from it.
     Renew,
 }
 

@@ -1,9 +1,11 @@
 //! The node's connection to its hub: dials, holds the session, renews the certificate, and comes back.
 
 mod dial;
+mod recovery;
 mod renewal;
 mod session;
 mod status;
+mod trust;
 mod upload;
 
 use std::sync::Arc;
@@ -26,8 +28,9 @@ use crate::telemetry::Recorder;
 pub use dial::DialError;
 pub(crate) use dial::{Caller, dial, resolve};
 pub use status::{Counted, Counters, LinkState, LinkStatus, Trouble, TroubleKind};
+pub(crate) use trust::ders;
 
-use session::Ending;
+use session::{Ending, Failure, of_closed};
 
 /// The first attempt after a session comes within this, so that a fleet is back soon after its hub is.
 const FIRST_DELAY: Duration = Duration::from_secs(1);
@@ -118,6 +121,7 @@ impl Actor {
     async fn run(mut self) {
         let mut backoff = Backoff::new(FIRST_DELAY, LONGEST_DELAY);
         let mut said = String::new();
+        let mut recovered = false;
         while !self.shutdown.is_cancelled() {
             self.publish(LinkState::Connecting);
             let (trouble, retry_after) = match self.attempt().await {
@@ -132,8 +136,23 @@ impl Actor {
                     if lasted >= GOOD_SESSION {
                         backoff.reset();
                         said.clear();
+                        recovered = false;
                     }
-                    (trouble, retry_after)
+                    // When what was just recovered will not do either, back-off comes first.
+                    if trouble.kind == TroubleKind::Outdated && !std::mem::take(&mut recovered) {
+                        match self.come_back(&trouble).await {
+                            Ending::Shutdown => break,
+                            Ending::Renewed(identity) => {
+                                self.options.identity = *identity;
+                                self.publish_certificate();
+                                recovered = true;
+                                continue;
+                            }
+                            Ending::Trouble { trouble, retry_after, .. } => (trouble, retry_after),
+                        }
+                    } else {
+                        (trouble, retry_after)
+                    }
                 }
             };
             if said != trouble.message {
@@ -152,6 +171,24 @@ impl Actor {
             }
         }
         self.publish(LinkState::Stopped);
+    }
+
+    /// Recovers from a certificate that the hub takes no more.
+    async fn come_back(&self, outdated: &Trouble) -> Ending {
+        tracing::info!(hub = self.options.identity.hub, "recovering: {outdated}");
+        let recovered = tokio::select! {
+            biased;
+            () = self.shutdown.cancelled() => return Ending::Shutdown,
+            recovered = self.recover() => recovered,
+        };
+        match recovered {
+            Ok(identity) => Ending::Renewed(Box::new(identity)),
+            Err(Failure { trouble, retry_after }) => {
+                let message = format!("{outdated}; not recovered yet: {trouble}");
+                let trouble = Trouble { kind: trouble.kind, message };
+                Ending::Trouble { trouble, retry_after, lasted: Duration::ZERO }
+            }
+        }
     }
 
     /// Dials, and holds the session that comes of it.
@@ -214,6 +251,7 @@ fn of_dial(error: &DialError) -> Trouble {
             ConnectError::HubDistrusted { .. } | ConnectError::OtherProtocol => TroubleKind::Trust,
             ConnectError::NodeDistrusted { why: Distrust::Revoked, .. } => TroubleKind::Revoked,
             ConnectError::NodeDistrusted { .. } => TroubleKind::Trust,
+            ConnectError::Closed(closed) if closed.distrust.is_some() => return of_closed(closed),
             _ => TroubleKind::Unreachable,
         },
     };
@@ -224,10 +262,11 @@ fn of_dial(error: &DialError) -> Trouble {
 fn least_delay(kind: TroubleKind) -> Duration {
     match kind {
         TroubleKind::Displaced => AFTER_DISPLACED,
-        TroubleKind::Refused | TroubleKind::Revoked => AFTER_REFUSED,
+        TroubleKind::Refused | TroubleKind::Revoked | TroubleKind::Frozen => AFTER_REFUSED,
         TroubleKind::Address
         | TroubleKind::Unreachable
         | TroubleKind::Trust
+        | TroubleKind::Outdated
         | TroubleKind::Busy
         | TroubleKind::Goodbye
         | TroubleKind::Broken

@@ -1,5 +1,8 @@
 //! Authorities of a fleet and what each may issue: the root issues intermediates, the hub's intermediate the hub's
-//! server certificate, a tenant's intermediate its nodes.
+//! server certificate, a tenant's intermediate its nodes. A tenant's Kafka root stands on its own (see `kafka`), and so
+//! does the authority for HTTPS (see `web`).
+
+mod web;
 
 use std::fmt;
 use std::time::Duration;
@@ -19,6 +22,8 @@ use crate::name::{self, HUB_SERVER_NAME, NodeName};
 use crate::request::RequestedKey;
 use crate::seal::{DataKey, Owner, SealError};
 use crate::serial::Serial;
+
+pub use web::WEB_SERVER_LIFETIME;
 
 const DAY: Duration = Duration::from_secs(86_400);
 
@@ -44,7 +49,11 @@ pub enum Role {
     /// Issues the hub's server certificate.
     Hub,
     /// Issues the certificates of one tenant's nodes.
-    Tenant(TenantId),
+    Nodes(TenantId),
+    /// One tenant's own root: issues what its bridges and its brokers show each other.
+    Kafka(TenantId),
+    /// Issues the hub's certificate for HTTPS; signed by itself, and nothing to nodes.
+    Web,
 }
 
 /// A certificate that may issue others, and its key.
@@ -62,10 +71,20 @@ impl Authority {
     /// # Errors
     /// [`AuthorityError::Key`] when the operating system has no randomness to give.
     pub fn create_root(now: Timestamp, validity: Duration) -> Result<Self, AuthorityError> {
-        // No path length: a later root may be signed by this one to be introduced to nodes that know only this one.
         let key = PrivateKey::generate()?;
-        let mut params = authority_params("Hyperfactory fleet root", None, &key, life(now, validity, None)?)?;
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let params = authority_params(&Role::Root, &key.public_key(), life(now, validity, None)?)?;
+        let certificate = params.self_signed(&key).map_err(AuthorityError::Issue)?;
+        Self::with_key(certificate.der().clone(), key)
+    }
+
+    /// Makes the root of `tenant`'s Kafka plane, valid from `now` for `validity`. It is no part of the fleet's chain: what
+    /// trusts it trusts this tenant's bridges and brokers, and nothing else of the fleet.
+    ///
+    /// # Errors
+    /// [`AuthorityError::Key`] when the operating system has no randomness to give.
+    pub fn create_kafka_root(tenant: &TenantId, now: Timestamp, validity: Duration) -> Result<Self, AuthorityError> {
+        let (role, key) = (Role::Kafka(tenant.clone()), PrivateKey::generate()?);
+        let params = authority_params(&role, &key.public_key(), life(now, validity, None)?)?;
         let certificate = params.self_signed(&key).map_err(AuthorityError::Issue)?;
         Self::with_key(certificate.der().clone(), key)
     }
@@ -73,29 +92,67 @@ impl Authority {
     /// Issues the intermediate that signs the hub's server certificate, and nothing but the hub's name.
     ///
     /// # Errors
-    /// [`AuthorityError::NotAllowed`] when this is not a root, [`AuthorityError::NotValid`] when it is not valid at `now`.
+    /// As [`Authority::sign_intermediate`].
     pub fn issue_hub_intermediate(&self, now: Timestamp) -> Result<Self, AuthorityError> {
-        self.must_be(&Role::Root, "an intermediate")?;
-        let (key, life) = (PrivateKey::generate()?, self.child(now, INTERMEDIATE_LIFETIME)?);
-        let mut params = authority_params("Hyperfactory hub authority", None, &key, life)?;
-        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
-        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
-        params.name_constraints = Some(only_dns(HUB_SERVER_NAME));
-        self.issue_authority(params, key)
+        self.issue_intermediate(&Role::Hub, now, INTERMEDIATE_LIFETIME)
     }
 
     /// Issues the intermediate that signs the certificates of `tenant`'s nodes, and no other tenant's.
     ///
     /// # Errors
-    /// As [`Authority::issue_hub_intermediate`].
-    pub fn issue_tenant_intermediate(&self, tenant: &TenantId, now: Timestamp) -> Result<Self, AuthorityError> {
+    /// As [`Authority::sign_intermediate`].
+    pub fn issue_tenant_intermediate(
+        &self,
+        tenant: &TenantId,
+        now: Timestamp,
+        lifetime: Duration,
+    ) -> Result<Self, AuthorityError> {
+        self.issue_intermediate(&Role::Nodes(tenant.clone()), now, lifetime)
+    }
+
+    fn issue_intermediate(&self, role: &Role, now: Timestamp, lifetime: Duration) -> Result<Self, AuthorityError> {
+        let key = PrivateKey::generate()?;
+        let certificate = self.sign_intermediate(role, &key.public_key(), now, lifetime)?;
+        Self::with_key(certificate.into(), key)
+    }
+
+    /// Issues an intermediate for a key that is elsewhere; gives it in DER. Its name and constraints are those of `role`.
+    ///
+    /// # Errors
+    /// [`AuthorityError::NotAllowed`] when this is not a root or `role` is not an intermediate's,
+    /// [`AuthorityError::NotValid`] when this is not valid at `now`.
+    pub fn sign_intermediate(
+        &self,
+        role: &Role,
+        key: &RequestedKey,
+        now: Timestamp,
+        lifetime: Duration,
+    ) -> Result<Vec<u8>, AuthorityError> {
         self.must_be(&Role::Root, "an intermediate")?;
-        let (key, life) = (PrivateKey::generate()?, self.child(now, INTERMEDIATE_LIFETIME)?);
-        let mut params = authority_params("Hyperfactory node authority", Some(tenant), &key, life)?;
-        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
-        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
-        params.name_constraints = Some(only_dns(&name::tenant_subtree(tenant)));
-        self.issue_authority(params, key)
+        if !matches!(role, Role::Hub | Role::Nodes(_)) {
+            return Err(self.not_allowed("another root"));
+        }
+        self.sign(&authority_params(role, key, self.child(now, lifetime)?)?, key)
+    }
+
+    /// Introduces another root to those who know this one: `other`'s name and key, signed by this root. The link ends with
+    /// the first of the two roots. See [`crate::roots`].
+    ///
+    /// # Errors
+    /// [`AuthorityError::NotAllowed`] when this is not a root, [`AuthorityError::Certificate`] when `other` is none or is
+    /// this one, [`AuthorityError::NotValid`] when one of them is not valid at `now`.
+    pub fn link(&self, other: &CertificateDer<'_>, now: Timestamp) -> Result<CertificateDer<'static>, AuthorityError> {
+        self.must_be(&Role::Root, "a link to another root")?;
+        let facts = Facts::parse(other)
+            .filter(|facts| role_of(facts) == Some(Role::Root) && self.spki_sha256() != sha256(facts.spki));
+        let facts = facts.ok_or(AuthorityError::Certificate)?;
+        let within = (self.not_before.max(facts.not_before), self.not_after.min(facts.not_after));
+        let life = life(now, within.1.since(now), Some(within))?;
+        let key = RequestedKey::from_trusted_spki(facts.spki.to_vec());
+        let link = self.sign(&authority_params(&Role::Root, &key, life)?, &key)?;
+        let introduces = Facts::parse(&link)
+            .is_some_and(|link| link.is_link() && (link.subject, link.key_id) == (facts.subject, facts.key_id));
+        if introduces { Ok(link.into()) } else { Err(AuthorityError::Certificate) }
     }
 
     /// Issues the hub's server certificate for [`HUB_SERVER_LIFETIME`]; gives it in DER.
@@ -107,7 +164,7 @@ impl Authority {
         self.must_be(&Role::Hub, "the hub's server certificate")?;
         let mut params = params(self.child(now, HUB_SERVER_LIFETIME)?)?;
         params.distinguished_name.push(DnType::CommonName, "Hyperfactory hub");
-        self.issue_leaf(params, HUB_SERVER_NAME, ExtendedKeyUsagePurpose::ServerAuth, key)
+        self.issue_leaf(params, vec![dns_name(HUB_SERVER_NAME)?], ExtendedKeyUsagePurpose::ServerAuth, key)
     }
 
     /// Issues a node's certificate; gives it in DER. It never outlives this authority.
@@ -123,13 +180,13 @@ impl Authority {
         now: Timestamp,
         lifetime: Duration,
     ) -> Result<Vec<u8>, AuthorityError> {
-        let Role::Tenant(tenant) = &self.role else { return Err(self.not_allowed("a node's certificate")) };
+        let Role::Nodes(tenant) = &self.role else { return Err(self.not_allowed("a node's certificate")) };
         let mut params = params(self.child(now, lifetime)?)?;
         params.distinguished_name.push(DnType::OrganizationName, tenant.as_str());
         params.distinguished_name.push(DnType::OrganizationalUnitName, kind.as_str());
         params.distinguished_name.push(DnType::CommonName, node.to_string());
         let name = NodeName { node, kind, tenant: tenant.clone() };
-        self.issue_leaf(params, &name.to_string(), ExtendedKeyUsagePurpose::ClientAuth, key)
+        self.issue_leaf(params, vec![dns_name(&name.to_string())?], ExtendedKeyUsagePurpose::ClientAuth, key)
     }
 
     pub(crate) fn issuer(&self) -> &Issuer<'static, PrivateKey> {
@@ -180,7 +237,7 @@ impl Authority {
     /// [`AuthorityError::Seal`] when the key was sealed for another authority or with another key than `key`, or is
     /// damaged, [`AuthorityError::KeyMismatch`] when it is not the certificate's.
     pub fn open(certificate: &[u8], sealed_key: &[u8], key: &DataKey) -> Result<Self, AuthorityError> {
-        let role = Facts::parse(certificate).as_ref().and_then(role_of).ok_or(AuthorityError::Certificate)?;
+        let role = Role::of(certificate).ok_or(AuthorityError::Certificate)?;
         if *key.owner() != role.owner() {
             return Err(AuthorityError::Owner { role, owner: key.owner().clone() });
         }
@@ -188,7 +245,12 @@ impl Authority {
         Self::with_key(CertificateDer::from(certificate.to_vec()), key)
     }
 
-    fn with_key(certificate: CertificateDer<'static>, key: PrivateKey) -> Result<Self, AuthorityError> {
+    /// Puts together a certificate that was issued elsewhere and the key it was issued for.
+    ///
+    /// # Errors
+    /// [`AuthorityError::Certificate`] when it is not one of a fleet's authorities, [`AuthorityError::KeyMismatch`] when
+    /// the key is not its.
+    pub fn with_key(certificate: CertificateDer<'static>, key: PrivateKey) -> Result<Self, AuthorityError> {
         let facts = Facts::parse(&certificate).ok_or(AuthorityError::Certificate)?;
         let role = role_of(&facts).ok_or(AuthorityError::Certificate)?;
         if sha256(facts.spki) != key.spki_sha256() {
@@ -199,27 +261,26 @@ impl Authority {
         Ok(Self { role, certificate, not_before, not_after, issuer })
     }
 
-    fn issue_authority(&self, params: CertificateParams, key: PrivateKey) -> Result<Self, AuthorityError> {
-        let certificate = params.signed_by(&key, &self.issuer).map_err(AuthorityError::Issue)?;
-        Self::with_key(certificate.der().clone(), key)
-    }
-
-    fn issue_leaf(
+    pub(crate) fn issue_leaf(
         &self,
         mut params: CertificateParams,
-        name: &str,
+        names: Vec<SanType>,
         purpose: ExtendedKeyUsagePurpose,
         key: &RequestedKey,
     ) -> Result<Vec<u8>, AuthorityError> {
         params.is_ca = IsCa::ExplicitNoCa;
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = vec![purpose];
-        params.subject_alt_names = vec![SanType::DnsName(Ia5String::try_from(name).map_err(AuthorityError::Issue)?)];
+        params.subject_alt_names = names;
+        self.sign(&params, key)
+    }
+
+    fn sign(&self, params: &CertificateParams, key: &RequestedKey) -> Result<Vec<u8>, AuthorityError> {
         let public_key = SubjectPublicKeyInfo::from_der(key.spki()).map_err(AuthorityError::Issue)?;
         Ok(params.signed_by(&public_key, &self.issuer).map_err(AuthorityError::Issue)?.der().to_vec())
     }
 
-    fn child(&self, now: Timestamp, lifetime: Duration) -> Result<Life, AuthorityError> {
+    pub(crate) fn child(&self, now: Timestamp, lifetime: Duration) -> Result<Life, AuthorityError> {
         life(now, lifetime, Some((self.not_before, self.not_after)))
     }
 
@@ -227,7 +288,7 @@ impl Authority {
         if self.role == *role { Ok(()) } else { Err(self.not_allowed(what)) }
     }
 
-    fn not_allowed(&self, what: &'static str) -> AuthorityError {
+    pub(crate) fn not_allowed(&self, what: &'static str) -> AuthorityError {
         AuthorityError::NotAllowed { role: self.role.clone(), what }
     }
 }
@@ -239,11 +300,16 @@ impl fmt::Debug for Authority {
 }
 
 impl Role {
+    /// What the authority is for whose certificate this is; `None` when it is none of a fleet's authorities.
+    pub fn of(certificate: &[u8]) -> Option<Self> {
+        Facts::parse(certificate).as_ref().and_then(role_of)
+    }
+
     /// Whose data key seals its private key.
     pub fn owner(&self) -> Owner {
         match self {
-            Self::Root | Self::Hub => Owner::Fleet,
-            Self::Tenant(tenant) => Owner::Tenant(tenant.clone()),
+            Self::Root | Self::Hub | Self::Web => Owner::Fleet,
+            Self::Nodes(tenant) | Self::Kafka(tenant) => Owner::Tenant(tenant.clone()),
         }
     }
 
@@ -252,7 +318,9 @@ impl Role {
         match self {
             Self::Root => "root",
             Self::Hub => "hub",
-            Self::Tenant(_) => "nodes",
+            Self::Nodes(_) => "nodes",
+            Self::Kafka(_) => "kafka",
+            Self::Web => "web",
         }
     }
 }
@@ -262,15 +330,20 @@ fn role_of(facts: &Facts<'_>) -> Option<Role> {
         return None;
     }
     match facts.permitted.as_slice() {
-        [] if facts.issuer == facts.subject => Some(Role::Root),
+        [] if facts.issuer == facts.subject => match (facts.path_length, facts.organization) {
+            (None, None) => Some(Role::Root),
+            (Some(0), Some(tenant)) => tenant.parse().ok().map(Role::Kafka),
+            _ => None,
+        },
+        _ if facts.issuer == facts.subject => Some(Role::Web),
         [Some(HUB_SERVER_NAME)] => Some(Role::Hub),
-        [Some(subtree)] => name::subtree_tenant(subtree).map(Role::Tenant),
+        [Some(subtree)] => name::subtree_tenant(subtree).map(Role::Nodes),
         _ => None,
     }
 }
 
 /// Validity in whole seconds since the Unix epoch.
-struct Life {
+pub(crate) struct Life {
     from: i64,
     until: i64,
 }
@@ -291,7 +364,7 @@ fn life(now: Timestamp, lifetime: Duration, issuer: Option<(Timestamp, Timestamp
 }
 
 /// What every certificate here has: a random serial, both ends of its validity, its issuer's key identifier.
-fn params(life: Life) -> Result<CertificateParams, AuthorityError> {
+pub(crate) fn params(life: Life) -> Result<CertificateParams, AuthorityError> {
     let mut params = CertificateParams::default();
     let epoch = rcgen::date_time_ymd(1970, 1, 1);
     params.not_before = epoch + Duration::from_secs(life.from.unsigned_abs());
@@ -302,21 +375,43 @@ fn params(life: Life) -> Result<CertificateParams, AuthorityError> {
     Ok(params)
 }
 
-/// The name ends in a part of the key's hash. Were all fleets' roots called alike, a certificate of another fleet would
-/// look like one of this fleet with a bad signature, and the advice would be wrong.
-fn authority_params(
-    name: &str,
-    tenant: Option<&TenantId>,
-    key: &PrivateKey,
-    life: Life,
-) -> Result<CertificateParams, AuthorityError> {
+/// What an authority's certificate says besides the key. Its name ends in a part of the key's hash: were all fleets' roots
+/// called alike, a certificate of another fleet would look like one of this fleet with a bad signature, and the advice
+/// would be wrong.
+fn authority_params(role: &Role, key: &RequestedKey, life: Life) -> Result<CertificateParams, AuthorityError> {
     let mut params = params(life)?;
-    if let Some(tenant) = tenant {
+    let name = match role {
+        Role::Root => "Hyperfactory fleet root",
+        Role::Hub => "Hyperfactory hub authority",
+        Role::Nodes(_) => "Hyperfactory node authority",
+        Role::Kafka(_) => "Hyperfactory Kafka root",
+        Role::Web => "Hyperfactory hub HTTPS",
+    };
+    if let Owner::Tenant(tenant) = role.owner() {
         params.distinguished_name.push(DnType::OrganizationName, tenant.as_str());
     }
     let id = HEXLOWER.encode(&key.spki_sha256()[..4]);
     params.distinguished_name.push(DnType::CommonName, format!("{name} {id}"));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    params.is_ca = IsCa::Ca(match role {
+        // A later root may be signed by this one, to be introduced to nodes that know only this one.
+        Role::Root => BasicConstraints::Unconstrained,
+        _ => BasicConstraints::Constrained(0),
+    });
+    match role {
+        // Roots have no purpose of their own: a Kafka root issues clients and servers.
+        Role::Root | Role::Kafka(_) => {}
+        Role::Hub => {
+            params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+            params.name_constraints = Some(only_dns(HUB_SERVER_NAME));
+        }
+        Role::Nodes(tenant) => {
+            params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+            params.name_constraints = Some(only_dns(&name::tenant_subtree(tenant)));
+        }
+        // Its names are not its role's: see `web`.
+        Role::Web => params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth],
+    }
     Ok(params)
 }
 
@@ -329,6 +424,10 @@ fn only_dns(subtree: &str) -> NameConstraints {
             GeneralSubtree::IpAddress(CidrSubnet::V6([0; 16], [0; 16])),
         ],
     }
+}
+
+pub(crate) fn dns_name(name: &str) -> Result<SanType, AuthorityError> {
+    Ok(SanType::DnsName(Ia5String::try_from(name).map_err(AuthorityError::Issue)?))
 }
 
 /// A certificate that is not issued, or an authority that cannot be restored.

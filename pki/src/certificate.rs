@@ -2,7 +2,7 @@
 
 use protocol::Timestamp;
 use x509_parser::certificate::X509Certificate;
-use x509_parser::extensions::{GeneralName, NameConstraints, ParsedExtension};
+use x509_parser::extensions::{ExtendedKeyUsage, GeneralName, NameConstraints, ParsedExtension};
 use x509_parser::prelude::FromDer;
 
 /// A certificate in DER and the fields of it that decide anything.
@@ -15,6 +15,13 @@ pub(crate) struct Facts<'a> {
     pub(crate) not_before: Timestamp,
     pub(crate) not_after: Timestamp,
     pub(crate) is_ca: bool,
+    /// Whether it is for TLS clients and for nothing else.
+    pub(crate) client_only: bool,
+    /// How many authorities may follow it in a chain; `None`: any number.
+    pub(crate) path_length: Option<u32>,
+    /// The subject's organization.
+    pub(crate) organization: Option<&'a str>,
+    pub(crate) common_name: Option<&'a str>,
     /// Every subject alternative name; `None` for one that is not a DNS name.
     pub(crate) names: Vec<Option<&'a str>>,
     /// Every permitted subtree of the name constraints, likewise.
@@ -36,11 +43,17 @@ impl<'a> Facts<'a> {
             not_before: at(tbs.validity.not_before.timestamp()),
             not_after: at(tbs.validity.not_after.timestamp()),
             is_ca: false,
+            client_only: false,
+            path_length: None,
+            organization: None,
+            common_name: None,
             names: Vec::new(),
             permitted: Vec::new(),
             key_id: None,
             issuer_key_id: None,
         };
+        facts.organization = tbs.subject.iter_organization().next().and_then(|name| name.as_str().ok());
+        facts.common_name = tbs.subject.iter_common_name().next().and_then(|name| name.as_str().ok());
         let extensions = tbs.extensions();
         for (index, extension) in extensions.iter().enumerate() {
             if extensions[..index].iter().any(|earlier| earlier.oid == extension.oid) {
@@ -48,13 +61,16 @@ impl<'a> Facts<'a> {
             }
             match extension.parsed_extension() {
                 ParsedExtension::ParseError { .. } => return None,
-                ParsedExtension::BasicConstraints(constraints) => facts.is_ca = constraints.ca,
+                ParsedExtension::BasicConstraints(constraints) => {
+                    (facts.is_ca, facts.path_length) = (constraints.ca, constraints.path_len_constraint);
+                }
                 ParsedExtension::SubjectAlternativeName(names) => {
                     facts.names = names.general_names.iter().map(dns_name).collect();
                 }
                 ParsedExtension::NameConstraints(NameConstraints { permitted_subtrees: Some(subtrees), .. }) => {
                     facts.permitted = subtrees.iter().map(|subtree| dns_name(&subtree.base)).collect();
                 }
+                ParsedExtension::ExtendedKeyUsage(usage) => facts.client_only = is_client_only(usage),
                 ParsedExtension::SubjectKeyIdentifier(id) => facts.key_id = Some(id.0),
                 ParsedExtension::AuthorityKeyIdentifier(id) => {
                     facts.issuer_key_id = id.key_identifier.as_ref().map(|id| id.0);
@@ -65,11 +81,30 @@ impl<'a> Facts<'a> {
         rest.is_empty().then_some(facts)
     }
 
+    pub(crate) fn is_valid_at(&self, now: Timestamp) -> bool {
+        (self.not_before..=self.not_after).contains(&now)
+    }
+
+    /// Whether it introduces another root: an authority without limits that did not sign itself.
+    pub(crate) fn is_link(&self) -> bool {
+        self.is_ca && self.path_length.is_none() && self.permitted.is_empty() && self.issuer != self.subject
+    }
+
     /// Whether `issuer` is, by name and key identifier, the certificate that signed this one. The signature itself
     /// is the verifier's business.
     pub(crate) fn names_as_issuer(&self, issuer: &Facts<'_>) -> bool {
         self.issuer == issuer.subject && self.issuer_key_id.is_some() && self.issuer_key_id == issuer.key_id
     }
+}
+
+fn is_client_only(usage: &ExtendedKeyUsage<'_>) -> bool {
+    let others = usage.any
+        || usage.server_auth
+        || usage.code_signing
+        || usage.email_protection
+        || usage.time_stamping
+        || usage.ocsp_signing;
+    usage.client_auth && !others && usage.other.is_empty()
 }
 
 fn dns_name<'a>(name: &GeneralName<'a>) -> Option<&'a str> {

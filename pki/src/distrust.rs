@@ -64,12 +64,12 @@ impl Distrust {
     pub fn of_node(self) -> impl fmt::Display {
         match self {
             Self::NotValidNow => {
-                "the hub refused this node's certificate as expired or not yet valid: set the clocks of this machine \
-                 and the hub; if they are right, enroll again with a new join token"
+                "the hub refused this node's certificate as expired or not yet valid: the node asks for a new one by \
+                 itself; should that fail, set the clocks of this machine and the hub"
             }
             Self::ForeignRoot => {
-                "the hub refused this node's certificate as another fleet's: check the hub's address, and enroll again \
-                 if the fleet was set up anew"
+                "the hub refused this node's certificate as another fleet's: if the fleet has a new root, the node asks for \
+                 a new one by itself; else check the hub's address, and enroll again if the fleet was set up anew"
             }
             Self::Revoked => {
                 "the hub refused this node's certificate as revoked: enroll again with a new join token if it should \

@@ -73,6 +73,10 @@ impl PrivateKey {
         Ok(request.der().to_vec())
     }
 
+    pub(crate) fn sign_bytes(&self, message: &[u8]) -> Result<Vec<u8>, KeyError> {
+        self.0.sign(message).map_err(|_| KeyError::Random)
+    }
+
     pub(crate) fn to_rustls(&self) -> PrivateKeyDer<'static> {
         PrivatePkcs8KeyDer::from(self.0.serialize_der()).into()
     }

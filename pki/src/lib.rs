@@ -1,17 +1,23 @@
 //! Issues and judges the certificates of a Hyperfactory fleet.
 //!
 //! One fleet root signs the hub's intermediate and one intermediate per tenant; a tenant's intermediate signs its
-//! nodes. Time is a parameter everywhere. Keys, serials and nonces come from the operating system.
+//! nodes. A tenant's Kafka plane has a root of its own. Time is a parameter everywhere. Keys, serials and nonces come from the operating system.
 
+mod anchors;
 pub mod authority;
 mod certificate;
 pub mod distrust;
+pub mod inspect;
+pub mod kafka;
 pub mod key;
 pub mod name;
 pub mod passphrase;
+pub mod pem;
+pub mod recovery;
 pub mod renewal;
 pub mod request;
 pub mod revocation;
+pub mod roots;
 pub mod seal;
 pub mod serial;
 pub mod summary;
@@ -20,9 +26,11 @@ pub mod tls;
 pub mod token;
 pub mod trust;
 mod verifier;
+pub mod web;
 
 pub use authority::{Authority, AuthorityError, Role};
 pub use distrust::Distrust;
+pub use kafka::{ServerNameError, ServerNames, kafka_principal};
 pub use key::{KeyError, PrivateKey};
 pub use name::{HUB_SERVER_NAME, NodeName};
 pub use passphrase::{Passphrase, PassphraseError, Stretch};
@@ -34,3 +42,4 @@ pub use serial::Serial;
 pub use summary::Summary;
 pub use token::{JoinToken, TokenError};
 pub use trust::{NodeIdentity, TrustError, node_identity};
+pub use web::{WebCertificate, WebCertificateError, WebName};

@@ -56,6 +56,14 @@ impl RequestedKey {
         &self.spki
     }
 
+    /// Whether `signature` over `message` is this key's.
+    pub(crate) fn verify(&self, message: &[u8], signature: &[u8]) -> bool {
+        let kind = kind(&self.spki);
+        kind.is_some_and(|(prefix, algorithm)| {
+            UnparsedPublicKey::new(algorithm, &self.spki[prefix..]).verify(message, signature).is_ok()
+        })
+    }
+
     /// From a key pair in hand, which needs no proof.
     pub(crate) fn from_trusted_spki(spki: Vec<u8>) -> Self {
         Self { spki }
@@ -75,15 +83,19 @@ pub fn verify_request(der: &[u8]) -> Result<RequestedKey, RequestError> {
     if !rest.is_empty() {
         return Err(RequestError::Malformed);
     }
-    let spki = request.certification_request_info.subject_pki.raw;
-    let (prefix, _, algorithm) = KINDS
-        .iter()
-        .find(|(prefix, length, _)| spki.starts_with(prefix) && spki.len() == prefix.len() + length)
-        .ok_or(RequestError::KeyKind)?;
-    UnparsedPublicKey::new(*algorithm, &spki[prefix.len()..])
-        .verify(request.certification_request_info.raw, &request.signature_value.data)
-        .map_err(|_| RequestError::Signature)?;
-    Ok(RequestedKey { spki: spki.to_vec() })
+    let key = RequestedKey { spki: request.certification_request_info.subject_pki.raw.to_vec() };
+    if kind(&key.spki).is_none() {
+        return Err(RequestError::KeyKind);
+    }
+    let signed = key.verify(request.certification_request_info.raw, &request.signature_value.data);
+    if signed { Ok(key) } else { Err(RequestError::Signature) }
+}
+
+/// Where the key proper begins, and what verifies with it; `None` for a kind that is not issued for.
+fn kind(spki: &[u8]) -> Option<(usize, &'static dyn VerificationAlgorithm)> {
+    let fits = |(prefix, length): (&[u8], usize)| spki.starts_with(prefix) && spki.len() == prefix.len() + length;
+    let (prefix, _, algorithm) = KINDS.iter().find(|(prefix, length, _)| fits((prefix, *length)))?;
+    Some((prefix.len(), *algorithm))
 }
 
 /// A certificate request that gets no certificate.
@@ -92,6 +104,9 @@ pub enum RequestError {
     /// Over [`MAX_REQUEST`].
     #[error("the certificate request is {0} bytes long; at most {MAX_REQUEST} are read")]
     TooLong(usize),
+    /// Not PEM.
+    #[error("there is no \"BEGIN CERTIFICATE REQUEST\" block, or it is damaged")]
+    Pem,
     /// Not PKCS#10.
     #[error("the certificate request is not PKCS#10 in DER")]
     Malformed,

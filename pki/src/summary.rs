@@ -23,6 +23,8 @@ pub struct Summary {
     pub not_before: Timestamp,
     /// End of validity.
     pub not_after: Timestamp,
+    /// The subject's common name.
+    pub common_name: Option<String>,
     /// Its DNS names, or the names it may issue for.
     pub names: Vec<String>,
     /// Whether it may issue others.
@@ -56,6 +58,7 @@ impl Summary {
             spki_sha256: sha256(facts.spki),
             not_before: facts.not_before,
             not_after: facts.not_after,
+            common_name: facts.common_name.map(str::to_owned),
             names: names.iter().flatten().map(|name| (*name).to_owned()).collect(),
             is_ca: facts.is_ca,
         })

@@ -33,7 +33,7 @@ pub struct NodeIdentity {
 /// Reads a node's identity from a chain that webpki has verified against the fleet root for client authentication.
 ///
 /// webpki's name constraints don't isolate tenants by themselves: a leaf without a DNS name, or with a URI, passes
-/// them. So the chain must be exactly the leaf and the intermediate that issued it, the leaf must carry exactly one
+/// them; and it takes a leaf that is for more than one purpose, or for none in particular. So the chain must be exactly the leaf and the intermediate that issued it, the leaf must carry exactly one
 /// name, a DNS name of the only form the hub gives, and the tenant in it must be the intermediate's.
 ///
 /// # Errors
@@ -44,6 +44,9 @@ pub fn node_identity(chain: &[CertificateDer<'_>]) -> Result<NodeIdentity, Trust
     let issuer = Facts::parse(intermediate).ok_or(TrustError::Malformed)?;
     if leaf.is_ca || !issuer.is_ca || !leaf.names_as_issuer(&issuer) {
         return Err(TrustError::NotIssuer);
+    }
+    if !leaf.client_only {
+        return Err(TrustError::Purpose);
     }
     let [Some(only)] = leaf.names.as_slice() else { return Err(TrustError::Names) };
     let name: NodeName = only.parse().map_err(|_| TrustError::Names)?;
@@ -86,6 +89,37 @@ pub fn check_root(root: &CertificateDer<'_>, pinned: &[u8; 32]) -> Result<(), Tr
     if self_signed { Ok(()) } else { Err(TrustError::NotRoot) }
 }
 
+/// Whether `issuer` signed `certificate`, by name, key identifier and signature. Says nothing else about either.
+pub fn signed_by(certificate: &[u8], issuer: &[u8]) -> bool {
+    let named = || Some(Facts::parse(certificate)?.names_as_issuer(&Facts::parse(issuer)?));
+    let signed = || {
+        let (_, certificate) = x509_parser::parse_x509_certificate(certificate).ok()?;
+        let (_, issuer) = x509_parser::parse_x509_certificate(issuer).ok()?;
+        Some(certificate.verify_signature(Some(issuer.public_key())).is_ok())
+    };
+    named() == Some(true) && signed() == Some(true)
+}
+
+/// The root with the pinned key among the certificates a hub has shown.
+///
+/// # Errors
+/// [`TrustError::WrongPin`] when no certificate has the key, [`TrustError::NotRoot`] when none that has it signs itself.
+pub fn find_root<'a, 'b>(
+    shown: &'a [CertificateDer<'b>],
+    pinned: &[u8; 32],
+) -> Result<&'a CertificateDer<'b>, TrustError> {
+    let mut refusal = TrustError::WrongPin;
+    // A link to the root has its key, too.
+    for certificate in shown.iter().rev() {
+        match check_root(certificate, pinned) {
+            Ok(()) => return Ok(certificate),
+            Err(TrustError::NotRoot) => refusal = TrustError::NotRoot,
+            Err(_) => {}
+        }
+    }
+    Err(refusal)
+}
+
 /// When a certificate is valid: from, until.
 ///
 /// # Errors
@@ -106,6 +140,9 @@ pub enum TrustError {
     /// The second certificate did not issue the first.
     #[error("the chain's second certificate is not the authority that issued the first")]
     NotIssuer,
+    /// The leaf is for more than client authentication, or says nothing of what it is for.
+    #[error("the certificate is not for client authentication alone")]
+    Purpose,
     /// The leaf does not have exactly one name, a node's.
     #[error("the certificate does not carry exactly one name, a node's DNS name")]
     Names,

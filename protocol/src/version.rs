@@ -4,8 +4,10 @@ use crate::message::VersionRange;
 
 /// ALPN of an authenticated session.
 pub const ALPN_SESSION: &[u8] = b"hyperfactory/1";
-/// ALPN of enrollment, the only thing a peer without a certificate may do.
+/// ALPN of enrollment; beside recovery the only thing a peer without a certificate may do.
 pub const ALPN_ENROLL: &[u8] = b"hyperfactory-enroll/1";
+/// ALPN of recovery: a node whose certificate is taken no more, and who has its key.
+pub const ALPN_RECOVER: &[u8] = b"hyperfactory-recover/1";
 
 /// Oldest and newest protocol version this build speaks.
 pub const SPOKEN: VersionRange = VersionRange { oldest: 1, newest: 1 };

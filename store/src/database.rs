@@ -1,14 +1,17 @@
 //! The handle: readers in parallel, writers one at a time where the engine has one writer.
 
+use std::ops::{Deref, DerefMut};
 use std::path::Path;
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use sqlx::any::{AnyConnectOptions, AnyPoolOptions};
-use sqlx::{AnyConnection, AnyPool, ConnectOptions, Connection, Executor};
+use sqlx::pool::PoolConnection;
+use sqlx::{Any, AnyConnection, AnyPool, AssertSqlSafe, ConnectOptions, Connection, Executor};
 
 use crate::error::{StoreError, is_damage};
 use crate::migrate::{self, Migration};
+use crate::tenancy;
 
 /// An open transaction; dropped without a commit, it is rolled back.
 pub type Transaction = sqlx::Transaction<'static, sqlx::Any>;
@@ -32,14 +35,23 @@ pub enum Engine {
 
 /// A database, open for reading and writing. Clones share its connections.
 #[derive(Clone)]
-pub struct Database(Arc<Inner>);
+pub struct Database {
+    inner: Arc<Inner>,
+    /// The only tenant whose rows its transactions see and write.
+    tenant: Option<Arc<str>>,
+}
 
 struct Inner {
     engine: Engine,
     location: String,
+    options: AnyConnectOptions,
     readers: AnyPool,
     writers: AnyPool,
+    migrated: Migrated,
 }
+
+/// When this program last migrated. Connections from before may lack a role that came with it: they are replaced.
+type Migrated = Arc<Mutex<Option<Instant>>>;
 
 impl Database {
     /// Opens `sqlite:///path/to/file` (made when missing, readable by its owner alone) or `postgres://…`.
@@ -55,17 +67,30 @@ impl Database {
         } else {
             return Err(StoreError::Url { url: without_password(url) });
         };
-        Ok(Self(Arc::new(inner)))
+        Ok(Self { inner: Arc::new(inner), tenant: None })
+    }
+
+    /// The same database for one tenant alone: on PostgreSQL, its transactions see and write that tenant's rows and
+    /// nothing else, whatever their statements say. With `None`, or when it is bound to a tenant already, as it is.
+    /// SQLite has no such means.
+    #[must_use]
+    pub fn within(&self, tenant: Option<&str>) -> Self {
+        Self { inner: Arc::clone(&self.inner), tenant: self.tenant.clone().or_else(|| tenant.map(Arc::from)) }
+    }
+
+    /// The tenant this handle is bound to, for statements that say so as well.
+    pub fn tenant(&self) -> Option<&str> {
+        self.tenant.as_deref()
     }
 
     /// The engine in use.
     pub fn engine(&self) -> Engine {
-        self.0.engine
+        self.inner.engine
     }
 
     /// Where the database is, fit for a log: without a password.
     pub fn location(&self) -> &str {
-        &self.0.location
+        &self.inner.location
     }
 
     /// Brings the tables to the newest of `migrations`, in one transaction.
@@ -76,9 +101,21 @@ impl Database {
         migrate::run(self, migrations).await
     }
 
-    /// Connections for reading; a statement sent to one must not write.
+    /// Connections for reading; a statement sent to one must not write. They see all tenants' rows: what is asked for
+    /// somebody who may be bound to a tenant goes through [`Database::read`].
     pub fn reader(&self) -> &AnyPool {
-        &self.0.readers
+        &self.inner.readers
+    }
+
+    /// A connection for reading, as [`Database::within`] has it.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`] when none is to be had within 15 s.
+    pub async fn read(&self) -> Result<Reading, StoreError> {
+        Ok(match (&self.tenant, self.inner.engine) {
+            (Some(_), Engine::Postgres) => Reading(Means::Transaction(self.begin_read().await?)),
+            _ => Reading(Means::Connection(self.inner.readers.acquire().await?)),
+        })
     }
 
     /// Starts a write transaction, waiting for the one writer where the engine has one.
@@ -87,11 +124,11 @@ impl Database {
     /// [`StoreError::Unavailable`] when none is to be had within 15 s.
     pub async fn begin_write(&self) -> Result<Transaction, StoreError> {
         // A deferred SQLite transaction that reads first can't be made a writer's later (SQLITE_BUSY_SNAPSHOT).
-        let statement = match self.0.engine {
+        let statement = match self.inner.engine {
             Engine::Sqlite => "BEGIN IMMEDIATE",
             Engine::Postgres => "BEGIN",
         };
-        Ok(self.0.writers.begin_with(statement).await?)
+        self.begin(&self.inner.writers, statement).await
     }
 
     /// Starts a transaction whose statements all see the database as it is now, whatever is written meanwhile. Hold
@@ -100,23 +137,73 @@ impl Database {
     /// # Errors
     /// [`StoreError::Unavailable`] when no connection is to be had within 15 s.
     pub async fn begin_read(&self) -> Result<Transaction, StoreError> {
-        let statement = match self.0.engine {
+        let statement = match self.inner.engine {
             Engine::Sqlite => "BEGIN",
             Engine::Postgres => "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY",
         };
-        Ok(self.0.readers.begin_with(statement).await?)
+        self.begin(&self.inner.readers, statement).await
+    }
+
+    async fn begin(&self, pool: &AnyPool, statement: &'static str) -> Result<Transaction, StoreError> {
+        Ok(match (&self.tenant, self.inner.engine) {
+            (Some(tenant), Engine::Postgres) => {
+                // One message to the server, so that narrowing costs no way there and back.
+                let statement = format!("{statement}{}", tenancy::narrowed(tenant));
+                pool.begin_with(AssertSqlSafe(statement)).await?
+            }
+            _ => pool.begin_with(statement).await?,
+        })
+    }
+
+    /// A connection of its own for migrations: as whoever signed in, who may own the tables.
+    pub(crate) async fn connect(&self) -> Result<AnyConnection, StoreError> {
+        Ok(AnyConnection::connect_with(&self.inner.options).await?)
+    }
+
+    /// Tables and roles are as they should be from now on.
+    pub(crate) fn migrated(&self) {
+        *self.inner.migrated.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
     }
 
     /// Ends all connections, waiting for those in use.
     pub async fn close(&self) {
-        self.0.readers.close().await;
-        self.0.writers.close().await;
+        self.inner.readers.close().await;
+        self.inner.writers.close().await;
+    }
+}
+
+/// A connection for reading: dereferences to one that executes statements.
+pub struct Reading(Means);
+
+enum Means {
+    Connection(PoolConnection<Any>),
+    /// The only way to bind a connection for a while.
+    Transaction(Transaction),
+}
+
+impl Deref for Reading {
+    type Target = AnyConnection;
+
+    fn deref(&self) -> &AnyConnection {
+        match &self.0 {
+            Means::Connection(connection) => connection,
+            Means::Transaction(transaction) => transaction,
+        }
+    }
+}
+
+impl DerefMut for Reading {
+    fn deref_mut(&mut self) -> &mut AnyConnection {
+        match &mut self.0 {
+            Means::Connection(connection) => connection,
+            Means::Transaction(transaction) => transaction,
+        }
     }
 }
 
 impl std::fmt::Debug for Database {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_tuple("Database").field(&self.0.location).finish()
+        f.debug_tuple("Database").field(&self.inner.location).finish()
     }
 }
 
@@ -138,17 +225,18 @@ async fn open_sqlite(path: &Path) -> Result<Inner, StoreError> {
     let mut probe = AnyConnection::connect_with(&options).await.map_err(failed)?;
     probe.execute(SQLITE_WRITER).await.map_err(failed)?;
     probe.close().await.map_err(failed)?;
-    let writers = pool(1, false)
+    let migrated = Migrated::default();
+    let writers = pool(1, false, &migrated)
         .after_connect(|connection, _| Box::pin(async { connection.execute(SQLITE_WRITER).await.map(drop) }))
         .connect_with(options.clone())
         .await
         .map_err(failed)?;
-    let readers = pool(SQLITE_READERS, false)
+    let readers = pool(SQLITE_READERS, false, &migrated)
         .after_connect(|connection, _| Box::pin(async { connection.execute(SQLITE_READER).await.map(drop) }))
-        .connect_with(options)
+        .connect_with(options.clone())
         .await
         .map_err(failed)?;
-    Ok(Inner { engine: Engine::Sqlite, location, readers, writers })
+    Ok(Inner { engine: Engine::Sqlite, location, options, readers, writers, migrated })
 }
 
 /// A commit is on the disk when it returns; a crash costs nothing that was answered.
@@ -164,24 +252,39 @@ async fn open_postgres(url: &str) -> Result<Inner, StoreError> {
         source,
     };
     let options = url.parse::<AnyConnectOptions>().map_err(failed)?.disable_statement_logging();
-    let writers = pool(POSTGRES_WRITERS, true).connect_with(options.clone()).await.map_err(failed)?;
-    let readers = pool(POSTGRES_READERS, true)
-        .after_connect(|connection, _| Box::pin(async { connection.execute(POSTGRES_READER).await.map(drop) }))
-        .connect_with(options)
+    let migrated = Migrated::default();
+    let writers = pool(POSTGRES_WRITERS, true, &migrated)
+        .after_connect(|connection, _| Box::pin(async { connection.execute(tenancy::CONNECTED).await.map(drop) }))
+        .connect_with(options.clone())
         .await
         .map_err(failed)?;
-    Ok(Inner { engine: Engine::Postgres, location, readers, writers })
+    let readers = pool(POSTGRES_READERS, true, &migrated)
+        .after_connect(|connection, _| {
+            Box::pin(async {
+                connection.execute(tenancy::CONNECTED).await?;
+                connection.execute(POSTGRES_READER).await.map(drop)
+            })
+        })
+        .connect_with(options.clone())
+        .await
+        .map_err(failed)?;
+    Ok(Inner { engine: Engine::Postgres, location, options, readers, writers, migrated })
 }
 
 const POSTGRES_READER: &str = "SET default_transaction_read_only = on";
 
 /// Connections are tested before use where a server can have gone away in between.
-fn pool(connections: u32, test: bool) -> AnyPoolOptions {
+fn pool(connections: u32, test: bool, migrated: &Migrated) -> AnyPoolOptions {
+    let migrated = Arc::clone(migrated);
     AnyPoolOptions::new()
         .max_connections(connections)
         .acquire_timeout(ACQUIRE_TIMEOUT)
         .test_before_acquire(test)
-        .before_acquire(|connection, _| Box::pin(async { at_rest(connection).await }))
+        .before_acquire(move |connection, metadata| {
+            let since = migrated.lock().unwrap_or_else(PoisonError::into_inner).map(|at| at.elapsed());
+            let current = since.is_none_or(|since| metadata.age < since);
+            Box::pin(async move { Ok(current && at_rest(connection).await?) })
+        })
         .idle_timeout(None)
         .max_lifetime(None)
 }

@@ -2,10 +2,11 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use sqlx::{AssertSqlSafe, Executor, Row};
+use sqlx::{AnyConnection, AssertSqlSafe, Connection, Executor, Row};
 
-use crate::database::{Database, Engine, Transaction};
+use crate::database::{Database, Engine};
 use crate::error::StoreError;
+use crate::tenancy;
 
 /// One step of the tables. Never altered once released: the next step changes what this one made.
 #[derive(Clone, Copy, Debug)]
@@ -51,15 +52,43 @@ pub enum MigrateError {
 const LOCK: i64 = 0x6879_7065_7266_6163;
 
 pub(crate) async fn run(database: &Database, migrations: &[Migration]) -> Result<(), StoreError> {
-    let mut transaction = database.begin_write().await?;
-    if database.engine() == Engine::Postgres {
-        sqlx::query("SELECT pg_advisory_xact_lock($1)").bind(LOCK).execute(&mut *transaction).await?;
+    if database.engine() == Engine::Sqlite {
+        let mut transaction = database.begin_write().await?;
+        bring_forward(&mut transaction, migrations, Engine::Sqlite).await?;
+        return Ok(transaction.commit().await?);
     }
-    let table = "CREATE TABLE IF NOT EXISTS schema_migrations (version BIGINT PRIMARY KEY, name TEXT NOT NULL,
-        checksum {BLOB} NOT NULL, applied_at BIGINT NOT NULL)";
-    transaction.execute(AssertSqlSafe(dialect(table, database.engine()))).await?;
+    // Not one of the pool's: those work as a role that may change no tables.
+    let mut connection = database.connect().await?;
+    let mut transaction = connection.begin().await?;
+    transaction.execute(tenancy::MIGRATING).await?;
+    sqlx::query("SELECT pg_advisory_xact_lock($1)").bind(LOCK).execute(&mut *transaction).await?;
+    bring_forward(&mut transaction, migrations, Engine::Postgres).await?;
+    tenancy::secure(&mut transaction).await?;
+    transaction.commit().await?;
+    connection.close().await?;
+    database.migrated();
+    Ok(())
+}
+
+async fn bring_forward(
+    connection: &mut AnyConnection,
+    migrations: &[Migration],
+    engine: Engine,
+) -> Result<(), StoreError> {
+    // Not "IF NOT EXISTS", which takes the right to make tables even when it makes none.
+    let there = match engine {
+        Engine::Sqlite => "SELECT COUNT(*) FROM sqlite_master WHERE type = 'table' AND name = 'schema_migrations'",
+        Engine::Postgres => {
+            "SELECT COUNT(*) FROM pg_class WHERE relname = 'schema_migrations' AND relnamespace = current_schema()::regnamespace"
+        }
+    };
+    if sqlx::query_scalar::<_, i64>(there).fetch_one(&mut *connection).await? == 0 {
+        let table = "CREATE TABLE schema_migrations (version BIGINT PRIMARY KEY, name TEXT NOT NULL,
+            checksum {BLOB} NOT NULL, applied_at BIGINT NOT NULL)";
+        connection.execute(AssertSqlSafe(dialect(table, engine))).await?;
+    }
     let applied = sqlx::query("SELECT version, name, checksum FROM schema_migrations ORDER BY version")
-        .fetch_all(&mut *transaction)
+        .fetch_all(&mut *connection)
         .await?;
     for row in &applied {
         let version: i64 = row.try_get(0)?;
@@ -72,22 +101,21 @@ pub(crate) async fn run(database: &Database, migrations: &[Migration]) -> Result
         }
     }
     for migration in migrations.iter().skip(applied.len()) {
-        apply(&mut transaction, migration, database.engine()).await?;
+        apply(connection, migration, engine).await?;
         tracing::info!(version = migration.version, name = migration.name, "database schema brought forward");
     }
-    transaction.commit().await?;
     Ok(())
 }
 
-async fn apply(transaction: &mut Transaction, migration: &Migration, engine: Engine) -> Result<(), StoreError> {
-    sqlx::raw_sql(AssertSqlSafe(dialect(migration.sql, engine))).execute(&mut **transaction).await?;
+async fn apply(connection: &mut AnyConnection, migration: &Migration, engine: Engine) -> Result<(), StoreError> {
+    sqlx::raw_sql(AssertSqlSafe(dialect(migration.sql, engine))).execute(&mut *connection).await?;
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
     sqlx::query("INSERT INTO schema_migrations (version, name, checksum, applied_at) VALUES ($1, $2, $3, $4)")
         .bind(migration.version)
         .bind(migration.name)
         .bind(checksum(migration))
         .bind(i64::try_from(now).unwrap_or(i64::MAX))
-        .execute(&mut **transaction)
+        .execute(connection)
         .await?;
     Ok(())
 }

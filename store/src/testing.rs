@@ -58,6 +58,8 @@ impl TestDatabase {
             && let Some((_, name)) = self.url.rsplit_once('/')
         {
             drop(on_server(&server, format!("DROP DATABASE IF EXISTS {name} WITH (FORCE)")).await);
+            // Roles belong to the server, not to one of its databases.
+            drop(on_server(&server, format!("DROP ROLE IF EXISTS {name}_runtime")).await);
         }
     }
 }

@@ -1,5 +1,6 @@
 //! End-to-end tests, fleet simulator and benchmarks of Hyperfactory.
 
+pub mod api;
 pub mod chaos;
 pub mod fleet;
 pub mod report;

@@ -4,7 +4,6 @@
 //! there is `tests/rig/with cargo nextest run …`. Everything a test starts through here ends with its handle.
 
 mod agent;
-mod api;
 mod binary;
 mod browser;
 mod clock;
@@ -17,8 +16,8 @@ mod process;
 mod usage;
 mod wait;
 
+pub use crate::api::{Api, Reply};
 pub use agent::{Agent, AgentEndpoints};
-pub use api::{Api, Reply};
 pub use binary::binary;
 pub use browser::{Browser, Theme, View};
 pub use disk::SmallDisk;

@@ -81,12 +81,14 @@ pub struct Closed {
     pub reason: String,
     /// Whether the peer ended it.
     pub by_peer: bool,
+    /// What it has against this side's certificate, when that is why.
+    pub distrust: Option<Distrust>,
 }
 
 impl Closed {
     /// `local`: what this side gave as the reason, if it closed; `side`: which side this is.
     pub(crate) fn new(error: &ConnectionError, side: Side, local: Option<&(CloseCode, String)>) -> Self {
-        let closed = |code, reason: &str, by_peer| Self { code, reason: reason.to_owned(), by_peer };
+        let closed = |code, reason: &str, by_peer| Self { code, reason: reason.to_owned(), by_peer, distrust: None };
         match error {
             ConnectionError::ApplicationClosed(close) => {
                 closed(CloseCode::from_number(close.error_code.into_inner()), &readable(&close.reason), true)
@@ -105,12 +107,20 @@ impl Closed {
                         code: if why == Distrust::Revoked { CloseCode::Revoked } else { CloseCode::Refused },
                         reason: explained(why, side.is_server(), &detail),
                         by_peer: true,
+                        distrust: Some(why),
                     },
                     None => closed(CloseCode::Internal, &format!("{}: {detail}", close.error_code), true),
                 }
             }
             other => closed(CloseCode::Internal, &other.to_string(), false),
         }
+    }
+}
+
+impl Closed {
+    /// Never seen: a connection whose handshake is done has keys to export from.
+    pub(crate) fn without_keys() -> Self {
+        Self { code: CloseCode::Internal, reason: "TLS exports no keys".into(), by_peer: false, distrust: None }
     }
 }
 

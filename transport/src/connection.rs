@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use pki::CertificateDer;
 use quinn::{ConnectionError, Side};
 
 use crate::close::{CloseCode, Closed};
@@ -54,6 +55,24 @@ impl Connection {
     /// What the connection is for.
     pub fn alpn(&self) -> Alpn {
         self.shared.alpn
+    }
+
+    /// The certificates the peer has shown, leaf first; none when it has shown none.
+    pub fn peer_chain(&self) -> Vec<CertificateDer<'static>> {
+        let shown = self.quic.peer_identity().and_then(|shown| shown.downcast::<Vec<CertificateDer<'static>>>().ok());
+        shown.map(|chain| *chain).unwrap_or_default()
+    }
+
+    /// 32 bytes that only the two ends of this connection know, the same at both (RFC 8446, section 7.5).
+    ///
+    /// # Errors
+    /// [`Closed`] when the connection ended.
+    pub fn export(&self, label: &[u8]) -> Result<[u8; 32], Closed> {
+        let mut value = [0; 32];
+        match self.quic.export_keying_material(&mut value, label, b"") {
+            Ok(()) => Ok(value),
+            Err(_) => Err(self.close_reason().unwrap_or_else(Closed::without_keys)),
+        }
     }
 
     /// Where the peer is now; it may move. An IPv4 address is given as one, whatever the socket.

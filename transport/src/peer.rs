@@ -1,7 +1,7 @@
 //! Who is at the other end of a connection, and what it came for.
 
 use pki::{CertificateDer, NodeIdentity, TrustError, node_identity};
-use protocol::version::{ALPN_ENROLL, ALPN_SESSION};
+use protocol::version::{ALPN_ENROLL, ALPN_RECOVER, ALPN_SESSION};
 use quinn::crypto::rustls::HandshakeData;
 
 /// The verified peer.
@@ -9,7 +9,7 @@ use quinn::crypto::rustls::HandshakeData;
 pub enum Peer {
     /// A hub: its chain led to the fleet's root, or to the pinned one.
     Hub,
-    /// A client without a certificate. It may enroll and nothing else.
+    /// A client without a certificate. It may enroll or recover, and nothing else.
     Anonymous,
     /// A node whose certificate is good and not revoked.
     Node(NodeIdentity),
@@ -39,6 +39,8 @@ pub enum Alpn {
     Session,
     /// `hyperfactory-enroll/1`
     Enroll,
+    /// `hyperfactory-recover/1`
+    Recover,
 }
 
 impl Alpn {
@@ -48,6 +50,7 @@ impl Alpn {
         match data.protocol?.as_slice() {
             ALPN_SESSION => Some(Self::Session),
             ALPN_ENROLL => Some(Self::Enroll),
+            ALPN_RECOVER => Some(Self::Recover),
             _ => None,
         }
     }

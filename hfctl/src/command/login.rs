@@ -11,6 +11,7 @@ use crate::client::Client;
 use crate::config::{Config, Files};
 use crate::failure::Failure;
 use crate::output::{Output, complain};
+use crate::trust::{self, Fingerprint, Trust};
 
 /// Most bytes of a line that is typed or piped in.
 const LINE: u64 = 4096;
@@ -27,6 +28,10 @@ pub(crate) struct Login {
     /// PEM file with the authority that signed the hub's HTTPS certificate.
     #[arg(long, value_name = "FILE")]
     ca_file: Option<PathBuf>,
+    /// SHA-256 of the hub's own authority, as `hyperfactory-hub http-authority` and `api-token` print it: the authority
+    /// is then fetched from the hub and kept.
+    #[arg(long, value_name = "SHA256", conflicts_with = "ca_file")]
+    fingerprint: Option<Fingerprint>,
 }
 
 impl Login {
@@ -40,11 +45,20 @@ impl Login {
                 .map_err(|error| Failure::Usage(format!("cannot read the token in {}: {error}", path.display())))?,
             None => asked("API token (hft_…): ", true)?,
         };
-        let ca_file = self.ca_file.as_deref().map(absolute).transpose()?;
-        let client = Client::to(&url, &token, ca_file.as_deref())?;
+        let authority = self.fingerprint.map(|fingerprint| trust::authority(&url, fingerprint)).transpose()?;
+        let mut ca_file = self.ca_file.as_deref().map(absolute).transpose()?;
+        let trust = match (&authority, &ca_file) {
+            (Some(authority), _) => Trust::Authority(authority),
+            (None, Some(file)) => Trust::File(file),
+            (None, None) => Trust::System,
+        };
+        let client = Client::to(&url, &token, &trust)?;
         client.get::<Value>("nodes", &[("limit", Some("1"))])?;
         if client.url().starts_with("http://") && !local(client.url()) {
             complain("note: without https the token can be read by everyone on the way to this hub");
+        }
+        if let Some(authority) = &authority {
+            ca_file = Some(Config::store_authority(files, authority)?);
         }
         let path = Config::store(files, client.url(), token.trim(), ca_file.as_deref())?;
         output.line(&format!("logged in to {}; stored in {}", client.url(), path.display()))

@@ -2,7 +2,10 @@
 
 pub(crate) mod alert;
 pub(crate) mod audit;
+pub(crate) mod cert;
+pub(crate) mod kafka;
 pub(crate) mod login;
 pub(crate) mod node;
 pub(crate) mod tenant;
 pub(crate) mod token;
+pub(crate) mod trust;

@@ -46,6 +46,11 @@ pub(crate) enum Node {
         #[arg(long, default_value = "")]
         comment: String,
     },
+    /// Lets a node in again that was frozen because two machines have had its key. Wipe the wrong one first.
+    Unfreeze {
+        /// Its id, or its name.
+        node: String,
+    },
     /// Takes a node out of the fleet: revoked, listed no more, its name free.
     Remove {
         /// Its id, or its name.
@@ -85,6 +90,11 @@ impl Node {
                 let id = find(client, &node)?;
                 client.act(&format!("nodes/{id}/revoke"), &json!({ "reason": reason, "comment": comment }))?;
                 output.line(&format!("node {id} is revoked; to have it back, enroll it with a new token"))
+            }
+            Self::Unfreeze { node } => {
+                let id = find(client, &node)?;
+                client.act(&format!("nodes/{id}/unfreeze"), &json!({}))?;
+                output.line(&format!("node {id} may connect again"))
             }
             Self::Remove { node } => {
                 let id = find(client, &node)?;

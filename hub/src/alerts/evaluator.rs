@@ -102,6 +102,7 @@ impl Evaluator {
             return look.changes;
         }
         look.judge(Rule::NodeLost, "", rules::node_lost(view, self.started_at));
+        look.judge(Rule::NodeCloned, "", rules::cloned(view));
         look.judge(Rule::EngineUnreachable, "", rules::engine(view));
         look.judge(Rule::ClockSkew, "", rules::clock(view, &self.policy));
         look.judge(Rule::SpoolFault, "", rules::spool_fault(view));
@@ -208,6 +209,7 @@ impl Look<'_> {
             Rule::EngineUnreachable => (policy.engine_after, policy.engine_after),
             // A measurement with its own hysteresis, or one that does not go back and forth.
             Rule::ServiceRestarting
+            | Rule::NodeCloned
             | Rule::ClockSkew
             | Rule::SpoolLoss
             | Rule::SpoolFault

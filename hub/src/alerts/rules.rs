@@ -25,13 +25,16 @@ pub enum Rule {
     SpoolLoss,
     /// The node's spool can't write.
     SpoolFault,
+    /// Two machines have had its key.
+    NodeCloned,
     /// The certificate ends soon and was not renewed.
     CertificateExpiring,
 }
 
 impl Rule {
-    pub(super) const ALL: [Self; 9] = [
+    pub(super) const ALL: [Self; 10] = [
         Self::NodeLost,
+        Self::NodeCloned,
         Self::ServiceUnhealthy,
         Self::ServiceFailed,
         Self::ServiceRestarting,
@@ -46,6 +49,7 @@ impl Rule {
     pub fn name(self) -> &'static str {
         match self {
             Self::NodeLost => "node.lost",
+            Self::NodeCloned => "node.cloned",
             Self::ServiceUnhealthy => "service.unhealthy",
             Self::ServiceFailed => "service.failed",
             Self::ServiceRestarting => "service.restarting",
@@ -90,6 +94,13 @@ pub(super) fn node_lost(view: &NodeView, started_at: Timestamp) -> Judgement {
         },
         _ => Judgement::Well,
     }
+}
+
+pub(super) fn cloned(view: &NodeView) -> Judgement {
+    let Some(reason) = &view.frozen else { return Judgement::Well };
+    let advice = "wipe the state of the machine that should not have it and unfreeze the node, or revoke it and enroll \
+                  both machines anew";
+    wrong(Level::Critical, format!("the node is frozen: {reason}: {advice}"))
 }
 
 pub(super) fn engine(view: &NodeView) -> Judgement {
@@ -142,7 +153,8 @@ pub(super) fn spool_loss(lost: u64, recent: bool) -> Judgement {
 pub(super) fn certificate(view: &NodeView, policy: &Policy, now: Timestamp) -> Judgement {
     let Some(certificate) = view.certificate else { return Judgement::Unclear };
     if certificate.not_after <= now {
-        let advice = "the node can't connect any more: enroll it with a new token";
+        let advice =
+            "the node gets a new one by itself when it is back in time; after that, enroll it with a new token";
         return wrong(Level::Warning, format!("its certificate ended at {}: {advice}", certificate.not_after));
     }
     if certificate.not_after.since(now) <= policy.certificate_left {

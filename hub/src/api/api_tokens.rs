@@ -13,7 +13,7 @@ use super::idempotency::IdempotencyKey;
 use super::list::{Paging, slice};
 use super::problem::Problem;
 use super::resource::{ApiToken, NewApiToken, Page, Role};
-use crate::access::{self, AccessError, Grant};
+use crate::access::{self, Grant};
 use crate::web::App;
 
 /// An API token to be made.
@@ -33,7 +33,6 @@ pub(crate) struct ApiTokenRequest {
 /// All API tokens, newest first, without their secrets.
 #[utoipa::path(get, path = "/api/v1/api-tokens", tag = "api tokens", params(Paging), responses(
     (status = 200, body = Page<ApiToken>),
-    (status = "default", body = Problem, content_type = "application/problem+json"),
 ))]
 pub(crate) async fn list(
     State(app): State<App>,
@@ -41,16 +40,15 @@ pub(crate) async fn list(
     Query(paging): Query<Paging>,
 ) -> Result<axum::Json<Page<ApiToken>>, Problem> {
     caller.require(access::Role::Admin)?;
-    let tokens = app.state.access.list_api_tokens(caller.0.tenant.as_ref()).await?;
+    let tokens = app.state.access.within(caller.0.tenant.as_ref()).list_api_tokens().await?;
     let tokens = tokens.into_iter().map(ApiToken::from).collect();
-    slice(tokens, &paging, |token: &ApiToken| token.id.clone()).map(axum::Json)
+    slice(tokens, &paging, |token| &token.id)
 }
 
 /// Makes an API token; its secret is in this answer and nowhere else. A caller bound to a tenant makes tokens bound to it.
 #[utoipa::path(post, path = "/api/v1/api-tokens", tag = "api tokens", request_body = ApiTokenRequest,
     params(("Idempotency-Key" = Option<String>, Header)), responses(
     (status = 201, body = NewApiToken),
-    (status = "default", body = Problem, content_type = "application/problem+json"),
 ))]
 pub(crate) async fn create(
     State(app): State<App>,
@@ -63,7 +61,8 @@ pub(crate) async fn create(
         let tenant = caller.scope(new.tenant.as_deref())?;
         let valid_for = new.valid_for_seconds.map(Duration::from_secs);
         let grant = Grant { name: new.name.clone(), role: new.role.into(), tenant, valid_for };
-        let (info, token) = app.state.access.create_api_token(grant, &caller.actor(), app.now()).await?;
+        let access = app.state.access.within(caller.0.tenant.as_ref());
+        let (info, token) = access.create_api_token(grant, &caller.actor(), app.now()).await?;
         Ok(NewApiToken { info: info.into(), token })
     };
     app.answers.once(&caller, key, &("api-tokens", &new), app.now(), work).await
@@ -72,7 +71,6 @@ pub(crate) async fn create(
 /// Ends an API token at once, with every browser session that was opened with it.
 #[utoipa::path(delete, path = "/api/v1/api-tokens/{id}", tag = "api tokens", params(("id" = String, Path)), responses(
     (status = 204, description = "It is revoked"),
-    (status = "default", body = Problem, content_type = "application/problem+json"),
 ))]
 pub(crate) async fn revoke(
     State(app): State<App>,
@@ -80,12 +78,6 @@ pub(crate) async fn revoke(
     Path(id): Path<String>,
 ) -> Result<StatusCode, Problem> {
     caller.require(access::Role::Admin)?;
-    if caller.0.tenant.is_some() {
-        let own = app.state.access.list_api_tokens(caller.0.tenant.as_ref()).await?;
-        if !own.iter().any(|token| token.id == id) {
-            return Err(AccessError::Unknown(id).into());
-        }
-    }
-    app.state.access.revoke_api_token(&id, &caller.actor(), app.now()).await?;
+    app.state.access.within(caller.0.tenant.as_ref()).revoke_api_token(&id, &caller.actor(), app.now()).await?;
     Ok(StatusCode::NO_CONTENT)
 }

@@ -119,11 +119,6 @@ impl Caller {
         require_tenant(&self.0, tenant)
     }
 
-    /// Whether `tenant` exists for them.
-    pub(crate) fn sees(&self, tenant: &TenantId) -> bool {
-        self.0.sees(tenant)
-    }
-
     /// The tenant a list is of: the caller's own, or the one asked for. Another tenant than the own is not there.
     pub(crate) fn scope(&self, asked: Option<&str>) -> Result<Option<TenantId>, Problem> {
         let asked =

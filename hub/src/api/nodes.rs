@@ -1,6 +1,5 @@
 //! `/api/v1/nodes`.
 
-use std::collections::HashMap;
 use std::time::Duration;
 
 use axum::extract::State;
@@ -12,12 +11,11 @@ use utoipa::{IntoParams, ToSchema};
 use super::extract::{Caller, Json, Path, Query};
 use super::list::{Paging, bad_cursor};
 use super::problem::Problem;
-use super::resource::{Alert, Coverage, History, Node, NodeCounts, NodeDetail, Page, Tenant, Time};
+use super::resource::{Coverage, History, Node, NodeDetail, Page};
 use super::select::{Cursor, NodeQuery};
-use crate::access::{Principal, Role};
+use crate::access::Role;
 use crate::telemetry::history::Selector;
 use crate::web::App;
-use crate::{alerts, tenants};
 
 /// The range of a history when nothing is asked for.
 const RANGE: Duration = Duration::from_secs(3_600);
@@ -43,7 +41,6 @@ pub(crate) struct HistoryQuery {
 /// Nodes, filtered and in order; what needs attention comes first unless told otherwise.
 #[utoipa::path(get, path = "/api/v1/nodes", tag = "nodes", params(NodeQuery, Paging), responses(
     (status = 200, body = Page<Node>),
-    (status = "default", body = Problem, content_type = "application/problem+json"),
 ))]
 pub(crate) async fn list(
     State(app): State<App>,
@@ -62,7 +59,6 @@ pub(crate) async fn list(
 /// One node with its services, certificate, clock and spool.
 #[utoipa::path(get, path = "/api/v1/nodes/{node}", tag = "nodes", params(("node" = String, Path)), responses(
     (status = 200, body = NodeDetail),
-    (status = "default", body = Problem, content_type = "application/problem+json"),
 ))]
 pub(crate) async fn show(
     State(app): State<App>,
@@ -77,7 +73,6 @@ pub(crate) async fn show(
 #[utoipa::path(get, path = "/api/v1/nodes/{node}/history", tag = "nodes",
     params(("node" = String, Path), HistoryQuery), responses(
     (status = 200, body = History),
-    (status = "default", body = Problem, content_type = "application/problem+json"),
 ))]
 pub(crate) async fn history(
     State(app): State<App>,
@@ -85,26 +80,30 @@ pub(crate) async fn history(
     Path(id): Path<NodeId>,
     Query(query): Query<HistoryQuery>,
 ) -> Result<axum::Json<History>, Problem> {
-    app.roster.node(&caller.0, id).ok_or_else(|| unknown(id))?;
+    let (_, view) = app.roster.node(&caller.0, id).ok_or_else(|| unknown(id))?;
     let to = query.to.map_or_else(|| app.now(), Timestamp::from_millis);
     let from = query.from.map_or_else(|| to.minus(RANGE), Timestamp::from_millis);
     let selector = Selector { metric: query.metric, target: query.target };
-    let range = app.state.history.range(id, &[selector], from, to, query.points.unwrap_or(POINTS)).await?;
+    let range = app
+        .state
+        .history
+        .within(view.tenant.as_str())
+        .range(id, &[selector], from, to, query.points.unwrap_or(POINTS))
+        .await?;
     Ok(axum::Json(range.into()))
 }
 
 /// The proof that no batch number of a node is missing, and none counted twice.
 #[utoipa::path(get, path = "/api/v1/nodes/{node}/coverage", tag = "nodes", params(("node" = String, Path)), responses(
     (status = 200, body = Vec<Coverage>),
-    (status = "default", body = Problem, content_type = "application/problem+json"),
 ))]
 pub(crate) async fn coverage(
     State(app): State<App>,
     caller: Caller,
     Path(id): Path<NodeId>,
 ) -> Result<axum::Json<Vec<Coverage>>, Problem> {
-    app.roster.node(&caller.0, id).ok_or_else(|| unknown(id))?;
-    let coverage = app.state.ingest.coverage(id).await?;
+    let (_, view) = app.roster.node(&caller.0, id).ok_or_else(|| unknown(id))?;
+    let coverage = app.state.ingest.coverage(&view.tenant, id).await?;
     Ok(axum::Json(coverage.into_iter().map(Coverage::from).collect()))
 }
 
@@ -124,7 +123,6 @@ pub(crate) struct Revocation {
 #[utoipa::path(post, path = "/api/v1/nodes/{node}/revoke", tag = "nodes", params(("node" = String, Path)),
     request_body = Revocation, responses(
     (status = 204, description = "It is revoked"),
-    (status = "default", body = Problem, content_type = "application/problem+json"),
 ))]
 pub(crate) async fn revoke(
     State(app): State<App>,
@@ -142,7 +140,6 @@ pub(crate) async fn revoke(
 /// Takes a node out of the fleet: it is revoked, listed no more, and its name is free. Takes the role operator.
 #[utoipa::path(delete, path = "/api/v1/nodes/{node}", tag = "nodes", params(("node" = String, Path)), responses(
     (status = 204, description = "It is gone"),
-    (status = "default", body = Problem, content_type = "application/problem+json"),
 ))]
 pub(crate) async fn remove(
     State(app): State<App>,
@@ -155,25 +152,22 @@ pub(crate) async fn remove(
     Ok(StatusCode::NO_CONTENT)
 }
 
+/// Lets a frozen node in again. Wipe the state of the machine that should not have the node's key first: if it uses it once
+/// more, the node is frozen again. Takes the role admin.
+#[utoipa::path(post, path = "/api/v1/nodes/{node}/unfreeze", tag = "nodes", params(("node" = String, Path)), responses(
+    (status = 204, description = "It may connect"),
+))]
+pub(crate) async fn unfreeze(
+    State(app): State<App>,
+    caller: Caller,
+    Path(id): Path<NodeId>,
+) -> Result<StatusCode, Problem> {
+    caller.require(Role::Admin)?;
+    app.roster.node(&caller.0, id).ok_or_else(|| unknown(id))?;
+    app.state.enrollment.unfreeze(id, &caller.actor(), app.now()).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
 fn unknown(id: NodeId) -> Problem {
     Problem::not_found(format!("There is no node {id}: see `hfctl node list`."))
-}
-
-/// A tenant with its nodes counted.
-pub(crate) fn tenant_resource(tenant: tenants::Tenant, nodes: NodeCounts) -> Tenant {
-    Tenant { id: tenant.id.to_string(), name: tenant.name, created_at: Time(tenant.created_at), nodes }
-}
-
-/// Alerts with the names of their nodes.
-pub(crate) fn alert_resources(app: &App, principal: &Principal, found: Vec<alerts::Alert>) -> Vec<Alert> {
-    let mut names: HashMap<NodeId, String> = HashMap::new();
-    let visible = found.into_iter().filter(|alert| principal.sees(&alert.tenant));
-    visible
-        .map(|alert| {
-            let named =
-                |id: NodeId| app.state.fleet.node(id).map_or_else(|| id.to_string(), |view| view.name.to_string());
-            let name = names.entry(alert.node).or_insert_with(|| named(alert.node)).clone();
-            Alert::of(alert, name)
-        })
-        .collect()
 }

@@ -10,7 +10,8 @@ use utoipa::ToSchema;
 
 use super::denial::Denial;
 use crate::access::{AccessError, Principal};
-use crate::enrollment::{RevokeError, TokenError};
+use crate::authorities::AuthoritiesError;
+use crate::enrollment::{RevokeError, TokenError, UnfreezeError};
 use crate::telemetry::history::HistoryError;
 use crate::tenants::TenantError;
 
@@ -167,7 +168,18 @@ impl From<TenantError> for Problem {
             TenantError::Unknown(_) => Self::not_found(error.to_string()),
             TenantError::Name => Self::invalid(error.to_string()),
             TenantError::Store(error) => error.into(),
-            TenantError::Authorities(_) => Self::internal(&error),
+            TenantError::Authorities(error) => error.into(),
+        }
+    }
+}
+
+impl From<AuthoritiesError> for Problem {
+    fn from(error: AuthoritiesError) -> Self {
+        match error {
+            AuthoritiesError::Missing(_) => Self::not_found(error.to_string()),
+            AuthoritiesError::Request(_) | AuthoritiesError::NotABridge { .. } => Self::invalid(error.to_string()),
+            AuthoritiesError::Store(error) => error.into(),
+            error => Self::internal(&error),
         }
     }
 }
@@ -189,6 +201,15 @@ impl From<RevokeError> for Problem {
             RevokeError::Unknown(_) => Self::not_found(error.to_string()),
             RevokeError::Reason(_) | RevokeError::Comment => Self::invalid(error.to_string()),
             RevokeError::Store(error) => error.into(),
+        }
+    }
+}
+
+impl From<UnfreezeError> for Problem {
+    fn from(error: UnfreezeError) -> Self {
+        match error {
+            UnfreezeError::Unknown(_) => Self::not_found(error.to_string()),
+            UnfreezeError::Store(error) => error.into(),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! `/pki/crl/{authority}`: revocation lists, for programs that verify certificates. No sign-in: they are no secret.
+//! `/crl/{authority}`: revocation lists, for programs that verify certificates. No sign-in: they are no secret.
 
 use axum::extract::State;
 use axum::http::header;
@@ -10,9 +10,8 @@ use crate::web::App;
 
 /// The revocation list of an authority (RFC 5280), in DER: `application/pkix-crl`. A new one is made at the latest a day
 /// after the last; one is good for seven days.
-#[utoipa::path(get, path = "/pki/crl/{authority}", tag = "pki", params(("authority" = i64, Path)), security(()), responses(
+#[utoipa::path(get, path = "/crl/{authority}", tag = "pki", params(("authority" = i64, Path)), security(()), responses(
     (status = 200, content_type = "application/pkix-crl"),
-    (status = "default", body = Problem, content_type = "application/problem+json"),
 ))]
 pub(crate) async fn show(State(app): State<App>, Path(authority): Path<i64>) -> Result<Response, Problem> {
     let list = app.state.revocation_lists.get(authority, app.now()).await.map_err(|error| Problem::internal(&error))?;

@@ -27,6 +27,7 @@ impl Export {
     /// When the database does not answer.
     pub async fn begin(database: Database, tenant: Option<TenantId>, after: i64) -> Result<Self, StoreError> {
         let until = super::head(&database).await?.id;
+        let database = database.within(tenant.as_ref().map(TenantId::as_str));
         Ok(Self { database, tenant, after, until })
     }
 
@@ -43,7 +44,7 @@ impl Export {
             .bind(self.until)
             .bind(PAGE)
             .bind(self.tenant.as_ref().map_or("", TenantId::as_str))
-            .fetch_all(self.database.reader())
+            .fetch_all(&mut *self.database.read().await?)
             .await?;
         let mut lines = String::new();
         for row in &rows {

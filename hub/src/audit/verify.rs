@@ -57,7 +57,6 @@ pub(crate) struct Walk {
 /// An issuance in the log.
 struct Logged {
     entry: i64,
-    kind: String,
     serial: String,
     not_after: String,
     /// Whether the certificate is where certificates are kept.
@@ -129,8 +128,7 @@ impl Walk {
     pub(crate) fn certificates_done(&mut self, now: &str) {
         let mut gone: Vec<Finding> = Vec::new();
         for logged in self.logged.values().filter(|logged| !logged.seen) {
-            // The hub's own server certificates are kept nowhere: their keys live in memory.
-            if logged.kind != "hub_server" && logged.not_after.as_str() > now {
+            if logged.not_after.as_str() > now {
                 gone.push(Finding::Gone { entry: logged.entry, serial: logged.serial.clone() });
             }
         }
@@ -179,13 +177,8 @@ impl Walk {
         for certificate in issued.as_array().map_or(std::slice::from_ref(issued), Vec::as_slice) {
             let text = |name: &str| certificate[name].as_str().unwrap_or_default().to_owned();
             if certificate["sha256"].is_string() {
-                let logged = Logged {
-                    entry: link.id,
-                    kind: text("kind"),
-                    serial: text("serial"),
-                    not_after: text("not_after"),
-                    seen: false,
-                };
+                let logged =
+                    Logged { entry: link.id, serial: text("serial"), not_after: text("not_after"), seen: false };
                 self.logged.insert(text("sha256"), logged);
             }
         }

@@ -31,7 +31,8 @@ pub(super) async fn charts(app: &App, id: NodeId, node: &Node, span: Span) -> Re
     let to = app.now();
     let from = to.minus(span.duration());
     let selectors: Vec<Selector> = wanted.iter().map(|metric| Selector::all(metric.name)).collect();
-    let history = History::from(app.state.history.range(id, &selectors, from, to, POINTS).await?);
+    let stored = app.state.history.within(&node.tenant);
+    let history = History::from(stored.range(id, &selectors, from, to, POINTS).await?);
     let of = |metric: metrics::Known| history.series.iter().filter(move |series| series.metric == metric.name);
     let lines = |metric: metrics::Known, suffix: &str| -> Vec<Line> {
         of(metric).map(|series| line(series, label(series, suffix), 1.0)).collect()

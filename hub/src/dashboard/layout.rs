@@ -17,6 +17,8 @@ pub enum Section {
     Alerts,
     /// Who did what.
     Audit,
+    /// Who issues certificates, and until when.
+    Trust,
     /// Tokens for programs.
     Access,
     /// Making a join token.
@@ -85,6 +87,7 @@ impl Frame<'_> {
                                 (item(Section::Fleet, "/", html! { "Fleet" }))
                                 (item(Section::Tenants, "/tenants", html! { "Tenants" }))
                                 (item(Section::Alerts, "/alerts", html! { "Alerts" (alert_pill(self.open_alerts)) }))
+                                (item(Section::Trust, "/trust", html! { "Trust" }))
                                 (item(Section::Audit, "/audit", html! { "Audit" }))
                                 @if self.viewer.administers() { (item(Section::Access, "/api-tokens", html! { "API tokens" })) }
                             }

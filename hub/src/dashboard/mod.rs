@@ -13,6 +13,7 @@ pub mod layout;
 mod live;
 pub mod node;
 mod pages;
+mod pki;
 mod session;
 pub mod sign_in;
 pub mod tenants;
@@ -37,6 +38,7 @@ pub(crate) fn router() -> Router<App> {
         .route("/nodes/{node}", get(pages::node))
         .route("/nodes/{node}/revoke", post(trust::revoke))
         .route("/nodes/{node}/remove", post(trust::remove))
+        .route("/trust", get(pages::trust))
         .route("/alerts", get(pages::alerts))
         .route("/audit", get(pages::audit))
         .route("/join", get(pages::join).post(pages::create_token))

@@ -15,16 +15,21 @@ use super::format::{Clock, escaped};
 use super::layout::{Frame, Section};
 use super::session::{Ours, Sent, Visitor, capital};
 use super::{OrShown as _, Shown, api_tokens as token_views, assets, fleet as fleet_views, join as join_views};
-use super::{alerts as alert_views, audit as audit_views, history, node as node_views, tenants as tenant_views, trust};
+use super::{
+    alerts as alert_views, audit as audit_views, history, node as node_views, pki as pki_views,
+    tenants as tenant_views, trust,
+};
 use crate::access::{self, Grant, Principal};
+use crate::api::alert_resources;
+use crate::api::authorities::Authority;
 use crate::api::extract::{Path, Query, require, require_all, require_tenant};
+use crate::api::list::Window;
 use crate::api::problem::Problem;
 use crate::api::resource::{
     Alert, ApiToken, AuditEntry, Coverage, Kind, NewApiToken, NewToken, Node, NodeCounts, NodeDetail, Role, Tenant,
-    Token,
+    Time, Token,
 };
 use crate::api::select::{NodeQuery, Selected};
-use crate::api::{alert_resources, tenant_resource};
 use crate::audit::{self, Filter};
 use crate::web::App;
 use crate::{alerts, enrollment};
@@ -33,6 +38,8 @@ use crate::{alerts, enrollment};
 const ENTRIES: u32 = 100;
 /// Alerts shown on a node's page.
 const OF_NODE: u32 = 20;
+/// Nodes whose certificates end first.
+const ENDING: usize = 50;
 /// Join tokens shown on a tenant's page.
 const TOKENS: usize = 20;
 
@@ -218,8 +225,10 @@ impl Seen {
     pub(super) async fn of(app: &App, who: &Principal, id: NodeId) -> Result<Self, Problem> {
         let unknown = || Problem::not_found("There is no such node, or it is not yours to see.");
         let (node, view) = app.roster.node(who, id).ok_or_else(unknown)?;
-        let coverage = app.state.ingest.coverage(id).await?.into_iter().map(Coverage::from).rev().collect();
-        let filter = alerts::Filter { node: Some(id), limit: OF_NODE, ..alerts::Filter::default() };
+        let coverage = app.state.ingest.coverage(&view.tenant, id).await?;
+        let coverage = coverage.into_iter().map(Coverage::from).rev().collect();
+        let tenant = Some(view.tenant.clone());
+        let filter = alerts::Filter { tenant, node: Some(id), limit: OF_NODE, ..alerts::Filter::default() };
         let alerts = alert_resources(app, who, app.state.alerts.list(&filter).await?);
         Ok(Self { detail: NodeDetail::of(&node, &view), coverage, alerts })
     }
@@ -261,13 +270,10 @@ pub(super) async fn alert_list(
         Which::Closed => Some(false),
         Which::All => None,
     };
-    let filter =
-        alerts::Filter { tenant: who.tenant.clone(), open, before: query.before, limit: ENTRIES + 1, node: None };
-    let mut found = alert_resources(app, who, app.state.alerts.list(&filter).await?);
-    let more = found.len() > ENTRIES as usize;
-    found.truncate(ENTRIES as usize);
-    let older = found.last().map(|alert| alert.id).filter(|_| more);
-    Ok((found, older))
+    let window = Window { before: query.before, limit: ENTRIES };
+    let (tenant, limit) = (who.tenant.clone(), window.reach());
+    let filter = alerts::Filter { tenant, open, before: window.before, limit, node: None };
+    Ok(window.cut(alert_resources(app, who, app.state.alerts.list(&filter).await?)))
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -297,19 +303,16 @@ pub(super) async fn audit_list(
     who: &Principal,
     query: &AuditQuery,
 ) -> Result<(Vec<AuditEntry>, Option<i64>), Problem> {
+    let window = Window { before: query.before, limit: ENTRIES };
     let filter = Filter {
         tenant: who.tenant.clone(),
         action: Some(query.action.clone()).filter(|action| !action.is_empty()),
-        before: query.before,
+        before: window.before,
         after: None,
-        limit: ENTRIES + 1,
+        limit: window.reach(),
     };
     let entries = audit::list(&app.state.database, &filter).await?;
-    let mut entries: Vec<AuditEntry> = entries.into_iter().map(AuditEntry::from).collect();
-    let more = entries.len() > ENTRIES as usize;
-    entries.truncate(ENTRIES as usize);
-    let older = entries.last().map(|entry| entry.id).filter(|_| more);
-    Ok((entries, older))
+    Ok(window.cut(entries.into_iter().map(AuditEntry::from).collect()))
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -402,10 +405,28 @@ async fn api_tokens_page(
     error: Option<&str>,
 ) -> Result<Response, Shown> {
     let tenants = tenant_list(app, visitor.principal()).await.or_shown(app)?;
-    let tokens = app.state.access.list_api_tokens(None).await.or_shown(app)?;
+    let tokens = app.state.access.list_api_tokens().await.or_shown(app)?;
     let tokens: Vec<ApiToken> = tokens.into_iter().map(ApiToken::from).collect();
     let content = token_views::page(&tokens, &tenants, fresh, error, &visitor.viewer(), still(app));
     framed(app, visitor, "API tokens", Section::Access, None, &content).await
+}
+
+/// `GET /trust`
+pub(super) async fn trust(State(app): State<App>, visitor: Visitor) -> Result<Response, Shown> {
+    let who = visitor.principal();
+    let listed = app.state.authorities.list(who.tenant.as_ref(), app.now()).await.or_shown(&app)?;
+    let authorities: Vec<Authority> = listed.into_iter().map(Authority::from).collect();
+    let nodes = app.roster.of(who, None).into_iter().filter(|node| node.revoked_at.is_none());
+    let ends = |node: &Node| {
+        let view = app.state.fleet.node(node.id.parse().ok()?)?;
+        Some(Time(view.certificate?.not_after))
+    };
+    let mut ending: Vec<_> =
+        nodes.filter_map(|node| Some(pki_views::Ending { not_after: ends(&node)?, node })).collect();
+    ending.sort_by_key(|one| one.not_after.0);
+    ending.truncate(ENDING);
+    let content = pki_views::page(&authorities, &ending, still(&app));
+    framed(&app, &visitor, "Trust", Section::Trust, None, &content).await
 }
 
 #[derive(Deserialize)]
@@ -474,11 +495,12 @@ ours!(TenantForm, JoinForm, ApiTokenForm, RevokeForm);
 /// Every tenant somebody sees, with its nodes counted.
 pub(super) async fn tenant_list(app: &App, who: &Principal) -> Result<Vec<Tenant>, Problem> {
     let mut counts = app.roster.counts(who);
-    let visible = app.state.tenants.list().await?.into_iter().filter(|tenant| who.sees(&tenant.id));
-    Ok(visible
+    let tenants = app.state.tenants.within(who.tenant.as_ref()).list().await?;
+    Ok(tenants
+        .into_iter()
         .map(|tenant| {
             let counts = counts.remove(tenant.id.as_str()).unwrap_or_default();
-            tenant_resource(tenant, counts)
+            Tenant::of(tenant, counts)
         })
         .collect())
 }
@@ -486,7 +508,7 @@ pub(super) async fn tenant_list(app: &App, who: &Principal) -> Result<Vec<Tenant
 async fn one_tenant(app: &App, who: &Principal, id: &TenantId) -> Result<Tenant, Problem> {
     require_tenant(who, id)?;
     let counts = app.roster.counts(who).remove(id.as_str()).unwrap_or_default();
-    Ok(tenant_resource(app.state.tenants.get(id).await?, counts))
+    Ok(Tenant::of(app.state.tenants.within(who.tenant.as_ref()).get(id).await?, counts))
 }
 
 /// A tenant's newest join tokens.

@@ -1,7 +1,7 @@
 //! Who is enrolled, in memory: one look-up decides whether a session may be.
 
 use std::collections::HashMap;
-use std::sync::{PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock};
 
 use pki::{NodeIdentity, Serial};
 use protocol::message::{Refusal, RefusalCode};
@@ -17,6 +17,11 @@ pub(super) struct Registry(RwLock<HashMap<NodeId, Known>>);
 struct Known {
     tenant: TenantId,
     revoked: bool,
+    /// Why it is frozen.
+    frozen: Option<Arc<str>>,
+    /// The roots it trusts, and why not those it was told to.
+    roots: Vec<[u8; 32]>,
+    roots_trouble: Box<str>,
     /// Issued or in use: mostly one, two while a renewal is under way.
     good: Vec<Good>,
     /// The one a session has used last.
@@ -28,29 +33,43 @@ struct Known {
 struct Good {
     certificate: Certificate,
     spki_sha256: [u8; 32],
+    sequence: u64,
 }
 
 impl Known {
     fn of(tenant: TenantId) -> Self {
-        Self { tenant, revoked: false, good: Vec::new(), current: None }
+        Self {
+            tenant,
+            revoked: false,
+            frozen: None,
+            roots: Vec::new(),
+            roots_trouble: "".into(),
+            good: Vec::new(),
+            current: None,
+        }
     }
 }
 
 impl Registry {
     pub(super) async fn load(database: &Database) -> Result<Self, StoreError> {
         let mut known: HashMap<NodeId, Known> = HashMap::new();
-        let nodes = sqlx::query("SELECT id, revoked_at, tenant FROM nodes WHERE removed_at IS NULL")
-            .fetch_all(database.reader())
-            .await?;
+        let nodes = sqlx::query(
+            "SELECT id, revoked_at, tenant, frozen_reason, roots, roots_trouble FROM nodes WHERE removed_at IS NULL",
+        )
+        .fetch_all(database.reader())
+        .await?;
         for row in &nodes {
             let Ok(node) = row.try_get::<String, _>(0)?.parse() else { continue };
             let Ok(tenant) = row.try_get::<String, _>(2)?.parse() else { continue };
             let revoked = row.try_get::<Option<i64>, _>(1)?.is_some();
-            known.insert(node, Known { revoked, ..Known::of(tenant) });
+            let frozen = row.try_get::<Option<String>, _>(3)?.map(Into::into);
+            let roots = row.try_get::<Option<Vec<u8>>, _>(4)?.unwrap_or_default().as_chunks().0.to_vec();
+            let roots_trouble = row.try_get::<Option<String>, _>(5)?.unwrap_or_default().into();
+            known.insert(node, Known { revoked, frozen, roots, roots_trouble, ..Known::of(tenant) });
         }
         let certificates = sqlx::query(
-            "SELECT node, serial, not_after, state, spki_sha256 FROM certificates
-             WHERE state IN ('issued', 'active') ORDER BY issued_at",
+            "SELECT node, serial, not_after, state, spki_sha256, sequence FROM certificates
+             WHERE kind IN ('agent', 'bridge') AND state IN ('issued', 'active') ORDER BY issued_at",
         )
         .fetch_all(database.reader())
         .await?;
@@ -61,7 +80,8 @@ impl Registry {
             let Ok(spki_sha256) = row.try_get::<Vec<u8>, _>(4)?.try_into() else { continue };
             let Some(known) = known.get_mut(&node) else { continue };
             let certificate = Certificate { serial, not_after: Timestamp::from_millis(row.try_get(2)?) };
-            known.good.push(Good { certificate, spki_sha256 });
+            let sequence = row.try_get::<Option<i64>, _>(5)?.unwrap_or(0).cast_unsigned();
+            known.good.push(Good { certificate, spki_sha256, sequence });
             if row.try_get::<String, _>(3)? == "active" {
                 known.current = Some(serial);
             }
@@ -86,18 +106,14 @@ impl Registry {
             return Err(unknown(identity.node));
         };
         if known.revoked {
-            return Err(Refusal {
-                code: RefusalCode::NodeRevoked.into(),
-                message: format!(
-                    "node {} has been revoked; to have it back, enroll it with a new token",
-                    identity.node
-                ),
-                retry_after_ms: 0,
-            });
+            return Err(revoked(identity.node));
+        }
+        if let Some(reason) = &known.frozen {
+            return Err(frozen(identity.node, reason));
         }
         if !known.good.iter().any(|good| good.is_of(identity)) {
             return Err(Refusal {
-                code: RefusalCode::NodeRevoked.into(),
+                code: RefusalCode::CertificateReplaced.into(),
                 message: format!(
                     "certificate {} of node {} was replaced by a newer one: this is an old copy of the node's state; \
                      enroll it with a new token",
@@ -107,6 +123,54 @@ impl Registry {
             });
         }
         Ok(())
+    }
+
+    /// Whether a node may prove that it is one of ours, and whose it is then.
+    pub(super) fn admits(&self, node: NodeId) -> Result<TenantId, Refusal> {
+        let known = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        let known = known.get(&node).ok_or_else(|| unknown(node))?;
+        match &known.frozen {
+            _ if known.revoked => Err(revoked(node)),
+            Some(reason) => Err(frozen(node, reason)),
+            None => Ok(known.tenant.clone()),
+        }
+    }
+
+    pub(super) fn tenant(&self, node: NodeId) -> Option<TenantId> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).get(&node).map(|known| known.tenant.clone())
+    }
+
+    /// The number of a certificate that is good.
+    pub(super) fn sequence(&self, identity: &NodeIdentity) -> Option<u64> {
+        let known = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        let good = known.get(&identity.node)?.good.iter().find(|good| good.is_of(identity))?;
+        Some(good.sequence)
+    }
+
+    /// Keeps a node out for this reason, or lets it in again.
+    pub(super) fn freeze(&self, node: NodeId, reason: Option<&str>) {
+        let mut known = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = known.get_mut(&node) {
+            known.frozen = reason.map(Into::into);
+        }
+    }
+
+    pub(super) fn roots(&self, node: NodeId) -> Option<Vec<[u8; 32]>> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).get(&node).map(|known| known.roots.clone())
+    }
+
+    /// Whether this is something else than what the node said before.
+    pub(super) fn trusts_anew(&self, node: NodeId, roots: &[[u8; 32]], trouble: &str) -> bool {
+        let known = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        known.get(&node).is_some_and(|known| known.roots != roots || *known.roots_trouble != *trouble)
+    }
+
+    pub(super) fn trusting(&self, node: NodeId, roots: &[[u8; 32]], trouble: &str) {
+        let mut known = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = known.get_mut(&node) {
+            known.roots = roots.to_vec();
+            known.roots_trouble = trouble.into();
+        }
     }
 
     pub(super) fn is_current(&self, identity: &NodeIdentity) -> bool {
@@ -128,11 +192,11 @@ impl Registry {
     }
 
     /// A certificate has been issued: it is good, beside those before it.
-    pub(super) fn issued(&self, identity: &NodeIdentity) {
+    pub(super) fn issued(&self, identity: &NodeIdentity, sequence: u64) {
         let mut known = self.0.write().unwrap_or_else(PoisonError::into_inner);
         let known = known.entry(identity.node).or_insert_with(|| Known::of(identity.tenant.clone()));
         let certificate = Certificate { serial: identity.serial, not_after: identity.not_after };
-        known.good.push(Good { certificate, spki_sha256: identity.spki_sha256 });
+        known.good.push(Good { certificate, spki_sha256: identity.spki_sha256, sequence });
     }
 
     /// A session has used this certificate: those before it are good no more.
@@ -149,6 +213,25 @@ impl Registry {
 impl Good {
     fn is_of(&self, identity: &NodeIdentity) -> bool {
         self.certificate.serial == identity.serial && self.spki_sha256 == identity.spki_sha256
+    }
+}
+
+fn revoked(node: NodeId) -> Refusal {
+    Refusal {
+        code: RefusalCode::NodeRevoked.into(),
+        message: format!("node {node} has been revoked; to have it back, enroll it with a new token"),
+        retry_after_ms: 0,
+    }
+}
+
+pub(super) fn frozen(node: NodeId, reason: &str) -> Refusal {
+    Refusal {
+        code: RefusalCode::NodeFrozen.into(),
+        message: format!(
+            "node {node} is frozen: {reason}. Wipe the state of the machine that should not have it and run \
+             `hfctl node unfreeze {node}`; or revoke the node and enroll both machines with new tokens"
+        ),
+        retry_after_ms: 0,
     }
 }
 

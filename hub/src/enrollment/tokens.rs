@@ -102,7 +102,7 @@ impl Enrollment {
             used_at: None,
             node: None,
         };
-        let mut transaction = self.0.database.begin_write().await?;
+        let mut transaction = self.0.database.within(Some(info.tenant.as_str())).begin_write().await?;
         sqlx::query(
             "INSERT INTO join_tokens (id, tenant, kind, name, secret_hash, created_at, created_by, expires_at)
              VALUES ($1, $2, $3, $4, $5, $6, $7, $8)",
@@ -148,22 +148,23 @@ impl Enrollment {
              WHERE $1 = '' OR tenant = $1 ORDER BY created_at DESC, id DESC LIMIT 500",
         )
         .bind(tenant.map_or("", TenantId::as_str))
-        .fetch_all(self.0.database.reader())
+        .fetch_all(&mut *self.0.database.within(tenant.map(TenantId::as_str)).read().await?)
         .await?;
         Ok(rows.iter().map(read).collect::<Result<Vec<_>, _>>()?.into_iter().flatten().collect())
     }
 
-    /// One token, by its id: for a page that waits for its use.
+    /// One token, by its id, for somebody who may be bound to a tenant: for a page that waits for its use.
     ///
     /// # Errors
     /// When the database does not answer.
-    pub async fn token(&self, id: &str) -> Result<Option<TokenInfo>, TokenError> {
+    pub async fn token(&self, id: &str, tenant: Option<&TenantId>) -> Result<Option<TokenInfo>, TokenError> {
         let row = sqlx::query(
             "SELECT id, tenant, kind, name, created_at, created_by, expires_at, used_at, node FROM join_tokens
-             WHERE id = $1",
+             WHERE id = $1 AND ($2 = '' OR tenant = $2)",
         )
         .bind(id)
-        .fetch_optional(self.0.database.reader())
+        .bind(tenant.map_or("", TenantId::as_str))
+        .fetch_optional(&mut *self.0.database.within(tenant.map(TenantId::as_str)).read().await?)
         .await?;
         Ok(row.as_ref().map(read).transpose()?.flatten())
     }

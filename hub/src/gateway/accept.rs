@@ -4,9 +4,13 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use pki::recovery::EXPORTER_LABEL;
 use protocol::Timestamp;
 use protocol::frame::MAX_ENROLL;
-use protocol::message::{EnrollReply, EnrollRequest, Refusal, RefusalCode, enroll_reply};
+use protocol::message::{
+    Challenge, EnrollReply, EnrollRequest, RecoverProof, RecoverReply, RecoverRequest, Refusal, RefusalCode,
+    enroll_reply, recover_reply,
+};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -14,6 +18,7 @@ use tracing::{debug, warn};
 use transport::{Alpn, CloseCode, Connection, Endpoint, Incoming};
 
 use super::Gateway;
+use super::pulse::Asked;
 use super::rate::{Rate, RateLimit};
 use super::session;
 
@@ -47,8 +52,15 @@ impl Default for Admission {
     }
 }
 
-/// Accepts connections until `shutdown`, then leaves the endpoint to its owner.
-pub(crate) async fn accept(gateway: Arc<Gateway>, endpoint: Endpoint, tasks: TaskTracker, shutdown: CancellationToken) {
+/// Accepts connections until `shutdown`, then leaves the endpoint to its owner. Between two it answers whoever takes
+/// its pulse.
+pub(crate) async fn accept(
+    gateway: Arc<Gateway>,
+    endpoint: Endpoint,
+    tasks: TaskTracker,
+    mut pulse: Asked,
+    shutdown: CancellationToken,
+) {
     let admission = gateway.admission;
     let door = Arc::new(Door {
         handshakes: Arc::new(Semaphore::new(admission.handshakes)),
@@ -64,12 +76,14 @@ pub(crate) async fn accept(gateway: Arc<Gateway>, endpoint: Endpoint, tasks: Tas
         let permit = tokio::select! {
             biased;
             () = shutdown.cancelled() => return,
+            true = pulse.answer() => continue,
             permit = door.handshakes.clone().acquire_owned() => permit,
         };
         let Ok(permit) = permit else { return };
         let incoming = tokio::select! {
             biased;
             () = shutdown.cancelled() => return,
+            true = pulse.answer() => continue,
             incoming = endpoint.accept() => incoming,
         };
         let Some(incoming) = incoming else { return };
@@ -117,6 +131,7 @@ async fn admit(
         // A task of its own: a session need not carry what admission took for as long as it lasts.
         (Alpn::Session, Some(identity)) => drop(tasks.spawn(session::run(gateway, connection, identity, shutdown))),
         (Alpn::Enroll, _) => enroll(&gateway, &door, connection, remote).await,
+        (Alpn::Recover, _) => recover(&gateway, &door, connection, remote).await,
         // The endpoint lets none of these through.
         (Alpn::Session, None) => connection.close(CloseCode::Refused, "a session needs a certificate"),
     }
@@ -135,11 +150,8 @@ async fn enroll(gateway: &Gateway, door: &Door, connection: Connection, remote: 
             Ok(()) => judge(gateway, request, remote).await,
             Err(wait) => {
                 gateway.metrics.enrollments_limited.inc();
-                enroll_reply::Reply::Refusal(Refusal {
-                    code: RefusalCode::Busy.into(),
-                    message: "The hub limits how fast nodes enroll. This node will try again by itself.".into(),
-                    retry_after_ms: u64::try_from(wait.as_millis()).unwrap_or(u64::MAX).max(1),
-                })
+                let message = "The hub limits how fast nodes enroll. This node will try again by itself.";
+                enroll_reply::Reply::Refusal(busy(message, wait))
             }
         };
         writer.send(&EnrollReply { reply: Some(reply) }).await?;
@@ -157,8 +169,69 @@ async fn enroll(gateway: &Gateway, door: &Door, connection: Connection, remote: 
     }
 }
 
+/// Recovery shares places and limits with enrollment: both are for strangers, and cost about the same.
+async fn recover(gateway: &Gateway, door: &Door, connection: Connection, remote: SocketAddr) {
+    let Ok(_place) = door.enrolling.try_acquire() else {
+        connection.close(CloseCode::Draining, "too many recoveries at once; try again");
+        return;
+    };
+    let exchange = async {
+        let (mut writer, mut reader) = connection.accept(MAX_ENROLL).await?;
+        let Some(request) = reader.recv::<RecoverRequest>().await? else { return Ok(()) };
+        let reply = |reply| RecoverReply { reply: Some(reply) };
+        let asked = match door.rate.take(remote.ip(), Instant::now()) {
+            Ok(()) => gateway.enrollment.challenge(request, remote.ip(), now()).await,
+            Err(wait) => {
+                gateway.metrics.enrollments_limited.inc();
+                Err(busy("The hub limits how fast nodes recover. This node will try again by itself.", wait))
+            }
+        };
+        let answer = match asked {
+            Ok(asked) => {
+                let challenge = Challenge { nonce: asked.nonce().to_vec() };
+                writer.send(&reply(recover_reply::Reply::Challenge(challenge))).await?;
+                let Some(proof) = reader.recv::<RecoverProof>().await? else { return Ok(()) };
+                let exporter = connection.export(EXPORTER_LABEL)?;
+                gateway.enrollment.recover(asked, &exporter, &proof.signature, remote.ip(), now()).await
+            }
+            Err(refusal) => Err(refusal),
+        };
+        let answer = answer.map_or_else(
+            |refusal| {
+                warn!(%remote, reason = %refusal.message, "recovery refused");
+                recover_reply::Reply::Refusal(refusal)
+            },
+            recover_reply::Reply::Recovered,
+        );
+        writer.send(&reply(answer)).await?;
+        writer.finish().await?;
+        // Closing must not overtake the reply.
+        writer.delivered().await
+    };
+    match tokio::time::timeout(gateway.admission.enrollment_deadline, exchange).await {
+        Ok(Ok(())) => connection.close(CloseCode::Done, ""),
+        Ok(Err(error)) => {
+            debug!(%remote, %error, "recovery broken off");
+            connection.close(CloseCode::Malformed, &error.to_string());
+        }
+        Err(_) => connection.close(CloseCode::Timeout, "recovery took too long"),
+    }
+}
+
+fn busy(message: &str, wait: Duration) -> Refusal {
+    Refusal {
+        code: RefusalCode::Busy.into(),
+        message: message.into(),
+        retry_after_ms: u64::try_from(wait.as_millis()).unwrap_or(u64::MAX).max(1),
+    }
+}
+
+fn now() -> Timestamp {
+    std::time::SystemTime::now().into()
+}
+
 async fn judge(gateway: &Gateway, request: EnrollRequest, remote: SocketAddr) -> enroll_reply::Reply {
-    match gateway.enrollment.enroll(request, remote.ip(), Timestamp::from(std::time::SystemTime::now())).await {
+    match gateway.enrollment.enroll(request, remote.ip(), now()).await {
         Ok(enrolled) => enroll_reply::Reply::Enrolled(enrolled),
         Err(refusal) => {
             warn!(%remote, reason = %refusal.message, "enrollment refused");

@@ -110,7 +110,7 @@ impl Rate {
 }
 
 /// What counts as one source: an IPv4 address, or an IPv6 /64, since one host commands all of that.
-fn network(address: IpAddr) -> IpAddr {
+pub(crate) fn network(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V4(v4) => IpAddr::V4(v4),
         IpAddr::V6(v6) => IpAddr::V6((v6.to_bits() & !u128::from(u64::MAX)).into()),

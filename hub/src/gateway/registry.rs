@@ -1,9 +1,10 @@
 //! The sessions this hub holds: at most one for each node, and a way to reach it.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use protocol::message::Trust;
 use protocol::{NodeId, SessionId};
 use tokio::sync::mpsc;
 use transport::CloseCode;
@@ -14,6 +15,9 @@ const DIRECTIVES_BOUND: usize = 8;
 /// What a node hears that is revoked while its session lasts.
 pub(super) const REVOKED: &str = "this node has been revoked; to have it back, enroll it with a new token";
 
+/// What a node hears that is frozen while its session lasts.
+const FROZEN: &str = "this node is frozen: two machines have had its key; see `hfctl alert list` at the hub";
+
 /// What the rest of the hub asks of a session.
 #[derive(Debug)]
 pub enum Directive {
@@ -21,6 +25,8 @@ pub enum Directive {
     Close(CloseCode, &'static str),
     /// Someone looks at the node: have it send every sample at once for this long.
     Pace(Duration),
+    /// Have it trust these roots.
+    Trust(Arc<Trust>),
 }
 
 /// The sessions this hub holds.
@@ -77,6 +83,18 @@ impl Registry {
                 live.remove(&node);
                 false
             }
+        }
+    }
+
+    /// Tells every session which roots to trust.
+    pub fn trust(&self, trust: &Arc<Trust>) {
+        self.live().retain(|_, entry| entry.directives.try_send(Directive::Trust(Arc::clone(trust))).is_ok());
+    }
+
+    /// Ends the session of a node that is frozen.
+    pub fn freeze(&self, node: NodeId) {
+        if let Some(entry) = self.live().remove(&node) {
+            let _ = entry.directives.try_send(Directive::Close(CloseCode::Refused, FROZEN));
         }
     }
 

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant, SystemTime};
 use futures_util::FutureExt;
 use pki::NodeIdentity;
 use protocol::frame::{MAX_CONTROL, MAX_TELEMETRY};
-use protocol::message::{Refusal, RefusalCode, Renewed, ToHub, Upload};
+use protocol::message::{Refusal, RefusalCode, RenewRequest, Renewed, ToHub, Upload};
 use protocol::session::{HELLO_DEADLINE, HubOutput, HubSession, NodeHello, SessionError};
 use protocol::{SessionId, Timestamp, version};
 use rand::RngExt;
@@ -125,13 +125,20 @@ async fn greet(
     if let Err(refusal) = gateway.enrollment.authorize(identity) {
         return Err(refuse(gateway, connection, identity, &mut control, refusal).await);
     }
-    let NodeHello { facts, spool, .. } = hello;
+    let NodeHello { facts, spool, roots, .. } = hello;
     let intake = gateway.ingest.open(identity.node, &identity.tenant, &spool).await.map_err(IngestError::from)?;
     let session = SessionId::new(now(), rand::rng().random());
     let renew_at = gateway.enrollment.renew_at(identity);
     let welcome = control.machine.welcome(session, intake.stored(), env!("CARGO_PKG_VERSION"), Some(renew_at), now());
     if let Some(welcome) = welcome {
         control.writer.send(&welcome).await?;
+    }
+    trusting(gateway, identity, &roots, "").await;
+    let wanted = gateway.enrollment.roots();
+    if !wanted.are(&roots)
+        && let Some(trust) = control.machine.trust(wanted.trust())
+    {
+        control.writer.send(&trust).await?;
     }
     gateway.fleet.session_opened(identity.node, session, connection.remote_address(), facts, now());
     Ok((session, control, intake))
@@ -183,6 +190,17 @@ async fn turned_away(control: &mut Control, reason: String) -> Trouble {
     }
 }
 
+/// Keeps what a node says of the roots it trusts.
+async fn trusting(gateway: &Gateway, identity: &NodeIdentity, roots: &[[u8; 32]], trouble: &str) {
+    if !trouble.is_empty() {
+        warn!(node = %identity.node, trouble, "the node did not take the fleet's roots");
+    }
+    if let Err(error) = gateway.enrollment.trusting(identity.node, roots, trouble).await {
+        // It says so again in its next session.
+        warn!(node = %identity.node, %error, "the roots a node trusts were not recorded");
+    }
+}
+
 async fn record_displacement(
     gateway: &Gateway,
     connection: &Connection,
@@ -223,6 +241,12 @@ async fn attend(
                     }
                     continue;
                 }
+                Some(Directive::Trust(trust)) => {
+                    if let Some(trust) = control.machine.trust((*trust).clone()) && control.writer.send(&trust).await.is_err() {
+                        return Over::Node(Ended::Lost);
+                    }
+                    continue;
+                }
                 Some(Directive::Close(code, reason)) => return Over::Close(code, reason.into()),
                 None => return Over::Close(CloseCode::Displaced, "this session no longer takes part".into()),
             },
@@ -240,11 +264,16 @@ async fn attend(
         for output in outputs {
             let answer = match output {
                 HubOutput::Send(answer) => answer,
-                HubOutput::Renew { certificate_request } => {
-                    let renewed = gateway.enrollment.renew(identity, &certificate_request, now()).await;
+                HubOutput::Renew { certificate_request, sequence } => {
+                    let request = RenewRequest { certificate_request, sequence };
+                    let renewed = gateway.enrollment.renew(identity, &request, now()).await;
                     control.machine.renewed(
                         renewed.unwrap_or_else(|refusal| Renewed { refusal: Some(refusal), ..Renewed::default() }),
                     )
+                }
+                HubOutput::Trusts { roots, trouble } => {
+                    trusting(gateway, identity, &roots, &trouble).await;
+                    continue;
                 }
                 HubOutput::Clock(reading) => {
                     gateway.fleet.clock(identity.node, reading.into());

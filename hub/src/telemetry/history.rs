@@ -115,6 +115,12 @@ impl History {
         Self { database }
     }
 
+    /// The history of one tenant's nodes.
+    #[must_use]
+    pub fn within(&self, tenant: &str) -> Self {
+        Self { database: self.database.within(Some(tenant)) }
+    }
+
     /// What `selectors` measured at `node` from `from` to before `to`, in at most `max_points` steps.
     ///
     /// # Errors

@@ -114,12 +114,12 @@ impl Ingest {
         })
     }
 
-    /// Every spool epoch of `node` with what is stored of it: the proof that no number is missing.
+    /// Every spool epoch of a tenant's `node` with what is stored of it: the proof that no number is missing.
     ///
     /// # Errors
     /// When the database does not answer.
-    pub async fn coverage(&self, node: NodeId) -> Result<Vec<Coverage>, StoreError> {
-        coverage(&self.0.database, node).await
+    pub async fn coverage(&self, tenant: &TenantId, node: NodeId) -> Result<Vec<Coverage>, StoreError> {
+        coverage(&self.0.database.within(Some(tenant.as_str())), node).await
     }
 
     async fn stream(&self, node: NodeId, tenant: &TenantId, epoch: SpoolEpoch) -> Result<Arc<Stream>, StoreError> {

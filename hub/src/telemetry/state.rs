@@ -188,6 +188,11 @@ impl Fleet {
         self.announce(node);
     }
 
+    /// A node is frozen for this reason, or no more.
+    pub fn frozen(&self, node: NodeId, reason: Option<Arc<str>>) {
+        self.update(node, Dirty::No, |view| view.frozen = reason);
+    }
+
     /// What needs attention at a node.
     pub fn attention(&self, node: NodeId, attention: Attention) {
         self.update(node, Dirty::No, |view| view.attention = Arc::new(attention));

@@ -8,7 +8,7 @@ use protocol::NodeKind;
 use protocol::message::{RefusalCode, VersionRange};
 use store::on_both_engines;
 
-use crate::setup::{HERE, NOW, World, acme, at, identity, key, request, seconds};
+use crate::setup::{HERE, NOW, World, acme, at, first_renewal, identity, key, request, seconds};
 
 on_both_engines! {
     async fn a_token_enrolls_one_node(database: TestDatabase) {
@@ -21,7 +21,7 @@ on_both_engines! {
         assert_eq!((identity.tenant.as_str(), identity.kind), ("acme", NodeKind::Agent));
         assert_eq!(identity.spki_sha256, key.spki_sha256());
         assert_eq!(enrolled.name, "plant-1.example");
-        pki::trust::check_root(&enrolled.root.clone().into(), &token.root_pin).expect("the pinned root");
+        pki::trust::check_root(&enrolled.roots[0].clone().into(), &token.root_pin).expect("the pinned root");
         world.enrollment.authorize(&identity).expect("may hold a session");
         assert_eq!(&*world.fleet.node(identity.node).expect("in the fleet").name, "plant-1.example");
 
@@ -131,15 +131,15 @@ on_both_engines! {
         let (_, old) = world.node().await;
         let next = key();
         let request = next.certificate_request().expect("a request");
-        let renewed = world.enrollment.renew(&old, &request, at(3600)).await.expect("renewed");
-        let again = world.enrollment.renew(&old, &request, at(3700)).await.expect("the same");
+        let renewed = world.enrollment.renew(&old, &first_renewal(&request), at(3600)).await.expect("renewed");
+        let again = world.enrollment.renew(&old, &first_renewal(&request), at(3700)).await.expect("the same");
         assert_eq!(renewed.certificate_chain, again.certificate_chain);
         assert_eq!(world.audited(action::CERTIFICATE_RENEWED).await.len(), 1);
         let new = identity(&renewed.certificate_chain);
         assert_eq!((new.node, new.spki_sha256), (old.node, next.spki_sha256()));
         assert_ne!(new.serial, old.serial);
         // When its life is half over, the same key gets a new one.
-        let later = world.enrollment.renew(&old, &request, at(5 * 86_400)).await.expect("a new one");
+        let later = world.enrollment.renew(&old, &first_renewal(&request), at(5 * 86_400)).await.expect("a new one");
         assert_ne!(later.certificate_chain, renewed.certificate_chain);
         world.close().await;
     }
@@ -150,7 +150,7 @@ on_both_engines! {
         world.enrollment.seen(&identity, NOW).await.expect("a session");
         let renew = async |now| {
             let request = key().certificate_request().expect("a request");
-            world.enrollment.renew(&identity, &request, now).await.map(drop).map_err(|refusal| refusal.code())
+            world.enrollment.renew(&identity, &first_renewal(&request), now).await.map(drop).map_err(|refusal| refusal.code())
         };
         for second in 0..5 {
             renew(at(second)).await.expect("renewed");
@@ -165,7 +165,7 @@ on_both_engines! {
         let (node, old) = world.node().await;
         world.enrollment.seen(&old, NOW).await.expect("the first session");
         let request = key().certificate_request().expect("a request");
-        let renewed = world.enrollment.renew(&old, &request, at(60)).await.expect("renewed");
+        let renewed = world.enrollment.renew(&old, &first_renewal(&request), at(60)).await.expect("renewed");
         let new = identity(&renewed.certificate_chain);
         // Issued, not yet used: the node may have never got it.
         world.enrollment.authorize(&old).expect("still good");
@@ -175,7 +175,7 @@ on_both_engines! {
 
         world.enrollment.seen(&new, at(62)).await.expect("a session with the new one");
         let refusal = world.enrollment.authorize(&old).expect_err("retired");
-        assert_eq!(refusal.code(), RefusalCode::NodeRevoked);
+        assert_eq!(refusal.code(), RefusalCode::CertificateReplaced);
         let entry = &world.audited(action::CERTIFICATE_RETIRED).await[0];
         assert_eq!(entry.subject, node.to_string());
         assert_eq!(world.fleet.node(node).and_then(|view| view.certificate).map(|c| c.serial), Some(new.serial));
@@ -194,7 +194,7 @@ on_both_engines! {
         let refusal = world.enrollment.authorize(&stranger).expect_err("unknown");
         assert_eq!(refusal.code(), RefusalCode::NodeUnknown);
         let request = key().certificate_request().expect("a request");
-        let refusal = world.enrollment.renew(&stranger, &request, NOW).await.expect_err("unknown");
+        let refusal = world.enrollment.renew(&stranger, &first_renewal(&request), NOW).await.expect_err("unknown");
         assert_eq!(refusal.code(), RefusalCode::NodeUnknown);
         assert_eq!(world.audited(action::RENEWAL_REFUSED).await.len(), 1);
         world.close().await;
@@ -208,8 +208,8 @@ on_both_engines! {
             Err(TenantError::Name)));
         assert_eq!(world.tenants.list().await.expect("tenants").len(), 1);
         assert_eq!(world.tenants.get(&acme()).await.expect("acme").name, "Acme Ltd");
-        // Root, hub, and one for the tenant; the numbers of the log have no hole.
-        assert_eq!(world.audited(action::AUTHORITY_CREATED).await.len(), 3);
+        // Root, hub, and two for the tenant; the numbers of the log have no hole.
+        assert_eq!(world.audited(action::AUTHORITY_CREATED).await.len(), 4);
         let mut ids: Vec<i64> = world.audited("").await.iter().map(|entry| entry.id).collect();
         ids.sort_unstable();
         assert_eq!(ids, (1..=ids.len() as i64).collect::<Vec<_>>());

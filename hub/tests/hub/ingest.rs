@@ -39,7 +39,7 @@ impl Intakes {
     }
 
     async fn coverage(&self, node: NodeId) -> Vec<Coverage> {
-        self.ingest.coverage(node).await.expect("coverage")
+        self.ingest.coverage(&acme(), node).await.expect("coverage")
     }
 }
 

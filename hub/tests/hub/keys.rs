@@ -166,13 +166,19 @@ on_both_engines! {
     }
 }
 
-/// What Keys::open makes of a command in a fresh database.
-async fn with_command(text: &str) -> Result<(), KeysError> {
+/// A fresh database, and a command of this text to keep its key.
+async fn fresh(text: &str) -> (tempfile::TempDir, Database, Master) {
     let directory = tempfile::tempdir().expect("a directory");
     let url = format!("sqlite://{}", directory.path().join("test.db").display());
     let database = Database::open(&url).await.expect("a database");
     database.migrate(MIGRATIONS).await.expect("tables");
     let master = Master::Command(program(directory.path(), "keeper", text));
+    (directory, database, master)
+}
+
+/// What Keys::open makes of a command in a fresh database.
+async fn with_command(text: &str) -> Result<(), KeysError> {
+    let (_directory, database, master) = fresh(text).await;
     let opened = Keys::open(&database, &master, NOW).await.map(drop);
     assert_eq!(Keys::status(&database).await.expect("status").is_some(), opened.is_ok(), "kept without its key");
     database.close().await;
@@ -217,7 +223,8 @@ async fn a_command_that_hangs_is_ended_with_all_that_it_started() {
         pipe.read_exact(&mut [0]).expect("it has started");
         pipe
     });
-    let error = with_command(&text).await.expect_err("late");
+    let (_directory, database, master) = fresh(&text).await;
+    let error = Keys::open(&database, &master, NOW).await.map(drop).expect_err("late");
     assert!(matches!(error, KeysError::Command(CommandError::Late { .. })), "{error}");
     started.await.expect("a pipe").read_to_end(&mut Vec::new()).expect("nobody holds it any more");
 }

@@ -5,10 +5,14 @@
 mod access;
 mod alerts;
 mod audit;
+mod authorities;
 mod enrollment;
 mod history;
 mod ingest;
+mod kafka;
 mod keys;
+mod recovery;
 mod revocation;
 mod setup;
 mod state;
+mod tenancy;

@@ -10,7 +10,7 @@ use protocol::{NodeId, NodeKind};
 use store::on_both_engines;
 use store::sqlx;
 
-use crate::setup::{NOW, World, acme, at, identity, key, seconds};
+use crate::setup::{NOW, World, acme, at, first_renewal, identity, key, seconds};
 
 on_both_engines! {
     async fn a_revoked_node_stays_out_with_every_certificate_and_key_it_ever_had(database: TestDatabase) {
@@ -19,7 +19,7 @@ on_both_engines! {
         let enrolled = world.enroll(&token, &first, NOW).await.expect("enrolled");
         let before = identity(&enrolled.certificate_chain);
         let request = key().certificate_request().expect("a request");
-        let renewed = world.enrollment.renew(&before, &request, at(10)).await.expect("renewed");
+        let renewed = world.enrollment.renew(&before, &first_renewal(&request), at(10)).await.expect("renewed");
         let after = identity(&renewed.certificate_chain);
         world.enrollment.seen(&after, at(11)).await.expect("seen");
 
@@ -30,7 +30,7 @@ on_both_engines! {
         for identity in [&before, &after] {
             let refusal = world.enrollment.authorize(identity).expect_err("out");
             assert_eq!(refusal.code(), RefusalCode::NodeRevoked);
-            let refusal = world.enrollment.renew(identity, &request, at(21)).await.expect_err("out");
+            let refusal = world.enrollment.renew(identity, &first_renewal(&request), at(21)).await.expect_err("out");
             assert_eq!(refusal.code(), RefusalCode::NodeRevoked);
         }
         // Neither by the reply it once had, nor with a new token and the key that is denied.
@@ -92,7 +92,7 @@ on_both_engines! {
         let (_, other) = world.node().await;
         let lists = RevocationLists::new(world.database.clone(), world.authorities.clone());
         let (issuer, certificate): (i64, Vec<u8>) =
-            sqlx::query_as("SELECT id, certificate FROM authorities WHERE tenant = $1 AND kind = 'tenant'")
+            sqlx::query_as("SELECT id, certificate FROM authorities WHERE tenant = $1 AND kind = 'nodes'")
                 .bind(acme().as_str().to_owned())
                 .fetch_one(world.database.reader())
                 .await

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use hyperfactory_hub::audit::{self, Actor, Entry, Filter};
 use hyperfactory_hub::authorities::Authorities;
-use hyperfactory_hub::enrollment::{Enrollment, NewToken, Settings};
+use hyperfactory_hub::enrollment::{Enrollment, NewToken, RecoveryBounds, Settings};
 use hyperfactory_hub::keys::{Keys, Master};
 use hyperfactory_hub::schema::MIGRATIONS;
 use hyperfactory_hub::telemetry::state::Fleet;
@@ -14,7 +14,8 @@ use hyperfactory_hub::tenants::Tenants;
 use pki::{CertificateDer, JoinToken, NodeIdentity, PrivateKey};
 use prost::Message;
 use protocol::message::{
-    BatchBody, EnrollRequest, Enrolled, Refusal, Service, ServiceKey, ServiceState, SpoolRange, Upload, upload,
+    BatchBody, EnrollRequest, Enrolled, Refusal, RenewRequest, Service, ServiceKey, ServiceState, SpoolRange, Upload,
+    upload,
 };
 use protocol::telemetry::{Encoder, Row, Schema};
 use protocol::{NodeId, NodeKind, TenantId, Timestamp, metrics, version};
@@ -44,8 +45,13 @@ pub(crate) struct World {
 
 impl World {
     pub(crate) async fn new(database: &TestDatabase) -> Self {
-        let world = Self::open(database).await;
-        world.tenants.create(&acme(), "Acme Ltd", &Actor::system(), NOW).await.expect("a tenant");
+        Self::new_at(database, NOW).await
+    }
+
+    /// One whose hub and tenant began at `now`.
+    pub(crate) async fn new_at(database: &TestDatabase, now: Timestamp) -> Self {
+        let world = Self::opened_at(database, &master(), now).await;
+        world.tenants.create(&acme(), "Acme Ltd", &Actor::system(), now).await.expect("a tenant");
         world
     }
 
@@ -56,12 +62,20 @@ impl World {
 
     /// As a hub that starts with another master key.
     pub(crate) async fn opened(database: &TestDatabase, master: &Master) -> Self {
+        Self::opened_at(database, master, NOW).await
+    }
+
+    async fn opened_at(database: &TestDatabase, master: &Master, now: Timestamp) -> Self {
         let database = database.open().await;
         database.migrate(MIGRATIONS).await.expect("tables");
-        let keys = Keys::open(&database, master, NOW).await.expect("keys");
-        let authorities = Authorities::open(database.clone(), keys, NOW).await.expect("authorities");
-        let fleet = Fleet::load(&database, NOW).await.expect("a fleet");
-        let settings = Settings { address: "hub.example:7443".into(), node_lifetime: seconds(7 * 86_400) };
+        let keys = Keys::open(&database, master, now).await.expect("keys");
+        let authorities = Authorities::open(database.clone(), keys, now).await.expect("authorities");
+        let fleet = Fleet::load(&database, now).await.expect("a fleet");
+        let settings = Settings {
+            address: "hub.example:7443".into(),
+            node_lifetime: seconds(7 * 86_400),
+            recovery: RecoveryBounds::default(),
+        };
         let enrollment =
             Enrollment::open(database.clone(), authorities.clone(), fleet.clone(), settings, Arc::default())
                 .await
@@ -71,8 +85,12 @@ impl World {
     }
 
     pub(crate) async fn token(&self, kind: NodeKind, name: Option<&str>) -> JoinToken {
+        self.token_at(kind, name, NOW).await
+    }
+
+    pub(crate) async fn token_at(&self, kind: NodeKind, name: Option<&str>, now: Timestamp) -> JoinToken {
         let new = NewToken { tenant: acme(), kind, name: name.map(str::to_owned), valid_for: seconds(3600) };
-        self.enrollment.create_token(new, &Actor::operator("ann"), NOW).await.expect("a token").1
+        self.enrollment.create_token(new, &Actor::operator("ann"), now).await.expect("a token").1
     }
 
     pub(crate) async fn enroll(
@@ -113,6 +131,11 @@ pub(crate) fn acme() -> TenantId {
 
 pub(crate) fn key() -> PrivateKey {
     PrivateKey::generate().expect("a key")
+}
+
+/// A node's first renewal.
+pub(crate) fn first_renewal(certificate_request: &[u8]) -> RenewRequest {
+    RenewRequest { certificate_request: certificate_request.to_vec(), sequence: 1 }
 }
 
 pub(crate) fn request(token: &JoinToken, key: &PrivateKey) -> EnrollRequest {

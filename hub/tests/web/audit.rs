@@ -34,7 +34,7 @@ on_both_engines! {
             (&bound, Method::POST, "/api/v1/tokens", Some(json!({"tenant": "zeta"})), 404),
             (&bound, Method::POST, "/api/v1/api-tokens", Some(json!({"name": "x", "role": "viewer", "tenant": "zeta"})), 404),
         ];
-        let (mut expected, listed) = (Vec::new(), site.access.list_api_tokens(None).await.expect("tokens"));
+        let (mut expected, listed) = (Vec::new(), site.access.list_api_tokens().await.expect("tokens"));
         for (bearer, method, path, body, status) in denied {
             let answer = site.call(method.clone(), path, bearer, body).await;
             assert_eq!(answer.status.as_u16(), status, "{method} {path}: {}", answer.body);
@@ -69,7 +69,7 @@ on_both_engines! {
     async fn an_act_is_logged_with_the_credential_it_was_done_with(test: TestDatabase) {
         let site = Site::open(test).await;
         let admin = site.token(Role::Admin, None).await;
-        let id = site.access.list_api_tokens(None).await.expect("tokens")[0].id.clone();
+        let id = site.access.list_api_tokens().await.expect("tokens")[0].id.clone();
         assert_eq!(site.post("/api/v1/tenants", &admin, json!({"id": "acme"})).await.status, StatusCode::CREATED);
         let newest = site.get("/api/v1/audit?action=tenant.created", &admin).await.json();
         assert_eq!(newest["items"][0]["credential"], json!(id));

@@ -6,6 +6,9 @@ mod api;
 mod audit;
 mod dashboard;
 mod events;
+mod https;
+mod tenancy;
+mod trust;
 
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
@@ -71,8 +74,11 @@ impl Site {
         let keys = Keys::open(&database, &master, now()).await.expect("keys");
         let authorities = Authorities::open(database.clone(), keys, now()).await.expect("authorities");
         let fleet = Fleet::load(&database, now()).await.expect("a fleet");
-        let settings =
-            enrollment::Settings { address: "hub.example:7443".into(), node_lifetime: Duration::from_secs(7 * 86_400) };
+        let settings = enrollment::Settings {
+            address: "hub.example:7443".into(),
+            node_lifetime: Duration::from_secs(7 * 86_400),
+            recovery: enrollment::RecoveryBounds::default(),
+        };
         let enrollment =
             Enrollment::open(database.clone(), authorities.clone(), fleet.clone(), settings, Arc::default())
                 .await
@@ -91,8 +97,9 @@ impl Site {
         let router = web::router(AppState {
             database: database.clone(),
             tenants: tenants.clone(),
+            authorities: authorities.clone(),
             enrollment: enrollment.clone(),
-            revocation_lists: RevocationLists::new(database.clone(), authorities.clone()),
+            revocation_lists: RevocationLists::new(database.clone(), authorities),
             fleet: fleet.clone(),
             ingest,
             history: History::new(database.clone()),
@@ -104,6 +111,7 @@ impl Site {
                 move |node, _| watched.lock().expect("a list").push(node)
             }),
             secure: false,
+            strict: false,
             clock: now,
             shutdown: stop,
         });

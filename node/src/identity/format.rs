@@ -10,7 +10,7 @@ use zeroize::{Zeroize, Zeroizing};
 use super::{Credential, CredentialError, Identity, Pending};
 
 /// The version this build writes, and the only one it reads.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 
 #[derive(Serialize, Deserialize)]
 struct IdentityFile {
@@ -20,7 +20,7 @@ struct IdentityFile {
     kind: String,
     name: String,
     hub: String,
-    root: String,
+    roots: Vec<String>,
     credential: CredentialFile,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     previous: Option<CredentialFile>,
@@ -30,6 +30,7 @@ struct IdentityFile {
 struct CredentialFile {
     key: String,
     chain: Vec<String>,
+    sequence: u64,
 }
 
 impl Drop for CredentialFile {
@@ -57,6 +58,7 @@ pub(super) fn print_identity(identity: &Identity) -> Zeroizing<Vec<u8>> {
     let credential = |credential: &Credential| CredentialFile {
         key: credential.key().to_pem().to_string(),
         chain: credential.chain().iter().map(|certificate| BASE64.encode(certificate)).collect(),
+        sequence: credential.sequence(),
     };
     print(&IdentityFile {
         format: FORMAT,
@@ -65,7 +67,7 @@ pub(super) fn print_identity(identity: &Identity) -> Zeroizing<Vec<u8>> {
         kind: identity.kind.to_string(),
         name: identity.name.clone(),
         hub: identity.hub.clone(),
-        root: BASE64.encode(&identity.root),
+        roots: identity.roots.iter().map(|root| BASE64.encode(root)).collect(),
         credential: credential(&identity.credential),
         previous: identity.previous.as_deref().map(credential),
     })
@@ -79,10 +81,13 @@ pub(super) fn parse_identity(bytes: &[u8]) -> Result<Identity, Damage> {
         kind: file.kind.parse()?,
         credential: Arc::new(credential(&file.credential)?),
         previous: file.previous.as_ref().map(credential).transpose()?.map(Arc::new),
-        root: certificate(&file.root)?,
+        roots: file.roots.iter().map(|root| certificate(root)).collect::<Result<_, _>>()?,
         name: file.name,
         hub: file.hub,
     };
+    if identity.roots.is_empty() {
+        return Err(Damage::NoRoot);
+    }
     for credential in [Some(&identity.credential), identity.previous.as_ref()].into_iter().flatten() {
         let subject = credential.subject();
         if (subject.node, subject.kind, &subject.tenant) != (identity.node, identity.kind, &identity.tenant) {
@@ -133,6 +138,9 @@ pub enum Damage {
     /// The certificates can't be used.
     #[error(transparent)]
     Credential(#[from] CredentialError),
+    /// No hub could be trusted.
+    #[error("it names no root of the fleet")]
+    NoRoot,
     /// The certificate names another node.
     #[error("its certificate names another node than the file does")]
     OtherNode,
@@ -160,7 +168,7 @@ fn parse<T: for<'a> Deserialize<'a>>(bytes: &[u8]) -> Result<T, Damage> {
 
 fn credential(file: &CredentialFile) -> Result<Credential, Damage> {
     let chain = file.chain.iter().map(|text| certificate(text)).collect::<Result<_, _>>()?;
-    Ok(Credential::new(PrivateKey::from_pem(&file.key)?, chain)?)
+    Ok(Credential::new(PrivateKey::from_pem(&file.key)?, chain, file.sequence)?)
 }
 
 fn certificate(text: &str) -> Result<CertificateDer<'static>, Damage> {

@@ -17,7 +17,8 @@ impl Fleet {
     pub(crate) fn new() -> Self {
         let now = Timestamp::from_millis(1_790_000_000_000);
         let root = Authority::create_root(now, DAY * 3650).expect("a root");
-        let tenant = root.issue_tenant_intermediate(&"acme".parse().expect("a slug"), now).expect("an intermediate");
+        let tenant =
+            root.issue_tenant_intermediate(&"acme".parse().expect("a slug"), now, DAY * 365).expect("an intermediate");
         Self { root, tenant }
     }
 
@@ -27,7 +28,12 @@ impl Fleet {
             .tenant
             .issue_node(&requested, node, NodeKind::Agent, self.root.not_before().plus(DAY), DAY * 7)
             .expect("a certificate");
-        Credential::new(key, vec![leaf.into(), self.tenant.certificate_der().clone()])
+        Credential::new(key, vec![leaf.into(), self.tenant.certificate_der().clone()], 7)
+    }
+
+    fn other_root() -> CertificateDer<'static> {
+        let now = Timestamp::from_millis(1_790_000_000_000);
+        Authority::create_root(now, DAY * 3650).expect("a root").certificate_der().clone()
     }
 
     pub(crate) fn identity(&self) -> Identity {
@@ -39,7 +45,7 @@ impl Fleet {
             kind: NodeKind::Agent,
             name: "plant-1".to_owned(),
             hub: "hub.example:7443".to_owned(),
-            root: self.root.certificate_der().clone(),
+            roots: vec![self.root.certificate_der().clone(), Self::other_root()],
             credential: Arc::new(self.credential(key, node).expect("a pair")),
             previous: None,
         }
@@ -62,8 +68,9 @@ fn an_identity_survives_its_file_with_the_credential_before_it() {
     store.save(&identity).expect("saved");
     let again = store.load().expect("readable").expect("there");
     assert_eq!((again.node, &again.tenant, again.kind), (identity.node, &identity.tenant, identity.kind));
-    assert_eq!((&again.name, &again.hub, &again.root), (&identity.name, &identity.hub, &identity.root));
+    assert_eq!((&again.name, &again.hub, &again.roots), (&identity.name, &identity.hub, &identity.roots));
     assert_eq!(again.credential.subject(), identity.credential.subject());
+    assert_eq!(again.credential.sequence(), 7);
     assert_eq!(again.credential.key().spki_sha256(), identity.credential.key().spki_sha256());
     assert_eq!(again.previous.expect("kept").subject().serial, identity.previous.expect("given").subject().serial);
 }
@@ -80,7 +87,8 @@ fn a_damaged_file_is_an_error_that_says_what_to_do_and_stays_as_it_is() {
         String::new(),
         "\0\0\0\0".to_owned(),
         whole[..whole.len() / 2].to_owned(),
-        whole.replace("\"format\": 1", "\"format\": 2"),
+        whole.replace("\"format\": 2", "\"format\": 99"),
+        whole.replace("\"roots\": [", "\"roots\": [], \"_\": ["),
         whole.replace("\"acme\"", "\"ACME\""),
         whole.replace("\"acme\"", "\"other\""),
         whole.replace("\"agent\"", "\"bridge\""),
@@ -102,7 +110,7 @@ fn a_certificate_for_another_key_is_refused() {
     let fleet = Fleet::new();
     let identity = fleet.identity();
     let stranger = PrivateKey::generate().expect("a key");
-    let paired = Credential::new(stranger, identity.credential.chain().to_vec());
+    let paired = Credential::new(stranger, identity.credential.chain().to_vec(), 1);
     assert!(matches!(paired, Err(CredentialError::OtherKey)));
 }
 

@@ -21,6 +21,8 @@ const MOST_ADDRESSES: usize = 4;
 pub(crate) enum Caller<'a> {
     /// A node, for a session.
     Node(&'a Identity),
+    /// A node without its certificate, for recovery.
+    Recovering(&'a Identity),
     /// Nobody yet: the hub must belong to the root with this pin.
     Stranger([u8; 32]),
 }
@@ -39,8 +41,9 @@ pub(crate) async fn dial(
     let config = match caller {
         Caller::Node(identity) => {
             let credential = &identity.credential;
-            tls::node_config(credential.chain().to_vec(), credential.key(), &identity.root, time)?
+            tls::node_config(credential.chain().to_vec(), credential.key(), &identity.roots, time)?
         }
+        Caller::Recovering(identity) => tls::recover_config(&identity.roots, time)?,
         Caller::Stranger(root_pin) => tls::enroll_config(root_pin, time)?,
     };
     let mut failed: Option<ConnectError> = None;

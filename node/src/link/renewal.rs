@@ -10,7 +10,7 @@ use protocol::session::{ClockReading, Welcomed};
 use tokio::time::Instant;
 use transport::Backoff;
 
-use super::{Actor, LinkOptions, Trouble, TroubleKind};
+use super::{Actor, LinkOptions, Trouble, TroubleKind, ders};
 use crate::clock::Clock;
 use crate::identity::{Credential, Identity, IdentityError, IdentityStore, Pending};
 
@@ -106,8 +106,13 @@ impl Renewal {
         }
     }
 
-    /// The request to send, once its key is saved.
-    pub(super) async fn request(&mut self) -> Option<Vec<u8>> {
+    /// Who the node is by now: renewed certificates are not in it, new roots are.
+    pub(super) fn identity(&mut self) -> (&mut Identity, &IdentityStore) {
+        (&mut self.identity, &self.store)
+    }
+
+    /// The request to send, once its key is saved, and the number of the certificate in use.
+    pub(super) async fn request(&mut self) -> Option<(Vec<u8>, u64)> {
         let (store, in_use) = (self.store.clone(), Arc::clone(&self.identity.credential));
         let made = on_disk(move || {
             let key = store.pending_key(Pending::Renew, Some(&in_use))?;
@@ -117,7 +122,7 @@ impl Renewal {
         match made.await {
             Ok((key, request)) => {
                 self.key = Some(key);
-                Some(request)
+                Some((request, self.identity.credential.sequence()))
             }
             Err(error) => {
                 self.failed(&error, Duration::ZERO);
@@ -127,14 +132,14 @@ impl Renewal {
     }
 
     /// Takes the renewed chain and saves the identity; gives it when it is durable.
-    pub(super) async fn accept(&mut self, chain: Vec<Vec<u8>>) -> Option<Identity> {
+    pub(super) async fn accept(&mut self, chain: Vec<Vec<u8>>, sequence: u64) -> Option<Identity> {
         let Some(key) = self.key.take() else {
             tracing::warn!("the hub sent a certificate that was not asked for");
             return None;
         };
         let (store, identity) = (self.store.clone(), self.identity.clone());
         let saved = on_disk(move || {
-            let renewed = renewed(identity, key, chain)?;
+            let renewed = renewed(identity, key, chain, sequence)?;
             store.save(&renewed)?;
             // The key is part of the identity now. Left behind, it would be told from a waiting one.
             store.forget_pending(Pending::Renew)?;
@@ -186,7 +191,7 @@ impl Actor {
 
     /// Goes back to the credential before a renewal when the hub does not accept the new one; says so if it did.
     pub(super) async fn go_back(&mut self, trouble: &Trouble) -> Option<Trouble> {
-        if !matches!(trouble.kind, TroubleKind::Trust | TroubleKind::Revoked) {
+        if !matches!(trouble.kind, TroubleKind::Trust | TroubleKind::Revoked | TroubleKind::Outdated) {
             return None;
         }
         self.options.identity.credential = self.options.identity.previous.take()?;
@@ -205,8 +210,13 @@ impl Actor {
 }
 
 /// The identity with a renewed certificate in it, if that is what the hub sent.
-fn renewed(identity: Identity, key: PrivateKey, chain: Vec<Vec<u8>>) -> Result<Identity, RenewalError> {
-    let credential = Credential::new(key, chain.into_iter().map(Into::into).collect()).map_err(IdentityError::from)?;
+pub(super) fn renewed(
+    identity: Identity,
+    key: PrivateKey,
+    chain: Vec<Vec<u8>>,
+    sequence: u64,
+) -> Result<Identity, RenewalError> {
+    let credential = Credential::new(key, ders(chain), sequence).map_err(IdentityError::from)?;
     let (new, old) = (credential.subject(), identity.credential.subject());
     if (new.node, new.kind, &new.tenant) != (old.node, old.kind, &old.tenant) {
         return Err(RenewalError::OtherNode);
@@ -215,7 +225,7 @@ fn renewed(identity: Identity, key: PrivateKey, chain: Vec<Vec<u8>>) -> Result<I
 }
 
 /// Runs what reads and writes files off the runtime's thread.
-async fn on_disk<T: Send + 'static>(
+pub(super) async fn on_disk<T: Send + 'static>(
     act: impl FnOnce() -> Result<T, RenewalError> + Send + 'static,
 ) -> Result<T, RenewalError> {
     tokio::task::spawn_blocking(act).await.map_err(|_| RenewalError::Stopped)?
@@ -223,7 +233,7 @@ async fn on_disk<T: Send + 'static>(
 
 /// A certificate could not be renewed on this node's side.
 #[derive(Debug, thiserror::Error)]
-enum RenewalError {
+pub(super) enum RenewalError {
     #[error(transparent)]
     Identity(#[from] IdentityError),
     #[error("the hub sent a certificate that names another node; look at the hub's log")]
@@ -300,13 +310,13 @@ mod tests {
 
         renewal.request().await.expect("a request");
         let others_key = fleet.credential(PrivateKey::generate().expect("a key"), renewal.identity.node);
-        assert!(renewal.accept(chain(&others_key.expect("a pair"))).await.is_none());
+        assert!(renewal.accept(chain(&others_key.expect("a pair")), 8).await.is_none());
 
         let key = renewal.store.pending_key(Pending::Renew, None).expect("the waiting key");
         renewal.request().await.expect("a request");
         let stranger = protocol::NodeId::new(Timestamp::from_millis(2), [1; 10]);
         let others_name = fleet.credential(key, stranger).expect("a pair");
-        assert!(renewal.accept(chain(&others_name)).await.is_none());
+        assert!(renewal.accept(chain(&others_name), 8).await.is_none());
         assert!(renewal.trouble().is_some_and(|text| text.contains("another node")));
         assert!(renewal.store.load().expect("readable").is_none(), "nothing was saved");
     }

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use pki::Distrust;
 use protocol::message::{Refusal, RefusalCode, ToHub, ToNode, to_hub};
 use protocol::session::{NodeOutput, NodeSession, Welcomed};
 use protocol::{Timestamp, frame, version};
@@ -10,7 +11,7 @@ use transport::{CloseCode, Closed, Connection, FrameReader, FrameWriter, StreamE
 
 use super::renewal::Renewal;
 use super::upload::{Stream, Upload};
-use super::{Actor, LinkState, Trouble, TroubleKind};
+use super::{Actor, LinkState, Trouble, TroubleKind, trust};
 use crate::clock::Clock;
 use crate::identity::Identity;
 
@@ -114,10 +115,12 @@ impl Actor {
         let mut renewal = Renewal::new(&self.options, &welcomed, self.renewed);
         let ended = tokio::select! {
             biased;
-            ended = self.control(&mut control, &mut renewal) => ended.map(Some),
+            ended = self.control(&connection, &mut control, &mut renewal) => ended.map(Some),
             ended = upload.run(&mut stream) => ended.map(|()| None),
             () = self.shut_down_and(DRAIN_WITHIN) => Ok(None),
         };
+        drop(upload);
+        self.options.identity = renewal.identity().0.clone();
         match ended {
             Ok(renewed) => {
                 let reason = if renewed.is_some() { "certificate renewed" } else { "shutting down" };
@@ -139,9 +142,9 @@ impl Actor {
         let options = &self.options;
         let (mut writer, reader) = connection.open(frame::MAX_CONTROL).await.map_err(StreamError::Closed)?;
         let range = options.recorder.backlog().range();
-        let clock = SteadyClock::start(&options.clock);
+        let (clock, roots) = (SteadyClock::start(&options.clock), options.identity.root_pins());
         let (machine, hello) =
-            NodeSession::open(version::SPOKEN, options.facts.clone(), options.process, range, clock.now());
+            NodeSession::open(version::SPOKEN, options.facts.clone(), options.process, range, &roots, clock.now());
         writer.send(&hello).await?;
         let mut control = Control { machine, writer, reader, clock };
         loop {
@@ -153,6 +156,7 @@ impl Actor {
                     NodeOutput::Goodbye { reason, retry_after } => return Err(of_goodbye(&reason, retry_after)),
                     NodeOutput::Unsupported(text) => tracing::debug!(text, "the hub did not understand"),
                     NodeOutput::Renewed { .. }
+                    | NodeOutput::Trust(_)
                     | NodeOutput::RenewalRefused(_)
                     | NodeOutput::RenewalUnanswered
                     | NodeOutput::LiveUntil(_) => {}
@@ -181,14 +185,19 @@ impl Actor {
     }
 
     /// Drives the control stream until the session ends; gives the new identity when the certificate was renewed.
-    async fn control(&self, control: &mut Control, renewal: &mut Renewal) -> Result<Identity, Failure> {
+    async fn control(
+        &self,
+        connection: &Connection,
+        control: &mut Control,
+        renewal: &mut Renewal,
+    ) -> Result<Identity, Failure> {
         loop {
             let outputs = tokio::select! {
                 biased;
                 outputs = control.next() => outputs?,
                 () = renewal.due() => {
-                    if let Some(request) = renewal.request().await
-                        && let Some(message) = control.machine.renew(request, control.clock.now())
+                    if let Some((request, sequence)) = renewal.request().await
+                        && let Some(message) = control.machine.renew(request, sequence, control.clock.now())
                     {
                         control.writer.send(&message).await?;
                     }
@@ -205,8 +214,18 @@ impl Actor {
             for output in outputs {
                 match output {
                     NodeOutput::Send(message) => control.writer.send(&message).await?,
-                    NodeOutput::Renewed { certificate_chain, .. } => {
-                        if let Some(identity) = renewal.accept(certificate_chain).await {
+                    NodeOutput::Trust(wanted) => {
+                        let (now, (identity, store)) = (self.options.clock.now(), renewal.identity());
+                        let taken = trust::take(identity, store, wanted, &connection.peer_chain(), now).await;
+                        let trouble = taken.err().map_or_else(String::new, |error| error.to_string());
+                        if !trouble.is_empty() {
+                            tracing::warn!("the fleet's roots stay as they were: {trouble}");
+                        }
+                        let report = control.machine.trusts(&identity.root_pins(), trouble);
+                        control.writer.send(&report).await?;
+                    }
+                    NodeOutput::Renewed { certificate_chain, sequence, .. } => {
+                        if let Some(identity) = renewal.accept(certificate_chain, sequence).await {
                             return Ok(identity);
                         }
                     }
@@ -280,7 +299,7 @@ pub(super) fn of_stream(error: &StreamError) -> Trouble {
     of_closed(closed)
 }
 
-fn of_closed(closed: &Closed) -> Trouble {
+pub(super) fn of_closed(closed: &Closed) -> Trouble {
     let text = || if closed.reason.is_empty() { closed.to_string() } else { closed.reason.clone() };
     match (closed.code, closed.by_peer) {
         (CloseCode::Displaced, true) => Trouble::new(
@@ -289,16 +308,23 @@ fn of_closed(closed: &Closed) -> Trouble {
              with a join token of its own",
         ),
         (CloseCode::Revoked, true) => Trouble::new(TroubleKind::Revoked, text()),
+        (CloseCode::Refused, true)
+            if matches!(closed.distrust, Some(Distrust::NotValidNow | Distrust::ForeignRoot)) =>
+        {
+            Trouble::new(TroubleKind::Outdated, text())
+        }
         (CloseCode::Refused, true) => Trouble::new(TroubleKind::Trust, text()),
         (CloseCode::Draining, true) => Trouble::new(TroubleKind::Goodbye, text()),
         _ => Trouble::new(TroubleKind::Broken, closed.to_string()),
     }
 }
 
-fn of_refusal(refusal: &Refusal) -> Failure {
+pub(super) fn of_refusal(refusal: &Refusal) -> Failure {
     let kind = match refusal.code() {
         RefusalCode::Busy | RefusalCode::Internal => TroubleKind::Busy,
-        RefusalCode::NodeRevoked | RefusalCode::NodeUnknown => TroubleKind::Revoked,
+        RefusalCode::NodeRevoked | RefusalCode::NodeUnknown | RefusalCode::RecoveryOver => TroubleKind::Revoked,
+        RefusalCode::CertificateReplaced => TroubleKind::Outdated,
+        RefusalCode::NodeFrozen => TroubleKind::Frozen,
         _ => TroubleKind::Refused,
     };
     let message = match refusal.message.as_str() {

@@ -112,6 +112,10 @@ pub enum TroubleKind {
     Unreachable,
     /// A certificate did not hold, on either side.
     Trust,
+    /// The hub takes this node's certificate no more; the node recovers by itself.
+    Outdated,
+    /// Two nodes have one key; an operator has to decide.
+    Frozen,
     /// Another process connected with this node's identity.
     Displaced,
     /// The hub refused this node.

@@ -2,16 +2,19 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use pki::tls::{HubCertificate, HubTls, server_config, system_clock};
-use pki::{Authority, JoinToken, NodeIdentity, PrivateKey, Serial, verify_request};
+use pki::recovery::{Claim, EXPORTER_LABEL};
+use pki::tls::{HubCertificate, HubChain, HubTls, TimeProvider, TrustedRoots, UnixTime, server_config};
+use pki::{Authority, CertificateDer, JoinToken, NodeIdentity, PrivateKey, Serial, verify_request};
 use prost::Message;
 use protocol::delivery::{Inbox, Verdict};
 use protocol::message::{
-    Acknowledge, BatchBody, Command, CommandOutcome, EnrollReply, EnrollRequest, Enrolled, Refusal, RefusalCode,
-    Renewed, ToHub, ToNode, Upload, enroll_reply, to_node, upload,
+    Acknowledge, BatchBody, Challenge, Command, CommandOutcome, EnrollReply, EnrollRequest, Enrolled, RecoverProof,
+    RecoverReply, RecoverRequest, Recovered, Refusal, RefusalCode, Renewed, ToHub, ToNode, Trust, Upload, enroll_reply,
+    recover_reply, to_node, upload,
 };
 use protocol::session::{ClockReading, HubOutput, HubSession};
 use protocol::{NodeId, NodeKind, Sequence, SessionId, SpoolEpoch, Timestamp, frame, version};
@@ -29,6 +32,10 @@ pub(crate) struct Seen {
     pub(crate) issued: HashMap<[u8; 32], Serial>,
     pub(crate) enroll_requests: usize,
     pub(crate) renew_requests: usize,
+    /// Requests for recovery, with whether their proof held.
+    pub(crate) recoveries: Vec<(RecoverRequest, bool)>,
+    /// Roots nodes said they trust, and their trouble.
+    pub(crate) trusts: Vec<(Vec<[u8; 32]>, String)>,
     /// Certificates of the sessions that were welcomed.
     pub(crate) sessions: Vec<NodeIdentity>,
     /// Numbers and bodies as they were accepted.
@@ -49,6 +56,10 @@ pub(crate) struct Seen {
 pub(crate) struct Script {
     pub(crate) lose_enroll_replies: usize,
     pub(crate) lose_renew_replies: usize,
+    pub(crate) lose_recover_replies: usize,
+    pub(crate) refuse_recovery: Option<Refusal>,
+    /// Sends what it recovers with another node's name in it.
+    pub(crate) recover_as: Option<NodeId>,
     /// Stops storing, and so acknowledging.
     pub(crate) hold: bool,
     /// Ends the session at the batch after this many.
@@ -73,9 +84,24 @@ pub(crate) enum Order {
 /// Unused, or the key it was used for and the answer that was given.
 type Token = Option<([u8; 32], Enrolled)>;
 
-struct Shared {
+/// Whose it is, its number, and itself.
+type Leaf = (NodeId, u64, Vec<u8>);
+
+/// What the hub's certificates come from.
+struct Issuers {
     root: Authority,
     tenant: Authority,
+    roots: Vec<CertificateDer<'static>>,
+    links: Vec<CertificateDer<'static>>,
+}
+
+struct Shared {
+    issuers: Mutex<Issuers>,
+    certificate: HubCertificate,
+    roots: TrustedRoots,
+    clock: Arc<Ahead>,
+    /// The newest leaf of every key.
+    leaves: Mutex<HashMap<[u8; 32], Leaf>>,
     seen: watch::Sender<Seen>,
     script: Mutex<Script>,
     /// What is stored, by node and epoch.
@@ -84,6 +110,22 @@ struct Shared {
     tokens: Mutex<HashMap<Vec<u8>, Token>>,
     renewals: Mutex<HashMap<[u8; 32], Vec<Vec<u8>>>>,
     orders: broadcast::Sender<Order>,
+}
+
+/// This machine's clock, some way ahead.
+#[derive(Debug, Default)]
+struct Ahead(AtomicI64);
+
+impl Ahead {
+    fn now(&self) -> Timestamp {
+        now().plus(Duration::from_millis(self.0.load(Ordering::SeqCst).unsigned_abs()))
+    }
+}
+
+impl TimeProvider for Ahead {
+    fn current_time(&self) -> Option<UnixTime> {
+        Some(UnixTime::since_unix_epoch(Duration::from_secs(self.now().seconds().unsigned_abs())))
+    }
 }
 
 pub(crate) struct TestHub {
@@ -100,17 +142,14 @@ impl TestHub {
 
     /// A hub whose certificates were made at `at`.
     pub(crate) fn start_at(at: Timestamp) -> Self {
-        let root = Authority::create_root(at, DAY * 3650).expect("a root");
-        let tenant = root.issue_tenant_intermediate(&"acme".parse().expect("a slug"), at).expect("an intermediate");
-        let hub = root.issue_hub_intermediate(at).expect("an intermediate");
-        let key = PrivateKey::generate().expect("a key");
-        let leaf = hub.issue_hub_server(&key.public_key(), at).expect("a certificate");
-        let certificate =
-            HubCertificate::new(leaf.into(), hub.certificate_der().clone(), root.certificate_der().clone(), &key)
-                .expect("a pair");
+        let issuers = Issuers::new(at);
+        let (chain, key) = issuers.server(at);
         let shared = Arc::new(Shared {
-            root,
-            tenant,
+            roots: TrustedRoots::new(&issuers.roots).expect("a root"),
+            certificate: HubCertificate::new(chain, &key).expect("a pair"),
+            issuers: Mutex::new(issuers),
+            clock: Arc::default(),
+            leaves: Mutex::default(),
             seen: watch::Sender::new(Seen::default()),
             script: Mutex::default(),
             stored: Mutex::default(),
@@ -120,12 +159,12 @@ impl TestHub {
         });
         let asked = Arc::clone(&shared);
         let tls = server_config(HubTls {
-            root: shared.root.certificate_der().clone(),
-            certificate,
+            roots: shared.roots.clone(),
+            certificate: shared.certificate.clone(),
             denied: Arc::new(move |identity: &NodeIdentity| {
                 asked.script.lock().expect("whole").denied.contains(&identity.serial)
             }),
-            clock: system_clock(),
+            clock: shared.clock.clone(),
         })
         .expect("a configuration");
         let address = SocketAddr::from(([127, 0, 0, 1], 0));
@@ -140,10 +179,47 @@ impl TestHub {
     }
 
     pub(crate) fn token(&self) -> JoinToken {
-        let pin = pki::trust::pin(self.shared.root.certificate_der()).expect("a root");
+        let pin = self.shared.issuers.lock().expect("whole").root.spki_sha256();
         let token = JoinToken::generate(&self.address(), pin).expect("a token");
         self.shared.tokens.lock().expect("whole").insert(token.secret.to_vec(), None);
         token
+    }
+
+    /// Sets the hub's clock ahead.
+    pub(crate) fn ahead(&self, by: Duration) {
+        self.shared.clock.0.store(i64::try_from(by.as_millis()).expect("short"), Ordering::SeqCst);
+    }
+
+    /// The list of roots as the hub sends it.
+    pub(crate) fn trust(&self) -> Trust {
+        self.shared.issuers.lock().expect("whole").trust()
+    }
+
+    /// Makes a next root, linked to the one there is, and trusts both.
+    pub(crate) fn prepare_root(&self) -> Authority {
+        let next = Authority::create_root(now(), DAY * 3650).expect("a root");
+        let mut issuers = self.shared.issuers.lock().expect("whole");
+        let link = issuers.root.link(next.certificate_der(), now()).expect("a link");
+        issuers.links.push(link);
+        issuers.roots.push(next.certificate_der().clone());
+        self.shared.roots.replace(&issuers.roots).expect("roots");
+        next
+    }
+
+    /// Issues from this root from now on.
+    pub(crate) fn issue_from(&self, root: Authority) {
+        let mut issuers = self.shared.issuers.lock().expect("whole");
+        issuers.tenant = tenant_authority(&root, now());
+        issuers.root = root;
+        let (chain, key) = issuers.server(now());
+        self.shared.certificate.replace(chain, &key).expect("a pair");
+    }
+
+    /// Trusts the root that issues, and no other.
+    pub(crate) fn retire_roots(&self) {
+        let mut issuers = self.shared.issuers.lock().expect("whole");
+        issuers.roots = vec![issuers.root.certificate_der().clone()];
+        self.shared.roots.replace(&issuers.roots).expect("roots");
     }
 
     pub(crate) fn script(&self, change: impl FnOnce(&mut Script)) {
@@ -174,6 +250,31 @@ impl TestHub {
     }
 }
 
+impl Issuers {
+    fn new(at: Timestamp) -> Self {
+        let root = Authority::create_root(at, DAY * 3650).expect("a root");
+        let roots = vec![root.certificate_der().clone()];
+        Self { tenant: tenant_authority(&root, at), root, roots, links: Vec::new() }
+    }
+
+    fn server(&self, at: Timestamp) -> (HubChain, PrivateKey) {
+        let hub = self.root.issue_hub_intermediate(at).expect("an intermediate");
+        let key = PrivateKey::generate().expect("a key");
+        let leaf = hub.issue_hub_server(&key.public_key(), at).expect("a certificate").into();
+        let intermediate = hub.certificate_der().clone();
+        (HubChain { leaf, intermediate, links: self.links.clone(), roots: self.roots.clone() }, key)
+    }
+
+    fn trust(&self) -> Trust {
+        let ders = |list: &[CertificateDer<'static>]| list.iter().map(|der| der.to_vec()).collect();
+        Trust { roots: ders(&self.roots), links: ders(&self.links) }
+    }
+}
+
+fn tenant_authority(root: &Authority, at: Timestamp) -> Authority {
+    root.issue_tenant_intermediate(&"acme".parse().expect("a slug"), at, DAY * 365).expect("an intermediate")
+}
+
 pub(crate) fn now() -> Timestamp {
     std::time::SystemTime::now().into()
 }
@@ -192,6 +293,7 @@ async fn serve(shared: Arc<Shared>, endpoint: Endpoint, tasks: TaskTracker, shut
                 match connection.alpn() {
                     Alpn::Enroll => shared.enroll(&connection).await,
                     Alpn::Session => shared.session(&connection).await,
+                    Alpn::Recover => shared.recover(&connection).await,
                 }
             };
             tokio::select! {
@@ -259,13 +361,15 @@ impl Shared {
             Some(Some(_)) => refused(RefusalCode::TokenUsed, "the join token was used by another node"),
             Some(unused) => {
                 let node = NodeId::new(now(), rand::random());
+                let trust = self.issuers.lock().expect("whole").trust();
                 let enrolled = Enrolled {
                     node_id: node.to_bytes().to_vec(),
                     tenant: "acme".into(),
                     name: request.name,
                     kind: request.kind,
-                    certificate_chain: self.issue(&requested, node),
-                    root: self.root.certificate_der().to_vec(),
+                    certificate_chain: self.issue(&requested, node, 1),
+                    roots: trust.roots,
+                    links: trust.links,
                 };
                 *unused = Some((requested.spki_sha256(), enrolled.clone()));
                 enroll_reply::Reply::Enrolled(enrolled)
@@ -273,9 +377,64 @@ impl Shared {
         }
     }
 
-    fn issue(&self, requested: &pki::RequestedKey, node: NodeId) -> Vec<Vec<u8>> {
-        let leaf = self.tenant.issue_node(requested, node, NodeKind::Agent, now(), DAY * 7).expect("a certificate");
-        let chain = vec![leaf, self.tenant.certificate_der().to_vec()];
+    /// Takes the proof of any key it has issued for; a node that lacks one is refused.
+    async fn recover(&self, connection: &Connection) -> Result<(), String> {
+        let Ok((mut writer, mut reader)) = connection.accept(frame::MAX_ENROLL).await else { return Ok(()) };
+        let Some(request): Option<RecoverRequest> = reader.recv().await.map_err(text)? else { return Ok(()) };
+        let reply = |reply| RecoverReply { reply: Some(reply) };
+        let nonce: [u8; 32] = rand::random();
+        let challenge = recover_reply::Reply::Challenge(Challenge { nonce: nonce.to_vec() });
+        writer.send(&reply(challenge)).await.map_err(text)?;
+        let proof: RecoverProof = reader.recv().await.map_err(text)?.ok_or("no proof")?;
+        let spki: [u8; 32] = request.spki_sha256.as_slice().try_into().map_err(|_| "no key")?;
+        let Some((node, sequence, leaf)) = self.leaves.lock().expect("whole").get(&spki).cloned() else {
+            return Err("a key that was never certified".into());
+        };
+        let exporter = connection.export(EXPORTER_LABEL).map_err(|error| error.to_string())?;
+        let claim = Claim {
+            nonce: &nonce,
+            exporter: &exporter,
+            node,
+            sequence,
+            certificate_request: &request.certificate_request,
+        };
+        let holds = claim.is_signed_by(&leaf.into(), &proof.signature);
+        self.note(|seen| seen.recoveries.push((request.clone(), holds)));
+        let requested = verify_request(&request.certificate_request).map_err(|error| error.to_string())?;
+        let script = self.script();
+        let answer = match script.refuse_recovery {
+            Some(refusal) => recover_reply::Reply::Refusal(refusal),
+            None => {
+                let chain = {
+                    let mut renewals = self.renewals.lock().expect("whole");
+                    let again = || self.issue(&requested, script.recover_as.unwrap_or(node), sequence + 1);
+                    renewals.entry(requested.spki_sha256()).or_insert_with(again).clone()
+                };
+                let Trust { roots, links } = self.issuers.lock().expect("whole").trust();
+                let sequence = sequence + 1;
+                let recovered = Recovered { certificate_chain: chain, sequence, renew_at_ms: 0, roots, links };
+                recover_reply::Reply::Recovered(recovered)
+            }
+        };
+        if script.lose_recover_replies > 0 {
+            self.script.lock().expect("whole").lose_recover_replies -= 1;
+            connection.close(CloseCode::Internal, "lost");
+            return Ok(());
+        }
+        writer.send(&reply(answer)).await.map_err(text)?;
+        writer.finish().await.map_err(text)?;
+        connection.closed().await;
+        Ok(())
+    }
+
+    fn issue(&self, requested: &pki::RequestedKey, node: NodeId, sequence: u64) -> Vec<Vec<u8>> {
+        let at = self.clock.now();
+        let chain = {
+            let Issuers { tenant, .. } = &*self.issuers.lock().expect("whole");
+            let leaf = tenant.issue_node(requested, node, NodeKind::Agent, at, DAY * 7).expect("a certificate");
+            vec![leaf, tenant.certificate_der().to_vec()]
+        };
+        self.leaves.lock().expect("whole").insert(requested.spki_sha256(), (node, sequence, chain[0].clone()));
         let parsed: Vec<pki::CertificateDer<'_>> = chain.iter().map(|der| der.clone().into()).collect();
         let serial = pki::node_identity(&parsed).expect("a node's").serial;
         self.note(|seen| {
@@ -300,6 +459,7 @@ impl Shared {
                 break hello;
             }
         };
+        self.note(|seen| seen.trusts.push((hello.roots.clone(), String::new())));
         let script = self.script();
         if let Some(refusal) = script.refuse_session {
             let _ = writer.send(&session.refuse(refusal)).await;
@@ -361,12 +521,13 @@ impl Shared {
                     HubOutput::Outcome(outcome) => self.note(|seen| seen.outcomes.push(outcome)),
                     HubOutput::Over(reason) => self.note(|seen| seen.goodbyes.push(reason)),
                     HubOutput::Send(message) => writer.send(&message).await.map_err(text)?,
-                    HubOutput::Renew { certificate_request } => {
+                    HubOutput::Trusts { roots, trouble } => self.note(|seen| seen.trusts.push((roots, trouble))),
+                    HubOutput::Renew { certificate_request, sequence } => {
                         self.note(|seen| seen.renew_requests += 1);
                         let requested = verify_request(&certificate_request).map_err(|error| error.to_string())?;
                         let chain = {
                             let mut renewals = self.renewals.lock().expect("whole");
-                            let again = || self.issue(&requested, identity.node);
+                            let again = || self.issue(&requested, identity.node, sequence + 1);
                             renewals.entry(requested.spki_sha256()).or_insert_with(again).clone()
                         };
                         let issued = self.seen.borrow().issued[&requested.spki_sha256()];
@@ -384,7 +545,8 @@ impl Shared {
                             connection.close(CloseCode::Internal, "lost");
                             return Ok(());
                         }
-                        let renewed = Renewed { certificate_chain: chain, ..Renewed::default() };
+                        let renewed =
+                            Renewed { certificate_chain: chain, sequence: sequence + 1, ..Renewed::default() };
                         writer.send(&session.renewed(renewed)).await.map_err(text)?;
                     }
                     HubOutput::Hello(_) | HubOutput::Unsupported(_) => {}

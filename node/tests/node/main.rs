@@ -5,4 +5,5 @@
 mod check;
 mod enroll;
 mod hub;
+mod recovery;
 mod session;

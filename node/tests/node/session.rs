@@ -18,9 +18,9 @@ use transport::{CloseCode, Endpoint};
 use crate::enroll::applicant;
 use crate::hub::{Order, Seen, TestHub, command, now};
 
-struct TestNode {
+pub(crate) struct TestNode {
     _directory: tempfile::TempDir,
-    store: IdentityStore,
+    pub(crate) store: IdentityStore,
     recorder: Recorder,
     link: Link,
     status: watch::Receiver<LinkStatus>,
@@ -30,12 +30,12 @@ struct TestNode {
 }
 
 impl TestNode {
-    async fn start(hub: &TestHub) -> Self {
+    pub(crate) async fn start(hub: &TestHub) -> Self {
         Self::start_with(hub, Clock::system(), |_| {}).await
     }
 
     /// A node that enrolled, and whose process starts after `before`.
-    async fn start_with(hub: &TestHub, clock: Clock, before: impl FnOnce(&Identity)) -> Self {
+    pub(crate) async fn start_with(hub: &TestHub, clock: Clock, before: impl FnOnce(&Identity)) -> Self {
         let directory = tempfile::tempdir().expect("tempdir");
         let store = IdentityStore::directory(directory.path());
         let endpoint = Endpoint::client().expect("a socket");
@@ -62,13 +62,13 @@ impl TestNode {
         Self { _directory: directory, store, recorder, link, status, tasks, shutdown, schema: Arc::new(schema) }
     }
 
-    async fn until(&mut self, what: &str, reached: impl FnMut(&LinkStatus) -> bool) -> LinkStatus {
+    pub(crate) async fn until(&mut self, what: &str, reached: impl FnMut(&LinkStatus) -> bool) -> LinkStatus {
         let waited = tokio::time::timeout(Duration::from_secs(30), self.status.wait_for(reached)).await;
         let status = waited.map(|status| status.expect("a link").clone());
         status.unwrap_or_else(|_| panic!("never {what}: {:?}", self.status.borrow()))
     }
 
-    async fn until_trouble(&mut self, wanted: TroubleKind) -> (String, Timestamp) {
+    pub(crate) async fn until_trouble(&mut self, wanted: TroubleKind) -> (String, Timestamp) {
         let status = self
             .until(
                 &format!("{wanted:?}"),
@@ -93,7 +93,7 @@ impl TestNode {
         self.link.counters().read()
     }
 
-    async fn stop(&mut self) -> LinkStatus {
+    pub(crate) async fn stop(&mut self) -> LinkStatus {
         self.shutdown.cancel();
         self.tasks.wait().await;
         self.until("stopped", |status| status.state == LinkState::Stopped).await

@@ -2,7 +2,7 @@
 
 use hyperfactory_pki::authority::{BACKDATE, HUB_SERVER_LIFETIME, INTERMEDIATE_LIFETIME, NODE_LIFETIME, ROOT_LIFETIME};
 use hyperfactory_pki::{
-    Authority, AuthorityError, CertificateDer, DataKey, Owner, PrivateKey, RequestError, Role, SealError,
+    Authority, AuthorityError, CertificateDer, DataKey, Owner, PrivateKey, RequestError, Role, SealError, ServerNames,
     node_identity, trust, verify_request,
 };
 use protocol::{NodeKind, Timestamp};
@@ -25,7 +25,21 @@ fn all(fleet: &Fleet) -> Vec<(CertificateDer<'static>, CertificateDer<'static>)>
         (fleet.acme.certificate_der().clone(), root),
         (fleet.hub_server(NOW).1, fleet.hub_der()),
         (fleet.node(NOW).chain[0].clone(), fleet.acme.certificate_der().clone()),
+        (fleet.acme_kafka.certificate_der().clone(), fleet.acme_kafka.certificate_der().clone()),
+        (kafka_client(&fleet.acme_kafka), fleet.acme_kafka.certificate_der().clone()),
+        (kafka_server(&fleet.acme_kafka), fleet.acme_kafka.certificate_der().clone()),
     ]
+}
+
+fn kafka_client(root: &Authority) -> CertificateDer<'static> {
+    let key = PrivateKey::generate().expect("a key").public_key();
+    root.issue_kafka_client(&key, node_id(1), NOW, DAY).expect("a certificate").into()
+}
+
+fn kafka_server(root: &Authority) -> CertificateDer<'static> {
+    let key = PrivateKey::generate().expect("a key").public_key();
+    let names = ServerNames::new(&["kafka.example".into()], &[[192, 0, 2, 7].into()]).expect("names");
+    root.issue_kafka_server(&key, &names, NOW, DAY).expect("a certificate").into()
 }
 
 #[test]
@@ -45,7 +59,8 @@ fn two_certificates_for_one_key_have_two_random_positive_serials() {
 #[test]
 fn both_ends_of_the_validity_are_set_and_the_start_is_backdated() {
     let fleet = Fleet::new();
-    let lives = [ROOT_LIFETIME, INTERMEDIATE_LIFETIME, INTERMEDIATE_LIFETIME, HUB_SERVER_LIFETIME, NODE_LIFETIME];
+    let intermediates = [ROOT_LIFETIME, INTERMEDIATE_LIFETIME, INTERMEDIATE_LIFETIME];
+    let lives = [&intermediates[..], &[HUB_SERVER_LIFETIME, NODE_LIFETIME, ROOT_LIFETIME, DAY, DAY]].concat();
     for ((certificate, _), life) in all(&fleet).iter().zip(lives) {
         let (from, until) = trust::validity(certificate).expect("a certificate");
         assert_eq!((from, until), (NOW.minus(BACKDATE), NOW.plus(life)));
@@ -62,7 +77,8 @@ fn a_child_lies_within_its_issuers_life() {
     assert_eq!(until, fleet.acme.not_after());
 
     let root = Authority::create_root(NOW, DAY).expect("a root");
-    let intermediate = root.issue_tenant_intermediate(&tenant("acme"), NOW.minus(BACKDATE / 2)).expect("early");
+    let intermediate =
+        root.issue_tenant_intermediate(&tenant("acme"), NOW.minus(BACKDATE / 2), INTERMEDIATE_LIFETIME).expect("early");
     assert_eq!((intermediate.not_before(), intermediate.not_after()), (root.not_before(), root.not_after()));
 }
 
@@ -86,18 +102,52 @@ fn an_authority_issues_nothing_outside_its_life() {
 fn each_authority_issues_only_what_it_is_for() {
     let fleet = Fleet::new();
     let key = PrivateKey::generate().expect("a key").public_key();
+    let names = ServerNames::new(&["kafka.example".into()], &[]).expect("names");
     let refusals = [
         fleet.acme.issue_hub_intermediate(NOW).err(),
-        fleet.hub.issue_tenant_intermediate(&tenant("acme"), NOW).err(),
+        fleet.hub.issue_tenant_intermediate(&tenant("acme"), NOW, INTERMEDIATE_LIFETIME).err(),
         fleet.acme.issue_hub_server(&key, NOW).err(),
         fleet.root.issue_hub_server(&key, NOW).err(),
         fleet.root.issue_node(&key, node_id(1), NodeKind::Agent, NOW, DAY).err(),
         fleet.hub.issue_node(&key, node_id(1), NodeKind::Agent, NOW, DAY).err(),
+        fleet.acme_kafka.issue_node(&key, node_id(1), NodeKind::Agent, NOW, DAY).err(),
+        fleet.acme_kafka.issue_hub_server(&key, NOW).err(),
+        fleet.acme_kafka.issue_tenant_intermediate(&tenant("acme"), NOW, DAY).err(),
+        fleet.acme.issue_kafka_client(&key, node_id(1), NOW, DAY).err(),
+        fleet.root.issue_kafka_client(&key, node_id(1), NOW, DAY).err(),
+        fleet.acme.issue_kafka_server(&key, &names, NOW, DAY).err(),
+        fleet.root.sign_intermediate(&Role::Root, &key, NOW, DAY).err(),
+        fleet.root.sign_intermediate(&Role::Kafka(tenant("acme")), &key, NOW, DAY).err(),
     ];
     for refusal in refusals {
         assert!(matches!(refusal, Some(AuthorityError::NotAllowed { .. })), "{refusal:?}");
     }
-    assert_eq!(*fleet.acme.role(), Role::Tenant(tenant("acme")));
+    assert_eq!(*fleet.acme.role(), Role::Nodes(tenant("acme")));
+    assert_eq!(*fleet.acme_kafka.role(), Role::Kafka(tenant("acme")));
+}
+
+#[test]
+fn a_kafka_clients_subject_is_its_principal_and_nothing_else() {
+    let fleet = Fleet::new();
+    let der = kafka_client(&fleet.acme_kafka);
+    let client = parsed(&der);
+    let principal = format!("CN=bridge:{}", node_id(1));
+    assert_eq!(client.subject().to_string(), principal);
+    assert_eq!(principal, format!("CN={}", hyperfactory_pki::kafka_principal(node_id(1))));
+    assert!(client.subject_alternative_name().expect("readable").is_none());
+    let purposes = client.extended_key_usage().expect("readable").expect("there").value;
+    assert!(purposes.client_auth && !purposes.server_auth && !purposes.any);
+}
+
+#[test]
+fn a_brokers_certificate_carries_the_names_asked_for_and_serves_alone() {
+    let fleet = Fleet::new();
+    let der = kafka_server(&fleet.acme_kafka);
+    let server = parsed(&der);
+    let names = &server.subject_alternative_name().expect("readable").expect("there").value.general_names;
+    assert_eq!(*names, [GeneralName::DNSName("kafka.example"), GeneralName::IPAddress(&[192, 0, 2, 7])]);
+    let purposes = server.extended_key_usage().expect("readable").expect("there").value;
+    assert!(purposes.server_auth && !purposes.client_auth && !purposes.any);
 }
 
 #[test]
@@ -161,6 +211,9 @@ fn each_certificate_has_one_purpose_and_intermediates_issue_leaves_only() {
             (client, true, Some(0)),
             (server, false, None),
             (client, false, None),
+            (None, true, Some(0)),
+            (client, false, None),
+            (server, false, None),
         ]
     );
 }
@@ -244,7 +297,7 @@ const RSA_REQUEST: &[u8] = include_bytes!("rsa-request.der");
 #[test]
 fn an_authority_comes_back_from_storage_with_its_role() {
     let fleet = Fleet::new();
-    for authority in [&fleet.root, &fleet.hub, &fleet.acme] {
+    for authority in [&fleet.root, &fleet.hub, &fleet.acme, &fleet.acme_kafka] {
         let key = DataKey::generate(authority.role().owner()).expect("a key");
         let sealed = authority.seal_key(&key).expect("sealed");
         let again = Authority::open(authority.certificate_der(), &sealed, &key).expect("opened");
@@ -280,7 +333,13 @@ fn a_sealed_authority_opens_for_its_tenant_with_its_data_key_only() {
     assert!(matches!(open(leaf, &sealed, &key), AuthorityError::Certificate));
     assert!(matches!(open(b"", &sealed, &key), AuthorityError::Certificate));
 
-    let later = fleet.root.issue_tenant_intermediate(&tenant("acme"), NOW).expect("a second one for acme");
+    let kafka = open(fleet.acme_kafka.certificate_der(), &sealed, &key);
+    assert!(matches!(kafka, AuthorityError::Seal(SealError::Refused { .. })), "{kafka:?}");
+
+    let later = fleet
+        .root
+        .issue_tenant_intermediate(&tenant("acme"), NOW, INTERMEDIATE_LIFETIME)
+        .expect("a second one for acme");
     assert!(matches!(open(later.certificate_der(), &sealed, &key), AuthorityError::KeyMismatch));
 }
 

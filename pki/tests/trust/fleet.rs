@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use hyperfactory_pki::authority::{NODE_LIFETIME, ROOT_LIFETIME};
-use hyperfactory_pki::tls::{self, FixedClock, HubCertificate, HubTls};
+use hyperfactory_pki::authority::{INTERMEDIATE_LIFETIME, NODE_LIFETIME, ROOT_LIFETIME};
+use hyperfactory_pki::tls::{self, FixedClock, HubCertificate, HubChain, HubTls, TrustedRoots};
 use hyperfactory_pki::{Authority, CertificateDer, DataKey, NodeIdentity, PrivateKey};
 use protocol::{NodeId, NodeKind, TenantId, Timestamp};
 use rcgen::{CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType};
@@ -20,6 +20,9 @@ pub(crate) struct Fleet {
     pub(crate) hub: Authority,
     pub(crate) acme: Authority,
     pub(crate) other: Authority,
+    /// The Kafka roots of the two tenants.
+    pub(crate) acme_kafka: Authority,
+    pub(crate) other_kafka: Authority,
 }
 
 pub(crate) struct Node {
@@ -35,9 +38,12 @@ impl Fleet {
     pub(crate) fn at(now: Timestamp) -> Self {
         let root = Authority::create_root(now, ROOT_LIFETIME).expect("a root");
         let hub = root.issue_hub_intermediate(now).expect("a hub intermediate");
-        let acme = root.issue_tenant_intermediate(&tenant("acme"), now).expect("an intermediate");
-        let other = root.issue_tenant_intermediate(&tenant("other"), now).expect("an intermediate");
-        Self { root, hub, acme, other }
+        let acme =
+            root.issue_tenant_intermediate(&tenant("acme"), now, INTERMEDIATE_LIFETIME).expect("an intermediate");
+        let other =
+            root.issue_tenant_intermediate(&tenant("other"), now, INTERMEDIATE_LIFETIME).expect("an intermediate");
+        let kafka = |slug| Authority::create_kafka_root(&tenant(slug), now, ROOT_LIFETIME).expect("a Kafka root");
+        Self { root, hub, acme, other, acme_kafka: kafka("acme"), other_kafka: kafka("other") }
     }
 
     pub(crate) fn node(&self, now: Timestamp) -> Node {
@@ -51,8 +57,12 @@ impl Fleet {
 
     pub(crate) fn hub_certificate(&self, now: Timestamp) -> (HubCertificate, CertificateDer<'static>) {
         let (key, leaf) = self.hub_server(now);
-        let certificate = HubCertificate::new(leaf.clone(), self.hub_der(), self.root_der(), &key).expect("a pair");
+        let certificate = HubCertificate::new(self.hub_chain(leaf.clone()), &key).expect("a pair");
         (certificate, leaf)
+    }
+
+    pub(crate) fn hub_chain(&self, leaf: CertificateDer<'static>) -> HubChain {
+        HubChain { leaf, intermediate: self.hub_der(), links: Vec::new(), roots: vec![self.root_der()] }
     }
 
     pub(crate) fn hub_server(&self, now: Timestamp) -> (PrivateKey, CertificateDer<'static>) {
@@ -72,12 +82,12 @@ impl Fleet {
         denied: impl Fn(&NodeIdentity) -> bool + Send + Sync + 'static,
     ) -> Arc<rustls::ServerConfig> {
         let clock = Arc::new(FixedClock(now));
-        tls::server_config(HubTls { root: self.root_der(), certificate, denied: Arc::new(denied), clock })
-            .expect("a configuration")
+        let roots = TrustedRoots::new(&[self.root_der()]).expect("a root");
+        tls::server_config(HubTls { roots, certificate, denied: Arc::new(denied), clock }).expect("a configuration")
     }
 
     pub(crate) fn node_config(&self, node: &Node, now: Timestamp) -> Arc<rustls::ClientConfig> {
-        tls::node_config(node.chain.clone(), &node.key, &self.root_der(), Arc::new(FixedClock(now)))
+        tls::node_config(node.chain.clone(), &node.key, &[self.root_der()], Arc::new(FixedClock(now)))
             .expect("a configuration")
     }
 
@@ -120,7 +130,9 @@ pub(crate) fn stolen_key(authority: &Authority) -> KeyPair {
     let purpose = match authority.role() {
         hyperfactory_pki::Role::Root => "root",
         hyperfactory_pki::Role::Hub => "hub",
-        hyperfactory_pki::Role::Tenant(_) => "nodes",
+        hyperfactory_pki::Role::Nodes(_) => "nodes",
+        hyperfactory_pki::Role::Kafka(_) => "kafka",
+        hyperfactory_pki::Role::Web => "web",
     };
     let pkcs8 = key.open(purpose, &sealed).expect("opened");
     KeyPair::from_pkcs8_der_and_sign_algo(&PrivatePkcs8KeyDer::from(pkcs8.as_slice()), &rcgen::PKCS_ECDSA_P256_SHA256)

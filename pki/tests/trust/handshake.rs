@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use hyperfactory_pki::authority::{HUB_SERVER_LIFETIME, NODE_LIFETIME, ROOT_LIFETIME};
-use hyperfactory_pki::tls::{self, FixedClock, HubCertificate};
+use hyperfactory_pki::tls::{self, FixedClock, HubCertificate, HubChain};
 use hyperfactory_pki::{Distrust, PrivateKey};
 use protocol::Timestamp;
 use protocol::version::{ALPN_ENROLL, ALPN_SESSION};
@@ -17,14 +17,23 @@ use rustls::{
 
 use crate::fleet::{DAY, Fleet, HOUR, NOW, dns, forge_under, node_name};
 
-struct Done {
-    client: ClientConnection,
-    server: ServerConnection,
+pub(crate) struct Done {
+    pub(crate) client: ClientConnection,
+    pub(crate) server: ServerConnection,
 }
 
 /// Runs a handshake, and reads what the server sends after it. Gives the error of the side that failed first.
-fn handshake(client: &Arc<ClientConfig>, server: &Arc<ServerConfig>) -> Result<Done, Failed> {
-    let name = "hub.hyperfactory.internal".try_into().expect("a name");
+pub(crate) fn handshake(client: &Arc<ClientConfig>, server: &Arc<ServerConfig>) -> Result<Done, Failed> {
+    handshake_with("hub.hyperfactory.internal", client, server)
+}
+
+/// The same with the server that has this name.
+pub(crate) fn handshake_with(
+    name: &'static str,
+    client: &Arc<ClientConfig>,
+    server: &Arc<ServerConfig>,
+) -> Result<Done, Failed> {
+    let name = name.try_into().expect("a name");
     let mut client = ClientConnection::new(Arc::clone(client), name).expect("a client");
     let mut server = ServerConnection::new(Arc::clone(server)).expect("a server");
     loop {
@@ -53,14 +62,14 @@ fn handshake(client: &Arc<ClientConfig>, server: &Arc<ServerConfig>) -> Result<D
 }
 
 #[derive(Debug)]
-enum Failed {
+pub(crate) enum Failed {
     Hub(Error),
     Node(Error),
 }
 
 impl Failed {
     /// What the other side gets to know.
-    fn distrust(&self) -> Option<Distrust> {
+    pub(crate) fn distrust(&self) -> Option<Distrust> {
         let (Self::Hub(Error::InvalidCertificate(error)) | Self::Node(Error::InvalidCertificate(error))) = self else {
             return None;
         };
@@ -170,7 +179,8 @@ fn a_nodes_certificate_counts_within_its_validity_only() {
 fn another_fleets_node_is_refused() {
     let (fleet, foreign) = (Fleet::new(), Fleet::new());
     let node = foreign.node(NOW);
-    let client = tls::node_config(node.chain, &node.key, &fleet.root_der(), Arc::new(FixedClock(NOW))).expect("config");
+    let client =
+        tls::node_config(node.chain, &node.key, &[fleet.root_der()], Arc::new(FixedClock(NOW))).expect("config");
     let failed = handshake(&client, &fleet.server_config(NOW)).err().expect("refused");
     assert!(matches!(failed, Failed::Hub(_)));
     assert_eq!(failed.distrust(), Some(Distrust::ForeignRoot), "{failed:?}");
@@ -199,7 +209,7 @@ fn a_hubs_certificate_does_not_make_a_node() {
     let fleet = Fleet::new();
     let (key, leaf) = fleet.hub_server(NOW);
     let chain = vec![leaf, fleet.hub_der()];
-    let client = tls::node_config(chain, &key, &fleet.root_der(), Arc::new(FixedClock(NOW))).expect("config");
+    let client = tls::node_config(chain, &key, &[fleet.root_der()], Arc::new(FixedClock(NOW))).expect("config");
     let failed = handshake(&client, &fleet.server_config(NOW)).err().expect("refused");
     assert_eq!(failed.distrust(), Some(Distrust::WrongName), "{failed:?}");
 }
@@ -209,7 +219,8 @@ fn a_nodes_certificate_does_not_make_a_hub() {
     let fleet = Fleet::new();
     let (victim, evil) = (fleet.node(NOW), fleet.node(NOW));
     let [leaf, intermediate] = <[_; 2]>::try_from(evil.chain).expect("two");
-    let certificate = HubCertificate::new(leaf, intermediate, fleet.root_der(), &evil.key).expect("a pair");
+    let certificate =
+        HubCertificate::new(HubChain { intermediate, ..fleet.hub_chain(leaf) }, &evil.key).expect("a pair");
     let server = fleet.server_config_with(certificate, NOW, |_| false);
     for client in [fleet.node_config(&victim, NOW), enroll_config(&fleet, NOW)] {
         let failed = handshake(&client, &server).err().expect("refused");
@@ -269,10 +280,10 @@ fn the_hubs_certificate_is_replaced_while_it_serves() {
     assert_eq!([shown(&session), shown(&enroll)], [first.clone(), first.clone()]);
 
     let (key, second) = fleet.hub_server(NOW);
-    certificate.replace(second.clone(), fleet.hub_der(), fleet.root_der(), &key).expect("replaced");
+    certificate.replace(fleet.hub_chain(second.clone()), &key).expect("replaced");
     assert_eq!([shown(&session), shown(&enroll)], [second.clone(), second.clone()]);
 
     let stranger = PrivateKey::generate().expect("a key");
-    assert!(certificate.replace(first, fleet.hub_der(), fleet.root_der(), &stranger).is_err());
+    assert!(certificate.replace(fleet.hub_chain(first), &stranger).is_err());
     assert_eq!(shown(&session), second, "a pair that does not match changes nothing");
 }

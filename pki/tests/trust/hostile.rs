@@ -1,9 +1,11 @@
 //! Bytes from anybody are answered with an error, never with a panic.
 
 use hyperfactory_pki::{
-    Authority, CertificateDer, DataKey, MasterKey, Owner, PrivateKey, Stretch, node_identity, trust, verify_request,
+    Authority, CertificateDer, DataKey, MasterKey, Owner, PrivateKey, Stretch, node_identity, roots, trust,
+    verify_request,
 };
 use proptest::prelude::*;
+use std::slice::from_ref;
 
 use crate::fleet::{Fleet, NOW};
 
@@ -14,6 +16,8 @@ fn feed(bytes: &[u8], fleet: &Fleet, (master, key): &(MasterKey, DataKey)) {
     let _ = node_identity(&[fleet.node(NOW).chain[0].clone(), certificate.clone()]);
     let _ = trust::check_root(&certificate, &fleet.root.spki_sha256());
     let _ = trust::pin(&certificate);
+    let _ = roots::prove(&[fleet.root_der()], from_ref(&certificate), from_ref(&certificate), NOW);
+    let _ = fleet.root.link(&certificate, NOW);
     let _ = trust::validity(&certificate);
     let _ = Authority::open(bytes, bytes, key);
     let _ = PrivateKey::from_pkcs8(bytes);

@@ -7,4 +7,7 @@ mod chains;
 mod fleet;
 mod handshake;
 mod hostile;
+mod matrix;
 mod outside;
+mod roots;
+mod web;

@@ -7,7 +7,7 @@ use std::process::Command;
 use std::time::SystemTime;
 
 use data_encoding::BASE64;
-use hyperfactory_pki::CertificateDer;
+use hyperfactory_pki::{Authority, CertificateDer, PrivateKey};
 use protocol::Timestamp;
 
 use crate::fleet::{DAY, Fleet, Node, dns, forge_under, node_name};
@@ -117,6 +117,19 @@ fn both_judges_accept_a_nodes_chain_and_the_hubs() {
 }
 
 #[test]
+fn both_judges_accept_a_hub_of_the_next_root_by_the_link_the_old_one_signed() {
+    let files = Files::new();
+    let next = Fleet::at(files.now);
+    let link = files.fleet.root.link(&next.root_der(), files.now).expect("a link");
+    let chain = [next.hub_server(files.now).1, next.hub_der(), link];
+    openssl_accepts(&files, &chain, &["-purpose", "sslserver"]);
+    openssl_refuses(&files, &chain[..2], &[], "unable to get local issuer");
+    if let Some(said) = files.certtool(&chain, &files.fleet.root_der(), SERVER) {
+        assert_eq!(said, Ok(()));
+    }
+}
+
+#[test]
 fn both_judges_refuse_another_fleets_chain() {
     let files = Files::new();
     let foreign = Fleet::at(files.now);
@@ -186,6 +199,32 @@ fn both_judges_refuse_a_node_that_issues() {
     assert!(files.openssl(&chain, &files.fleet.root_der(), &[]).is_err());
     if let Some(said) = files.certtool(&chain, &files.fleet.root_der(), CLIENT) {
         assert!(said.is_err());
+    }
+}
+
+#[test]
+fn both_judges_trust_the_authority_for_https_with_the_hubs_names_and_no_others() {
+    let files = Files::new();
+    let names = ["hub.example", "localhost", "192.0.2.7", "::1"].map(|name| name.parse().expect("a name"));
+    let authority = Authority::create_web(&names, files.now).expect("an authority");
+    let root = authority.certificate_der().clone();
+    let key = PrivateKey::generate().expect("a key");
+    let leaf = authority.issue_web_server(&key.public_key(), &names, files.now).expect("a certificate");
+    let chain = [leaf.into(), root.clone()];
+    for wanted in [["-verify_hostname", "hub.example"], ["-verify_ip", "192.0.2.7"], ["-verify_ip", "::1"]] {
+        assert_eq!(files.openssl(&chain, &root, &[&["-purpose", "sslserver"], &wanted[..]].concat()), Ok(()));
+    }
+    assert_eq!(files.certtool(&chain[..1], &root, SERVER).unwrap_or(Ok(())), Ok(()));
+
+    for name in [dns("bank.example"), rcgen::SanType::IpAddress(std::net::Ipv4Addr::new(192, 0, 2, 8).into())] {
+        let forged = forge_under(&authority, |params| {
+            params.not_after = rcgen::date_time_ymd(2100, 1, 1);
+            params.subject_alt_names = vec![name];
+            params.extended_key_usages = vec![rcgen::ExtendedKeyUsagePurpose::ServerAuth];
+        });
+        let said = files.openssl(&forged.chain, &root, &[]).expect_err("not its to name");
+        assert!(said.contains("permitted subtree violation"), "{said}");
+        assert!(files.certtool(&forged.chain[..1], &root, SERVER).is_none_or(|judged| judged.is_err()));
     }
 }
 

@@ -5,9 +5,14 @@ use std::time::Duration;
 use super::{ClockReading, HELLO_DEADLINE, SessionError};
 use crate::message::{
     Acknowledge, CommandOutcome, Goodbye, Hello, NodeFacts, Pace, Refusal, RefusalCode, Renewed, SpoolRange, ToHub,
-    ToNode, Unsupported, VersionRange, Welcome, to_hub, to_node,
+    ToNode, Trust, Unsupported, VersionRange, Welcome, to_hub, to_node,
 };
 use crate::{SessionId, Timestamp, version};
+
+/// Roots of a report that are looked at; a node trusts at most 4.
+const MAX_ROOTS: usize = 8;
+/// Characters of a node's trouble that are kept.
+const MAX_TROUBLE: usize = 300;
 
 /// The hub's side of one session, from the accepted control stream on.
 #[derive(Debug)]
@@ -43,6 +48,8 @@ pub struct NodeHello {
     pub process: u64,
     /// What the node's spool holds.
     pub spool: SpoolRange,
+    /// SHA-256 of the public keys of the roots the node trusts.
+    pub roots: Vec<[u8; 32]>,
 }
 
 /// What a hub is to do.
@@ -58,6 +65,15 @@ pub enum HubOutput {
     Renew {
         /// PKCS#10, DER.
         certificate_request: Vec<u8>,
+        /// Number of the certificate the node uses.
+        sequence: u64,
+    },
+    /// The roots the node trusts now.
+    Trusts {
+        /// SHA-256 of their public keys.
+        roots: Vec<[u8; 32]>,
+        /// Why the node did not take the list it was sent; empty when it did.
+        trouble: String,
     },
     /// How a command went.
     Outcome(CommandOutcome),
@@ -120,7 +136,14 @@ impl HubSession {
                     let answer = Renewed { refusal: Some(refusal), ..Renewed::default() };
                     return Ok(vec![HubOutput::Send(to_node::Message::Renewed(answer).into())]);
                 }
-                Ok(vec![HubOutput::Renew { certificate_request: request.certificate_request }])
+                Ok(vec![HubOutput::Renew {
+                    certificate_request: request.certificate_request,
+                    sequence: request.sequence,
+                }])
+            }
+            (State::Running { .. }, Message::Trust(report)) => {
+                let trouble = report.trouble.chars().take(MAX_TROUBLE).collect();
+                Ok(vec![HubOutput::Trusts { roots: hashes(&report.roots), trouble }])
             }
             (State::Running { .. }, Message::Outcome(outcome)) => Ok(vec![HubOutput::Outcome(outcome)]),
         }
@@ -140,7 +163,13 @@ impl HubSession {
         };
         self.state = State::Deciding { version, received_at: now };
         let facts = hello.facts.unwrap_or_default();
-        Ok(vec![HubOutput::Hello(NodeHello { version, facts, process: hello.process, spool })])
+        Ok(vec![HubOutput::Hello(NodeHello {
+            version,
+            facts,
+            process: hello.process,
+            spool,
+            roots: hashes(&hello.roots),
+        })])
     }
 
     /// Lets the node in; `None` unless a Hello waits for its answer. `stored` is [`crate::delivery::Inbox::position`];
@@ -187,6 +216,11 @@ impl HubSession {
         self.is_running().then(|| to_node::Message::Pace(Pace { live_for_ms }).into())
     }
 
+    /// Tells the node which roots to trust; `None` unless the session is running.
+    pub fn trust(&self, trust: Trust) -> Option<ToNode> {
+        self.is_running().then(|| to_node::Message::Trust(trust).into())
+    }
+
     /// Ends the session; the connection is to be closed once this is sent. The node comes back after `retry_after`,
     /// or by its back-off.
     pub fn goodbye(&mut self, reason: &str, retry_after: Option<Duration>) -> ToNode {
@@ -228,6 +262,11 @@ impl From<to_node::Message> for ToNode {
     }
 }
 
+/// What can be a hash, and no more than a node may trust.
+fn hashes(reported: &[Vec<u8>]) -> Vec<[u8; 32]> {
+    reported.iter().filter_map(|hash| hash.as_slice().try_into().ok()).take(MAX_ROOTS).collect()
+}
+
 fn version_refusal(ours: VersionRange, theirs: VersionRange) -> Refusal {
     let older = if theirs.newest < ours.oldest { "node" } else { "hub" };
     Refusal {
@@ -253,5 +292,6 @@ fn name(message: &to_hub::Message) -> &'static str {
         Message::Outcome(_) => "CommandOutcome",
         Message::Unsupported(_) => "Unsupported",
         Message::Goodbye(_) => "Goodbye",
+        Message::Trust(_) => "TrustReport",
     }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::{ClockReading, HELLO_DEADLINE, MAX_LIVE, RENEW_DEADLINE, SessionError};
 use crate::message::{
     Acknowledge, Command, CommandOutcome, CommandState, Goodbye, Hello, NodeFacts, Refusal, RenewRequest, Renewed,
-    SpoolRange, ToHub, ToNode, Unsupported, VersionRange, to_hub, to_node,
+    SpoolRange, ToHub, ToNode, Trust, TrustReport, Unsupported, VersionRange, to_hub, to_node,
 };
 use crate::{SessionId, Timestamp};
 
@@ -42,6 +42,8 @@ pub enum NodeOutput {
     Renewed {
         /// DER, leaf first.
         certificate_chain: Vec<Vec<u8>>,
+        /// Its number.
+        sequence: u64,
         /// When to renew the next time; `None`: by the node's own policy.
         renew_at: Option<Timestamp>,
     },
@@ -49,6 +51,8 @@ pub enum NodeOutput {
     RenewalRefused(Refusal),
     /// The hub did not answer a renewal; ask again.
     RenewalUnanswered,
+    /// The roots to trust from now on; answer with [`NodeSession::trusts`].
+    Trust(Trust),
     /// Until then, send every sample at once.
     LiveUntil(Timestamp),
     /// The hub could not read something of ours; for the log.
@@ -80,12 +84,14 @@ pub struct Welcomed {
 }
 
 impl NodeSession {
-    /// Starts a session; gives the first message to send. `process` is random and new at every start of the process.
+    /// Starts a session; gives the first message to send. `process` is random and new at every start of the process,
+    /// `roots` are the SHA-256 of the public keys of the roots this node trusts.
     pub fn open(
         versions: VersionRange,
         facts: NodeFacts,
         process: u64,
         spool: SpoolRange,
+        roots: &[[u8; 32]],
         now: Timestamp,
     ) -> (Self, ToHub) {
         let hello = Hello {
@@ -94,6 +100,7 @@ impl NodeSession {
             process,
             sent_at_ms: now.millis(),
             spool: Some(spool),
+            roots: roots.iter().map(|root| root.to_vec()).collect(),
         };
         (Self { state: State::Greeting { sent_at: now }, versions }, to_hub::Message::Hello(hello).into())
     }
@@ -164,6 +171,7 @@ impl NodeSession {
                 Ok(vec![renewal(renewed)])
             }
             (State::Running { .. }, Message::Command(command)) => Ok(vec![NodeOutput::Send(unsupported(command))]),
+            (State::Running { .. }, Message::Trust(trust)) => Ok(vec![NodeOutput::Trust(trust)]),
             (State::Running { .. }, Message::Pace(pace)) => {
                 let live = Duration::from_millis(pace.live_for_ms).min(MAX_LIVE);
                 Ok(vec![NodeOutput::LiveUntil(now.plus(live))])
@@ -174,12 +182,18 @@ impl NodeSession {
         }
     }
 
-    /// Asks for a new certificate; `None` when the session is not running or a request is under way.
-    pub fn renew(&mut self, certificate_request: Vec<u8>, now: Timestamp) -> Option<ToHub> {
+    /// Asks for a certificate after the one of this number; `None` when the session is not running or a request is under way.
+    pub fn renew(&mut self, certificate_request: Vec<u8>, sequence: u64, now: Timestamp) -> Option<ToHub> {
         let State::Running { renewing_since: renewing_since @ None } = &mut self.state else { return None };
         *renewing_since = Some(now);
-        Some(to_hub::Message::Renew(RenewRequest { certificate_request }))
+        Some(to_hub::Message::Renew(RenewRequest { certificate_request, sequence }))
             .map(|message| ToHub { message: Some(message) })
+    }
+
+    /// The roots this node trusts now, and why it did not take what it was sent.
+    pub fn trusts(&self, roots: &[[u8; 32]], trouble: String) -> ToHub {
+        let roots = roots.iter().map(|root| root.to_vec()).collect();
+        to_hub::Message::Trust(TrustReport { roots, trouble }).into()
     }
 
     /// Ends the session; the connection is to be closed once this is sent.
@@ -233,9 +247,11 @@ impl From<to_hub::Message> for ToHub {
 fn renewal(renewed: Renewed) -> NodeOutput {
     match renewed.refusal {
         Some(refusal) => NodeOutput::RenewalRefused(refusal),
-        None => {
-            NodeOutput::Renewed { certificate_chain: renewed.certificate_chain, renew_at: time(renewed.renew_at_ms) }
-        }
+        None => NodeOutput::Renewed {
+            certificate_chain: renewed.certificate_chain,
+            sequence: renewed.sequence,
+            renew_at: time(renewed.renew_at_ms),
+        },
     }
 }
 
@@ -273,5 +289,6 @@ fn name(message: &to_node::Message) -> &'static str {
         Message::Unsupported(_) => "Unsupported",
         Message::Goodbye(_) => "Goodbye",
         Message::Pace(_) => "Pace",
+        Message::Trust(_) => "Trust",
     }
 }

@@ -370,7 +370,7 @@ impl World {
         let node = &mut self.node;
         let first = node.records.keys().next().copied().unwrap_or(node.last + 1);
         let spool = SpoolRange::new(SpoolEpoch(node.epoch), Sequence(first), Sequence(node.last));
-        let (session, hello) = NodeSession::open(version::SPOKEN, Default::default(), 1, spool, self.now);
+        let (session, hello) = NodeSession::open(version::SPOKEN, Default::default(), 1, spool, &[], self.now);
         node.session = Some(session);
         self.hub.session = Some(HubSession::open(version::SPOKEN, self.now));
         self.hub.decoder = Decoder::default();

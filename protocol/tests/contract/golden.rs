@@ -55,6 +55,10 @@ fn to_node(name: &'static str, message: to_node::Message) -> (&'static str, Vec<
     bytes(name, ToNode { message: Some(message) })
 }
 
+fn recover(name: &'static str, reply: recover_reply::Reply) -> (&'static str, Vec<u8>) {
+    bytes(name, RecoverReply { reply: Some(reply) })
+}
+
 fn messages() -> Vec<(&'static str, Vec<u8>)> {
     let versions = Some(VersionRange { oldest: 1, newest: 2 });
     let refusal = Refusal { code: RefusalCode::TokenExpired.into(), message: "late".into(), retry_after_ms: 1_500 };
@@ -84,7 +88,8 @@ fn messages() -> Vec<(&'static str, Vec<u8>)> {
                     name: "press-1".into(),
                     kind: NodeKind::Agent.into(),
                     certificate_chain: vec![vec![1], vec![2]],
-                    root: vec![3],
+                    roots: vec![vec![3]],
+                    links: vec![],
                 })),
             },
         ),
@@ -106,10 +111,18 @@ fn messages() -> Vec<(&'static str, Vec<u8>)> {
                 process: 0xfeed,
                 sent_at_ms: 1_790_000_000_001,
                 spool: Some(SpoolRange { epoch: 1, first: 2, last: 3 }),
+                roots: vec![],
             }),
         ),
         to_hub("to-hub-clock", to_hub::Message::Clock(clock)),
-        to_hub("to-hub-renew", to_hub::Message::Renew(RenewRequest { certificate_request: vec![0x30, 1] })),
+        to_hub(
+            "to-hub-renew",
+            to_hub::Message::Renew(RenewRequest { certificate_request: vec![0x30, 1], sequence: 0 }),
+        ),
+        to_hub(
+            "to-hub-renew-numbered",
+            to_hub::Message::Renew(RenewRequest { certificate_request: vec![0x30, 1], sequence: 300 }),
+        ),
         to_hub(
             "to-hub-outcome",
             to_hub::Message::Outcome(CommandOutcome {
@@ -119,6 +132,10 @@ fn messages() -> Vec<(&'static str, Vec<u8>)> {
             }),
         ),
         to_hub("to-hub-unsupported", to_hub::Message::Unsupported(unsupported())),
+        to_hub(
+            "to-hub-trust-report",
+            to_hub::Message::Trust(TrustReport { roots: vec![vec![5; 32]], trouble: "no".into() }),
+        ),
         to_hub("to-hub-goodbye", to_hub::Message::Goodbye(goodbye())),
         to_node(
             "to-node-welcome",
@@ -138,7 +155,16 @@ fn messages() -> Vec<(&'static str, Vec<u8>)> {
             to_node::Message::Renewed(Renewed {
                 certificate_chain: vec![vec![1], vec![2]],
                 renew_at_ms: 1_790_000_600_000,
-                refusal: Some(refusal),
+                refusal: Some(refusal.clone()),
+                sequence: 0,
+            }),
+        ),
+        to_node(
+            "to-node-renewed-numbered",
+            to_node::Message::Renewed(Renewed {
+                certificate_chain: vec![vec![1]],
+                sequence: 301,
+                ..Renewed::default()
             }),
         ),
         to_node(
@@ -152,6 +178,10 @@ fn messages() -> Vec<(&'static str, Vec<u8>)> {
         ),
         to_node("to-node-unsupported", to_node::Message::Unsupported(unsupported())),
         to_node("to-node-goodbye", to_node::Message::Goodbye(goodbye())),
+        to_node(
+            "to-node-trust",
+            to_node::Message::Trust(Trust { roots: vec![vec![0x30, 2]], links: vec![vec![0x30, 3]] }),
+        ),
         to_node("to-node-pace", to_node::Message::Pace(Pace { live_for_ms: 60_000 })),
         bytes("upload-batch", upload(upload::Message::Batch(Batch { epoch: 1, sequence: 300, body: vec![8, 1] }))),
         bytes(
@@ -159,6 +189,29 @@ fn messages() -> Vec<(&'static str, Vec<u8>)> {
             upload(upload::Message::Lost(Lost { epoch: 1, first: 4, last: 9, reason: LostReason::Released.into() })),
         ),
         bytes("upload-snapshot", upload(upload::Message::Snapshot(body(clock)))),
+        bytes(
+            "recover-request",
+            RecoverRequest {
+                versions,
+                node_id: vec![1; 16],
+                spki_sha256: vec![2; 32],
+                sequence: 300,
+                certificate_request: vec![0x30, 0],
+            },
+        ),
+        recover("recover-challenge", recover_reply::Reply::Challenge(Challenge { nonce: vec![3; 32] })),
+        bytes("recover-proof", RecoverProof { signature: vec![0x30, 4] }),
+        recover(
+            "recover-recovered",
+            recover_reply::Reply::Recovered(Recovered {
+                certificate_chain: vec![vec![1], vec![2]],
+                sequence: 301,
+                renew_at_ms: 1_790_000_600_000,
+                roots: vec![vec![3]],
+                links: vec![vec![4]],
+            }),
+        ),
+        recover("recover-refusal", recover_reply::Reply::Refusal(refusal)),
         bytes("acknowledge", stored),
         bytes("batch-body", body(clock)),
     ]

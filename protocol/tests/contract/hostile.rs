@@ -89,7 +89,7 @@ proptest! {
     ) {
         let now = Timestamp::from_millis(1);
         let spool = SpoolRange { epoch: 1, first: 1, last: 0 };
-        let (mut node, hello) = NodeSession::open(version::SPOKEN, Default::default(), 1, spool, now);
+        let (mut node, hello) = NodeSession::open(version::SPOKEN, Default::default(), 1, spool, &[], now);
         let mut hub = HubSession::open(version::SPOKEN, now);
         if greeted {
             hub.receive(hello, now).expect("good");
@@ -119,7 +119,7 @@ fn extreme_numbers_in_control_messages_leave_both_ends_standing() {
             let _ = hub.receive(to_hub::Message::Hello(hello).into(), now);
         }
         let spool = SpoolRange { epoch: 1, first: 1, last: 0 };
-        let (mut node, _) = NodeSession::open(version::SPOKEN, Default::default(), 1, spool, now);
+        let (mut node, _) = NodeSession::open(version::SPOKEN, Default::default(), 1, spool, &[], now);
         let welcome = protocol::message::Welcome {
             version: 1,
             session_id: vec![0; 16],

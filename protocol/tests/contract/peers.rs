@@ -97,7 +97,7 @@ fn a_node_two_minor_versions_newer_is_welcomed_and_its_news_answered() {
 
 #[test]
 fn a_hub_two_minor_versions_newer_is_understood_and_its_news_answered() {
-    let (mut node, hello) = NodeSession::open(version::SPOKEN, NodeFacts::default(), 1, SPOOL, now());
+    let (mut node, hello) = NodeSession::open(version::SPOKEN, NodeFacts::default(), 1, SPOOL, &[], now());
     let mut hub = HubSession::open(VersionRange { oldest: 1, newest: 3 }, now());
     hub.receive(hello, now()).expect("good");
     let welcome = hub.welcome(protocol::SessionId::new(now(), [0; 10]), None, "hub", None, now()).expect("waits");
@@ -118,7 +118,8 @@ fn an_older_peer_that_lacks_optional_fields_is_understood() {
     let mut hub = HubSession::open(VersionRange { oldest: 1, newest: 3 }, now());
     assert!(hub.receive(to_hub::Message::Hello(hello).into(), now()).is_ok());
 
-    let (mut node, _) = NodeSession::open(VersionRange { oldest: 1, newest: 3 }, NodeFacts::default(), 1, SPOOL, now());
+    let (mut node, _) =
+        NodeSession::open(VersionRange { oldest: 1, newest: 3 }, NodeFacts::default(), 1, SPOOL, &[], now());
     let welcome = Welcome { version: 1, session_id: vec![0; 16], ..Welcome::default() };
     assert!(node.receive(to_node::Message::Welcome(welcome).into(), now()).is_ok());
     assert!(node.is_running());
@@ -141,7 +142,7 @@ fn telemetry_of_a_newer_node_is_read_as_far_as_it_is_known() {
 #[test]
 fn unsupported_is_never_answered() {
     let unsupported = || Unsupported { message: "?".into() };
-    let (mut node, _) = NodeSession::open(version::SPOKEN, NodeFacts::default(), 1, SPOOL, now());
+    let (mut node, _) = NodeSession::open(version::SPOKEN, NodeFacts::default(), 1, SPOOL, &[], now());
     let outputs = node.receive(to_node::Message::Unsupported(unsupported()).into(), now()).expect("tolerated");
     assert_eq!(outputs, [NodeOutput::Unsupported("?".into())]);
     let mut hub = HubSession::open(version::SPOKEN, now());

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use protocol::message::{
     Acknowledge, Command, CommandState, Goodbye, Hello, Pace, Refusal, RefusalCode, RenewRequest, Renewed, SpoolRange,
-    ToHub, ToNode, Unsupported, VersionRange, Welcome, to_hub, to_node,
+    ToHub, ToNode, Trust, TrustReport, Unsupported, VersionRange, Welcome, to_hub, to_node,
 };
 use protocol::session::{
     ClockReading, HELLO_DEADLINE, HubOutput, HubSession, MAX_LIVE, NodeOutput, NodeSession, RENEW_DEADLINE,
@@ -24,7 +24,7 @@ fn id() -> SessionId {
 }
 
 fn node(versions: VersionRange) -> (NodeSession, ToHub) {
-    NodeSession::open(versions, Default::default(), 42, SPOOL, at(0))
+    NodeSession::open(versions, Default::default(), 42, SPOOL, &[], at(0))
 }
 
 fn hello(node_versions: VersionRange, hub_versions: VersionRange) -> (HubSession, Vec<HubOutput>) {
@@ -154,26 +154,29 @@ fn a_node_that_does_not_wait_for_its_welcome_is_cut_off() {
 #[test]
 fn a_renewal_is_asked_for_answered_and_asked_for_again() {
     let (mut node, mut hub) = running();
-    let ask = node.renew(vec![1, 2], at(300)).expect("running");
-    assert!(node.renew(vec![1, 2], at(301)).is_none(), "one at a time");
-    assert_eq!(hub.receive(ask.clone(), at(310)), Ok(vec![HubOutput::Renew { certificate_request: vec![1, 2] }]));
+    let ask = node.renew(vec![1, 2], 3, at(300)).expect("running");
+    assert!(node.renew(vec![1, 2], 3, at(301)).is_none(), "one at a time");
+    assert_eq!(
+        hub.receive(ask.clone(), at(310)),
+        Ok(vec![HubOutput::Renew { certificate_request: vec![1, 2], sequence: 3 }])
+    );
     let busy = hub.receive(ask, at(311)).expect("tolerated");
     let [HubOutput::Send(ToNode { message: Some(to_node::Message::Renewed(busy)) })] = &busy[..] else {
         panic!("{busy:?}")
     };
     assert_eq!(busy.refusal.as_ref().map(Refusal::code), Some(RefusalCode::Busy));
 
-    let answer = hub.renewed(Renewed { certificate_chain: vec![vec![3]], renew_at_ms: 0, refusal: None });
-    let renewed = NodeOutput::Renewed { certificate_chain: vec![vec![3]], renew_at: None };
+    let answer = hub.renewed(Renewed { certificate_chain: vec![vec![3]], sequence: 4, ..Renewed::default() });
+    let renewed = NodeOutput::Renewed { certificate_chain: vec![vec![3]], sequence: 4, renew_at: None };
     assert_eq!(node.receive(answer, at(320)), Ok(vec![renewed]));
     assert_eq!(node.deadline(), None);
 
-    let ask = node.renew(vec![4], at(400)).expect("the last one is answered");
+    let ask = node.renew(vec![4], 4, at(400)).expect("the last one is answered");
     assert!(hub.receive(ask, at(410)).is_ok_and(|outputs| matches!(outputs[..], [HubOutput::Renew { .. }])));
     let deadline = at(400).plus(RENEW_DEADLINE);
     assert_eq!(node.deadline(), Some(deadline));
     assert_eq!(node.tick(deadline), Ok(Some(NodeOutput::RenewalUnanswered)));
-    assert!(node.renew(vec![4], deadline).is_some());
+    assert!(node.renew(vec![4], 4, deadline).is_some());
 
     let refusal = Refusal { code: RefusalCode::NodeRevoked.into(), ..Refusal::default() };
     let answer = hub.renewed(Renewed { refusal: Some(refusal.clone()), ..Renewed::default() });
@@ -224,7 +227,7 @@ fn goodbye_ends_both_sides_with_its_reason() {
     let heard = NodeOutput::Goodbye { reason: "upgrade".into(), retry_after: Some(Duration::from_secs(3)) };
     assert_eq!(node.receive(bye, at(1)), Ok(vec![heard]));
     assert!(!node.is_running() && !hub.is_running());
-    assert!(node.renew(vec![], at(2)).is_none() && hub.live(MAX_LIVE).is_none());
+    assert!(node.renew(vec![], 4, at(2)).is_none() && hub.live(MAX_LIVE).is_none());
     let late = to_node::Message::Pace(Pace { live_for_ms: 1 });
     assert_eq!(node.receive(late.into(), at(3)), Ok(vec![]));
 
@@ -248,4 +251,22 @@ fn a_second_welcome_ends_the_session() {
     let welcome = to_node::Message::Welcome(Welcome::default());
     assert!(matches!(node.receive(welcome.into(), at(1)), Err(SessionError::Unexpected { found: "Welcome", .. })));
     assert!(!node.is_running());
+}
+
+#[test]
+fn a_list_of_roots_reaches_the_node_and_its_report_the_hub_within_bounds() {
+    let (mut node, mut hub) = running();
+    let wanted = Trust { roots: vec![vec![1]], links: vec![vec![2]] };
+    let message = hub.trust(wanted.clone()).expect("running");
+    assert_eq!(node.receive(message, at(300)), Ok(vec![NodeOutput::Trust(wanted)]));
+    let report = node.trusts(&[[7; 32]], String::new());
+    let trusts = HubOutput::Trusts { roots: vec![[7; 32]], trouble: String::new() };
+    assert_eq!(hub.receive(report, at(310)), Ok(vec![trusts]));
+
+    let roots = [vec![vec![1; 31], vec![2; 33]], vec![vec![3; 32]; 100]].concat();
+    let report = to_hub::Message::Trust(TrustReport { roots, trouble: "x".repeat(10_000) });
+    let outputs = hub.receive(report.into(), at(320)).expect("a bad report is no break of the rules");
+    let [HubOutput::Trusts { roots, trouble }] = &outputs[..] else { panic!("{outputs:?}") };
+    assert_eq!((roots.as_slice(), trouble.len()), (&[[3; 32]; 8][..], 300));
+    assert!(HubSession::open(V1, at(0)).trust(Trust::default()).is_none(), "not before the Welcome");
 }

@@ -9,12 +9,12 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use super::api::Api;
 use super::binary::binary;
 use super::clock;
 use super::netns::{self, Netns};
-use super::process::Process;
+use super::process::{Process, finish};
 use super::wait::{SOON, until};
+use crate::api::Api;
 
 /// Where a running hub listens, as it writes it to its state directory.
 #[derive(Debug, Clone, Deserialize)]
@@ -161,6 +161,12 @@ impl HubBuilder {
         self
     }
 
+    /// Sets a variable of its environment that is no key, as a service manager does.
+    pub fn variable(mut self, name: &str, value: impl Into<String>) -> Self {
+        self.settings.push((name.to_owned(), value.into()));
+        self
+    }
+
     /// Sets its clock off by `offset`, such as `+365d`.
     pub fn clock(mut self, offset: &str) -> Result<Self> {
         self.settings.extend(clock::off_by(offset)?);
@@ -196,14 +202,15 @@ impl HubBuilder {
             settings.push((format!("HYPERFACTORY_HUB_{key}"), value.to_string()));
         }
         let (process, endpoints) = serve(self.netns.as_deref(), state.path(), &settings)?;
-        let http = endpoints.http.rsplit('/').next().unwrap_or_default().to_owned();
+        // The base URL may name a host, as a certificate does.
+        let port = endpoints.http.rsplit(':').next().unwrap_or_default().parse().context("a URL without a port")?;
         settings.retain(|(name, _)| name != "HYPERFACTORY_HUB_HTTP_LISTEN");
-        settings.push(("HYPERFACTORY_HUB_HTTP_LISTEN".to_owned(), http));
+        settings.push(("HYPERFACTORY_HUB_HTTP_LISTEN".to_owned(), SocketAddr::new(http.ip(), port).to_string()));
 
         let printed = run(state.path(), &settings, &["api-token", "--role", "admin", "--name", "rig"])?;
         let token = printed.split_ascii_whitespace().find(|word| word.starts_with("hft_"));
         let token = token.with_context(|| format!("no API token in: {printed}"))?;
-        let api = Api::new(endpoints.http.clone()).with_token(token);
+        let api = anonymous(state.path(), &settings, &endpoints)?.with_token(token);
         Ok(Hub { state, settings, netns: self.netns, endpoints, api, process: Some(process) })
     }
 }
@@ -224,7 +231,7 @@ fn serve(netns: Option<&str>, state: &Path, settings: &[(String, String)]) -> Re
         Ok(Some(serde_json::from_slice::<Endpoints>(&std::fs::read(&file)?)?))
     });
     let endpoints = endpoints.with_context(|| process.last_words())?;
-    let anonymous = Api::new(endpoints.http.clone());
+    let anonymous = anonymous(state, settings, &endpoints)?;
     let answers = until("the hub to answer", SOON, || {
         process.check()?;
         anonymous.get("/healthz")?.ok().map(|_| Some(()))
@@ -233,12 +240,21 @@ fn serve(netns: Option<&str>, state: &Path, settings: &[(String, String)]) -> Re
     Ok((process, endpoints))
 }
 
-fn run(state: &Path, settings: &[(String, String)], arguments: &[&str]) -> Result<String> {
-    let output = program(None, state, settings)?.args(arguments).output().context("running the hub's program")?;
-    if !output.status.success() {
-        bail!("hyperfactory-hub {}: {}", arguments.join(" "), String::from_utf8_lossy(&output.stderr).trim());
+/// The API of a hub that listens; over HTTPS by the authority it says, or the chain it was given.
+fn anonymous(state: &Path, settings: &[(String, String)], endpoints: &Endpoints) -> Result<Api> {
+    if !endpoints.http.starts_with("https:") {
+        return Ok(Api::new(endpoints.http.clone()));
     }
-    String::from_utf8(output.stdout).context("the hub printed what is no text")
+    let given = settings.iter().find(|(name, _)| name == "HYPERFACTORY_HUB_HTTP_CERTIFICATE");
+    let authorities = match given {
+        Some((_, path)) => std::fs::read(path).with_context(|| format!("reading {path}"))?,
+        None => run(state, settings, &["http-authority"])?.into_bytes(),
+    };
+    Ok(Api::trusting(endpoints.http.clone(), &authorities))
+}
+
+fn run(state: &Path, settings: &[(String, String)], arguments: &[&str]) -> Result<String> {
+    finish(program(None, state, settings)?.args(arguments))
 }
 
 fn program(netns: Option<&str>, state: &Path, settings: &[(String, String)]) -> Result<Command> {

@@ -1,11 +1,12 @@
 //! The tests' own PostgreSQL: one new, empty database for each who asks.
 
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use anyhow::{Context, Result, bail};
+use anyhow::Result;
 
 use super::exported;
+use super::process::finish;
 
 /// The server that `./test` started.
 #[derive(Debug, Clone)]
@@ -29,15 +30,8 @@ impl Postgres {
     }
 
     fn run(&self, statement: &str) -> Result<()> {
-        let output = Command::new("psql")
-            .args(["--no-psqlrc", "--quiet", "--dbname", &self.url, "--command", statement])
-            .stdin(Stdio::null())
-            .output()
-            .context("running psql (Debian's package postgresql-client)")?;
-        if !output.status.success() {
-            bail!("{statement}: {}", String::from_utf8_lossy(&output.stderr).trim());
-        }
-        Ok(())
+        let arguments = ["--no-psqlrc", "--quiet", "--dbname", &self.url, "--command", statement];
+        finish(Command::new("psql").args(arguments)).map(drop)
     }
 }
 
@@ -59,6 +53,7 @@ impl TestDatabase {
 impl Drop for TestDatabase {
     fn drop(&mut self) {
         let _ = self.server.run(&format!("DROP DATABASE {} WITH (FORCE)", self.name));
+        let _ = self.server.run(&format!("DROP ROLE IF EXISTS {}_runtime", self.name));
     }
 }
 

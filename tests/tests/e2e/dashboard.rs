@@ -93,7 +93,7 @@ async fn from_sign_in_to_a_service_that_turns_unhealthy_without_a_reload() -> Re
     ensure!(was_not_loaded_again(&browser).await?, "the node's page was loaded again");
     fits(&browser, "node").await?;
 
-    for page in ["alerts", "audit", "tenants", "tenants/acme", "api-tokens"] {
+    for page in ["alerts", "audit", "tenants", "tenants/acme", "trust", "api-tokens"] {
         browser.goto(format!("{base}/{page}")).await?;
         reads(&browser, By::Tag("body"), "acme")
             .await
@@ -103,5 +103,13 @@ async fn from_sign_in_to_a_service_that_turns_unhealthy_without_a_reload() -> Re
     browser.goto(&base).await?;
     reads(&browser, By::Tag("body"), "press-1").await?;
     fits(&browser, "fleet").await?;
+
+    browser.find(By::LinkText("press-1")).await?.click().await?;
+    browser.find(By::XPath("//summary[contains(., 'Revoke')]")).await?.click().await?;
+    fits(&browser, "node-revoke").await?;
+    submit(&browser, "form[action$='/revoke']").await?;
+    reads(&browser, By::Id("notes"), "may not connect any more").await?;
+    reads(&browser, By::Id("node-head"), "revoked").await?;
+    fits(&browser, "node-revoked").await?;
     browser.quit().await
 }

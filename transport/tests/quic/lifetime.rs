@@ -17,8 +17,8 @@ async fn each_close_reason_reaches_the_peer() {
         let reason = format!("because of {code:?}");
         at_hub.close(code, &reason);
         at_hub.close(CloseCode::Internal, "the first reason stays");
-        assert_eq!(node.closed().await, Closed { code, reason: reason.clone(), by_peer: true });
-        assert_eq!(at_hub.closed().await, Closed { code, reason: reason.clone(), by_peer: false });
+        assert_eq!(node.closed().await, Closed { code, reason: reason.clone(), by_peer: true, distrust: None });
+        assert_eq!(at_hub.closed().await, Closed { code, reason: reason.clone(), by_peer: false, distrust: None });
         assert_eq!(at_hub.close_reason().map(|closed| closed.reason), Some(reason));
     }
 }
@@ -29,7 +29,10 @@ async fn a_node_says_why_it_leaves() {
     let hub = listen(&fleet);
     let (node, at_hub) = session(&fleet, &hub).await;
     node.close(CloseCode::Done, "stopping");
-    assert_eq!(at_hub.closed().await, Closed { code: CloseCode::Done, reason: "stopping".into(), by_peer: true });
+    assert_eq!(
+        at_hub.closed().await,
+        Closed { code: CloseCode::Done, reason: "stopping".into(), by_peer: true, distrust: None }
+    );
     let error = at_hub.accept(MAX_CONTROL).await.expect_err("over");
     assert_eq!(error.reason, "stopping");
 }

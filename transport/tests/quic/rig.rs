@@ -9,8 +9,8 @@ use std::task::{Context, Poll, Waker};
 use std::time::SystemTime;
 
 use hyperfactory_transport::{ConnectError, Connection, Endpoint, ServerLimits};
-use pki::authority::{NODE_LIFETIME, ROOT_LIFETIME};
-use pki::tls::{self, HubCertificate, HubTls, TimeProvider};
+use pki::authority::{INTERMEDIATE_LIFETIME, NODE_LIFETIME, ROOT_LIFETIME};
+use pki::tls::{self, HubCertificate, HubChain, HubTls, TimeProvider, TrustedRoots};
 use pki::{Authority, CertificateDer, NodeIdentity, PrivateKey};
 use protocol::{NodeId, NodeKind, Timestamp};
 use tokio::net::UdpSocket;
@@ -34,19 +34,18 @@ impl Fleet {
         let now = Timestamp::from(SystemTime::now());
         let root = Authority::create_root(now, ROOT_LIFETIME).expect("a root");
         let hub = root.issue_hub_intermediate(now).expect("an intermediate");
-        let tenant = root.issue_tenant_intermediate(&"acme".parse().expect("a slug"), now).expect("an intermediate");
+        let tenant = root
+            .issue_tenant_intermediate(&"acme".parse().expect("a slug"), now, INTERMEDIATE_LIFETIME)
+            .expect("an intermediate");
         let (key, leaf) = server_pair(&hub, now);
-        let certificate =
-            HubCertificate::new(leaf, hub.certificate_der().clone(), root.certificate_der().clone(), &key)
-                .expect("a pair");
+        let certificate = HubCertificate::new(chain(leaf, &hub, &root), &key).expect("a pair");
         Self { now, root, hub, tenant, certificate }
     }
 
     /// Shows another certificate; gives it.
     pub(crate) fn renew_hub(&self) -> CertificateDer<'static> {
         let (key, leaf) = server_pair(&self.hub, self.now);
-        let (hub, root) = (self.hub.certificate_der().clone(), self.root.certificate_der().clone());
-        self.certificate.replace(leaf.clone(), hub, root, &key).expect("replaced");
+        self.certificate.replace(chain(leaf.clone(), &self.hub, &self.root), &key).expect("replaced");
         leaf
     }
 
@@ -66,8 +65,9 @@ impl Fleet {
         &self,
         denied: impl Fn(&NodeIdentity) -> bool + Send + Sync + 'static,
     ) -> Arc<rustls::ServerConfig> {
-        let (root, certificate) = (self.root.certificate_der().clone(), self.certificate.clone());
-        tls::server_config(HubTls { root, certificate, denied: Arc::new(denied), clock: tls::system_clock() })
+        let roots = TrustedRoots::new(&[self.root.certificate_der().clone()]).expect("a root");
+        let certificate = self.certificate.clone();
+        tls::server_config(HubTls { roots, certificate, denied: Arc::new(denied), clock: tls::system_clock() })
             .expect("tls")
     }
 
@@ -76,12 +76,17 @@ impl Fleet {
     }
 
     pub(crate) fn node_config_at(&self, node: &Node, clock: Arc<dyn TimeProvider>) -> Arc<rustls::ClientConfig> {
-        tls::node_config(node.chain.clone(), &node.key, self.root.certificate_der(), clock).expect("tls")
+        tls::node_config(node.chain.clone(), &node.key, &[self.root.certificate_der().clone()], clock).expect("tls")
     }
 
     pub(crate) fn enroll_config(&self) -> Arc<rustls::ClientConfig> {
         tls::enroll_config(self.root.spki_sha256(), tls::system_clock()).expect("tls")
     }
+}
+
+fn chain(leaf: CertificateDer<'static>, hub: &Authority, root: &Authority) -> HubChain {
+    let (intermediate, root) = (hub.certificate_der().clone(), root.certificate_der().clone());
+    HubChain { leaf, intermediate, links: Vec::new(), roots: vec![root] }
 }
 
 fn server_pair(hub: &Authority, now: Timestamp) -> (PrivateKey, CertificateDer<'static>) {

@@ -1,13 +1,14 @@
 //! Verifies the log in a database, against the certificates beside it.
 
 use data_encoding::HEXLOWER;
-use pki::{CertificateDer, Summary};
-use protocol::{TenantId, Timestamp};
+use pki::{CertificateDer, Role, Summary};
+use protocol::Timestamp;
 use store::StoreError;
 use store::sqlx::any::AnyRow;
 use store::sqlx::{self, AnyConnection, AssertSqlSafe, Row};
 
 use super::{Extent, Finding, Hash, Head, Link, Report, Walk};
+use crate::authorities;
 
 /// Rows read at once.
 const PAGE: i64 = 1_000;
@@ -51,7 +52,7 @@ pub async fn database(
     }
     entries(snapshot, &mut walk).await?;
     authorities(snapshot, &mut walk).await?;
-    nodes(snapshot, &mut walk).await?;
+    leaves(snapshot, &mut walk).await?;
     for (name, sha256) in certificates {
         walk.certificate(name, sha256);
     }
@@ -90,9 +91,11 @@ async fn entries(snapshot: &mut AnyConnection, walk: &mut Walk) -> Result<(), Da
 }
 
 async fn authorities(snapshot: &mut AnyConnection, walk: &mut Walk) -> Result<(), DatabaseError> {
-    let rows = sqlx::query("SELECT id, kind, tenant, not_after, certificate FROM authorities ORDER BY id")
-        .fetch_all(&mut *snapshot)
-        .await?;
+    let rows = sqlx::query(
+        "SELECT id, kind, tenant, not_after, certificate FROM authorities WHERE certificate IS NOT NULL ORDER BY id",
+    )
+    .fetch_all(&mut *snapshot)
+    .await?;
     for (number, row) in rows.iter().enumerate() {
         if let Err(error) = authority(walk, row) {
             mislabelled(walk, &format!("row {} of the authorities", number + 1), &error.to_string());
@@ -105,27 +108,27 @@ async fn authorities(snapshot: &mut AnyConnection, walk: &mut Walk) -> Result<()
 /// When the row holds something else than an authority.
 fn authority(walk: &mut Walk, row: &AnyRow) -> Result<(), sqlx::Error> {
     let (id, kind, tenant): (i64, String, Option<String>) = (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
-    let (not_after, der): (i64, Vec<u8>) = (row.try_get(3)?, row.try_get(4)?);
+    let (not_after, der): (Option<i64>, Vec<u8>) = (row.try_get(3)?, row.try_get(4)?);
     let owner = tenant.as_deref().map_or(String::new(), |tenant| format!(" of tenant {tenant}"));
     let what = format!("authority {id} ({kind}{owner})");
     let Some(summary) = summary(walk, &what, &der) else { return Ok(()) };
     walk.certificate(&what, &HEXLOWER.encode(&summary.sha256));
-    let names = tenant.and_then(|tenant| tenant.parse::<TenantId>().ok());
-    let names = names.map(|tenant| vec![pki::name::tenant_subtree(&tenant)]);
-    if names.is_some_and(|names| names != summary.names) {
-        mislabelled(walk, &what, "the certificate is for another tenant than its row says");
+    let role = Role::of(&der);
+    let place = role.as_ref().map(authorities::place);
+    if place != Some((&kind, tenant.as_deref().unwrap_or_default())) {
+        mislabelled(walk, &what, "the certificate is for another purpose or tenant than its row says");
     }
-    if summary.not_after.millis() != not_after || !summary.is_ca {
+    if Some(summary.not_after.millis()) != not_after {
         mislabelled(walk, &what, "its row says something else than the certificate");
     }
     Ok(())
 }
 
-async fn nodes(snapshot: &mut AnyConnection, walk: &mut Walk) -> Result<(), DatabaseError> {
+async fn leaves(snapshot: &mut AnyConnection, walk: &mut Walk) -> Result<(), DatabaseError> {
     let mut after = (i64::MIN, Vec::new());
     loop {
         let rows = sqlx::query(
-            "SELECT c.authority, c.serial, c.tenant, c.node, c.spki_sha256, c.not_after, c.certificate, a.certificate
+            "SELECT c.authority, c.serial, c.kind, c.tenant, c.node, c.spki_sha256, c.not_after, c.certificate, a.certificate
              FROM certificates c LEFT JOIN authorities a ON a.id = c.authority
              WHERE c.authority > $1 OR (c.authority = $1 AND c.serial > $2)
              ORDER BY c.authority, c.serial LIMIT $3",
@@ -137,9 +140,8 @@ async fn nodes(snapshot: &mut AnyConnection, walk: &mut Walk) -> Result<(), Data
         .await?;
         for row in &rows {
             after = (row.try_get(0)?, row.try_get(1)?);
-            let what = format!("certificate {}", HEXLOWER.encode(&after.1));
-            if let Err(error) = node(walk, row, &after.1) {
-                mislabelled(walk, &what, &error.to_string());
+            if let Err(error) = leaf(walk, row, &after.1) {
+                mislabelled(walk, &format!("certificate {}", HEXLOWER.encode(&after.1)), &error.to_string());
             }
         }
         if rows.len() < PAGE as usize {
@@ -150,27 +152,55 @@ async fn nodes(snapshot: &mut AnyConnection, walk: &mut Walk) -> Result<(), Data
 
 /// # Errors
 /// When the row holds something else than a certificate.
-fn node(walk: &mut Walk, row: &AnyRow, serial: &[u8]) -> Result<(), sqlx::Error> {
-    let (node, der): (String, Vec<u8>) = (row.try_get(3)?, row.try_get(6)?);
-    let what = format!("certificate {} of node {node}", HEXLOWER.encode(serial));
+fn leaf(walk: &mut Walk, row: &AnyRow, serial: &[u8]) -> Result<(), sqlx::Error> {
+    let (kind, node): (String, Option<String>) = (row.try_get(2)?, row.try_get(4)?);
+    let (tenant, der): (Option<String>, Vec<u8>) = (row.try_get(3)?, row.try_get(7)?);
+    let of = node.as_deref().map_or(kind.clone(), |node| format!("{kind} of node {node}"));
+    let what = format!("certificate {} ({of})", HEXLOWER.encode(serial));
     let Some(summary) = summary(walk, &what, &der) else { return Ok(()) };
     walk.certificate(&what, &HEXLOWER.encode(&summary.sha256));
-    let issuer: Option<Vec<u8>> = row.try_get(7)?;
-    let chain = [der, issuer.unwrap_or_default()].map(CertificateDer::from);
-    match pki::node_identity(&chain) {
-        Ok(identity) => {
-            let same = identity.serial.as_bytes().as_slice() == serial
-                && identity.node.to_string() == node
-                && identity.tenant.as_str() == row.try_get::<String, _>(2)?
-                && identity.spki_sha256.as_slice() == row.try_get::<Vec<u8>, _>(4)?
-                && identity.not_after.millis() == row.try_get::<i64, _>(5)?;
-            if !same {
-                mislabelled(walk, &what, "its row says something else than the certificate");
-            }
-        }
-        Err(error) => mislabelled(walk, &what, &error.to_string()),
+    let same = summary.serial == serial
+        && summary.spki_sha256.as_slice() == row.try_get::<Vec<u8>, _>(5)?
+        && summary.not_after.millis() == row.try_get::<i64, _>(6)?;
+    if !same {
+        mislabelled(walk, &what, "its row says something else than the certificate");
+    }
+    let issuer: Vec<u8> = row.try_get::<Option<Vec<u8>>, _>(8)?.unwrap_or_default();
+    if let Err(why) = belongs(&kind, tenant.as_deref(), node.as_deref(), &summary, &der, &issuer) {
+        mislabelled(walk, &what, &why);
     }
     Ok(())
+}
+
+/// Whether a certificate is its row's kind, tenant's and node's, and its authority's.
+fn belongs(
+    kind: &str,
+    tenant: Option<&str>,
+    node: Option<&str>,
+    summary: &Summary,
+    der: &[u8],
+    issuer: &[u8],
+) -> Result<(), String> {
+    let agree = match kind {
+        "agent" | "bridge" => {
+            let identity =
+                pki::node_identity(&[CertificateDer::from(der), issuer.into()]).map_err(|error| error.to_string())?;
+            let holder = (identity.kind.as_str(), Some(identity.tenant.as_str()), Some(identity.node.to_string()));
+            (holder.0, holder.1, holder.2.as_deref()) == (kind, tenant, node)
+        }
+        "kafka-client" | "kafka-server" => {
+            let root = matches!(Role::of(issuer), Some(Role::Kafka(owner)) if Some(owner.as_str()) == tenant);
+            let principal = node.and_then(|node| node.parse().ok()).map(pki::kafka_principal);
+            root && if kind == "kafka-client" { principal == summary.common_name } else { node.is_none() }
+        }
+        "hub-server" => Role::of(issuer) == Some(Role::Hub) && tenant.is_none() && node.is_none(),
+        "web-server" => Role::of(issuer) == Some(Role::Web) && tenant.is_none() && node.is_none(),
+        _ => false,
+    };
+    if !agree {
+        return Err("its row says something else than the certificate".into());
+    }
+    if pki::trust::signed_by(der, issuer) { Ok(()) } else { Err("its authority did not sign it".into()) }
 }
 
 fn summary(walk: &mut Walk, what: &str, der: &[u8]) -> Option<Summary> {

@@ -34,7 +34,7 @@ impl Fleet {
         let fleet = Self::new();
         let rows = sqlx::query(
             "SELECT n.id, n.tenant, n.kind, n.name, n.enrolled_at,
-                    s.presence, s.since, s.last_seen, s.remote, s.facts, s.state, n.revoked_at
+                    s.presence, s.since, s.last_seen, s.remote, s.facts, s.state, n.revoked_at, n.frozen_reason
              FROM nodes n LEFT JOIN node_states s ON s.node = n.id WHERE n.removed_at IS NULL",
         )
         .fetch_all(database.reader())
@@ -135,6 +135,7 @@ impl Fleet {
         let enrolled_at = Timestamp::from_millis(row.try_get(4)?);
         let mut view = NodeView::new(Member { node, tenant, kind, name: row.try_get(3)?, enrolled_at });
         view.revoked_at = row.try_get::<Option<i64>, _>(11)?.map(Timestamp::from_millis);
+        view.frozen = row.try_get::<Option<String>, _>(12)?.map(Into::into);
         let Some(presence) = row.try_get::<Option<String>, _>(5)? else { return Ok(Some(view)) };
         let since = Timestamp::from_millis(row.try_get(6)?);
         view.presence = match &*presence {

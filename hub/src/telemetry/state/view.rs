@@ -23,6 +23,8 @@ pub struct NodeView {
     pub enrolled_at: Timestamp,
     /// When its trust was taken away.
     pub revoked_at: Option<Timestamp>,
+    /// Why it is frozen, and may not connect until an operator has looked.
+    pub frozen: Option<Arc<str>>,
     /// Whether it is there.
     pub presence: Presence,
     /// Its session, while it is there.
@@ -149,6 +151,7 @@ impl NodeView {
             name: member.name.into(),
             enrolled_at: member.enrolled_at,
             revoked_at: None,
+            frozen: None,
             presence: Presence::NeverSeen,
             session: None,
             last_seen: None,

@@ -118,7 +118,7 @@ async fn garbage_ends_the_connection_and_no_other() -> Result<()> {
     assert!(scene.hub.coverage(&intruder.node())?.is_empty());
 
     // Where a join token is due.
-    let pin = pki::trust::pin(&intruder.identity.root)?;
+    let pin = pki::trust::pin(&intruder.identity.roots[0])?;
     let config = pki::tls::enroll_config(pin, pki::tls::system_clock())?;
     for bytes in [vec![0xff; 64], vec![0; MAX_ENROLL + 1]] {
         let connection = intruder.endpoint.connect(intruder.identity.hub.parse()?, config.clone()).await?;
@@ -150,7 +150,7 @@ async fn a_message_out_of_turn_ends_the_session() -> Result<()> {
 
     // A renewal with a request that is none is refused, and the session goes on.
     let mut session = intruder.session().await?;
-    let renew = protocol::message::RenewRequest { certificate_request: vec![0x30; 40] };
+    let renew = protocol::message::RenewRequest { certificate_request: vec![0x30; 40], sequence: 1 };
     session.writer.send(&protocol::message::ToHub { message: Some(to_hub::Message::Renew(renew)) }).await?;
     let answer = session.answer().await?;
     let to_node::Message::Renewed(renewed) = answer else { panic!("{answer:?}") };
@@ -254,8 +254,8 @@ async fn a_flood_of_handshakes_that_never_end_keeps_nobody_out() -> Result<()> {
     let intruder = scene.intruder().await?;
     let relay = OneWay::to(scene.hub.endpoints().quic)?;
     let credential = &intruder.identity.credential;
-    let root = &intruder.identity.root;
-    let config = pki::tls::node_config(credential.chain().to_vec(), credential.key(), root, pki::tls::system_clock())?;
+    let roots = &intruder.identity.roots;
+    let config = pki::tls::node_config(credential.chain().to_vec(), credential.key(), roots, pki::tls::system_clock())?;
     let mut flood = JoinSet::new();
     for _ in 0..400 {
         let (endpoint, config, address) = (intruder.endpoint.clone(), config.clone(), relay.address);
@@ -291,7 +291,7 @@ async fn a_flood_of_handshakes_that_never_end_keeps_nobody_out() -> Result<()> {
 async fn strangers_that_occupy_enrollment_do_not_keep_sessions_out_and_are_put_out() -> Result<()> {
     let mut scene = Scene::new()?;
     let intruder = scene.intruder().await?;
-    let config = pki::tls::enroll_config(pki::trust::pin(&intruder.identity.root)?, pki::tls::system_clock())?;
+    let config = pki::tls::enroll_config(pki::trust::pin(&intruder.identity.roots[0])?, pki::tls::system_clock())?;
     let mut strangers = Vec::new();
     for _ in 0..80 {
         strangers.push(intruder.endpoint.connect(intruder.identity.hub.parse()?, config.clone()).await?);

@@ -91,16 +91,16 @@ impl Intruder {
 
     /// A connection with any certificate.
     pub(super) async fn connect_as(&self, chain: Vec<CertificateDer<'static>>, key: &PrivateKey) -> Result<Connection> {
-        let config = tls::node_config(chain, key, &self.identity.root, tls::system_clock())?;
+        let config = tls::node_config(chain, key, &self.identity.roots, tls::system_clock())?;
         Ok(self.endpoint.connect(self.identity.hub.parse()?, config).await?)
     }
 
     /// A connection for a session without any certificate.
     pub(super) async fn connect_without(&self) -> Result<Connection> {
         let credential = &self.identity.credential;
-        let (root, clock) = (&self.identity.root, tls::system_clock());
-        let mut config = (*tls::node_config(credential.chain().to_vec(), credential.key(), root, clock)?).clone();
-        let anonymous = tls::enroll_config(pki::trust::pin(root)?, tls::system_clock())?;
+        let (roots, clock) = (&self.identity.roots, tls::system_clock());
+        let mut config = (*tls::node_config(credential.chain().to_vec(), credential.key(), roots, clock)?).clone();
+        let anonymous = tls::enroll_config(pki::trust::pin(&roots[0])?, tls::system_clock())?;
         config.client_auth_cert_resolver = Arc::clone(&anonymous.client_auth_cert_resolver);
         Ok(self.endpoint.connect(self.identity.hub.parse()?, Arc::new(config)).await?)
     }
@@ -137,7 +137,7 @@ pub(super) fn hello() -> ToHub {
     let spool = SpoolRange::new(SpoolEpoch(EPOCH), Sequence(1), Sequence(0));
     let facts = NodeFacts { hostname: "intruder".into(), ..NodeFacts::default() };
     let now: Timestamp = SystemTime::now().into();
-    NodeSession::open(version::SPOKEN, facts, 1, spool, now).1
+    NodeSession::open(version::SPOKEN, facts, 1, spool, &[], now).1
 }
 
 /// Waits until the hub has ended the connection, and says how.

@@ -31,7 +31,7 @@ async fn another_fleets_certificate_is_no_way_in() -> Result<()> {
     let intruder = scene.intruder().await?;
     let now: Timestamp = SystemTime::now().into();
     let root = Authority::create_root(now, authority::ROOT_LIFETIME)?;
-    let tenant = root.issue_tenant_intermediate(&"other".parse()?, now)?;
+    let tenant = root.issue_tenant_intermediate(&"other".parse()?, now, authority::INTERMEDIATE_LIFETIME)?;
     let key = PrivateKey::generate()?;
     // The good node's own id, in a fleet that anybody can make.
     let leaf =
@@ -68,7 +68,7 @@ impl Loot {
         let database = store::Database::open(&format!("sqlite://{}", state.join("hub.db").display())).await?;
         let row = sqlx::query(
             "SELECT a.certificate, a.sealed_key, k.wrapped FROM authorities a JOIN data_keys k ON k.tenant = a.tenant
-             WHERE a.tenant = 'acme'",
+             WHERE a.tenant = 'acme' AND a.kind = 'nodes'",
         )
         .fetch_one(database.reader())
         .await?;

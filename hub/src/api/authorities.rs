@@ -1,0 +1,82 @@
+//! `/api/v1/authorities`.
+
+use axum::extract::State;
+use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
+
+use super::extract::{Caller, Query};
+use super::problem::Problem;
+use super::resource::Time;
+use crate::authorities::Listed;
+use crate::web::App;
+
+/// A certificate authority.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub(crate) struct Authority {
+    /// Its number.
+    pub id: i64,
+    /// `root`: the fleet's anchor; `hub`: issues what the hub shows nodes; `nodes`: a tenant's, issues its nodes'
+    /// identities; `kafka`: a tenant's own root; `web`: issues the hub's certificate for HTTPS.
+    pub kind: String,
+    /// Whose it is; absent: the fleet's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tenant: Option<String>,
+    /// Counts from 1 within kind and tenant.
+    pub generation: i64,
+    /// `awaiting-signature`, `pending`, `trusted`, `active` or `retired`.
+    pub state: String,
+    /// SHA-256 of its public key, hexadecimal.
+    pub key_sha256: String,
+    /// When it was made.
+    pub created_at: Time,
+    /// End of its validity.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub not_after: Option<Time>,
+    /// When the hub makes its successor by itself.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub followed_at: Option<Time>,
+    /// Certificates of its that are good now.
+    pub certificates: i64,
+    /// Where its revocation list is.
+    pub revocation_list: String,
+}
+
+impl From<Listed> for Authority {
+    fn from(listed: Listed) -> Self {
+        Self {
+            revocation_list: format!("/crl/{}", listed.id),
+            id: listed.id,
+            kind: listed.kind,
+            tenant: listed.tenant,
+            generation: listed.generation,
+            state: listed.state,
+            key_sha256: listed.spki_sha256,
+            created_at: Time(listed.created_at),
+            not_after: listed.not_after.map(Time),
+            followed_at: listed.followed_at.map(Time),
+            certificates: listed.certificates,
+        }
+    }
+}
+
+/// Which authorities.
+#[derive(Clone, Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+pub(crate) struct Which {
+    /// Only this tenant's.
+    tenant: Option<String>,
+}
+
+/// All certificate authorities: the fleet's first, then by tenant, kind and age.
+#[utoipa::path(get, path = "/api/v1/authorities", tag = "trust", params(Which), responses(
+    (status = 200, body = Vec<Authority>),
+))]
+pub(crate) async fn list(
+    State(app): State<App>,
+    caller: Caller,
+    Query(which): Query<Which>,
+) -> Result<axum::Json<Vec<Authority>>, Problem> {
+    let scope = caller.scope(which.tenant.as_deref())?;
+    let listed = app.state.authorities.list(scope.as_ref(), app.now()).await?;
+    Ok(axum::Json(listed.into_iter().map(Authority::from).collect()))
+}

@@ -1,0 +1,71 @@
+//! Authorities as they are listed: for pages, programs and gauges.
+
+use protocol::{TenantId, Timestamp};
+use store::Database;
+use store::sqlx::{self, Row as _};
+
+use super::{AuthoritiesError, RENEW_BEFORE};
+
+/// One authority, without its key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listed {
+    /// Its number, which its revocation list is found by.
+    pub id: i64,
+    /// `root`, `hub`, `nodes`, `kafka`, `web`.
+    pub kind: String,
+    /// Whose it is; `None`: the fleet's.
+    pub tenant: Option<String>,
+    /// Counts from 1 within kind and tenant.
+    pub generation: i64,
+    /// `awaiting-signature`, `pending`, `trusted`, `active` or `retired`.
+    pub state: String,
+    /// SHA-256 of its SubjectPublicKeyInfo, hexadecimal.
+    pub spki_sha256: String,
+    /// When it was made.
+    pub created_at: Timestamp,
+    /// End of its validity; `None` while it waits for its signature.
+    pub not_after: Option<Timestamp>,
+    /// Of one that issues: when the hub makes its successor by itself; `None` for a root.
+    pub followed_at: Option<Timestamp>,
+    /// Certificates of its that are good now.
+    pub certificates: i64,
+}
+
+/// All authorities, the fleet's first, then by tenant, kind and age; of one tenant alone when `tenant` says so.
+pub(super) async fn list(
+    database: &Database,
+    tenant: Option<&TenantId>,
+    now: Timestamp,
+) -> Result<Vec<Listed>, AuthoritiesError> {
+    let mut transaction = database.begin_read().await?;
+    let rows = sqlx::query(
+        "SELECT a.id, a.kind, a.tenant, a.generation, a.state, a.spki_sha256, a.created_at, a.not_after,
+             (SELECT COUNT(*) FROM certificates c
+              WHERE c.authority = a.id AND c.state IN ('issued', 'active') AND c.not_after > $2)
+         FROM authorities a WHERE $1 = '' OR a.tenant = $1
+         ORDER BY COALESCE(a.tenant, ''), a.kind, a.generation DESC",
+    )
+    .bind(tenant.map_or("", TenantId::as_str))
+    .bind(now.millis())
+    .fetch_all(&mut *transaction)
+    .await?;
+    let mut all = Vec::with_capacity(rows.len());
+    for row in &rows {
+        let (kind, state): (String, String) = (row.try_get(1)?, row.try_get(4)?);
+        let not_after = row.try_get::<Option<i64>, _>(7)?.map(Timestamp::from_millis);
+        let follows = state == "active" && matches!(kind.as_str(), "nodes" | "hub");
+        all.push(Listed {
+            id: row.try_get(0)?,
+            tenant: row.try_get(2)?,
+            generation: row.try_get(3)?,
+            spki_sha256: data_encoding::HEXLOWER.encode(&row.try_get::<Vec<u8>, _>(5)?),
+            created_at: Timestamp::from_millis(row.try_get(6)?),
+            followed_at: not_after.filter(|_| follows).map(|at| at.minus(RENEW_BEFORE)),
+            not_after,
+            certificates: row.try_get(8)?,
+            kind,
+            state,
+        });
+    }
+    Ok(all)
+}

@@ -1,0 +1,171 @@
+//! Authorities as they stand in the database: found by what they are for, saved as the next generation.
+
+use pki::{Authority, AuthorityError, CertificateDer, Owner, Role, Summary};
+use protocol::{TenantId, Timestamp};
+use serde_json::json;
+use store::sqlx::{self, Row};
+use store::{Database, Transaction};
+
+use super::{AuthoritiesError, Issuing};
+use crate::audit::{self, Actor, Record, action};
+use crate::keys::Keys;
+
+/// Kind and tenant in the table; the tenant is empty where there is none.
+pub(crate) fn place(role: &Role) -> (&'static str, &str) {
+    match role {
+        Role::Root => ("root", ""),
+        Role::Hub => ("hub", ""),
+        Role::Nodes(tenant) => ("nodes", tenant.as_str()),
+        Role::Kafka(tenant) => ("kafka", tenant.as_str()),
+        Role::Web => ("web", ""),
+    }
+}
+
+/// The authority that issues as `role`.
+pub(super) async fn load(
+    transaction: &mut Transaction,
+    role: &Role,
+    keys: &Keys,
+) -> Result<Option<Issuing>, AuthoritiesError> {
+    let (kind, tenant) = place(role);
+    let row = sqlx::query(
+        "SELECT id, certificate, sealed_key FROM authorities
+         WHERE kind = $1 AND COALESCE(tenant, '') = $2 AND state = 'active'",
+    )
+    .bind(kind)
+    .bind(tenant)
+    .fetch_optional(&mut **transaction)
+    .await?;
+    let Some(row) = row else { return Ok(None) };
+    let (certificate, sealed): (Vec<u8>, Vec<u8>) = (row.try_get(1)?, row.try_get(2)?);
+    let key = keys.get(transaction, role.owner()).await?;
+    let authority = Authority::open(&certificate, &sealed, &key)?;
+    if authority.role() != role {
+        return Err(AuthorityError::Certificate.into());
+    }
+    Ok(Some(Issuing { id: row.try_get(0)?, authority }))
+}
+
+/// The authority of this row, whatever its state; `None` when its certificate or its key is not here.
+pub(super) async fn by_number(
+    transaction: &mut Transaction,
+    id: i64,
+    keys: &Keys,
+) -> Result<Option<Authority>, AuthoritiesError> {
+    let row = sqlx::query(
+        "SELECT certificate, sealed_key FROM authorities
+         WHERE id = $1 AND certificate IS NOT NULL AND sealed_key IS NOT NULL",
+    )
+    .bind(id)
+    .fetch_optional(&mut **transaction)
+    .await?;
+    let Some(row) = row else { return Ok(None) };
+    let (certificate, sealed): (Vec<u8>, Vec<u8>) = (row.try_get(0)?, row.try_get(1)?);
+    let role = Role::of(&certificate).ok_or(AuthorityError::Certificate)?;
+    let key = keys.get(transaction, role.owner()).await?;
+    Ok(Some(Authority::open(&certificate, &sealed, &key)?))
+}
+
+/// Stores `authority` as the active one of its kind. The one before it issues no more, and stays trusted: what it issued
+/// is good until it ends.
+pub(super) async fn save(
+    transaction: &mut Transaction,
+    authority: &Authority,
+    keys: &Keys,
+    now: Timestamp,
+) -> Result<i64, AuthoritiesError> {
+    let (kind, tenant) = place(authority.role());
+    sqlx::query(
+        "UPDATE authorities SET state = 'trusted'
+         WHERE kind = $1 AND COALESCE(tenant, '') = $2 AND state = 'active'",
+    )
+    .bind(kind)
+    .bind(tenant)
+    .execute(&mut **transaction)
+    .await?;
+    insert(transaction, authority, "active", keys, now).await
+}
+
+/// Stores `authority` as the newest generation of its kind.
+pub(super) async fn insert(
+    transaction: &mut Transaction,
+    authority: &Authority,
+    state: &'static str,
+    keys: &Keys,
+    now: Timestamp,
+) -> Result<i64, AuthoritiesError> {
+    let (kind, tenant) = place(authority.role());
+    let sealed = authority.seal_key(&keys.get(transaction, authority.role().owner()).await?)?;
+    let id = sqlx::query_scalar(
+        "INSERT INTO authorities (kind, tenant, generation, state, spki_sha256, certificate, sealed_key, not_after, created_at)
+         SELECT $1, NULLIF($2, ''), COALESCE(MAX(generation), 0) + 1, $8, $3, $4, $5, $6, $7 FROM authorities
+         WHERE kind = $1 AND COALESCE(tenant, '') = $2 RETURNING id",
+    )
+    .bind(kind)
+    .bind(tenant)
+    .bind(authority.spki_sha256().to_vec())
+    .bind(authority.certificate_der().to_vec())
+    .bind(sealed)
+    .bind(authority.not_after().millis())
+    .bind(now.millis())
+    .bind(state)
+    .fetch_one(&mut **transaction)
+    .await?;
+    let summary = Summary::of(authority.certificate_der()).map_err(AuthoritiesError::Unreadable)?;
+    let record = Record {
+        actor: Actor::system(),
+        action: action::AUTHORITY_CREATED,
+        tenant: match authority.role().owner() {
+            Owner::Fleet => None,
+            Owner::Tenant(tenant) => Some(tenant),
+        },
+        subject: kind.to_owned(),
+        detail: json!({ "certificate": audit::certificate("authority", &summary) }),
+        remote: None,
+    };
+    audit::append(transaction, now, record).await?;
+    Ok(id)
+}
+
+/// The certificates to trust for `role` at `now`, the newest first: of those that issue, those before them whose
+/// certificates are still in use, and those that are about to.
+pub(super) async fn trusted(
+    database: &Database,
+    role: &Role,
+    now: Timestamp,
+) -> Result<Vec<CertificateDer<'static>>, AuthoritiesError> {
+    let (kind, tenant) = place(role);
+    let certificates: Vec<Vec<u8>> = sqlx::query_scalar(
+        "SELECT certificate FROM authorities
+         WHERE kind = $1 AND COALESCE(tenant, '') = $2 AND state IN ('trusted', 'active') AND not_after > $3
+         ORDER BY generation DESC",
+    )
+    .bind(kind)
+    .bind(tenant)
+    .bind(now.millis())
+    .fetch_all(database.reader())
+    .await?;
+    Ok(certificates.into_iter().map(CertificateDer::from).collect())
+}
+
+/// Opens every authority that issues.
+pub(super) async fn check(database: &Database, keys: &Keys) -> Result<(), AuthoritiesError> {
+    let mut transaction = database.begin_read().await?;
+    let rows = sqlx::query("SELECT kind, tenant FROM authorities WHERE state = 'active' AND sealed_key IS NOT NULL")
+        .fetch_all(&mut *transaction)
+        .await?;
+    for row in rows {
+        let (kind, tenant): (String, Option<String>) = (row.try_get(0)?, row.try_get(1)?);
+        let tenant: Option<TenantId> = tenant.and_then(|tenant| tenant.parse().ok());
+        let role = match (kind.as_str(), tenant) {
+            ("root", None) => Role::Root,
+            ("hub", None) => Role::Hub,
+            ("web", None) => Role::Web,
+            ("nodes", Some(tenant)) => Role::Nodes(tenant),
+            ("kafka", Some(tenant)) => Role::Kafka(tenant),
+            _ => return Err(AuthorityError::Certificate.into()),
+        };
+        load(&mut transaction, &role, keys).await?;
+    }
+    Ok(())
+}

@@ -1,0 +1,63 @@
+//! The authority of the hub's own HTTPS certificate: kept as the others are, and apart from them in what it may.
+
+use pki::{Authority, AuthorityError, CertificateDer, PrivateKey, Role, WebCertificate, WebName};
+use protocol::Timestamp;
+use store::Transaction;
+
+use super::rows::{load, save};
+use super::{Authorities, AuthoritiesError, Issuing, LeafKind, issues_at};
+
+impl Authorities {
+    /// The authority for HTTPS. There is a new one, which people have to trust anew, when the one before it can't speak
+    /// for all of `names`, or ends.
+    ///
+    /// # Errors
+    /// When it can't be opened or made.
+    pub async fn web(&self, names: &[WebName], now: Timestamp) -> Result<Authority, AuthoritiesError> {
+        let mut transaction = self.0.database.begin_write().await?;
+        let issuing = self.web_for(&mut transaction, names, now).await?;
+        transaction.commit().await?;
+        Ok(issuing.authority)
+    }
+
+    /// Issues a certificate for HTTPS, with a new key that is never stored.
+    ///
+    /// # Errors
+    /// As [`Authorities::web`].
+    pub async fn web_server(&self, names: &[WebName], now: Timestamp) -> Result<WebCertificate, AuthoritiesError> {
+        let mut transaction = self.0.database.begin_write().await?;
+        let Issuing { id, authority } = self.web_for(&mut transaction, names, now).await?;
+        let key = PrivateKey::generate().map_err(AuthorityError::from)?;
+        let leaf = CertificateDer::from(authority.issue_web_server(&key.public_key(), names, now)?);
+        self.server_certified(&mut transaction, LeafKind::WebServer, id, &leaf, now).await?;
+        transaction.commit().await?;
+        // The authority goes along, so that hfctl can take it by its fingerprint.
+        let chain = vec![leaf, authority.certificate_der().clone()];
+        WebCertificate::issued(chain, &key).map_err(|_| AuthorityError::KeyMismatch.into())
+    }
+
+    async fn web_for(
+        &self,
+        transaction: &mut Transaction,
+        names: &[WebName],
+        now: Timestamp,
+    ) -> Result<Issuing, AuthoritiesError> {
+        let known = load(transaction, &Role::Web, &self.0.keys).await?;
+        // What it could speak for stays: another hub on this database may go by it.
+        let mut speaks_for = known.as_ref().map(|known| known.authority.web_names()).unwrap_or_default();
+        let before = speaks_for.len();
+        for name in names {
+            if !speaks_for.contains(name) {
+                speaks_for.push(name.clone());
+            }
+        }
+        if let Some(known) = known.filter(|known| speaks_for.len() == before && issues_at(&known.authority, now)) {
+            return Ok(known);
+        }
+        let authority = Authority::create_web(&speaks_for, now)?;
+        let id = save(transaction, &authority, &self.0.keys, now).await?;
+        let names: Vec<_> = speaks_for.iter().map(ToString::to_string).collect();
+        tracing::info!(names = names.join(" "), "made an authority for HTTPS, to be trusted by browsers and hfctl");
+        Ok(Issuing { id, authority })
+    }
+}

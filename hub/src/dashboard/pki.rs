@@ -1,0 +1,86 @@
+//! The fleet's trust at a glance: who issues, until when, and whose certificate ends first.
+
+use maud::{Markup, html};
+
+use super::format::{self, Clock};
+use crate::api::authorities::Authority;
+use crate::api::resource::{Node, Time};
+
+/// A node and the end of its certificate.
+pub(super) struct Ending {
+    pub(super) node: std::sync::Arc<Node>,
+    pub(super) not_after: Time,
+}
+
+/// Authorities by owner, then the nodes whose certificates end first.
+pub(super) fn page(authorities: &[Authority], ending: &[Ending], clock: Clock) -> Markup {
+    html! {
+        div.head { div { h1 { "Trust" } p { "Who issues certificates, and how long they last. The hub follows an intermediate by a new one well before it ends, and tells each node when to renew." } } }
+        @for group in authorities.chunk_by(|a, b| a.tenant == b.tenant) {
+            @let tenant = group.first().and_then(|one| one.tenant.as_deref());
+            section aria-label=(tenant.unwrap_or("The fleet")) {
+                header { h2 { @match tenant { Some(tenant) => a href={ "/tenants/" (tenant) } { (tenant) }, None => "The fleet" } } }
+                div.card {
+                    table.cards {
+                        thead { tr { th scope="col" { "Authority" } th scope="col" { "State" } th.num scope="col" { "Certificates" } th scope="col" { "Ends" } th scope="col" { "Followed" } th scope="col" { "Files" } } }
+                        tbody { @for one in group { (authority(one, clock)) } }
+                    }
+                }
+            }
+        }
+        section aria-label="Nodes by remaining life" {
+            header { h2 { "Nodes whose certificates end first" } }
+            div.card {
+                @if ending.is_empty() { div.empty { h2 { "No nodes yet" } p { "A node has a certificate from its enrollment on." } } } @else {
+                    table.cards {
+                        thead { tr { th scope="col" { "Node" } th scope="col" { "Tenant" } th scope="col" { "State" } th scope="col" { "Ends" } } }
+                        tbody {
+                            @for one in ending {
+                                tr {
+                                    th scope="row" { a href={ "/nodes/" (one.node.id) } { (one.node.name) } }
+                                    td data-name="Tenant" { (one.node.tenant) }
+                                    td { (format::node(&one.node).show()) }
+                                    td data-name="Ends" { (clock.ago(one.not_after)) }
+                                }
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn authority(one: &Authority, clock: Clock) -> Markup {
+    let what = match one.kind.as_str() {
+        "root" => "Fleet root",
+        "hub" => "Hub's intermediate",
+        "nodes" => "Nodes' intermediate",
+        "kafka" => "Kafka root",
+        "web" => "HTTPS authority",
+        other => other,
+    };
+    let (class, word) = match one.state.as_str() {
+        "active" => ("ok", "Issues"),
+        "trusted" => ("away", "Trusted"),
+        "awaiting-signature" => ("warning", "Awaits its signature"),
+        "pending" => ("away", "Pending"),
+        _ => ("away", "Retired"),
+    };
+    let bundle = match (one.kind.as_str(), &one.tenant) {
+        ("root", _) => Some("/pki/fleet-root.pem".to_owned()),
+        ("kafka", Some(tenant)) => Some(format!("/pki/{tenant}/kafka-root.pem")),
+        ("nodes", Some(tenant)) => Some(format!("/pki/{tenant}/nodes-intermediate.pem")),
+        _ => None,
+    };
+    html! {
+        tr {
+            th scope="row" { (what) span.sub.mono title=(one.key_sha256) { "generation " (one.generation) " · key " (one.key_sha256.get(..16).unwrap_or_default()) } }
+            td { span class={ "state " (class) } { (format::mark(class)) (word) } }
+            td.num data-name="Certificates" { (one.certificates) }
+            td data-name="Ends" { @match one.not_after { Some(at) => (clock.ago(at)), None => "–" } }
+            td data-name="Followed" { @match one.followed_at { Some(at) => (clock.ago(at)), None => "–" } }
+            td data-name="Files" { @if let Some(bundle) = bundle { a href=(bundle) { "Certificate" } " · " } a href=(one.revocation_list) { "Revocations" } }
+        }
+    }
+}

@@ -1,0 +1,159 @@
+//! How long the fleet's certificates still last, as gauges, and in the log while there is time to act.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use prometheus::{IntGaugeVec, Opts, Registry};
+use protocol::Timestamp;
+use tokio_util::sync::CancellationToken;
+
+use crate::authorities::{Authorities, Listed};
+use crate::telemetry::state::Fleet;
+
+/// How often it is looked.
+const LOOK_EVERY: Duration = Duration::from_secs(60);
+/// An authority that issues and has less life than this should have been followed by another.
+const LATE: Duration = Duration::from_secs(30 * 86_400);
+/// How often the log says so again.
+const SAY_EVERY: Duration = Duration::from_secs(86_400);
+/// The remaining lives that nodes are counted by, each up to the next.
+const LIVES: [(&str, Duration); 5] = [
+    ("ended", Duration::ZERO),
+    ("1d", Duration::from_secs(86_400)),
+    ("7d", Duration::from_secs(7 * 86_400)),
+    ("30d", Duration::from_secs(30 * 86_400)),
+    ("more", Duration::MAX),
+];
+
+/// The gauges.
+#[derive(Clone)]
+pub struct Expiry {
+    authorities: IntGaugeVec,
+    nodes: IntGaugeVec,
+}
+
+impl Expiry {
+    /// Registers the gauges.
+    ///
+    /// # Errors
+    /// When two metrics share a name.
+    pub fn new(registry: &Registry) -> prometheus::Result<Self> {
+        let gauges = |name: &str, help: &str, label: &str| {
+            let gauges = IntGaugeVec::new(Opts::new(name, help), &[label])?;
+            registry.register(Box::new(gauges.clone()))?;
+            prometheus::Result::Ok(gauges)
+        };
+        Ok(Self {
+            authorities: gauges(
+                "hyperfactory_hub_authority_not_after_seconds",
+                "When the first authority of a kind that issues now ends, seconds since the Unix epoch.",
+                "kind",
+            )?,
+            nodes: gauges(
+                "hyperfactory_hub_node_certificates",
+                "Nodes by how long their certificates still last: at most so long, and longer than the one before.",
+                "remaining",
+            )?,
+        })
+    }
+
+    /// Looks again and again until `stop`.
+    pub async fn watch(
+        self,
+        authorities: Authorities,
+        fleet: Fleet,
+        clock: impl Fn() -> Timestamp + Send,
+        stop: CancellationToken,
+    ) {
+        let mut look = tokio::time::interval(LOOK_EVERY);
+        look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut said: Option<Timestamp> = None;
+        while stop.run_until_cancelled(look.tick()).await.is_some() {
+            let now = clock();
+            self.count(&fleet, now);
+            match authorities.list(None, now).await {
+                Ok(listed) => {
+                    let late = self.show(&listed, now);
+                    let again = said.is_none_or(|at| now.since(at) >= SAY_EVERY);
+                    if again && !late.is_empty() {
+                        said = Some(now);
+                        for one in late {
+                            let tenant = one.tenant.as_deref().unwrap_or("the fleet");
+                            let until = one.not_after.map(|at| at.to_string()).unwrap_or_default();
+                            tracing::warn!(
+                                kind = one.kind,
+                                tenant,
+                                until,
+                                "an authority ends soon and nothing follows it: rotate it, or nodes will be locked out"
+                            );
+                        }
+                    }
+                }
+                Err(error) => tracing::debug!(%error, "authorities could not be listed"),
+            }
+        }
+    }
+
+    /// Sets the nodes' gauges.
+    pub fn count(&self, fleet: &Fleet, now: Timestamp) {
+        let mut counts = [0i64; LIVES.len()];
+        for view in fleet.all() {
+            let Some(certificate) = view.certificate.filter(|_| view.revoked_at.is_none()) else { continue };
+            let left = certificate.not_after.since(now);
+            if let Some(place) = LIVES.iter().position(|(_, most)| left <= *most) {
+                counts[place] += 1;
+            }
+        }
+        for ((name, _), count) in LIVES.iter().zip(counts) {
+            self.nodes.with_label_values(&[*name]).set(count);
+        }
+    }
+
+    /// Sets the authorities' gauges; gives those that end too soon.
+    pub fn show<'a>(&self, listed: &'a [Listed], now: Timestamp) -> Vec<&'a Listed> {
+        let issuing = || listed.iter().filter(|one| one.state == "active");
+        let mut first: BTreeMap<&str, Timestamp> = BTreeMap::new();
+        for one in issuing() {
+            if let Some(at) = one.not_after {
+                first.entry(&one.kind).and_modify(|known| *known = at.min(*known)).or_insert(at);
+            }
+        }
+        for (kind, at) in first {
+            self.authorities.with_label_values(&[kind]).set(at.seconds());
+        }
+        issuing().filter(|one| one.not_after.is_some_and(|at| at.since(now) < LATE)).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_end_of_each_kind_is_shown_and_the_late_are_named() {
+        let expiry = Expiry::new(&Registry::new()).expect("gauges");
+        let day = |days: u64| Timestamp::from_millis(1_790_000_000_000).plus(Duration::from_secs(days * 86_400));
+        let one = |kind: &str, state: &str, end| Listed {
+            id: 1,
+            kind: kind.into(),
+            tenant: None,
+            generation: 1,
+            state: state.into(),
+            spki_sha256: String::new(),
+            created_at: day(0),
+            not_after: Some(end),
+            followed_at: None,
+            certificates: 0,
+        };
+        let listed = [
+            one("nodes", "active", day(300)),
+            one("nodes", "active", day(20)),
+            one("nodes", "trusted", day(2)),
+            one("root", "active", day(3000)),
+        ];
+        let late = expiry.show(&listed, day(0));
+        assert_eq!(late, [&listed[1]]);
+        assert_eq!(expiry.authorities.with_label_values(&["nodes"]).get(), day(20).seconds());
+        assert_eq!(expiry.authorities.with_label_values(&["root"]).get(), day(3000).seconds());
+    }
+}

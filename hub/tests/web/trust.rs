@@ -1,0 +1,106 @@
+//! The tenant's Kafka plane over HTTP, and what anybody may fetch to trust.
+
+use std::process::Command;
+
+use axum::body::Body;
+use axum::http::{Request, StatusCode};
+use hyperfactory_hub::access::Role;
+use serde_json::json;
+use store::on_both_engines;
+
+use crate::Site;
+
+/// A request by OpenSSL that asks for more than it will get.
+fn request() -> String {
+    let directory = tempfile::tempdir().expect("a directory");
+    let output = Command::new("openssl")
+        .args(["req", "-new", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"])
+        .args(["-subj", "/CN=evil.example", "-addext", "basicConstraints=CA:TRUE"])
+        .args(["-addext", "subjectAltName=DNS:*.evil.example", "-keyout"])
+        .arg(directory.path().join("key.pem"))
+        .output()
+        .expect("openssl runs");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).expect("PEM")
+}
+
+/// What OpenSSL reads in a certificate.
+fn read(pem: &str) -> String {
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = directory.path().join("certificate.pem");
+    std::fs::write(&path, pem).expect("written");
+    let output = Command::new("openssl").args(["x509", "-noout", "-text", "-in"]).arg(path).output();
+    String::from_utf8(output.expect("openssl runs").stdout).expect("text")
+}
+
+on_both_engines! {
+    async fn an_admin_gets_a_certificate_for_the_brokers_and_nothing_else_of_the_request(test: TestDatabase) {
+        let site = Site::open(test).await;
+        site.tenant("acme").await;
+        site.tenant("other").await;
+        let path = "/api/v1/tenants/acme/kafka/server-certificate";
+        let body = json!({ "certificate_request": request(), "dns_names": ["redpanda"], "ip_addresses": ["192.0.2.7"] });
+        let admin = site.token(Role::Admin, Some("acme")).await;
+        let answer = site.post(path, &admin, body.clone()).await;
+        assert_eq!(answer.status, StatusCode::CREATED, "{}", answer.body);
+        let issued = answer.json();
+        assert_eq!(issued["names"], json!(["redpanda", "192.0.2.7"]));
+        let text = read(issued["certificate"].as_str().expect("PEM"));
+        for expected in ["O = acme, CN = Kafka broker", "DNS:redpanda, IP Address:192.0.2.7", "CA:FALSE"] {
+            assert!(text.contains(expected), "{expected}: {text}");
+        }
+        assert!(!text.contains("evil"), "{text}");
+        let root = site.get("/pki/acme/kafka-root.pem", "").await;
+        assert_eq!(issued["root"].as_str(), Some(&*root.body));
+
+        let (operator, stranger) =
+            (site.token(Role::Operator, Some("acme")).await, site.token(Role::Admin, Some("other")).await);
+        let mut wild = body.clone();
+        wild["dns_names"] = json!(["*.acme.example"]);
+        let mut nameless = body.clone();
+        nameless["dns_names"] = json!([]);
+        nameless["ip_addresses"] = json!([]);
+        let mut garbled = body.clone();
+        garbled["certificate_request"] = json!("no PEM");
+        for (status, path, token, body, advice) in [
+            (403, path, &operator, &body, "role admin"),
+            (404, path, &stranger, &body, "no tenant acme"),
+            (404, "/api/v1/tenants/nobody/kafka/server-certificate", &admin, &body, "no tenant nobody"),
+            (422, path, &admin, &wild, "wildcards are not given"),
+            (422, path, &admin, &nameless, "at least one"),
+            (422, path, &admin, &garbled, "BEGIN CERTIFICATE REQUEST"),
+        ] {
+            let answer = site.post(path, token, body.clone()).await;
+            assert_eq!(answer.status.as_u16(), status, "{}", answer.body);
+            assert!(answer.body.contains(advice), "{}", answer.body);
+        }
+        assert_eq!(site.get(path, &admin).await.status, StatusCode::METHOD_NOT_ALLOWED);
+    }
+
+    async fn anybody_may_fetch_what_is_to_be_trusted_and_keep_it_a_while(test: TestDatabase) {
+        let site = Site::open(test).await;
+        site.tenant("acme").await;
+        let mut seen = std::collections::HashSet::new();
+        for (path, name) in [
+            ("/pki/fleet-root.pem", "Hyperfactory fleet root"),
+            ("/pki/acme/kafka-root.pem", "Hyperfactory Kafka root"),
+            ("/pki/acme/nodes-intermediate.pem", "Hyperfactory node authority"),
+        ] {
+            let get = |tag: Option<&str>| {
+                let request = Request::get(path).header("if-none-match", tag.unwrap_or("\"other\""));
+                site.send(request.body(Body::empty()).expect("a request"))
+            };
+            let answer = get(None).await;
+            assert_eq!((answer.status, answer.header("content-type")), (StatusCode::OK, "application/pem-certificate-chain"));
+            assert!(answer.header("cache-control").starts_with("public"), "{path}");
+            assert!(read(&answer.body).contains(name), "{path}");
+            assert!(seen.insert(answer.body.clone()), "{path} is another's");
+            let again = get(Some(answer.header("etag"))).await;
+            assert_eq!((again.status, again.body.as_str()), (StatusCode::NOT_MODIFIED, ""));
+        }
+        for path in ["/pki/nobody/kafka-root.pem", "/pki/nobody/nodes-intermediate.pem", "/pki/acme/nothing.pem", "/pki/Not-An-Id/kafka-root.pem"] {
+            let answer = site.get(path, "").await;
+            assert_eq!((answer.status.as_u16(), answer.header("content-type")), (404, "application/problem+json"), "{path}");
+        }
+    }
+}
