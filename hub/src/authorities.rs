@@ -5,6 +5,7 @@ mod kafka;
 mod listed;
 mod roots;
 mod rows;
+mod server;
 mod web;
 
 use std::collections::HashMap;
@@ -14,12 +15,10 @@ use std::time::Duration;
 use pki::authority::ROOT_LIFETIME;
 use pki::{Authority, AuthorityError, CertificateDer, Owner, PrivateKey, RequestError, Role};
 use protocol::{NodeId, TenantId, Timestamp};
-use serde_json::json;
 use store::sqlx;
 use store::{Database, StoreError, Transaction};
 use tokio::sync::watch;
 
-use crate::audit::{self, Actor, Record, action};
 use crate::certificate_policy::CertificatePolicy;
 use crate::keys::{Keys, KeysError};
 pub(crate) use certified::Certified;
@@ -29,6 +28,8 @@ pub use listed::Listed;
 pub use roots::Roots;
 pub(crate) use rows::place;
 use rows::{load, save};
+use server::Kept;
+pub(crate) use server::{RENEW_FOR_BROWSERS, RENEW_FOR_NODES};
 
 /// An intermediate with less life than this left is followed by a new one; the old one's certificates stay good.
 const RENEW_BEFORE: Duration = Duration::from_secs(60 * 86_400);
@@ -51,9 +52,9 @@ pub(crate) struct Issuing {
     pub(crate) authority: Authority,
 }
 
-/// What the hub shows to nodes: a fresh server key, and the chain for it.
+/// What the hub shows to nodes: a server key, and the chain for it.
 pub struct HubServer {
-    /// The server's private key; it is never stored.
+    /// The server's private key.
     pub key: PrivateKey,
     /// Leaf, then the hub's intermediate.
     pub chain: Vec<CertificateDer<'static>>,
@@ -171,7 +172,7 @@ impl Authorities {
         self.roots().pins.first().copied().unwrap_or_default()
     }
 
-    /// Issues a server certificate for this hub, with a new key.
+    /// The hub's server certificate: the one issued last while enough is left of it, or else a new one with a new key.
     ///
     /// # Errors
     /// When the hub's authority can't be opened or issues nothing.
@@ -185,43 +186,18 @@ impl Authorities {
             hub = Some(Issuing { id, authority });
         }
         let Some(Issuing { id, authority }) = hub else { return Err(AuthorityError::Certificate.into()) };
-        let key = PrivateKey::generate().map_err(AuthorityError::from)?;
-        let leaf = CertificateDer::from(authority.issue_hub_server(&key.public_key(), now)?);
-        let not_after = self.server_certified(&mut transaction, LeafKind::HubServer, id, &leaf, now).await?.not_after;
+        let kept = match self.kept(&mut transaction, LeafKind::HubServer, id, RENEW_FOR_NODES, now).await? {
+            Some(kept) => kept,
+            None => {
+                let key = PrivateKey::generate().map_err(AuthorityError::from)?;
+                let leaf = authority.issue_hub_server(&key.public_key(), now)?;
+                self.keep(&mut transaction, LeafKind::HubServer, id, key, leaf, now).await?
+            }
+        };
         transaction.commit().await?;
+        let Kept { key, leaf, summary } = kept;
         let chain = vec![leaf, authority.certificate_der().clone()];
-        Ok(HubServer { key, chain, roots: self.roots(), not_after })
-    }
-
-    /// Records that the hub has a new server certificate, whose key is kept nowhere.
-    async fn server_certified(
-        &self,
-        transaction: &mut Transaction,
-        kind: LeafKind,
-        authority: i64,
-        leaf: &CertificateDer<'_>,
-        now: Timestamp,
-    ) -> Result<pki::Summary, AuthoritiesError> {
-        let certified = Certified {
-            kind,
-            authority,
-            tenant: None,
-            node: None,
-            certificate: leaf,
-            sequence: None,
-            recovered: false,
-        };
-        let summary = certified.save(transaction, now).await?;
-        let record = Record {
-            actor: Actor::system(),
-            action: action::HUB_CERTIFIED,
-            tenant: None,
-            subject: summary.names.join(" "),
-            detail: json!({ "certificate": audit::certificate(kind.logged(), &summary) }),
-            remote: None,
-        };
-        audit::append(transaction, now, record).await?;
-        Ok(summary)
+        Ok(HubServer { key, chain, roots: self.roots(), not_after: summary.not_after })
     }
 
     /// Makes a new tenant's data key and its two authorities, in the transaction that makes the tenant.

@@ -25,7 +25,7 @@ use transport::{CloseCode, Endpoint, EndpointError, ResetKey, ServerLimits};
 use crate::access::Access;
 use crate::alerts::Alerts;
 use crate::audit::publish::{Publisher, Webhook};
-use crate::authorities::{Authorities, HubServer};
+use crate::authorities::{Authorities, HubServer, RENEW_FOR_NODES};
 use crate::config::{Config, Encryption};
 use crate::enrollment::{self, Enrollment};
 use crate::gateway::{self, Gateway};
@@ -42,8 +42,6 @@ use crate::web::{self, AppState, Door, Https, Server};
 
 /// How long sessions may take to say goodbye, and what is queued to be stored, when the hub stops.
 const DRAIN_DEADLINE: Duration = Duration::from_secs(10);
-/// The hub's own certificate is replaced when less than this is left of it.
-const RENEW_SERVER_BEFORE: Duration = Duration::from_secs(10 * 86_400);
 /// What a thousand nodes that come back at once need.
 const RECEIVE_BUFFER_WANTED: usize = 4 * 1024 * 1024;
 /// How long the last packets to closed connections may take.
@@ -440,7 +438,7 @@ async fn keep_certified(
         } else if let Err(error) = authorities.look(now()).await {
             warn!(%error, "the fleet's roots were not read again");
         }
-        if !changed && now() < until.minus(RENEW_SERVER_BEFORE) {
+        if !changed && now() < until.minus(RENEW_FOR_NODES) {
             continue;
         }
         let replaced = async {

@@ -58,7 +58,7 @@ CREATE TABLE authorities (
 -- Links between fleet roots: the name and key of one under the signature of another. They stay while they are valid, for
 -- nodes that were away.
 CREATE TABLE root_links (
-    id {ID},
+    serial {BLOB} PRIMARY KEY,
     certificate {BLOB} NOT NULL,
     not_after BIGINT NOT NULL,
     created_at BIGINT NOT NULL
@@ -120,6 +120,15 @@ CREATE TABLE certificates (
     PRIMARY KEY (authority, serial)
 );
 CREATE INDEX certificates_node ON certificates (node, issued_at);
+
+-- Keys of the hub's newest server certificates (kind as there), sealed with the fleet's data key, so that a hub that starts
+-- need not issue one.
+CREATE TABLE server_keys (
+    kind TEXT PRIMARY KEY,
+    authority BIGINT NOT NULL REFERENCES authorities (id),
+    serial {BLOB} NOT NULL,
+    sealed_key {BLOB} NOT NULL
+);
 
 -- The denylist: by issuer and serial, and by key. Rows stay for as long as the certificate would have been valid.
 CREATE TABLE revocations (

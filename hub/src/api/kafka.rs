@@ -64,7 +64,7 @@ pub(crate) async fn server_certificate(
     caller.require_tenant(&tenant)?;
     caller.require(Role::Admin)?;
     let work = async {
-        app.state.tenants.get(&tenant).await?;
+        app.state.tenants.within(caller.0.tenant.as_ref()).get(&tenant).await?;
         let invalid = |error: &dyn std::error::Error| Problem::invalid(error.to_string());
         let request = pem::request(&new.certificate_request).map_err(|error| invalid(&error))?;
         let names = ServerNames::new(&new.dns_names, &new.ip_addresses).map_err(|error| invalid(&error))?;

@@ -88,7 +88,7 @@ impl Authorities {
         now: Timestamp,
     ) -> Result<KafkaCertificate, AuthoritiesError> {
         let key = pki::verify_request(request)?;
-        let mut transaction = self.0.database.begin_write().await?;
+        let mut transaction = self.0.database.within(Some(tenant.as_str())).begin_write().await?;
         let Issuing { id, authority } = self.kafka(&mut transaction, tenant).await?;
         let lifetime = self.policy(tenant).kafka_server.lifetime;
         let certificate = authority.issue_kafka_server(&key, names, now, lifetime)?;

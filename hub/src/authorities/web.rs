@@ -1,11 +1,11 @@
 //! The authority of the hub's own HTTPS certificate: kept as the others are, and apart from them in what it may.
 
-use pki::{Authority, AuthorityError, CertificateDer, PrivateKey, Role, WebCertificate, WebName};
+use pki::{Authority, AuthorityError, PrivateKey, Role, WebCertificate, WebName};
 use protocol::Timestamp;
 use store::Transaction;
 
 use super::rows::{load, save};
-use super::{Authorities, AuthoritiesError, Issuing, LeafKind, issues_at};
+use super::{Authorities, AuthoritiesError, Issuing, Kept, LeafKind, RENEW_FOR_BROWSERS, issues_at};
 
 impl Authorities {
     /// The authority for HTTPS. There is a new one, which people have to trust anew, when the one before it can't speak
@@ -20,20 +20,31 @@ impl Authorities {
         Ok(issuing.authority)
     }
 
-    /// Issues a certificate for HTTPS, with a new key that is never stored.
+    /// The hub's certificate for HTTPS under these names: the one issued last while enough is left of it, or else a new
+    /// one with a new key.
     ///
     /// # Errors
     /// As [`Authorities::web`].
     pub async fn web_server(&self, names: &[WebName], now: Timestamp) -> Result<WebCertificate, AuthoritiesError> {
         let mut transaction = self.0.database.begin_write().await?;
         let Issuing { id, authority } = self.web_for(&mut transaction, names, now).await?;
-        let key = PrivateKey::generate().map_err(AuthorityError::from)?;
-        let leaf = CertificateDer::from(authority.issue_web_server(&key.public_key(), names, now)?);
-        self.server_certified(&mut transaction, LeafKind::WebServer, id, &leaf, now).await?;
-        transaction.commit().await?;
         // The authority goes along, so that hfctl can take it by its fingerprint.
-        let chain = vec![leaf, authority.certificate_der().clone()];
-        WebCertificate::issued(chain, &key).map_err(|_| AuthorityError::KeyMismatch.into())
+        let shown = |kept: Kept| {
+            WebCertificate::issued(vec![kept.leaf, authority.certificate_der().clone()], &kept.key)
+                .map_err(|_| AuthoritiesError::from(AuthorityError::KeyMismatch))
+        };
+        if let Some(kept) = self.kept(&mut transaction, LeafKind::WebServer, id, RENEW_FOR_BROWSERS, now).await? {
+            let certificate = shown(kept)?;
+            if certificate.names().len() == names.len() && names.iter().all(|name| certificate.is_for(name)) {
+                transaction.commit().await?;
+                return Ok(certificate);
+            }
+        }
+        let key = PrivateKey::generate().map_err(AuthorityError::from)?;
+        let leaf = authority.issue_web_server(&key.public_key(), names, now)?;
+        let kept = self.keep(&mut transaction, LeafKind::WebServer, id, key, leaf, now).await?;
+        transaction.commit().await?;
+        shown(kept)
     }
 
     async fn web_for(

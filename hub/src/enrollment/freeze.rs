@@ -60,7 +60,7 @@ impl Enrollment {
     /// # Errors
     /// [`UnfreezeError::Unknown`] when there is no such node.
     pub async fn unfreeze(&self, node: NodeId, actor: &Actor, now: Timestamp) -> Result<(), UnfreezeError> {
-        let mut transaction = self.0.database.begin_write().await?;
+        let mut transaction = self.writing(node).await?;
         let row = sqlx::query(
             "UPDATE nodes SET frozen_at = NULL, frozen_reason = NULL WHERE id = $1 AND removed_at IS NULL
              RETURNING tenant, name",

@@ -131,7 +131,7 @@ impl Enrollment {
         if comment.chars().count() > COMMENT_MAX || comment.chars().any(char::is_control) {
             return Err(RevokeError::Comment);
         }
-        let mut transaction = self.0.database.begin_write().await?;
+        let mut transaction = self.writing(node).await?;
         let found = Found::take(&mut transaction, node).await?;
         if let Some(at) = found.revoked_at {
             return Ok(Revoked { at, certificates: 0 });
@@ -169,7 +169,7 @@ impl Enrollment {
     /// [`RevokeError`].
     pub async fn remove(&self, node: NodeId, actor: &Actor, now: Timestamp) -> Result<(), RevokeError> {
         self.revoke(node, Reason::CessationOfOperation, "removed", actor, now).await?;
-        let mut transaction = self.0.database.begin_write().await?;
+        let mut transaction = self.writing(node).await?;
         let found = Found::take(&mut transaction, node).await?;
         sqlx::query("UPDATE nodes SET removed_at = $2 WHERE id = $1")
             .bind(node.to_string())
@@ -194,6 +194,12 @@ impl Enrollment {
         self.0.registry.removed(node);
         self.0.fleet.removed(node);
         Ok(())
+    }
+
+    /// A transaction for the tenant of `node` alone.
+    pub(super) async fn writing(&self, node: NodeId) -> Result<Transaction, StoreError> {
+        let tenant = self.0.registry.tenant(node);
+        self.0.database.within(tenant.as_ref().map(TenantId::as_str)).begin_write().await
     }
 }
 

@@ -13,15 +13,13 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use super::pair::{Pair, PairError};
-use crate::authorities::Authorities;
+use crate::authorities::{Authorities, RENEW_FOR_BROWSERS};
 use crate::config::{Config, Encryption};
 use crate::hub::{Domain, reachable};
 use crate::metrics::Metrics;
 
 /// How often the hub looks at the certificate and its files.
 const LOOK: Duration = Duration::from_secs(60);
-/// The hub's own certificate is replaced when less than this is left of it.
-const RENEW_BEFORE: Duration = Duration::from_secs(30 * 86_400);
 
 /// What the HTTP side shows, and where it comes from.
 pub(crate) struct Https {
@@ -112,7 +110,7 @@ impl Https {
         let until = self.shown.current().not_after();
         let renewed = match &mut self.source {
             Source::Files { pair, tried } => changed(pair, tried, asked, now).map(|read| Ok(read?)),
-            Source::Own { authorities, names } if now > until.minus(RENEW_BEFORE) => {
+            Source::Own { authorities, names } if now > until.minus(RENEW_FOR_BROWSERS) => {
                 Some(authorities.web_server(names, now).await.map_err(anyhow::Error::from))
             }
             Source::Own { .. } => None,

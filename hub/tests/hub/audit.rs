@@ -87,6 +87,13 @@ on_both_engines! {
     async fn every_certificate_is_logged_with_its_fingerprint_before_it_is_handed_out(database: TestDatabase) {
         let world = World::new(database).await;
         let server = world.authorities.hub_server(NOW).await.expect("a server certificate");
+        // The same one at the next start, which writes nothing; another before it ends.
+        let again = world.authorities.hub_server(at(19 * 86_400)).await.expect("a server certificate");
+        assert_eq!((again.chain, again.key.spki_sha256()), (server.chain.clone(), server.key.spki_sha256()));
+        assert_eq!(world.audited(action::HUB_CERTIFIED).await.len(), 1);
+        let next = world.authorities.hub_server(at(21 * 86_400)).await.expect("a server certificate");
+        assert_ne!(next.chain[0], server.chain[0]);
+        assert_eq!(world.audited(action::HUB_CERTIFIED).await.len(), 2);
         let token = world.token(NodeKind::Agent, None).await;
         let enrolled = world.enroll(&token, &key(), NOW).await.expect("enrolled");
         let identity = identity(&enrolled.certificate_chain);
@@ -258,6 +265,7 @@ async fn busy(database: &TestDatabase) -> World {
     let world = World::new(database).await;
     world.tenants.create(&"zeta".parse().expect("a tenant"), "Zeta", &Actor::system(), NOW).await.expect("a tenant");
     world.authorities.hub_server(NOW).await.expect("a server certificate");
+    world.authorities.introduce_root(&Actor::operator("ann"), NOW).await.expect("a next root");
     let access = Access::new(world.database.clone());
     for number in 0..9 {
         let now = at(number);
@@ -543,11 +551,23 @@ async fn any_certificate(db: &mut AnyConnection, random: &mut StdRng) -> Vec<u8>
     rows.choose(random).expect("some").get(0)
 }
 
-/// Puts one more certificate beside the others (a node's, or an authority's); gives its SHA-256.
+/// Puts one more certificate beside the others (a node's, an authority's, a link between roots); gives its SHA-256.
 async fn certificate_past_the_log(db: &mut AnyConnection, random: &mut StdRng) -> String {
     let now = NOW;
     let root = pki::Authority::create_root(now, seconds(86_400)).expect("a root");
     let authority = root.issue_tenant_intermediate(&acme(), now, seconds(86_400)).expect("an authority");
+    if random.random_bool(0.3) {
+        let next = pki::Authority::create_root(now, seconds(86_400)).expect("a root");
+        let link = root.link(next.certificate_der(), now).expect("a link");
+        let summary = pki::Summary::of(&link).expect("a certificate");
+        sqlx::query("INSERT INTO root_links (certificate, not_after, created_at) VALUES ($1, $2, 0)")
+            .bind(link.to_vec())
+            .bind(summary.not_after.millis())
+            .execute(db)
+            .await
+            .expect("put in");
+        return data_encoding::HEXLOWER.encode(&summary.sha256);
+    }
     let (der, sql) = if random.random_bool(0.5) {
         let node = protocol::NodeId::new(now, [9; 10]);
         let leaf =
@@ -555,8 +575,8 @@ async fn certificate_past_the_log(db: &mut AnyConnection, random: &mut StdRng) -
         (
             leaf,
             "INSERT INTO certificates
-                 SELECT $2, authority, kind, tenant, node, spki_sha256, $1, issued_at, not_after, superseded_at, state,
-                     sequence, recovered
+                 (serial, authority, kind, tenant, node, spki_sha256, certificate, issued_at, not_after, state, sequence, recovered)
+                 SELECT $2, authority, kind, tenant, node, spki_sha256, $1, issued_at, not_after, state, sequence, recovered
                  FROM certificates ORDER BY serial LIMIT 1",
         )
     } else {

@@ -59,10 +59,19 @@ async fn whoever_is_bound_to_a_tenant_works_on_bound_connections_alone() {
     }
     owner.close().await.expect("closed");
 
-    let lists = ["tenants", "tenants/acme", "tokens", "alerts", "api-tokens", "audit?action=token.", "audit/export"];
+    let lists = [
+        "tenants",
+        "tenants/acme",
+        "tokens",
+        "alerts",
+        "api-tokens",
+        "authorities",
+        "audit?action=token.",
+        "audit/export",
+    ];
     let mut paths: Vec<String> = lists.iter().map(|path| format!("/api/v1/{path}")).collect();
     paths.push(format!("/api/v1/nodes/{node}/coverage"));
-    let pages = ["/", "/tenants", "/tenants/acme", "/alerts", "/audit", "/join", &format!("/nodes/{node}")];
+    let pages = ["/", "/tenants", "/tenants/acme", "/alerts", "/audit", "/join", &format!("/nodes/{node}"), "/trust"];
     let cookie = format!("hyperfactory_session={}", signed_in.cookie);
     let page = async |path: &str| {
         let request = Request::get(path).header("cookie", &cookie).body(axum::body::Body::empty());
@@ -78,7 +87,7 @@ async fn whoever_is_bound_to_a_tenant_works_on_bound_connections_alone() {
         before.push(answer.body);
     }
     assert!(before.last().expect("coverage").contains("epoch"));
-    let marks = ["acme", "acme", "acme", "othing heard", "token.created", "acme", "othing heard"];
+    let marks = ["acme", "acme", "acme", "othing heard", "token.created", "acme", "othing heard", "acme"];
     for (path, mark) in pages.iter().zip(marks) {
         assert!(page(path).await.contains(mark), "{path}");
     }
@@ -98,6 +107,19 @@ async fn whoever_is_bound_to_a_tenant_works_on_bound_connections_alone() {
     let made = site.post("/api/v1/api-tokens", &bound, json!({"name": "x", "role": "viewer"})).await;
     assert_eq!(made.status, StatusCode::CREATED, "{}", made.body);
     let path = format!("/api/v1/api-tokens/{}", made.json()["id"].as_str().expect("an id"));
+    assert_eq!(site.call(axum::http::Method::DELETE, &path, &bound, None).await.status, StatusCode::NO_CONTENT);
+    let key = pki::PrivateKey::generate().expect("a key").certificate_request().expect("a request");
+    let key = data_encoding::BASE64.encode(&key);
+    let pem = format!("-----BEGIN CERTIFICATE REQUEST-----\n{key}\n-----END CERTIFICATE REQUEST-----\n");
+    let asked = json!({"certificate_request": pem, "dns_names": ["redpanda"]});
+    let made = site.post("/api/v1/tenants/acme/kafka/server-certificate", &bound, asked).await;
+    assert_eq!(made.status, StatusCode::CREATED, "{}", made.body);
+    let thawed = site.post(&format!("/api/v1/nodes/{node}/unfreeze"), &bound, json!({})).await;
+    assert!(thawed.status.is_success(), "{}", thawed.body);
+    let path = format!("/api/v1/nodes/{node}/revoke");
+    let revoked = site.post(&path, &bound, json!({"reason": "key_compromise"})).await;
+    assert_eq!(revoked.status, StatusCode::NO_CONTENT, "{}", revoked.body);
+    let path = format!("/api/v1/nodes/{node}");
     assert_eq!(site.call(axum::http::Method::DELETE, &path, &bound, None).await.status, StatusCode::NO_CONTENT);
     // Denied, and written down: for its own tenant as well.
     assert_eq!(site.get("/api/v1/tenants/zeta", &bound).await.status, StatusCode::NOT_FOUND);

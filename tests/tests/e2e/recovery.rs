@@ -35,7 +35,7 @@ fn an_agent_that_was_away_for_three_weeks_comes_back_by_itself_and_a_copy_of_its
     agent.run()?;
     assert_eq!(online(&hub)?, id);
     assert_eq!((audited(&hub, "node.recovered")?, audited(&hub, "node.enrolled")?), (1, 1));
-    hub.attempt(&["audit", "verify"])?;
+    hub.command(&["audit", "verify"])?;
 
     // The disk of three weeks ago comes to life, with the key that the node has left behind.
     copy.set_clock(None)?;
@@ -48,7 +48,7 @@ fn an_agent_that_was_away_for_three_weeks_comes_back_by_itself_and_a_copy_of_its
         })?;
     }
     let alert = until("the alert", SOON, || {
-        let alerts = hub.api().get("/api/v1/alerts?open=true")?.ok()?;
+        let alerts = hub.api().get("/api/v1/alerts?state=open")?.ok()?;
         let found = alerts["items"].as_array().and_then(|all| all.iter().find(|one| one["rule"] == "node.cloned"));
         Ok(found.cloned())
     })?;
@@ -63,7 +63,7 @@ fn an_agent_that_was_away_for_three_weeks_comes_back_by_itself_and_a_copy_of_its
         Ok((node["presence"]["state"] == "online").then_some(()))
     })?;
     until("the end of the alert", SOON, || {
-        let alerts = hub.api().get("/api/v1/alerts?open=true")?.ok()?;
+        let alerts = hub.api().get("/api/v1/alerts?state=open")?.ok()?;
         let open = alerts["items"].as_array().is_some_and(|all| all.iter().any(|one| one["rule"] == "node.cloned"));
         Ok((!open).then_some(()))
     })?;

@@ -52,6 +52,7 @@ pub async fn database(
     }
     entries(snapshot, &mut walk).await?;
     authorities(snapshot, &mut walk).await?;
+    links(snapshot, &mut walk).await?;
     leaves(snapshot, &mut walk).await?;
     for (name, sha256) in certificates {
         walk.certificate(name, sha256);
@@ -119,6 +120,29 @@ fn authority(walk: &mut Walk, row: &AnyRow) -> Result<(), sqlx::Error> {
         mislabelled(walk, &what, "the certificate is for another purpose or tenant than its row says");
     }
     if Some(summary.not_after.millis()) != not_after {
+        mislabelled(walk, &what, "its row says something else than the certificate");
+    }
+    Ok(())
+}
+
+async fn links(snapshot: &mut AnyConnection, walk: &mut Walk) -> Result<(), DatabaseError> {
+    let rows = sqlx::query("SELECT id, not_after, certificate FROM root_links ORDER BY id").fetch_all(snapshot).await?;
+    for (number, row) in rows.iter().enumerate() {
+        if let Err(error) = link(walk, row) {
+            mislabelled(walk, &format!("row {} of the links between roots", number + 1), &error.to_string());
+        }
+    }
+    Ok(())
+}
+
+/// # Errors
+/// When the row holds something else than a link.
+fn link(walk: &mut Walk, row: &AnyRow) -> Result<(), sqlx::Error> {
+    let (id, not_after, der): (i64, i64, Vec<u8>) = (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
+    let what = format!("link {id} between roots");
+    let Some(summary) = summary(walk, &what, &der) else { return Ok(()) };
+    walk.certificate(&what, &HEXLOWER.encode(&summary.sha256));
+    if summary.not_after.millis() != not_after {
         mislabelled(walk, &what, "its row says something else than the certificate");
     }
     Ok(())
