@@ -94,12 +94,11 @@ impl Table {
             _ => {}
         }
         if self.owner.as_ref() == Some(&column.name) {
-            return format!("'{tenant}'");
+            return if tenant == "*" { "NULL".into() } else { format!("'{tenant}'") };
         }
         if let Some((table, other)) = &column.refers_to {
             let of = |owner: &str| rows.get(&(table.clone(), owner.to_owned()));
-            let any = if tenant == "*" { "acme" } else { "*" };
-            let row = of(tenant).or_else(|| of(any));
+            let row = of(tenant).or_else(|| of("*"));
             return match row.and_then(|row| row.get(other)) {
                 Some(Value::String(text)) => format!("'{text}'::{}", column.kind),
                 Some(Value::Number(number)) => number.to_string(),
@@ -128,7 +127,13 @@ async fn seeded(database: &TestDatabase) -> (Database, Vec<Table>, Rows) {
     let tables = Table::all(&mut all).await;
     let mut rows = Rows::new();
     for table in tables.iter().filter(|table| !["audit_head", "schema_migrations"].contains(&table.name.as_str())) {
-        let owners: &[&str] = if table.owner.is_some() { &["acme", "zeta"] } else { &["*"] };
+        let owner = table.columns.iter().find(|column| table.owner.as_ref() == Some(&column.name));
+        let owners: &[&str] = match owner {
+            None => &["*"],
+            // The fleet's own row, which no tenant sees.
+            Some(owner) if owner.nullable => &["acme", "zeta", "*"],
+            Some(_) => &["acme", "zeta"],
+        };
         for (number, owner) in owners.iter().enumerate() {
             let number = if table.name == "tenants" { 0 } else { number };
             let sql = format!("{} RETURNING row_to_json({})::text", table.insert(owner, number, &rows), table.name);
