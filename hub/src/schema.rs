@@ -125,7 +125,7 @@ CREATE INDEX certificates_node ON certificates (node, issued_at);
 -- need not issue one.
 CREATE TABLE server_keys (
     kind TEXT PRIMARY KEY,
-    authority BIGINT NOT NULL REFERENCES authorities (id),
+    authority BIGINT NOT NULL,
     serial {BLOB} NOT NULL,
     sealed_key {BLOB} NOT NULL
 );

@@ -560,9 +560,10 @@ async fn certificate_past_the_log(db: &mut AnyConnection, random: &mut StdRng) -
         let next = pki::Authority::create_root(now, seconds(86_400)).expect("a root");
         let link = root.link(next.certificate_der(), now).expect("a link");
         let summary = pki::Summary::of(&link).expect("a certificate");
-        sqlx::query("INSERT INTO root_links (certificate, not_after, created_at) VALUES ($1, $2, 0)")
+        sqlx::query("INSERT INTO root_links (serial, certificate, not_after, created_at) VALUES ($3, $1, $2, 0)")
             .bind(link.to_vec())
             .bind(summary.not_after.millis())
+            .bind(summary.serial.clone())
             .execute(db)
             .await
             .expect("put in");
