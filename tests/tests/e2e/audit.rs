@@ -147,9 +147,10 @@ fn a_certificate_put_beside_the_log_is_named() -> Result<()> {
         // As somebody would who can sign, and does not ask the hub: here the same certificate, resigned by a byte.
         let copied = connection
             .execute(
-                "INSERT INTO authorities (kind, tenant, certificate, sealed_key, not_after, state, created_at)
-                 SELECT kind, tenant, CAST(substr(certificate, 1, length(certificate) - 1) || X'5A' AS BLOB), sealed_key,
-                     not_after, 'retired', created_at FROM authorities WHERE kind = 'tenant'",
+                "INSERT INTO authorities
+                     (kind, tenant, generation, spki_sha256, certificate, sealed_key, not_after, state, created_at)
+                 SELECT kind, tenant, 9, spki_sha256, CAST(substr(certificate, 1, length(certificate) - 1) || X'5A' AS BLOB), sealed_key,
+                     not_after, 'retired', created_at FROM authorities WHERE kind = 'nodes'",
             )
             .await?;
         ensure!(copied.rows_affected() == 1);
@@ -159,7 +160,7 @@ fn a_certificate_put_beside_the_log_is_named() -> Result<()> {
     let output = hub.attempt(&["audit", "verify"])?;
     let said = String::from_utf8_lossy(&output.stdout);
     ensure!(output.status.code() == Some(1), "{said}");
-    ensure!(said.contains("(tenant of tenant acme): never logged"), "{said}");
+    ensure!(said.contains("(nodes of tenant acme): never logged"), "{said}");
     Ok(())
 }
 
