@@ -58,7 +58,7 @@ CREATE TABLE authorities (
 -- Links between fleet roots: the name and key of one under the signature of another. They stay while they are valid, for
 -- nodes that were away.
 CREATE TABLE root_links (
-    id {ID},
+    serial {BLOB} PRIMARY KEY,
     certificate {BLOB} NOT NULL,
     not_after BIGINT NOT NULL,
     created_at BIGINT NOT NULL
@@ -125,7 +125,7 @@ CREATE INDEX certificates_node ON certificates (node, issued_at);
 -- need not issue one.
 CREATE TABLE server_keys (
     kind TEXT PRIMARY KEY,
-    authority BIGINT NOT NULL REFERENCES authorities (id),
+    authority BIGINT NOT NULL,
     serial {BLOB} NOT NULL,
     sealed_key {BLOB} NOT NULL
 );

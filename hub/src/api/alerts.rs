@@ -1,16 +1,18 @@
 //! `/api/v1/alerts`.
 
+use std::collections::HashMap;
+
 use axum::extract::State;
 use protocol::NodeId;
 use serde::Deserialize;
 use utoipa::{IntoParams, ToSchema};
 
 use super::extract::{Caller, Query};
-use super::list::{Paging, page};
-use super::nodes::alert_resources;
+use super::list::Paging;
 use super::problem::Problem;
 use super::resource::{Alert, Page};
-use crate::alerts::Filter;
+use crate::access::Principal;
+use crate::alerts::{self, Filter};
 use crate::web::App;
 
 /// Which alerts.
@@ -38,7 +40,6 @@ pub(crate) enum AlertState {
 /// Alerts, newest first.
 #[utoipa::path(get, path = "/api/v1/alerts", tag = "alerts", params(Which, Paging), responses(
     (status = 200, body = Page<Alert>),
-    (status = "default", body = Problem, content_type = "application/problem+json"),
 ))]
 pub(crate) async fn list(
     State(app): State<App>,
@@ -47,15 +48,28 @@ pub(crate) async fn list(
     Query(paging): Query<Paging>,
 ) -> Result<axum::Json<Page<Alert>>, Problem> {
     let node = which.node.as_deref().map(str::parse::<NodeId>).transpose();
-    let limit = paging.limit()?;
+    let window = paging.window()?;
     let filter = Filter {
         tenant: caller.scope(which.tenant.as_deref())?,
         node: node.map_err(|error| Problem::invalid(error.to_string()))?,
         open: which.state.map(|state| matches!(state, AlertState::Open)),
-        before: paging.before()?,
-        limit: limit + 1,
+        before: window.before,
+        limit: window.reach(),
     };
     let found = app.state.alerts.list(&filter).await?;
-    let alerts = alert_resources(&app, &caller.0, found);
-    Ok(axum::Json(page(alerts, limit, |alert| alert.id.to_string())))
+    Ok(window.page(alert_resources(&app, &caller.0, found)))
+}
+
+/// Alerts with the names of their nodes.
+pub(crate) fn alert_resources(app: &App, principal: &Principal, found: Vec<alerts::Alert>) -> Vec<Alert> {
+    let mut names: HashMap<NodeId, String> = HashMap::new();
+    let visible = found.into_iter().filter(|alert| principal.sees(&alert.tenant));
+    visible
+        .map(|alert| {
+            let named =
+                |id: NodeId| app.state.fleet.node(id).map_or_else(|| id.to_string(), |view| view.name.to_string());
+            let name = names.entry(alert.node).or_insert_with(|| named(alert.node)).clone();
+            Alert::of(alert, name)
+        })
+        .collect()
 }

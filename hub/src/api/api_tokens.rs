@@ -33,7 +33,6 @@ pub(crate) struct ApiTokenRequest {
 /// All API tokens, newest first, without their secrets.
 #[utoipa::path(get, path = "/api/v1/api-tokens", tag = "api tokens", params(Paging), responses(
     (status = 200, body = Page<ApiToken>),
-    (status = "default", body = Problem, content_type = "application/problem+json"),
 ))]
 pub(crate) async fn list(
     State(app): State<App>,
@@ -43,14 +42,13 @@ pub(crate) async fn list(
     caller.require(access::Role::Admin)?;
     let tokens = app.state.access.within(caller.0.tenant.as_ref()).list_api_tokens().await?;
     let tokens = tokens.into_iter().map(ApiToken::from).collect();
-    slice(tokens, &paging, |token: &ApiToken| token.id.clone()).map(axum::Json)
+    slice(tokens, &paging, |token| &token.id)
 }
 
 /// Makes an API token; its secret is in this answer and nowhere else. A caller bound to a tenant makes tokens bound to it.
 #[utoipa::path(post, path = "/api/v1/api-tokens", tag = "api tokens", request_body = ApiTokenRequest,
     params(("Idempotency-Key" = Option<String>, Header)), responses(
     (status = 201, body = NewApiToken),
-    (status = "default", body = Problem, content_type = "application/problem+json"),
 ))]
 pub(crate) async fn create(
     State(app): State<App>,
@@ -73,7 +71,6 @@ pub(crate) async fn create(
 /// Ends an API token at once, with every browser session that was opened with it.
 #[utoipa::path(delete, path = "/api/v1/api-tokens/{id}", tag = "api tokens", params(("id" = String, Path)), responses(
     (status = 204, description = "It is revoked"),
-    (status = "default", body = Problem, content_type = "application/problem+json"),
 ))]
 pub(crate) async fn revoke(
     State(app): State<App>,

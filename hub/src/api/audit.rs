@@ -5,7 +5,7 @@ use std::time::Duration;
 use axum::body::Body;
 use axum::extract::State;
 use axum::http::{HeaderMap, header};
-use axum::response::sse::{Event, KeepAlive, Sse};
+use axum::response::sse::{Event, Sse};
 use axum::response::{IntoResponse as _, Response};
 use futures_util::Stream;
 use futures_util::stream;
@@ -15,7 +15,8 @@ use utoipa::IntoParams;
 
 use super::events::Watch;
 use super::extract::{Caller, Query};
-use super::list::{Paging, page};
+use super::follow::{self, Follow};
+use super::list::Paging;
 use super::problem::Problem;
 use super::resource::{AuditEntry, AuditHead, Page};
 use crate::access::Role;
@@ -41,7 +42,6 @@ pub(crate) struct Which {
 /// Audit entries, newest first.
 #[utoipa::path(get, path = "/api/v1/audit", tag = "audit", params(Which, Paging), responses(
     (status = 200, body = Page<AuditEntry>),
-    (status = "default", body = Problem, content_type = "application/problem+json"),
 ))]
 pub(crate) async fn list(
     State(app): State<App>,
@@ -49,24 +49,22 @@ pub(crate) async fn list(
     Query(which): Query<Which>,
     Query(paging): Query<Paging>,
 ) -> Result<axum::Json<Page<AuditEntry>>, Problem> {
-    let limit = paging.limit()?;
+    let window = paging.window()?;
     let filter = Filter {
         tenant: caller.scope(which.tenant.as_deref())?,
         action: which.action,
-        before: paging.before()?,
+        before: window.before,
         after: None,
-        limit: limit + 1,
+        limit: window.reach(),
     };
     let entries = audit::list(&app.state.database, &filter).await?;
-    let entries = entries.into_iter().map(AuditEntry::from).collect();
-    Ok(axum::Json(page(entries, limit, |entry: &AuditEntry| entry.id.to_string())))
+    Ok(window.page(entries.into_iter().map(AuditEntry::from).collect()))
 }
 
 /// Audit entries as they are written, as server-sent events `audit`. With the header Last-Event-ID, from that one on;
 /// else from now on.
 #[utoipa::path(get, path = "/api/v1/audit/events", tag = "audit", params(Which), responses(
     (status = 200, body = AuditEntry, content_type = "text/event-stream"),
-    (status = "default", body = Problem, content_type = "application/problem+json"),
 ))]
 pub(crate) async fn follow(
     State(app): State<App>,
@@ -91,15 +89,12 @@ pub(crate) async fn follow(
     filter.after = Some(newest);
     filter.limit = AT_ONCE;
     let follower = Follower { permit: app.stream()?, app, filter, watch, waiting: Vec::new() };
-    let events =
-        stream::unfold(follower, async |mut follower| follower.next().await.map(|event| (Ok(event), follower)));
-    Ok(Sse::new(events).keep_alive(KeepAlive::new().interval(Duration::from_secs(15))))
+    Ok(follow::follow(follower))
 }
 
 /// The newest entry's number and hash: noted elsewhere, it shows later whether the log up to it is still the same.
 #[utoipa::path(get, path = "/api/v1/audit/head", tag = "audit", responses(
     (status = 200, body = AuditHead),
-    (status = "default", body = Problem, content_type = "application/problem+json"),
 ))]
 pub(crate) async fn head(State(app): State<App>, _: Caller) -> Result<axum::Json<AuditHead>, Problem> {
     let published = Published::of(audit::head(&app.state.database).await?, app.now());
@@ -120,7 +115,6 @@ pub(crate) struct Exported {
 /// `unmapped`; `hyperfactory-hub audit verify --file` checks them. Takes the role admin. What breaks off is not whole.
 #[utoipa::path(get, path = "/api/v1/audit/export", tag = "audit", params(Exported), responses(
     (status = 200, body = String, content_type = "application/x-ndjson"),
-    (status = "default", body = Problem, content_type = "application/problem+json"),
 ))]
 pub(crate) async fn export(
     State(app): State<App>,
@@ -156,8 +150,8 @@ struct Follower {
     permit: OwnedSemaphorePermit,
 }
 
-impl Follower {
-    /// The next entry; `None` when the hub stops, the token is no longer good, or the database is away.
+impl Follow for Follower {
+    /// `None` when the hub stops, the token is no longer good, or the database is away.
     async fn next(&mut self) -> Option<Event> {
         loop {
             if let Some(entry) = self.waiting.pop() {

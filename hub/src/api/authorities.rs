@@ -70,7 +70,6 @@ pub(crate) struct Which {
 /// All certificate authorities: the fleet's first, then by tenant, kind and age.
 #[utoipa::path(get, path = "/api/v1/authorities", tag = "trust", params(Which), responses(
     (status = 200, body = Vec<Authority>),
-    (status = "default", body = Problem, content_type = "application/problem+json"),
 ))]
 pub(crate) async fn list(
     State(app): State<App>,

@@ -21,7 +21,6 @@ const CACHED: HeaderValue = HeaderValue::from_static("public, max-age=300");
 /// The fleet's root: what nodes trust.
 #[utoipa::path(get, path = "/pki/fleet-root.pem", tag = "trust", security(()), responses(
     (status = 200, body = String, content_type = "application/pem-certificate-chain"),
-    (status = "default", body = Problem, content_type = "application/problem+json"),
 ))]
 pub(crate) async fn fleet_root(State(app): State<App>, headers: HeaderMap) -> Result<Response, Problem> {
     bundle(&app, &headers, &Role::Root, "This hub has no fleet root.".into()).await
@@ -31,7 +30,6 @@ pub(crate) async fn fleet_root(State(app): State<App>, headers: HeaderMap) -> Re
 #[utoipa::path(get, path = "/pki/{tenant}/kafka-root.pem", tag = "trust", security(()),
     params(("tenant" = String, Path)), responses(
     (status = 200, body = String, content_type = "application/pem-certificate-chain"),
-    (status = "default", body = Problem, content_type = "application/problem+json"),
 ))]
 pub(crate) async fn kafka_root(
     State(app): State<App>,
@@ -46,7 +44,6 @@ pub(crate) async fn kafka_root(
 #[utoipa::path(get, path = "/pki/{tenant}/nodes-intermediate.pem", tag = "trust", security(()),
     params(("tenant" = String, Path)), responses(
     (status = 200, body = String, content_type = "application/pem-certificate-chain"),
-    (status = "default", body = Problem, content_type = "application/problem+json"),
 ))]
 pub(crate) async fn nodes_intermediate(
     State(app): State<App>,

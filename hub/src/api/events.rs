@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use axum::extract::{FromRequestParts, State};
 use axum::http::request::Parts;
-use axum::response::sse::{Event, KeepAlive, Sse};
-use futures_util::{Stream, stream};
+use axum::response::sse::{Event, Sse};
+use futures_util::Stream;
 use protocol::{NodeId, TenantId};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{OwnedSemaphorePermit, broadcast};
@@ -16,6 +16,7 @@ use tokio::time::Instant;
 use utoipa::{IntoParams, ToSchema};
 
 use super::extract::{Caller, Query, Remote, bearer};
+use super::follow::{self, Follow};
 use super::problem::Problem;
 use super::resource::{AttentionLevel, Node, Time};
 use crate::access::Principal;
@@ -60,7 +61,6 @@ pub(crate) struct AlertEvent {
 /// node. A reader that falls behind is sent every node again instead of each step between.
 #[utoipa::path(get, path = "/api/v1/events", tag = "events", params(Which), responses(
     (status = 200, body = Node, content_type = "text/event-stream"),
-    (status = "default", body = Problem, content_type = "application/problem+json"),
 ))]
 pub(crate) async fn stream(
     State(app): State<App>,
@@ -81,9 +81,7 @@ pub(crate) async fn stream(
         next: Instant::now(),
         app,
     };
-    let events =
-        stream::unfold(follower, async |mut follower| follower.next().await.map(|event| (Ok(event), follower)));
-    Ok(Sse::new(events).keep_alive(KeepAlive::new().interval(Duration::from_secs(15))))
+    Ok(follow::follow(follower))
 }
 
 /// Whether a stream's token is still good: looked at again from time to time, as a stream can outlive its token.
@@ -136,7 +134,7 @@ struct Follower {
     permit: OwnedSemaphorePermit,
 }
 
-impl Follower {
+impl Follow for Follower {
     async fn next(&mut self) -> Option<Event> {
         loop {
             if let Some(event) = self.ready.pop_front() {
@@ -170,7 +168,9 @@ impl Follower {
             }
         }
     }
+}
 
+impl Follower {
     fn render(&mut self) {
         let changed = std::mem::replace(&mut self.changed, Changed::Some(BTreeSet::new()));
         let nodes = match changed {

@@ -53,7 +53,6 @@ pub(crate) struct ServerCertificate {
     request_body = NewServerCertificate,
     params(("tenant" = String, Path), ("Idempotency-Key" = Option<String>, Header)), responses(
     (status = 201, body = ServerCertificate),
-    (status = "default", body = Problem, content_type = "application/problem+json"),
 ))]
 pub(crate) async fn server_certificate(
     State(app): State<App>,

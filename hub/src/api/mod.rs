@@ -5,13 +5,13 @@ mod api_tokens;
 mod audit;
 pub(crate) mod authorities;
 mod bundles;
-pub(crate) mod convert;
 pub(crate) mod denial;
 mod events;
 pub(crate) mod extract;
+pub(crate) mod follow;
 pub(crate) mod idempotency;
 mod kafka;
-mod list;
+pub(crate) mod list;
 mod nodes;
 pub(crate) mod problem;
 pub mod resource;
@@ -23,12 +23,13 @@ mod tokens;
 
 use axum::Router;
 use axum::routing::get;
+use serde_json::{Value, json};
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
 use utoipa::{Modify, OpenApi};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-pub(crate) use nodes::{alert_resources, tenant_resource};
+pub(crate) use alerts::alert_resources;
 
 use crate::web::App;
 
@@ -73,8 +74,8 @@ pub(crate) fn router() -> Router<App> {
     )
 }
 
-fn described() -> (Router<App>, utoipa::openapi::OpenApi) {
-    OpenApiRouter::with_openapi(Description::openapi())
+fn described() -> (Router<App>, Value) {
+    let (router, description) = OpenApiRouter::with_openapi(Description::openapi())
         .routes(routes!(tenants::list, tenants::create))
         .routes(routes!(tenants::show))
         .routes(routes!(kafka::server_certificate))
@@ -98,7 +99,24 @@ fn described() -> (Router<App>, utoipa::openapi::OpenApi) {
         .routes(routes!(api_tokens::list, api_tokens::create))
         .routes(routes!(api_tokens::revoke))
         .routes(routes!(events::stream))
-        .split_for_parts()
+        .split_for_parts();
+    let mut description = serde_json::to_value(&description).unwrap_or_default();
+    describe_failures(&mut description);
+    (router, description)
+}
+
+/// Every call fails in one way: with a problem.
+fn describe_failures(description: &mut Value) {
+    let failure = json!({
+        "description": "What went wrong, and what to do.",
+        "content": { "application/problem+json": { "schema": { "$ref": "#/components/schemas/Problem" } } },
+    });
+    let paths = description["paths"].as_object_mut().into_iter().flat_map(|paths| paths.values_mut());
+    for operation in paths.filter_map(Value::as_object_mut).flat_map(|path| path.values_mut()) {
+        if let Some(responses) = operation["responses"].as_object_mut() {
+            responses.insert("default".to_owned(), failure.clone());
+        }
+    }
 }
 
 #[cfg(test)]
@@ -107,8 +125,7 @@ mod tests {
 
     #[test]
     fn the_description_is_openapi_3_1_and_names_every_error() {
-        let (_, description) = described();
-        let described = serde_json::to_value(&description).expect("JSON");
+        let (_, described) = described();
         assert!(described["openapi"].as_str().expect("a version").starts_with("3.1"), "{}", described["openapi"]);
         let paths = described["paths"].as_object().expect("paths");
         assert_eq!(paths.len(), 23);

@@ -1,6 +1,5 @@
 //! `/api/v1/nodes`.
 
-use std::collections::HashMap;
 use std::time::Duration;
 
 use axum::extract::State;
@@ -12,12 +11,11 @@ use utoipa::{IntoParams, ToSchema};
 use super::extract::{Caller, Json, Path, Query};
 use super::list::{Paging, bad_cursor};
 use super::problem::Problem;
-use super::resource::{Alert, Coverage, History, Node, NodeCounts, NodeDetail, Page, Tenant, Time};
+use super::resource::{Coverage, History, Node, NodeDetail, Page};
 use super::select::{Cursor, NodeQuery};
-use crate::access::{Principal, Role};
+use crate::access::Role;
 use crate::telemetry::history::Selector;
 use crate::web::App;
-use crate::{alerts, tenants};
 
 /// The range of a history when nothing is asked for.
 const RANGE: Duration = Duration::from_secs(3_600);
@@ -43,7 +41,6 @@ pub(crate) struct HistoryQuery {
 /// Nodes, filtered and in order; what needs attention comes first unless told otherwise.
 #[utoipa::path(get, path = "/api/v1/nodes", tag = "nodes", params(NodeQuery, Paging), responses(
     (status = 200, body = Page<Node>),
-    (status = "default", body = Problem, content_type = "application/problem+json"),
 ))]
 pub(crate) async fn list(
     State(app): State<App>,
@@ -62,7 +59,6 @@ pub(crate) async fn list(
 /// One node with its services, certificate, clock and spool.
 #[utoipa::path(get, path = "/api/v1/nodes/{node}", tag = "nodes", params(("node" = String, Path)), responses(
     (status = 200, body = NodeDetail),
-    (status = "default", body = Problem, content_type = "application/problem+json"),
 ))]
 pub(crate) async fn show(
     State(app): State<App>,
@@ -77,7 +73,6 @@ pub(crate) async fn show(
 #[utoipa::path(get, path = "/api/v1/nodes/{node}/history", tag = "nodes",
     params(("node" = String, Path), HistoryQuery), responses(
     (status = 200, body = History),
-    (status = "default", body = Problem, content_type = "application/problem+json"),
 ))]
 pub(crate) async fn history(
     State(app): State<App>,
@@ -101,7 +96,6 @@ pub(crate) async fn history(
 /// The proof that no batch number of a node is missing, and none counted twice.
 #[utoipa::path(get, path = "/api/v1/nodes/{node}/coverage", tag = "nodes", params(("node" = String, Path)), responses(
     (status = 200, body = Vec<Coverage>),
-    (status = "default", body = Problem, content_type = "application/problem+json"),
 ))]
 pub(crate) async fn coverage(
     State(app): State<App>,
@@ -129,7 +123,6 @@ pub(crate) struct Revocation {
 #[utoipa::path(post, path = "/api/v1/nodes/{node}/revoke", tag = "nodes", params(("node" = String, Path)),
     request_body = Revocation, responses(
     (status = 204, description = "It is revoked"),
-    (status = "default", body = Problem, content_type = "application/problem+json"),
 ))]
 pub(crate) async fn revoke(
     State(app): State<App>,
@@ -147,7 +140,6 @@ pub(crate) async fn revoke(
 /// Takes a node out of the fleet: it is revoked, listed no more, and its name is free. Takes the role operator.
 #[utoipa::path(delete, path = "/api/v1/nodes/{node}", tag = "nodes", params(("node" = String, Path)), responses(
     (status = 204, description = "It is gone"),
-    (status = "default", body = Problem, content_type = "application/problem+json"),
 ))]
 pub(crate) async fn remove(
     State(app): State<App>,
@@ -164,7 +156,6 @@ pub(crate) async fn remove(
 /// more, the node is frozen again. Takes the role admin.
 #[utoipa::path(post, path = "/api/v1/nodes/{node}/unfreeze", tag = "nodes", params(("node" = String, Path)), responses(
     (status = 204, description = "It may connect"),
-    (status = "default", body = Problem, content_type = "application/problem+json"),
 ))]
 pub(crate) async fn unfreeze(
     State(app): State<App>,
@@ -179,23 +170,4 @@ pub(crate) async fn unfreeze(
 
 fn unknown(id: NodeId) -> Problem {
     Problem::not_found(format!("There is no node {id}: see `hfctl node list`."))
-}
-
-/// A tenant with its nodes counted.
-pub(crate) fn tenant_resource(tenant: tenants::Tenant, nodes: NodeCounts) -> Tenant {
-    Tenant { id: tenant.id.to_string(), name: tenant.name, created_at: Time(tenant.created_at), nodes }
-}
-
-/// Alerts with the names of their nodes.
-pub(crate) fn alert_resources(app: &App, principal: &Principal, found: Vec<alerts::Alert>) -> Vec<Alert> {
-    let mut names: HashMap<NodeId, String> = HashMap::new();
-    let visible = found.into_iter().filter(|alert| principal.sees(&alert.tenant));
-    visible
-        .map(|alert| {
-            let named =
-                |id: NodeId| app.state.fleet.node(id).map_or_else(|| id.to_string(), |view| view.name.to_string());
-            let name = names.entry(alert.node).or_insert_with(|| named(alert.node)).clone();
-            Alert::of(alert, name)
-        })
-        .collect()
 }

@@ -12,7 +12,6 @@ use crate::web::App;
 /// after the last; one is good for seven days.
 #[utoipa::path(get, path = "/crl/{authority}", tag = "pki", params(("authority" = i64, Path)), security(()), responses(
     (status = 200, content_type = "application/pkix-crl"),
-    (status = "default", body = Problem, content_type = "application/problem+json"),
 ))]
 pub(crate) async fn show(State(app): State<App>, Path(authority): Path<i64>) -> Result<Response, Problem> {
     let list = app.state.revocation_lists.get(authority, app.now()).await.map_err(|error| Problem::internal(&error))?;

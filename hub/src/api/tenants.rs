@@ -9,7 +9,6 @@ use utoipa::ToSchema;
 use super::extract::{Caller, Json, Path, Query};
 use super::idempotency::IdempotencyKey;
 use super::list::{Paging, slice};
-use super::nodes::tenant_resource;
 use super::problem::Problem;
 use super::resource::{NodeCounts, Page, Tenant};
 use crate::access::Role;
@@ -28,7 +27,6 @@ pub(crate) struct NewTenant {
 /// All tenants, by id.
 #[utoipa::path(get, path = "/api/v1/tenants", tag = "tenants", params(Paging), responses(
     (status = 200, body = Page<Tenant>),
-    (status = "default", body = Problem, content_type = "application/problem+json"),
 ))]
 pub(crate) async fn list(
     State(app): State<App>,
@@ -39,15 +37,14 @@ pub(crate) async fn list(
     let tenants = app.state.tenants.within(caller.0.tenant.as_ref()).list().await?;
     let tenants = tenants.into_iter().map(|tenant| {
         let counts = counts.remove(tenant.id.as_str()).unwrap_or_default();
-        tenant_resource(tenant, counts)
+        Tenant::of(tenant, counts)
     });
-    slice(tenants.collect(), &paging, |tenant| tenant.id.clone()).map(axum::Json)
+    slice(tenants.collect(), &paging, |tenant| &tenant.id)
 }
 
 /// One tenant.
 #[utoipa::path(get, path = "/api/v1/tenants/{tenant}", tag = "tenants", params(("tenant" = String, Path)), responses(
     (status = 200, body = Tenant),
-    (status = "default", body = Problem, content_type = "application/problem+json"),
 ))]
 pub(crate) async fn show(
     State(app): State<App>,
@@ -57,14 +54,13 @@ pub(crate) async fn show(
     caller.require_tenant(&id)?;
     let tenant = app.state.tenants.within(caller.0.tenant.as_ref()).get(&id).await?;
     let counts = app.roster.counts(&caller.0).remove(id.as_str()).unwrap_or_default();
-    Ok(axum::Json(tenant_resource(tenant, counts)))
+    Ok(axum::Json(Tenant::of(tenant, counts)))
 }
 
 /// Makes a tenant, with a certificate authority of its own. Takes the role admin, unbound.
 #[utoipa::path(post, path = "/api/v1/tenants", tag = "tenants", request_body = NewTenant,
     params(("Idempotency-Key" = Option<String>, Header)), responses(
     (status = 201, body = Tenant),
-    (status = "default", body = Problem, content_type = "application/problem+json"),
 ))]
 pub(crate) async fn create(
     State(app): State<App>,
@@ -79,7 +75,7 @@ pub(crate) async fn create(
             new.id.parse().map_err(|error: protocol::id::IdError| Problem::invalid(error.to_string()))?;
         let name = new.name.as_deref().unwrap_or(&new.id);
         let made = app.state.tenants.create(&id, name, &caller.actor(), app.now()).await?;
-        Ok(tenant_resource(made, NodeCounts::default()))
+        Ok(Tenant::of(made, NodeCounts::default()))
     };
     app.answers.once(&caller, key, &("tenants", &new), app.now(), work).await
 }

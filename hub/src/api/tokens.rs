@@ -45,7 +45,6 @@ pub(crate) struct Which {
 /// The newest 500 join tokens, newest first, without their secrets.
 #[utoipa::path(get, path = "/api/v1/tokens", tag = "tokens", params(Which, Paging), responses(
     (status = 200, body = Page<Token>),
-    (status = "default", body = Problem, content_type = "application/problem+json"),
 ))]
 pub(crate) async fn list(
     State(app): State<App>,
@@ -56,14 +55,13 @@ pub(crate) async fn list(
     let scope = caller.scope(which.tenant.as_deref())?;
     let tokens = app.state.enrollment.list_tokens(scope.as_ref()).await?;
     let tokens = tokens.into_iter().map(|token| Token::of(token, app.now())).collect();
-    slice(tokens, &paging, |token: &Token| token.id.clone()).map(axum::Json)
+    slice(tokens, &paging, |token| &token.id)
 }
 
 /// Makes a join token; its secret is in this answer and nowhere else. Takes the role operator.
 #[utoipa::path(post, path = "/api/v1/tokens", tag = "tokens", request_body = TokenRequest,
     params(("Idempotency-Key" = Option<String>, Header)), responses(
     (status = 201, body = NewToken),
-    (status = "default", body = Problem, content_type = "application/problem+json"),
 ))]
 pub(crate) async fn create(
     State(app): State<App>,

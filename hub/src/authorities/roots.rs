@@ -48,7 +48,7 @@ impl Roots {
         .fetch_all(&mut **transaction)
         .await?;
         let links: Vec<Vec<u8>> =
-            sqlx::query_scalar("SELECT certificate FROM root_links WHERE not_after > $1 ORDER BY id")
+            sqlx::query_scalar("SELECT certificate FROM root_links WHERE not_after > $1 ORDER BY created_at, serial")
                 .bind(now.millis())
                 .fetch_all(&mut **transaction)
                 .await?;
@@ -180,10 +180,11 @@ async fn save_link(
     now: Timestamp,
 ) -> Result<(), AuthoritiesError> {
     let summary = pki::Summary::of(link).map_err(AuthoritiesError::Unreadable)?;
-    sqlx::query("INSERT INTO root_links (certificate, not_after, created_at) VALUES ($1, $2, $3)")
+    sqlx::query("INSERT INTO root_links (certificate, not_after, created_at, serial) VALUES ($1, $2, $3, $4)")
         .bind(link.to_vec())
         .bind(summary.not_after.millis())
         .bind(now.millis())
+        .bind(summary.serial.clone())
         .execute(&mut **transaction)
         .await?;
     let record = Record {

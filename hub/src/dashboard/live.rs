@@ -5,15 +5,14 @@ use std::collections::hash_map::DefaultHasher;
 use std::collections::{BTreeMap, HashMap};
 use std::convert::Infallible;
 use std::hash::{Hash, Hasher};
-use std::pin::Pin;
 use std::time::Duration;
 
 use axum::extract::State;
 use axum::http::Uri;
 use axum::response::IntoResponse as _;
 use axum::response::Response;
-use axum::response::sse::{Event, KeepAlive, Sse};
-use futures_util::{Stream, StreamExt as _, stream};
+use axum::response::sse::{Event, Sse};
+use futures_util::stream;
 use maud::Markup;
 use protocol::{NodeId, TenantId};
 use serde::Deserialize;
@@ -32,6 +31,7 @@ use super::pages::{
 use super::session::{Away, Visitor};
 use super::{alerts, audit, fleet, history, join, layout, node, tenants};
 use crate::alerts::Change;
+use crate::api::follow::{Follow, follow};
 use crate::api::problem::Problem;
 use crate::api::resource::Token;
 use crate::api::select::NodeQuery;
@@ -45,8 +45,6 @@ const CHARTS_EVERY: Duration = Duration::from_secs(10);
 const CHECK_EVERY: Duration = Duration::from_secs(30);
 /// How often a page of what sends no changes is looked at again (audit, join tokens), and a node is told it is watched.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
-/// Sent when nothing else was, so that both ends notice when the other is gone.
-const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
 /// What a page shows.
 enum Watched {
@@ -114,16 +112,11 @@ pub(super) async fn stream(State(app): State<App>, visitor: Result<Visitor, Away
         permit,
         app,
     };
-    let events = stream::unfold(live, async |mut live| live.next().await.map(|event| (Ok(event), live)));
-    respond(events.boxed())
+    follow(live).into_response()
 }
 
 fn once(event: &'static str) -> Response {
-    respond(stream::iter([Ok(Event::default().event(event).data(""))]).boxed())
-}
-
-fn respond(events: Pin<Box<dyn Stream<Item = Result<Event, Infallible>> + Send>>) -> Response {
-    Sse::new(events).keep_alive(KeepAlive::new().interval(KEEP_ALIVE)).into_response()
+    Sse::new(stream::iter([Ok::<_, Infallible>(Event::default().event(event).data(""))])).into_response()
 }
 
 fn read<T: DeserializeOwned>(uri: &Uri) -> Result<T, Problem> {
@@ -193,7 +186,7 @@ impl Rendered {
     }
 }
 
-impl Live {
+impl Follow for Live {
     /// The next update; `None` when the hub stops.
     async fn next(&mut self) -> Option<Event> {
         if self.over {
@@ -226,7 +219,9 @@ impl Live {
             }
         }
     }
+}
 
+impl Live {
     fn reload(&mut self) -> Event {
         self.over = true;
         Event::default().event("reload").data("")

@@ -20,15 +20,16 @@ use super::{
     tenants as tenant_views, trust,
 };
 use crate::access::{self, Grant, Principal};
+use crate::api::alert_resources;
 use crate::api::authorities::Authority;
 use crate::api::extract::{Path, Query, require, require_all, require_tenant};
+use crate::api::list::Window;
 use crate::api::problem::Problem;
 use crate::api::resource::{
     Alert, ApiToken, AuditEntry, Coverage, Kind, NewApiToken, NewToken, Node, NodeCounts, NodeDetail, Role, Tenant,
     Time, Token,
 };
 use crate::api::select::{NodeQuery, Selected};
-use crate::api::{alert_resources, tenant_resource};
 use crate::audit::{self, Filter};
 use crate::web::App;
 use crate::{alerts, enrollment};
@@ -269,13 +270,10 @@ pub(super) async fn alert_list(
         Which::Closed => Some(false),
         Which::All => None,
     };
-    let filter =
-        alerts::Filter { tenant: who.tenant.clone(), open, before: query.before, limit: ENTRIES + 1, node: None };
-    let mut found = alert_resources(app, who, app.state.alerts.list(&filter).await?);
-    let more = found.len() > ENTRIES as usize;
-    found.truncate(ENTRIES as usize);
-    let older = found.last().map(|alert| alert.id).filter(|_| more);
-    Ok((found, older))
+    let window = Window { before: query.before, limit: ENTRIES };
+    let (tenant, limit) = (who.tenant.clone(), window.reach());
+    let filter = alerts::Filter { tenant, open, before: window.before, limit, node: None };
+    Ok(window.cut(alert_resources(app, who, app.state.alerts.list(&filter).await?)))
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -305,19 +303,16 @@ pub(super) async fn audit_list(
     who: &Principal,
     query: &AuditQuery,
 ) -> Result<(Vec<AuditEntry>, Option<i64>), Problem> {
+    let window = Window { before: query.before, limit: ENTRIES };
     let filter = Filter {
         tenant: who.tenant.clone(),
         action: Some(query.action.clone()).filter(|action| !action.is_empty()),
-        before: query.before,
+        before: window.before,
         after: None,
-        limit: ENTRIES + 1,
+        limit: window.reach(),
     };
     let entries = audit::list(&app.state.database, &filter).await?;
-    let mut entries: Vec<AuditEntry> = entries.into_iter().map(AuditEntry::from).collect();
-    let more = entries.len() > ENTRIES as usize;
-    entries.truncate(ENTRIES as usize);
-    let older = entries.last().map(|entry| entry.id).filter(|_| more);
-    Ok((entries, older))
+    Ok(window.cut(entries.into_iter().map(AuditEntry::from).collect()))
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -505,7 +500,7 @@ pub(super) async fn tenant_list(app: &App, who: &Principal) -> Result<Vec<Tenant
         .into_iter()
         .map(|tenant| {
             let counts = counts.remove(tenant.id.as_str()).unwrap_or_default();
-            tenant_resource(tenant, counts)
+            Tenant::of(tenant, counts)
         })
         .collect())
 }
@@ -513,7 +508,7 @@ pub(super) async fn tenant_list(app: &App, who: &Principal) -> Result<Vec<Tenant
 async fn one_tenant(app: &App, who: &Principal, id: &TenantId) -> Result<Tenant, Problem> {
     require_tenant(who, id)?;
     let counts = app.roster.counts(who).remove(id.as_str()).unwrap_or_default();
-    Ok(tenant_resource(app.state.tenants.within(who.tenant.as_ref()).get(id).await?, counts))
+    Ok(Tenant::of(app.state.tenants.within(who.tenant.as_ref()).get(id).await?, counts))
 }
 
 /// A tenant's newest join tokens.

@@ -301,7 +301,7 @@ fn record(subject: &str) -> Record {
 }
 
 /// A connection as the tables' owner, whom no policy binds.
-async fn owner(database: &TestDatabase) -> AnyConnection {
+pub(crate) async fn owner(database: &TestDatabase) -> AnyConnection {
     sqlx::any::install_default_drivers();
     AnyConnection::connect(&database.url).await.expect("a connection")
 }
@@ -322,7 +322,7 @@ async fn unlock(connection: &mut AnyConnection) {
     connection.execute(sql).await.expect("unlocked");
 }
 
-async fn verified(connection: &mut AnyConnection, heads: &[Head]) -> Report {
+pub(crate) async fn verified(connection: &mut AnyConnection, heads: &[Head]) -> Report {
     verify::database(connection, heads, &[], NOW).await.expect("verified")
 }
 
@@ -560,9 +560,10 @@ async fn certificate_past_the_log(db: &mut AnyConnection, random: &mut StdRng) -
         let next = pki::Authority::create_root(now, seconds(86_400)).expect("a root");
         let link = root.link(next.certificate_der(), now).expect("a link");
         let summary = pki::Summary::of(&link).expect("a certificate");
-        sqlx::query("INSERT INTO root_links (certificate, not_after, created_at) VALUES ($1, $2, 0)")
+        sqlx::query("INSERT INTO root_links (serial, certificate, not_after, created_at) VALUES ($3, $1, $2, 0)")
             .bind(link.to_vec())
             .bind(summary.not_after.millis())
+            .bind(summary.serial.clone())
             .execute(db)
             .await
             .expect("put in");
@@ -575,8 +576,8 @@ async fn certificate_past_the_log(db: &mut AnyConnection, random: &mut StdRng) -
         (
             leaf,
             "INSERT INTO certificates
-                 (serial, authority, kind, tenant, node, spki_sha256, certificate, issued_at, not_after, state)
-                 SELECT $2, authority, kind, tenant, node, spki_sha256, $1, issued_at, not_after, state
+                 (serial, authority, kind, tenant, node, spki_sha256, certificate, issued_at, not_after, state, sequence, recovered)
+                 SELECT $2, authority, kind, tenant, node, spki_sha256, $1, issued_at, not_after, state, sequence, recovered
                  FROM certificates ORDER BY serial LIMIT 1",
         )
     } else {

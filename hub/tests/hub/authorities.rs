@@ -6,6 +6,7 @@ use hyperfactory_hub::keys::Keys;
 use pki::{WebName, web};
 use store::on_both_engines;
 
+use crate::audit::{owner, verified};
 use crate::setup::{NOW, World, master, seconds};
 
 fn names(names: &[&str]) -> Vec<WebName> {
@@ -44,5 +45,7 @@ on_both_engines! {
         assert_eq!(logged.len(), before + 1);
         assert!(logged.iter().any(|entry| entry.subject == "hub.example"), "{logged:?}");
         world.close().await;
+        let report = verified(&mut owner(test).await, &[]).await;
+        assert_eq!(report.findings, []);
     }
 }

@@ -326,6 +326,12 @@ on_both_engines! {
         let recovered = hub.recover(&state, &new).await.expect("recovered");
         let former = std::mem::replace(&mut state, State::new(new, &recovered.certificate_chain, &recovered.roots, 2));
         hub.session(&state).await.expect("a session");
+        let retired = tokio::time::timeout(Duration::from_secs(20), async {
+            while hub.enrollment.authorize(&former.identity).is_ok() {
+                tokio::task::yield_now().await;
+            }
+        });
+        retired.await.expect("the session's certificate retires the one before");
         // What was left behind finds the door, and freezes the node.
         let refused = hub.session(&former).await.expect_err("ended");
         assert!(refused.contains("expired"), "{refused}");
@@ -454,7 +460,7 @@ impl Running {
 
     async fn stop(mut self) {
         self.shutdown.cancel();
-        self.task.join_next().await.expect("a task").expect("no panic").expect("it ran");
+        self.task.join_next().await.expect("it runs").expect("no panic").expect("it ran");
     }
 
     /// A connection for recovery.

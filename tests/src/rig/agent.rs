@@ -9,6 +9,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use super::binary::binary;
+use super::clock;
 use super::netns::{self, Netns};
 use super::process::Process;
 use super::wait::{SOON, until};
@@ -40,6 +41,27 @@ impl Agent {
     pub fn set(mut self, key: &str, value: impl Into<String>) -> Self {
         self.settings.push((format!("HYPERFACTORY_AGENT_{}", key.to_uppercase().replace('-', "_")), value.into()));
         self
+    }
+
+    /// Sets its clock off by `offset` (`+365d`, `-5m`), or right again, from its next start on.
+    pub fn set_clock(&mut self, offset: Option<&str>) -> Result<()> {
+        self.settings.retain(|(name, _)| !clock::VARIABLES.contains(&name.as_str()));
+        if let Some(offset) = offset {
+            self.settings.extend(clock::off_by(offset)?);
+        }
+        Ok(())
+    }
+
+    /// One that was stopped, once more: with another state directory that holds the same.
+    pub fn copy(&self) -> Result<Self> {
+        let copy = Self { state: tempfile::tempdir()?, settings: self.settings.clone(), netns: None, process: None };
+        for file in std::fs::read_dir(self.state.path())? {
+            let file = file?;
+            if file.file_type()?.is_file() {
+                std::fs::copy(file.path(), copy.state.path().join(file.file_name()))?;
+            }
+        }
+        Ok(copy)
     }
 
     /// Lets everything it does happen inside a namespace.

@@ -3,10 +3,12 @@
 use std::fs::File;
 use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 use tempfile::TempDir;
+
+use super::process::finish;
 
 /// A file system in memory; needs root; gone when dropped, whoever still uses it.
 #[derive(Debug)]
@@ -59,7 +61,7 @@ impl SmallDisk {
 
 impl Drop for SmallDisk {
     fn drop(&mut self) {
-        let _ = run(Command::new("umount").arg("--lazy").arg(&self.folder));
+        let _ = finish(Command::new("umount").arg("--lazy").arg(&self.folder));
     }
 }
 
@@ -68,15 +70,7 @@ fn mount(folder: &Path, kibibytes: u32) -> Result<()> {
         bail!("mounting a disk needs root: run the tests by ./test, which asks sudo");
     }
     let size = format!("size={kibibytes}k,mode=0700");
-    run(Command::new("mount").args(["-t", "tmpfs", "-o", &size, "tmpfs"]).arg(folder))
-}
-
-fn run(command: &mut Command) -> Result<()> {
-    let output = command.stdin(Stdio::null()).output().context("running mount (Debian's package mount)")?;
-    if !output.status.success() {
-        bail!("{command:?}: {}", String::from_utf8_lossy(&output.stderr).trim());
-    }
-    Ok(())
+    finish(Command::new("mount").args(["-t", "tmpfs", "-o", &size, "tmpfs"]).arg(folder)).map(drop)
 }
 
 #[cfg(test)]

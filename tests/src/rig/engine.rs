@@ -3,11 +3,12 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use serde_json::Value;
 use tempfile::TempDir;
 
 use super::exported;
+use super::process::finish;
 
 /// The engine that `./test` started.
 #[derive(Debug, Clone)]
@@ -111,14 +112,6 @@ impl Drop for Project {
     fn drop(&mut self) {
         let _ = self.compose(&["down", "--timeout", "0", "--volumes"]);
     }
-}
-
-fn finish(command: &mut Command) -> Result<String> {
-    let output = command.output().with_context(|| format!("running {command:?}"))?;
-    if !output.status.success() {
-        bail!("{command:?} failed: {}", String::from_utf8_lossy(&output.stderr).trim());
-    }
-    String::from_utf8(output.stdout).context("docker printed what is no text")
 }
 
 #[cfg(test)]

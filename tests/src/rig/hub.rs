@@ -12,7 +12,7 @@ use tempfile::TempDir;
 use super::binary::binary;
 use super::clock;
 use super::netns::{self, Netns};
-use super::process::Process;
+use super::process::{Process, finish};
 use super::wait::{SOON, until};
 use crate::api::Api;
 
@@ -254,11 +254,7 @@ fn anonymous(state: &Path, settings: &[(String, String)], endpoints: &Endpoints)
 }
 
 fn run(state: &Path, settings: &[(String, String)], arguments: &[&str]) -> Result<String> {
-    let output = program(None, state, settings)?.args(arguments).output().context("running the hub's program")?;
-    if !output.status.success() {
-        bail!("hyperfactory-hub {}: {}", arguments.join(" "), String::from_utf8_lossy(&output.stderr).trim());
-    }
-    String::from_utf8(output.stdout).context("the hub printed what is no text")
+    finish(program(None, state, settings)?.args(arguments))
 }
 
 fn program(netns: Option<&str>, state: &Path, settings: &[(String, String)]) -> Result<Command> {

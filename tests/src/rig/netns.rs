@@ -2,10 +2,12 @@
 
 use std::ffi::OsStr;
 use std::net::Ipv4Addr;
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::{Context, Result, bail};
+
+use super::process::finish;
 
 /// A network namespace with one veth pair to the machine; needs root; gone when dropped.
 #[derive(Debug)]
@@ -120,15 +122,7 @@ pub(super) fn command(netns: Option<&str>, program: impl AsRef<OsStr>) -> Comman
 }
 
 fn ip(arguments: &str) -> Result<()> {
-    let output = Command::new("ip")
-        .args(arguments.split_ascii_whitespace())
-        .stdin(Stdio::null())
-        .output()
-        .context("running ip (Debian's package iproute2)")?;
-    if !output.status.success() {
-        bail!("ip {arguments}: {}", String::from_utf8_lossy(&output.stderr).trim());
-    }
-    Ok(())
+    finish(Command::new("ip").args(arguments.split_ascii_whitespace())).map(drop)
 }
 
 /// The end of a hardware address, from one of IP.
@@ -139,6 +133,8 @@ fn mac(address: Ipv4Addr) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::process::Stdio;
+
     use super::*;
 
     #[test]

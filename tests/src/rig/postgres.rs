@@ -1,11 +1,12 @@
 //! The tests' own PostgreSQL: one new, empty database for each who asks.
 
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use anyhow::{Context, Result, bail};
+use anyhow::Result;
 
 use super::exported;
+use super::process::finish;
 
 /// The server that `./test` started.
 #[derive(Debug, Clone)]
@@ -29,15 +30,8 @@ impl Postgres {
     }
 
     fn run(&self, statement: &str) -> Result<()> {
-        let output = Command::new("psql")
-            .args(["--no-psqlrc", "--quiet", "--dbname", &self.url, "--command", statement])
-            .stdin(Stdio::null())
-            .output()
-            .context("running psql (Debian's package postgresql-client)")?;
-        if !output.status.success() {
-            bail!("{statement}: {}", String::from_utf8_lossy(&output.stderr).trim());
-        }
-        Ok(())
+        let arguments = ["--no-psqlrc", "--quiet", "--dbname", &self.url, "--command", statement];
+        finish(Command::new("psql").args(arguments)).map(drop)
     }
 }
 

@@ -114,6 +114,18 @@ impl Drop for Process {
     }
 }
 
+/// Runs `command` to its end and gives what it printed; fails with what it complained of.
+pub(super) fn finish(command: &mut Command) -> Result<String> {
+    let output = command.stdin(Stdio::null()).output();
+    let words: Vec<_> = std::iter::once(command.get_program()).chain(command.get_args()).collect();
+    let said = words.join(" ".as_ref());
+    let output = output.with_context(|| format!("running {}", said.display()))?;
+    if !output.status.success() {
+        bail!("{}: {}", said.display(), String::from_utf8_lossy(&output.stderr).trim());
+    }
+    String::from_utf8(output.stdout).with_context(|| format!("{} printed what is no text", said.display()))
+}
+
 fn tail(text: &str) -> String {
     let lines: Vec<&str> = text.lines().collect();
     lines[lines.len().saturating_sub(30)..].join("\n")

@@ -7,6 +7,7 @@ mod dashboard;
 mod https;
 mod main_job;
 mod quickstart;
+mod recovery;
 mod revocation;
 mod scripts;
 mod service;

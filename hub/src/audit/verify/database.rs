@@ -126,7 +126,9 @@ fn authority(walk: &mut Walk, row: &AnyRow) -> Result<(), sqlx::Error> {
 }
 
 async fn links(snapshot: &mut AnyConnection, walk: &mut Walk) -> Result<(), DatabaseError> {
-    let rows = sqlx::query("SELECT id, not_after, certificate FROM root_links ORDER BY id").fetch_all(snapshot).await?;
+    let rows = sqlx::query("SELECT serial, not_after, certificate FROM root_links ORDER BY created_at, serial")
+        .fetch_all(snapshot)
+        .await?;
     for (number, row) in rows.iter().enumerate() {
         if let Err(error) = link(walk, row) {
             mislabelled(walk, &format!("row {} of the links between roots", number + 1), &error.to_string());
@@ -138,11 +140,11 @@ async fn links(snapshot: &mut AnyConnection, walk: &mut Walk) -> Result<(), Data
 /// # Errors
 /// When the row holds something else than a link.
 fn link(walk: &mut Walk, row: &AnyRow) -> Result<(), sqlx::Error> {
-    let (id, not_after, der): (i64, i64, Vec<u8>) = (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
-    let what = format!("link {id} between roots");
+    let (serial, not_after, der): (Vec<u8>, i64, Vec<u8>) = (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
+    let what = format!("link {} between roots", HEXLOWER.encode(&serial));
     let Some(summary) = summary(walk, &what, &der) else { return Ok(()) };
     walk.certificate(&what, &HEXLOWER.encode(&summary.sha256));
-    if summary.not_after.millis() != not_after {
+    if summary.serial != serial || summary.not_after.millis() != not_after {
         mislabelled(walk, &what, "its row says something else than the certificate");
     }
     Ok(())

@@ -32,10 +32,11 @@ fn an_agent_with_a_damaged_identity_says_so_and_does_not_become_another_node() -
     for (damaged, why) in [
         (&good[..good.len() / 2], "not the JSON that was written"),
         ("", "not the JSON that was written"),
-        (&good.replace("\"format\": 1", "\"format\": 7"), "format 7"),
+        (&good.replace("\"format\": 2", "\"format\": 7"), "format 7"),
         (&stranger, "names another node"),
         (&good.replace("BEGIN PRIVATE KEY", "BEGIN PRIVATE CHEESE"), "BEGIN PRIVATE KEY"),
     ] {
+        assert_ne!(damaged, good, "it is damaged");
         fs::write(&path, damaged)?;
         for verb in [&["run"][..], &["enroll", "--token", &token], &["status"]] {
             let output = agent.command(verb)?;

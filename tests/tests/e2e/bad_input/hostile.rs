@@ -10,7 +10,7 @@ use protocol::message::{Acknowledge, Batch, BatchBody, ClockReport, Goodbye, Upl
 use tokio::task::JoinSet;
 use transport::CloseCode;
 
-use super::intruder::{EPOCH, NO_LIMIT, Raw, Scene, end, hello};
+use super::intruder::{EPOCH, NO_LIMIT, Raw, Scene, answer, end, hello};
 use super::{agent, coverage, running};
 
 /// A key batch with nothing in it.
@@ -78,8 +78,7 @@ async fn an_unknown_message_is_answered_and_the_session_goes_on() -> Result<()> 
     }
     let mut answers = Vec::new();
     for _ in 0..3 {
-        let answer: protocol::message::ToNode = reader.recv().await?.context("no answer")?;
-        answers.push(answer.message.context("an empty answer")?);
+        answers.push(answer(&mut reader).await?);
     }
     use to_node::Message::{Unsupported, Welcome};
     assert!(matches!(answers.as_slice(), [Unsupported(_), Welcome(_), Unsupported(_)]), "{answers:?}");

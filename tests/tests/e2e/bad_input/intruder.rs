@@ -127,8 +127,7 @@ pub(super) struct Session {
 impl Session {
     /// The answer to something on the control stream.
     pub(super) async fn answer(&mut self) -> Result<to_node::Message> {
-        let answer: ToNode = self.reader.recv().await?.context("the hub ended the stream")?;
-        answer.message.context("an answer of an unknown kind")
+        answer(&mut self.reader).await
     }
 }
 
@@ -185,5 +184,16 @@ impl prost::Message for Raw {
 
     fn clear(&mut self) {
         *self = Self::default();
+    }
+}
+
+/// The next message of the hub's; the roots it tells a node that named none in its Hello are no answer.
+pub(super) async fn answer(reader: &mut FrameReader) -> Result<to_node::Message> {
+    loop {
+        let answer: ToNode = reader.recv().await?.context("the hub ended the stream")?;
+        match answer.message.context("an answer of an unknown kind")? {
+            to_node::Message::Trust(_) => {}
+            answer => return Ok(answer),
+        }
     }
 }

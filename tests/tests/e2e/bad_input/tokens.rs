@@ -49,7 +49,7 @@ fn after_a_lost_reply_the_same_key_gets_the_same_certificate() -> Result<()> {
     let first: Value = serde_json::from_slice(&fs::read(&identity)?)?;
     let secret = token.parse::<JoinToken>()?.secret_hash();
     let key = json!({
-        "format": 1,
+        "format": 2,
         "token": data_encoding::HEXLOWER.encode(&secret),
         "key": first["credential"]["key"],
     });

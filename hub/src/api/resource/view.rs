@@ -1,17 +1,13 @@
-//! From the hub's own types to what operators see.
+//! What the hub knows of a node now, as operators see it.
 
-use protocol::message;
-use protocol::telemetry::{Kind as SeriesKind, Unit};
-use protocol::{Timestamp, metrics};
+use protocol::{Timestamp, message, metrics};
 
-use super::resource::{
-    Alert, ApiToken, Attention, AttentionLevel, AuditEntry, Certificate, Clock, ClockState, Coverage, Disk, Engine,
-    EngineState, Figures, History, Host, LostRange, NewToken, Node, NodeDetail, Point, Presence, PresenceState, Reason,
-    Series, Service, ServiceCounts, ServiceHealth, ServiceState, Spool, Time, Token, TokenState, Used,
+use super::{
+    Attention, AttentionLevel, Certificate, Clock, ClockState, Disk, Engine, EngineState, Figures, Host, Node,
+    NodeDetail, Presence, PresenceState, Reason, Service, ServiceCounts, ServiceHealth, ServiceState, Spool, Time,
+    Used,
 };
 use crate::telemetry::state::{self, Latest, Level, NodeView, Services, service_name};
-use crate::telemetry::{history, ingest};
-use crate::{access, alerts, audit, enrollment};
 
 const KIBIBYTE: f64 = 1024.0;
 /// A clock this far from the hub's counts as the same (see `ClockState` in the protocol).
@@ -246,146 +242,6 @@ fn clock(status: &message::NodeStatus) -> Clock {
         state,
         offset_ms: measured.map(|report| report.offset_ms),
         delay_ms: measured.map(|report| report.delay_ms),
-    }
-}
-
-impl From<ingest::Coverage> for Coverage {
-    fn from(coverage: ingest::Coverage) -> Self {
-        Self {
-            epoch: coverage.epoch.to_string(),
-            opened_at: Time(coverage.opened_at),
-            first: coverage.first,
-            through: coverage.through,
-            stored: coverage.stored,
-            lost: coverage.lost.iter().map(|range| range.last.saturating_sub(range.first).saturating_add(1)).sum(),
-            complete: coverage.is_complete(),
-            missing: coverage.missing,
-            doubled: coverage.doubled,
-            lost_ranges: coverage
-                .lost
-                .into_iter()
-                .map(|range| LostRange { first: range.first, last: range.last, reason: range.reason })
-                .collect(),
-        }
-    }
-}
-
-impl From<history::Range> for History {
-    fn from(range: history::Range) -> Self {
-        Self {
-            from: Time(range.from),
-            to: Time(range.to),
-            step_ms: range.step.as_millis() as u64,
-            series: range.series.into_iter().map(Series::from).collect(),
-        }
-    }
-}
-
-impl From<history::SeriesPoints> for Series {
-    fn from(series: history::SeriesPoints) -> Self {
-        let rate = series.kind == SeriesKind::Counter;
-        let (unit, scale) = match series.unit {
-            Unit::Ratio => ("ratio", 1.0),
-            Unit::Bytes => ("bytes", 1.0),
-            Unit::Kibibytes => ("bytes", KIBIBYTE),
-            // A counter of CPU time: seconds per second are CPUs.
-            Unit::Milliseconds if rate => ("cpus", 0.001),
-            Unit::Milliseconds => ("seconds", 0.001),
-            Unit::Seconds => ("seconds", 1.0),
-            Unit::Count | Unit::Other(_) => ("count", 1.0),
-        };
-        let unit = if rate && unit != "cpus" { format!("{unit}/s") } else { unit.to_owned() };
-        let points = series
-            .points
-            .iter()
-            .map(|point| Point {
-                at: point.at.millis(),
-                mean: point.mean * scale,
-                min: point.min * scale,
-                max: point.max * scale,
-            })
-            .collect();
-        Self { metric: series.metric, target: series.target, unit, points }
-    }
-}
-
-impl Alert {
-    /// An alert, with the name of its node.
-    pub(crate) fn of(alert: alerts::Alert, node_name: String) -> Self {
-        Self {
-            id: alert.id,
-            rule: alert.rule,
-            severity: alert.level.into(),
-            tenant: alert.tenant.to_string(),
-            node: alert.node.to_string(),
-            node_name,
-            subject: alert.subject,
-            message: alert.message,
-            opened_at: Time(alert.opened_at),
-            closed_at: alert.closed_at.map(Time),
-        }
-    }
-}
-
-impl From<audit::Entry> for AuditEntry {
-    fn from(entry: audit::Entry) -> Self {
-        Self {
-            id: entry.id,
-            at: Time(entry.at),
-            actor: entry.actor,
-            credential: entry.credential,
-            action: entry.action,
-            tenant: entry.tenant,
-            subject: entry.subject,
-            detail: entry.detail,
-            remote: entry.remote,
-            hash: entry.hash.to_string(),
-        }
-    }
-}
-
-impl Token {
-    /// A join token as it stands now.
-    pub(crate) fn of(token: enrollment::TokenInfo, now: Timestamp) -> Self {
-        Self {
-            id: token.id,
-            tenant: token.tenant.to_string(),
-            kind: token.kind.into(),
-            name: token.name,
-            state: match token.used_at {
-                Some(_) => TokenState::Used,
-                None if token.expires_at <= now => TokenState::Expired,
-                None => TokenState::Open,
-            },
-            created_at: Time(token.created_at),
-            expires_at: Time(token.expires_at),
-            created_by: token.created_by,
-            node: token.node.map(|node| node.to_string()),
-        }
-    }
-}
-
-impl NewToken {
-    /// A fresh join token and the command that uses it.
-    pub(crate) fn of(info: enrollment::TokenInfo, secret: &str, now: Timestamp) -> Self {
-        let info = Token::of(info, now);
-        let command = format!("sudo hyperfactory-{} enroll --token {secret}", info.kind.as_str());
-        Self { info, token: secret.to_owned(), command }
-    }
-}
-
-impl From<access::ApiToken> for ApiToken {
-    fn from(token: access::ApiToken) -> Self {
-        Self {
-            id: token.id,
-            name: token.name,
-            role: token.role.into(),
-            tenant: token.tenant.map(|tenant| tenant.to_string()),
-            created_at: Time(token.created_at),
-            created_by: token.created_by,
-            expires_at: token.expires_at.map(Time),
-            revoked_at: token.revoked_at.map(Time),
-        }
     }
 }
 
