@@ -159,8 +159,8 @@ services:
     restart: always
   greedy:
     image: IMAGE
-    # The shell outlives it for a moment: see compose/test/compose.yaml.
-    command: ["sh", "-c", "tail /dev/zero; sleep 1; exit 137"]
+    # The shell waits before it and after it: see compose/test/compose.yaml.
+    command: ["sh", "-c", "sleep 1; tail /dev/zero; sleep 1; exit 137"]
     mem_limit: 16m
 "#;
 }
