@@ -1,5 +1,6 @@
 //! From a join token to a certificate, from a certificate to the next one, and who may hold a session.
 
+mod advice;
 mod freeze;
 mod name;
 mod recovery;
@@ -25,6 +26,7 @@ use crate::gateway::Registry as Sessions;
 use crate::telemetry::state::{Certificate, Fleet, Member};
 use registry::Registry;
 
+pub use advice::{ADVICE_WITHIN_MAX, ADVISED_PER_SECOND, AdviseError, Advised, Whom};
 pub use freeze::UnfreezeError;
 pub use recovery::{Asked, RecoveryBounds};
 pub use revocation::{Reason, RevokeError, Revoked};
@@ -281,7 +283,9 @@ impl Enrollment {
 
     /// When a node should renew this certificate; each is told another moment, so that a fleet does not come at once.
     pub fn renew_at(&self, identity: &NodeIdentity) -> Timestamp {
-        pki::renewal::when(identity.not_before, identity.not_after, rand::random())
+        let jitter = pki::renewal::jitter(&identity.serial);
+        let regular = pki::renewal::when(identity.not_before, identity.not_after, jitter);
+        self.0.registry.advice(identity).map_or(regular, |advised| advised.min(regular))
     }
 
     async fn try_enroll(&self, request: &EnrollRequest, remote: IpAddr, now: Timestamp) -> Result<Enrolled, Failure> {

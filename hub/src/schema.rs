@@ -81,7 +81,10 @@ CREATE TABLE nodes (
     frozen_reason TEXT,
     -- The fleet roots it said it trusts, SHA-256 after SHA-256 of their public keys, and why not those it was told to.
     roots {BLOB},
-    roots_trouble TEXT
+    roots_trouble TEXT,
+    -- Advice: when to renew, while it uses a certificate up to this number.
+    renew_at BIGINT,
+    renew_through BIGINT
 );
 CREATE UNIQUE INDEX nodes_name ON nodes (tenant, name) WHERE removed_at IS NULL;
 

@@ -12,6 +12,7 @@ mod ingest;
 mod kafka;
 mod keys;
 mod recovery;
+mod renewal;
 mod revocation;
 mod setup;
 mod state;
