@@ -6,6 +6,7 @@ mod listed;
 mod roots;
 mod rows;
 mod server;
+mod succession;
 mod web;
 
 use std::collections::HashMap;
@@ -30,6 +31,7 @@ pub(crate) use rows::place;
 use rows::{load, save};
 use server::Kept;
 pub(crate) use server::{RENEW_FOR_BROWSERS, RENEW_FOR_NODES};
+pub(crate) use succession::Succession;
 
 /// An intermediate with less life than this left is followed by a new one; the old one's certificates stay good.
 const RENEW_BEFORE: Duration = Duration::from_secs(60 * 86_400);
@@ -81,12 +83,12 @@ pub enum AuthoritiesError {
         /// The tenant.
         tenant: TenantId,
     },
-    /// A rotation of the fleet root is elsewhere than it was taken to be.
-    #[error("{}", if *there_is { "there is a next root already: have it issue, or retire it" } else { "there is no next root: introduce one first" })]
-    NextRoot {
-        /// Whether there is a next root.
-        there_is: bool,
-    },
+    /// An authority has to sign whose key is not here.
+    #[error(
+        "this takes the key of authority {0}, and that is not at this hub: have it signed where the key is, see \
+         `hyperfactory-hub ca root --help`"
+    )]
+    KeyElsewhere(i64),
     /// The certificate request is not good.
     #[error(transparent)]
     Request(#[from] RequestError),
@@ -118,18 +120,18 @@ impl Authorities {
     pub async fn open(database: Database, keys: Keys, now: Timestamp) -> Result<Self, AuthoritiesError> {
         let mut transaction = database.begin_write().await?;
         let root = match load(&mut transaction, &Role::Root, &keys).await? {
-            Some(root) => root.authority,
+            Some(root) => root,
             None => {
-                let root = Authority::create_root(now, ROOT_LIFETIME)?;
-                save(&mut transaction, &root, &keys, now).await?;
-                root
+                let authority = Authority::create_root(now, ROOT_LIFETIME)?;
+                let id = save(&mut transaction, &authority, None, &keys, now).await?;
+                Issuing { id, authority }
             }
         };
         match load(&mut transaction, &Role::Hub, &keys).await? {
             Some(hub) if issues_at(&hub.authority, now) => {}
             _ => {
-                let hub = root.issue_hub_intermediate(now)?;
-                save(&mut transaction, &hub, &keys, now).await?;
+                let hub = root.authority.issue_hub_intermediate(now)?;
+                save(&mut transaction, &hub, Some(root.id), &keys, now).await?;
             }
         }
         let roots = watch::Sender::new(Arc::new(Roots::load(&mut transaction, now).await?));
@@ -181,8 +183,8 @@ impl Authorities {
         let mut hub = load(&mut transaction, &Role::Hub, &self.0.keys).await?;
         if hub.as_ref().is_none_or(|hub| !issues_at(&hub.authority, now)) {
             let root = self.root(&mut transaction).await?;
-            let authority = root.issue_hub_intermediate(now)?;
-            let id = save(&mut transaction, &authority, &self.0.keys, now).await?;
+            let authority = root.authority.issue_hub_intermediate(now)?;
+            let id = save(&mut transaction, &authority, Some(root.id), &self.0.keys, now).await?;
             hub = Some(Issuing { id, authority });
         }
         let Some(Issuing { id, authority }) = hub else { return Err(AuthorityError::Certificate.into()) };
@@ -209,7 +211,7 @@ impl Authorities {
     ) -> Result<(), AuthoritiesError> {
         self.0.keys.create(transaction, Owner::Tenant(tenant.clone()), now).await?;
         let kafka = Authority::create_kafka_root(tenant, now, self.policy(tenant).kafka_root)?;
-        save(transaction, &kafka, &self.0.keys, now).await?;
+        save(transaction, &kafka, None, &self.0.keys, now).await?;
         self.create_intermediate(transaction, tenant, now).await?;
         Ok(())
     }
@@ -221,12 +223,14 @@ impl Authorities {
         now: Timestamp,
     ) -> Result<Issuing, AuthoritiesError> {
         let lifetime = self.policy(tenant).nodes_intermediate;
-        let authority = self.root(transaction).await?.issue_tenant_intermediate(tenant, now, lifetime)?;
-        let id = save(transaction, &authority, &self.0.keys, now).await?;
+        let root = self.root(transaction).await?;
+        let authority = root.authority.issue_tenant_intermediate(tenant, now, lifetime)?;
+        let id = save(transaction, &authority, Some(root.id), &self.0.keys, now).await?;
         Ok(Issuing { id, authority })
     }
 
-    /// The intermediate that issues for `tenant` now; opened once, then kept.
+    /// The intermediate that issues for `tenant` now; opened once, then kept. Whether it is still that one, the database
+    /// says: another hub may have changed it.
     pub(crate) async fn tenant(
         &self,
         transaction: &mut Transaction,
@@ -234,8 +238,9 @@ impl Authorities {
         now: Timestamp,
     ) -> Result<Arc<Issuing>, AuthoritiesError> {
         let fresh = |issuing: &Issuing| issues_at(&issuing.authority, now);
+        let active = rows::active(transaction, &Role::Nodes(tenant.clone())).await?;
         let known = self.0.tenants.read().unwrap_or_else(PoisonError::into_inner).get(tenant).cloned();
-        if let Some(known) = known.filter(|known| fresh(known)) {
+        if let Some(known) = known.filter(|known| active == Some(known.id) && fresh(known)) {
             return Ok(known);
         }
         let stored = load(transaction, &Role::Nodes(tenant.clone()), &self.0.keys).await?;

@@ -67,6 +67,8 @@ struct Inner {
 struct Issued {
     chain: Vec<Vec<u8>>,
     identity: NodeIdentity,
+    /// The row of the intermediate it is from.
+    authority: i64,
 }
 
 impl Issued {
@@ -247,7 +249,18 @@ impl Enrollment {
     /// # Errors
     /// What to tell the node.
     pub fn authorize(&self, identity: &NodeIdentity) -> Result<(), Refusal> {
-        self.0.registry.authorize(identity)
+        let intermediate = self.0.registry.authorize(identity)?;
+        if self.0.authorities.is_retired(intermediate) {
+            return Err(Refusal {
+                code: RefusalCode::CertificateReplaced.into(),
+                message: format!(
+                    "certificate {} of node {} is of an authority that has been rotated away: the node recovers by itself",
+                    identity.serial, identity.node
+                ),
+                retry_after_ms: 0,
+            });
+        }
+        Ok(())
     }
 
     /// The roots a node says it trusts, as SHA-256 of their public keys; `None` for a node that is not known.
@@ -354,7 +367,7 @@ impl Enrollment {
         };
         audit::append(&mut transaction, now, record).await?;
         transaction.commit().await?;
-        self.0.registry.issued(&issued.identity, FIRST_SEQUENCE);
+        self.0.registry.issued(&issued.identity, FIRST_SEQUENCE, issued.authority);
         let enrolled = self.enrolled(&member, issued.chain);
         let (node, certificate) =
             (member.node, Certificate { serial: issued.identity.serial, not_after: issued.identity.not_after });
@@ -414,7 +427,8 @@ impl Enrollment {
         request: &RenewRequest,
         now: Timestamp,
     ) -> Result<Issued, Failure> {
-        self.authorize(identity).map_err(Failure::Refused)?;
+        // Also with a certificate of an authority that is trusted no more: who still has a session gets another one by it.
+        self.0.registry.authorize(identity).map_err(Failure::Refused)?;
         let number = self.0.registry.sequence(identity);
         if number != Some(request.sequence) {
             return Err(refused(
@@ -440,16 +454,16 @@ impl Enrollment {
         let Some(row) = row else { return Err(Failure::Refused(registry::unknown(identity.node))) };
         revocation::not_denied(&mut transaction, &key).await?;
         let before = sqlx::query(
-            "SELECT c.certificate, a.certificate FROM certificates c JOIN authorities a ON a.id = c.authority
+            "SELECT c.certificate, a.certificate, a.id FROM certificates c JOIN authorities a ON a.id = c.authority
              WHERE c.node = $1 AND c.spki_sha256 = $2 AND c.kind IN ('agent', 'bridge') AND c.state IN ('issued', 'active')
-             ORDER BY c.issued_at DESC LIMIT 1",
+               AND a.state <> 'retired' ORDER BY c.issued_at DESC LIMIT 1",
         )
         .bind(identity.node.to_string())
         .bind(key.spki_sha256().to_vec())
         .fetch_optional(&mut *transaction)
         .await?;
         if let Some(before) = before {
-            let issued = Issued::from_chain(vec![before.try_get(0)?, before.try_get(1)?])?;
+            let issued = Issued::from_chain(vec![before.try_get(0)?, before.try_get(1)?], before.try_get(2)?)?;
             if issued.is_fresh(now) {
                 return Ok(issued);
             }
@@ -490,7 +504,7 @@ impl Enrollment {
         };
         audit::append(&mut transaction, now, record).await?;
         transaction.commit().await?;
-        self.0.registry.issued(&issued.identity, sequence);
+        self.0.registry.issued(&issued.identity, sequence, issued.authority);
         Ok(issued)
     }
 
@@ -506,7 +520,7 @@ impl Enrollment {
         let issuing = self.0.authorities.tenant(transaction, &member.tenant, now).await?;
         let lifetime = self.0.settings.node_lifetime;
         let leaf = issuing.authority.issue_node(key, member.node, member.kind, now, lifetime)?;
-        let issued = Issued::from_chain(vec![leaf, issuing.authority.certificate_der().to_vec()])?;
+        let issued = Issued::from_chain(vec![leaf, issuing.authority.certificate_der().to_vec()], issuing.id)?;
         let certificate = Certified {
             kind: member.kind.into(),
             authority: issuing.id,
@@ -553,10 +567,10 @@ impl Enrollment {
 }
 
 impl Issued {
-    fn from_chain(chain: Vec<Vec<u8>>) -> Result<Self, pki::TrustError> {
+    fn from_chain(chain: Vec<Vec<u8>>, authority: i64) -> Result<Self, pki::TrustError> {
         let ders: Vec<CertificateDer<'_>> = chain.iter().map(|der| CertificateDer::from(&**der)).collect();
         let identity = pki::node_identity(&ders)?;
-        Ok(Self { chain, identity })
+        Ok(Self { chain, identity, authority })
     }
 
     /// Half-way through its life it is no answer any more: a node asks because it wants a newer one.

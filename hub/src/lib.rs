@@ -17,6 +17,7 @@ pub mod keys;
 pub mod metrics;
 pub mod quickstart;
 pub mod revocation_lists;
+pub mod rotation;
 mod rows;
 pub mod schema;
 pub mod service;

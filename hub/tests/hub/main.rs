@@ -14,6 +14,7 @@ mod keys;
 mod recovery;
 mod renewal;
 mod revocation;
+mod rotation;
 mod setup;
 mod state;
 mod tenancy;
