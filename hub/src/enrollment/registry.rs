@@ -75,7 +75,7 @@ impl Registry {
             known.insert(node, Known { revoked, frozen, roots, roots_trouble, advice, ..Known::of(tenant) });
         }
         let certificates = sqlx::query(
-            "SELECT node, serial, not_after, state, spki_sha256, sequence FROM certificates
+            "SELECT node, serial, not_after, state, spki_sha256, sequence, issued_at FROM certificates
              WHERE kind IN ('agent', 'bridge') AND state IN ('issued', 'active') ORDER BY issued_at",
         )
         .fetch_all(database.reader())
@@ -86,7 +86,11 @@ impl Registry {
             let Ok(serial) = data_encoding::HEXLOWER.encode(&serial).parse() else { continue };
             let Ok(spki_sha256) = row.try_get::<Vec<u8>, _>(4)?.try_into() else { continue };
             let Some(known) = known.get_mut(&node) else { continue };
-            let certificate = Certificate { serial, not_after: Timestamp::from_millis(row.try_get(2)?) };
+            let certificate = Certificate {
+                serial,
+                issued_at: Timestamp::from_millis(row.try_get(6)?),
+                not_after: Timestamp::from_millis(row.try_get(2)?),
+            };
             let sequence = row.try_get::<Option<i64>, _>(5)?.unwrap_or(0).cast_unsigned();
             known.good.push(Good { certificate, spki_sha256, sequence });
             if row.try_get::<String, _>(3)? == "active" {
@@ -233,8 +237,7 @@ impl Registry {
     pub(super) fn issued(&self, identity: &NodeIdentity, sequence: u64) {
         let mut known = self.0.write().unwrap_or_else(PoisonError::into_inner);
         let known = known.entry(identity.node).or_insert_with(|| Known::of(identity.tenant.clone()));
-        let certificate = Certificate { serial: identity.serial, not_after: identity.not_after };
-        known.good.push(Good { certificate, spki_sha256: identity.spki_sha256, sequence });
+        known.good.push(Good { certificate: identity.into(), spki_sha256: identity.spki_sha256, sequence });
     }
 
     /// A session has used this certificate: those before it are good no more.
