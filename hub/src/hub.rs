@@ -199,8 +199,7 @@ impl Hub {
         let quic = endpoint.local_addr()?;
 
         let address = config.public_address.clone().unwrap_or_else(|| dialed(quic));
-        let settings =
-            enrollment::Settings { address, node_lifetime: pki::authority::NODE_LIFETIME, recovery: config.recovery() };
+        let settings = enrollment::Settings { address, recovery: config.recovery() };
         let registry = Arc::<gateway::Registry>::default();
         let (authorities, sessions) = (domain.authorities.clone(), Arc::clone(&registry));
         let enrollment = Enrollment::open(database.clone(), authorities, fleet.clone(), settings, sessions).await?;

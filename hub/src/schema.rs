@@ -102,6 +102,19 @@ CREATE INDEX rotation_steps_rotation ON rotation_steps (rotation, id);
 CREATE UNIQUE INDEX authorities_generation ON authorities (kind, COALESCE(tenant, ''), generation);
 CREATE UNIQUE INDEX authorities_active ON authorities (kind, COALESCE(tenant, '')) WHERE state = 'active';
 
+-- How long certificates of a kind live, seconds, and between which shares of their life they are renewed, percent. For a
+-- tenant, or for the fleet where there is none; what is not here is as the hub has it by default.
+CREATE TABLE certificate_policies (
+    tenant TEXT REFERENCES tenants (id),
+    kind TEXT NOT NULL,
+    lifetime_seconds BIGINT NOT NULL,
+    renew_from BIGINT NOT NULL,
+    renew_until BIGINT NOT NULL,
+    changed_at BIGINT NOT NULL,
+    changed_by TEXT NOT NULL
+);
+CREATE UNIQUE INDEX certificate_policies_place ON certificate_policies (COALESCE(tenant, ''), kind);
+
 CREATE TABLE nodes (
     id TEXT PRIMARY KEY,
     tenant TEXT NOT NULL REFERENCES tenants (id),

@@ -20,7 +20,12 @@ const LATE_WITHIN: Duration = Duration::from_secs(30);
 /// `jitter` is random in `0.0..1.0` and the same for one certificate every time it is asked, so that a restart does
 /// not move the moment. Values outside are clamped.
 pub fn when(not_before: Timestamp, not_after: Timestamp, jitter: f64) -> Timestamp {
-    at_share(not_before, not_after, DUE - SPREAD + 2.0 * SPREAD * clamped(jitter))
+    within(not_before, not_after, (DUE - SPREAD, DUE + SPREAD), jitter)
+}
+
+/// As [`when`], between two `shares` of the life.
+pub fn within(not_before: Timestamp, not_after: Timestamp, shares: (f64, f64), jitter: f64) -> Timestamp {
+    at_share(not_before, not_after, shares.0 + (shares.1 - shares.0) * clamped(jitter))
 }
 
 /// The jitter of the certificate with this serial, which is random.
@@ -55,7 +60,7 @@ pub fn spread(count: usize, within: Duration, mut random: impl FnMut() -> f64) -
 }
 
 fn at_share(not_before: Timestamp, not_after: Timestamp, share: f64) -> Timestamp {
-    not_before.plus(not_after.since(not_before).mul_f64(share))
+    not_before.plus(not_after.since(not_before).mul_f64(share.clamp(0.0, 1.0)))
 }
 
 fn clamped(jitter: f64) -> f64 {

@@ -1,10 +1,12 @@
 //! Authorities as they are listed: for pages, programs and gauges.
 
+use pki::authority::BACKDATE;
 use protocol::{TenantId, Timestamp};
 use store::Database;
 use store::sqlx::{self, Row as _};
 
-use super::{AuthoritiesError, RENEW_BEFORE};
+use super::AuthoritiesError;
+use crate::certificate_policy::{Kind, Policies};
 
 /// One authority, without its key.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,6 +36,7 @@ pub struct Listed {
 /// All authorities, the fleet's first, then by tenant, kind and age; of one tenant alone when `tenant` says so.
 pub(super) async fn list(
     database: &Database,
+    policies: &Policies,
     tenant: Option<&TenantId>,
     now: Timestamp,
 ) -> Result<Vec<Listed>, AuthoritiesError> {
@@ -53,14 +56,25 @@ pub(super) async fn list(
     for row in &rows {
         let (kind, state): (String, String) = (row.try_get(1)?, row.try_get(4)?);
         let not_after = row.try_get::<Option<i64>, _>(7)?.map(Timestamp::from_millis);
-        let follows = state == "active" && matches!(kind.as_str(), "nodes" | "hub");
+        let tenant: Option<String> = row.try_get(2)?;
+        let (spki, created_at) = (row.try_get::<Vec<u8>, _>(5)?, Timestamp::from_millis(row.try_get(6)?));
+        let follows = match (state.as_str(), kind.as_str()) {
+            ("active", "nodes") => Some(Kind::NodesIntermediate),
+            ("active", "hub") => Some(Kind::HubIntermediate),
+            _ => None,
+        };
+        let followed_at =
+            follows.zip(not_after).zip(spki.as_slice().try_into().ok()).map(|((kind, not_after), spki)| {
+                let policy = policies.of(tenant.as_deref().and_then(|tenant| tenant.parse().ok()).as_ref());
+                policy.followed_at(kind, spki, created_at.minus(BACKDATE), not_after)
+            });
         all.push(Listed {
             id: row.try_get(0)?,
-            tenant: row.try_get(2)?,
+            tenant,
             generation: row.try_get(3)?,
-            spki_sha256: data_encoding::HEXLOWER.encode(&row.try_get::<Vec<u8>, _>(5)?),
-            created_at: Timestamp::from_millis(row.try_get(6)?),
-            followed_at: not_after.filter(|_| follows).map(|at| at.minus(RENEW_BEFORE)),
+            spki_sha256: data_encoding::HEXLOWER.encode(&spki),
+            created_at,
+            followed_at,
             not_after,
             certificates: row.try_get(8)?,
             kind,

@@ -94,12 +94,13 @@ impl Authorities {
         self.0.roots.subscribe()
     }
 
-    /// Reads the roots again: another hub on the same database may have changed them.
+    /// Reads the roots and the certificate policy again: another hub on the same database may have changed them.
     ///
     /// # Errors
     /// When the database does not answer.
     pub async fn look(&self, now: Timestamp) -> Result<(), AuthoritiesError> {
         let mut transaction = self.0.database.begin_read().await?;
+        self.0.policies.look(&mut transaction).await?;
         let roots = Roots::load(&mut transaction, now).await?;
         self.0.roots.send_if_modified(|known| {
             // Of two that look at once, the one that read earlier may come later.

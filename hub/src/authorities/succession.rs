@@ -3,16 +3,16 @@
 
 use std::time::Duration;
 
-use pki::authority::ROOT_LIFETIME;
-use pki::{Authority, AuthorityError, CertificateDer, Role};
+use pki::{Authority, AuthorityError, CertificateDer, Role, Summary};
 use protocol::{TenantId, Timestamp};
 use serde_json::json;
 use store::Transaction;
-use store::sqlx;
+use store::sqlx::{self, Row};
 
 use super::rows::{self, insert, stand_down};
-use super::{Authorities, AuthoritiesError, RENEW_BEFORE, place};
+use super::{Authorities, AuthoritiesError, place};
 use crate::audit::{self, Actor, Record, action};
+use crate::certificate_policy::Kind;
 
 /// How long the new root's word for the old one is good that is given when a rotation goes back: for as long as a node may
 /// be away. Were it for ever, whoever got the old root's key could use it after the old root is gone.
@@ -37,10 +37,14 @@ impl Authorities {
         now: Timestamp,
     ) -> Result<Succession, AuthoritiesError> {
         let (old, new, issuer) = match role {
-            Role::Root => (self.root(transaction).await?.id, Authority::create_root(now, ROOT_LIFETIME)?, None),
+            Role::Root => (
+                self.root(transaction).await?.id,
+                Authority::create_root(now, self.fleet_policy().lifetime(Kind::Root))?,
+                None,
+            ),
             Role::Kafka(tenant) => {
                 let old = rows::active(transaction, role).await?;
-                let new = Authority::create_kafka_root(tenant, now, self.policy(tenant).kafka_root)?;
+                let new = Authority::create_kafka_root(tenant, now, self.policy(tenant).lifetime(Kind::KafkaRoot))?;
                 (old.ok_or_else(|| AuthoritiesError::Missing(tenant.clone()))?, new, None)
             }
             Role::Hub | Role::Nodes(_) => {
@@ -49,10 +53,12 @@ impl Authorities {
                 let new = match role {
                     Role::Nodes(tenant) => {
                         old.ok_or_else(|| AuthoritiesError::Missing(tenant.clone()))?;
-                        let lifetime = self.policy(tenant).nodes_intermediate;
+                        let lifetime = self.policy(tenant).lifetime(Kind::NodesIntermediate);
                         root.authority.issue_tenant_intermediate(tenant, now, lifetime)?
                     }
-                    _ => root.authority.issue_hub_intermediate(now)?,
+                    _ => root
+                        .authority
+                        .issue_hub_intermediate(now, self.fleet_policy().lifetime(Kind::HubIntermediate))?,
                 };
                 (old.ok_or(AuthorityError::Certificate)?, new, Some(root.id))
             }
@@ -109,7 +115,7 @@ impl Authorities {
         // Opened when something is to be signed: one that is kept elsewhere can still take over what it has signed.
         let mut root = None;
         for role in std::iter::once(Role::Hub).chain(tenants.map(Role::Nodes)) {
-            if let Some(known) = reusable(transaction, &role, to, now).await? {
+            if let Some(known) = self.reusable(transaction, &role, to, now).await? {
                 stand_down(transaction, &role).await?;
                 set_state(transaction, known, "active").await?;
                 continue;
@@ -120,9 +126,9 @@ impl Authorities {
             };
             let intermediate = match &role {
                 Role::Nodes(tenant) => {
-                    root.issue_tenant_intermediate(tenant, now, self.policy(tenant).nodes_intermediate)?
+                    root.issue_tenant_intermediate(tenant, now, self.policy(tenant).lifetime(Kind::NodesIntermediate))?
                 }
-                _ => root.issue_hub_intermediate(now)?,
+                _ => root.issue_hub_intermediate(now, self.fleet_policy().lifetime(Kind::HubIntermediate))?,
             };
             rows::save(transaction, &intermediate, Some(to), &self.0.keys, now).await?;
         }
@@ -242,32 +248,40 @@ impl Authorities {
         save_link(transaction, (new, old), &link, true, actor, now).await
     }
 
+    /// The newest intermediate for `role` under the root `issuer`, if it can go on issuing.
+    async fn reusable(
+        &self,
+        transaction: &mut Transaction,
+        role: &Role,
+        issuer: i64,
+        now: Timestamp,
+    ) -> Result<Option<i64>, AuthoritiesError> {
+        let (name, tenant) = place(role);
+        let row = sqlx::query(
+            "SELECT id, certificate FROM authorities
+             WHERE kind = $1 AND COALESCE(tenant, '') = $2 AND issuer = $3 AND state IN ('pending', 'trusted', 'active')
+               AND certificate IS NOT NULL ORDER BY generation DESC LIMIT 1",
+        )
+        .bind(name)
+        .bind(tenant)
+        .bind(issuer)
+        .fetch_optional(&mut **transaction)
+        .await?;
+        let Some(row) = row else { return Ok(None) };
+        let summary = Summary::of(&row.try_get::<Vec<u8>, _>(1)?).map_err(AuthoritiesError::Unreadable)?;
+        let (policy, kind) = match role {
+            Role::Nodes(tenant) => (self.policy(tenant), Kind::NodesIntermediate),
+            _ => (self.fleet_policy(), Kind::HubIntermediate),
+        };
+        let (from, until) = (summary.not_before, summary.not_after);
+        let issues = (from..policy.followed_at(kind, &summary.spki_sha256, from, until)).contains(&now);
+        Ok(if issues { Some(row.try_get(0)?) } else { None })
+    }
+
     /// An authority that is to sign.
     async fn signing(&self, transaction: &mut Transaction, id: i64) -> Result<Authority, AuthoritiesError> {
         self.by_number(transaction, id).await?.ok_or(AuthoritiesError::KeyElsewhere(id))
     }
-}
-
-/// The newest intermediate for `role` under the root `issuer` that can go on issuing.
-async fn reusable(
-    transaction: &mut Transaction,
-    role: &Role,
-    issuer: i64,
-    now: Timestamp,
-) -> Result<Option<i64>, AuthoritiesError> {
-    let (kind, tenant) = place(role);
-    let id = sqlx::query_scalar(
-        "SELECT id FROM authorities
-         WHERE kind = $1 AND COALESCE(tenant, '') = $2 AND issuer = $3 AND state IN ('pending', 'trusted', 'active')
-           AND not_after > $4 ORDER BY generation DESC LIMIT 1",
-    )
-    .bind(kind)
-    .bind(tenant)
-    .bind(issuer)
-    .bind(now.plus(RENEW_BEFORE).millis())
-    .fetch_optional(&mut **transaction)
-    .await?;
-    Ok(id)
 }
 
 async fn set_state(transaction: &mut Transaction, id: i64, state: &'static str) -> Result<(), AuthoritiesError> {
@@ -298,7 +312,7 @@ async fn save_link(
     actor: &Actor,
     now: Timestamp,
 ) -> Result<(), AuthoritiesError> {
-    let summary = pki::Summary::of(link).map_err(AuthoritiesError::Unreadable)?;
+    let summary = Summary::of(link).map_err(AuthoritiesError::Unreadable)?;
     sqlx::query(
         "INSERT INTO root_links (serial, signer, introduced, told, certificate, not_after, created_at)
          VALUES ($1, $2, $3, $4, $5, $6, $7)",

@@ -12,8 +12,10 @@ use store::{StoreError, Transaction};
 
 use super::Enrollment;
 use crate::audit::{self, Actor, Record, action};
+use crate::certificate_policy::Kind;
 use crate::gateway::Directive;
 use crate::rows;
+use crate::telemetry::state::NodeView;
 
 /// Longest time over which renewals are spread.
 pub const ADVICE_WITHIN_MAX: Duration = Duration::from_secs(90 * 86_400);
@@ -144,6 +146,19 @@ impl Enrollment {
         }
         tracing::info!(nodes = advised.nodes, told = advised.told, until = %advised.until, reason, "nodes are to renew");
         Ok(advised)
+    }
+
+    /// Nodes of a tenant's (`None`: of all) whose certificates end later than one that is issued now.
+    pub fn outliving(&self, tenant: Option<&TenantId>, kind: Kind, now: Timestamp) -> Vec<NodeId> {
+        let longest =
+            |view: &NodeView| now.plus(self.0.authorities.policies().terms(Some(&view.tenant), kind).lifetime);
+        let outlives = |view: &NodeView| {
+            Kind::from(view.kind) == kind
+                && view.revoked_at.is_none()
+                && tenant.is_none_or(|one| *one == view.tenant)
+                && view.certificate.is_some_and(|certificate| certificate.not_after > longest(view))
+        };
+        self.0.fleet.all().iter().filter(|view| outlives(view)).map(|view| view.node).collect()
     }
 }
 

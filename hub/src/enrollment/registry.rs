@@ -77,7 +77,7 @@ impl Registry {
             known.insert(node, Known { revoked, frozen, roots, roots_trouble, advice, ..Known::of(tenant) });
         }
         let certificates = sqlx::query(
-            "SELECT node, serial, not_after, state, spki_sha256, sequence, authority FROM certificates
+            "SELECT node, serial, not_after, state, spki_sha256, sequence, issued_at, authority FROM certificates
              WHERE kind IN ('agent', 'bridge') AND state IN ('issued', 'active') ORDER BY issued_at",
         )
         .fetch_all(database.reader())
@@ -88,9 +88,13 @@ impl Registry {
             let Ok(serial) = data_encoding::HEXLOWER.encode(&serial).parse() else { continue };
             let Ok(spki_sha256) = row.try_get::<Vec<u8>, _>(4)?.try_into() else { continue };
             let Some(known) = known.get_mut(&node) else { continue };
-            let certificate = Certificate { serial, not_after: Timestamp::from_millis(row.try_get(2)?) };
+            let certificate = Certificate {
+                serial,
+                issued_at: Timestamp::from_millis(row.try_get(6)?),
+                not_after: Timestamp::from_millis(row.try_get(2)?),
+            };
             let sequence = row.try_get::<Option<i64>, _>(5)?.unwrap_or(0).cast_unsigned();
-            known.good.push(Good { certificate, spki_sha256, sequence, authority: row.try_get(6)? });
+            known.good.push(Good { certificate, spki_sha256, sequence, authority: row.try_get(7)? });
             if row.try_get::<String, _>(3)? == "active" {
                 known.current = Some(serial);
             }
@@ -236,7 +240,7 @@ impl Registry {
     pub(super) fn issued(&self, identity: &NodeIdentity, sequence: u64, authority: i64) {
         let mut known = self.0.write().unwrap_or_else(PoisonError::into_inner);
         let known = known.entry(identity.node).or_insert_with(|| Known::of(identity.tenant.clone()));
-        let certificate = Certificate { serial: identity.serial, not_after: identity.not_after };
+        let certificate = identity.into();
         known.good.push(Good { certificate, spki_sha256: identity.spki_sha256, sequence, authority });
     }
 

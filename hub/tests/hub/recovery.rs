@@ -23,7 +23,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use transport::{Connection, Endpoint, StreamError};
 
-use crate::setup::{HERE, NOW, World, acme, first_renewal, identity, key, rotate_root, step};
+use crate::setup::{self, HERE, NOW, World, acme, first_renewal, identity, key, rotate_root, step};
 
 const DAY: Duration = Duration::from_secs(86_400);
 const EXPORTER: [u8; 32] = [4; 32];
@@ -259,10 +259,11 @@ on_both_engines! {
 
     async fn an_intermediate_that_has_ended_is_no_hindrance(database: TestDatabase) {
         let world = World::new(database).await;
-        let state = State::enrolled(&world, after(300)).await;
+        let (key, enrolled) = world.enrolled_as(NodeKind::Bridge, after(210)).await;
+        let state = State::new(key, &enrolled.certificate_chain, &enrolled.roots, 1);
         let old = pki::trust::validity(&state.chain[1]).expect("a certificate").1;
         assert!(old < after(380));
-        let recovered = recover(&world, &state, &key(), after(380)).await.expect("recovered");
+        let recovered = recover(&world, &state, &setup::key(), after(380)).await.expect("recovered");
         assert_ne!(recovered.certificate_chain[1], state.chain[1].to_vec());
         assert_eq!(identity(&recovered.certificate_chain).tenant, acme());
         world.close().await;

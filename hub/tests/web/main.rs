@@ -7,6 +7,7 @@ mod audit;
 mod dashboard;
 mod events;
 mod https;
+mod policy;
 mod tenancy;
 mod trust;
 
@@ -76,7 +77,6 @@ impl Site {
         let fleet = Fleet::load(&database, now()).await.expect("a fleet");
         let settings = enrollment::Settings {
             address: "hub.example:7443".into(),
-            node_lifetime: Duration::from_secs(7 * 86_400),
             recovery: enrollment::RecoveryBounds::default(),
         };
         let enrollment =

@@ -371,8 +371,11 @@ fn a_loss_is_shown_for_a_while_and_a_fault_while_it_lasts() {
 #[test]
 fn a_certificate_that_was_not_renewed_is_told_in_time() {
     let serial: pki::Serial = "40000000000000000000000000000001".parse().expect("a serial");
-    let ends =
-        |second| move |view: &mut NodeView| view.certificate = Some(Certificate { serial, not_after: at(second) });
+    let ends = |second| {
+        move |view: &mut NodeView| {
+            view.certificate = Some(Certificate { serial, issued_at: at(0), not_after: at(second) })
+        }
+    };
     let mut story = Story::new();
     story.change(1, ends(86_400 + 100));
     story.until(200);
