@@ -129,6 +129,14 @@ impl Client {
         self.read(self.check(answer)?)
     }
 
+    /// `PUT path` with a JSON body.
+    pub(crate) fn put<T: DeserializeOwned>(&self, path: &str, body: &Value) -> Result<T, Failure> {
+        let request = self.request(Request::put(self.address(path, &[]))).header("content-type", "application/json");
+        let request = request.body(body.to_string()).map_err(|error| bad_url(&self.url, &error))?;
+        let answer = self.agent.run(request);
+        self.read(self.check(answer)?)
+    }
+
     /// `POST path` with a JSON body, where the answer says no more than that it is done.
     pub(crate) fn act(&self, path: &str, body: &Value) -> Result<(), Failure> {
         let request = self.request(Request::post(self.address(path, &[]))).header("content-type", "application/json");
@@ -138,8 +146,17 @@ impl Client {
 
     /// `DELETE path`.
     pub(crate) fn delete(&self, path: &str) -> Result<(), Failure> {
-        let request = self.request(Request::delete(self.address(path, &[]))).body(());
-        self.check(self.agent.run(request.map_err(|error| bad_url(&self.url, &error))?)).map(drop)
+        self.deleted(path, &[]).map(drop)
+    }
+
+    /// `DELETE path?query`, and what the hub answers.
+    pub(crate) fn reset<T: DeserializeOwned>(&self, path: &str, query: &[(&str, Option<&str>)]) -> Result<T, Failure> {
+        self.read(self.deleted(path, query)?)
+    }
+
+    fn deleted(&self, path: &str, query: &[(&str, Option<&str>)]) -> Result<Response<Body>, Failure> {
+        let request = self.request(Request::delete(self.address(path, query))).body(());
+        self.check(self.agent.run(request.map_err(|error| bad_url(&self.url, &error))?))
     }
 
     /// Every item of a list, or the first `limit`.

@@ -6,6 +6,7 @@ pub(crate) mod cert;
 pub(crate) mod kafka;
 pub(crate) mod login;
 pub(crate) mod node;
+pub(crate) mod policy;
 pub(crate) mod tenant;
 pub(crate) mod token;
 pub(crate) mod trust;

@@ -122,7 +122,7 @@ fn row(node: &Value) -> [String; 10] {
 }
 
 /// The id of a node that is named by id or by name.
-fn find(client: &Client, wanted: &str) -> Result<String, Failure> {
+pub(super) fn find(client: &Client, wanted: &str) -> Result<String, Failure> {
     let is_id = wanted.len() == 36 && wanted.bytes().all(|byte| byte.is_ascii_hexdigit() || byte == b'-');
     if is_id {
         return Ok(wanted.to_owned());

@@ -5,6 +5,7 @@ mod api_tokens;
 mod audit;
 pub(crate) mod authorities;
 mod bundles;
+pub(crate) mod certificate_policies;
 pub(crate) mod denial;
 mod events;
 pub(crate) mod extract;
@@ -14,6 +15,7 @@ mod kafka;
 pub(crate) mod list;
 mod nodes;
 pub(crate) mod problem;
+mod renewals;
 pub mod resource;
 mod revocation_lists;
 pub(crate) mod roster;
@@ -80,6 +82,9 @@ fn described() -> (Router<App>, Value) {
         .routes(routes!(tenants::show))
         .routes(routes!(kafka::server_certificate))
         .routes(routes!(authorities::list))
+        .routes(routes!(certificate_policies::list))
+        .routes(routes!(certificate_policies::set, certificate_policies::reset))
+        .routes(routes!(renewals::create))
         .routes(routes!(bundles::fleet_root))
         .routes(routes!(bundles::kafka_root))
         .routes(routes!(bundles::nodes_intermediate))
@@ -128,7 +133,7 @@ mod tests {
         let (_, described) = described();
         assert!(described["openapi"].as_str().expect("a version").starts_with("3.1"), "{}", described["openapi"]);
         let paths = described["paths"].as_object().expect("paths");
-        assert_eq!(paths.len(), 23);
+        assert_eq!(paths.len(), 26);
         for (path, operations) in paths {
             for (method, operation) in operations.as_object().expect("operations") {
                 let responses = operation["responses"].as_object().expect("responses");

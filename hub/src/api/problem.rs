@@ -11,7 +11,8 @@ use utoipa::ToSchema;
 use super::denial::Denial;
 use crate::access::{AccessError, Principal};
 use crate::authorities::AuthoritiesError;
-use crate::enrollment::{RevokeError, TokenError, UnfreezeError};
+use crate::certificate_policy::PolicyError;
+use crate::enrollment::{AdviseError, RevokeError, TokenError, UnfreezeError};
 use crate::telemetry::history::HistoryError;
 use crate::tenants::TenantError;
 
@@ -210,6 +211,25 @@ impl From<UnfreezeError> for Problem {
         match error {
             UnfreezeError::Unknown(_) => Self::not_found(error.to_string()),
             UnfreezeError::Store(error) => error.into(),
+        }
+    }
+}
+
+impl From<AdviseError> for Problem {
+    fn from(error: AdviseError) -> Self {
+        match error {
+            AdviseError::Within | AdviseError::Reason => Self::invalid(error.to_string()),
+            AdviseError::Store(error) => error.into(),
+        }
+    }
+}
+
+impl From<PolicyError> for Problem {
+    fn from(error: PolicyError) -> Self {
+        match error {
+            PolicyError::Kind(_) | PolicyError::Tenant(_) => Self::not_found(error.to_string()),
+            PolicyError::Store(error) => error.into(),
+            error => Self::invalid(error.to_string()),
         }
     }
 }

@@ -7,6 +7,7 @@ mod audit;
 mod dashboard;
 mod events;
 mod https;
+mod policy;
 mod tenancy;
 mod trust;
 
@@ -76,7 +77,6 @@ impl Site {
         let fleet = Fleet::load(&database, now()).await.expect("a fleet");
         let settings = enrollment::Settings {
             address: "hub.example:7443".into(),
-            node_lifetime: Duration::from_secs(7 * 86_400),
             recovery: enrollment::RecoveryBounds::default(),
         };
         let enrollment =
@@ -89,7 +89,9 @@ impl Site {
             Ingest::start(database.clone(), fleet.clone(), Limits::default(), stop.clone()).await.expect("ingest");
         tasks.spawn(committing);
         let (alerts, judging) =
-            Alerts::start(database.clone(), fleet.clone(), Policy::default(), now, stop.clone()).await.expect("alerts");
+            Alerts::start(database.clone(), fleet.clone(), authorities.clone(), Policy::default(), now, stop.clone())
+                .await
+                .expect("alerts");
         tasks.spawn(judging);
         let tenants = Tenants::new(database.clone(), authorities.clone());
         let access = Access::new(database.clone());

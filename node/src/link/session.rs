@@ -156,6 +156,7 @@ impl Actor {
                     NodeOutput::Goodbye { reason, retry_after } => return Err(of_goodbye(&reason, retry_after)),
                     NodeOutput::Unsupported(text) => tracing::debug!(text, "the hub did not understand"),
                     NodeOutput::Renewed { .. }
+                    | NodeOutput::RenewalAdvised { .. }
                     | NodeOutput::Trust(_)
                     | NodeOutput::RenewalRefused(_)
                     | NodeOutput::RenewalUnanswered
@@ -231,6 +232,10 @@ impl Actor {
                     }
                     NodeOutput::RenewalRefused(refusal) => renewal.refused(&refusal),
                     NodeOutput::RenewalUnanswered => renewal.unanswered(),
+                    NodeOutput::RenewalAdvised { renew_at, reason } => {
+                        renewal.advised(renew_at);
+                        tracing::info!(at = %renewal.at(), reason, "the hub advises to renew the certificate");
+                    }
                     NodeOutput::LiveUntil(until) => {
                         self.options.recorder.live_for(until.since(control.clock.now()));
                     }

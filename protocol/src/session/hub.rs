@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use super::{ClockReading, HELLO_DEADLINE, SessionError};
 use crate::message::{
-    Acknowledge, CommandOutcome, Goodbye, Hello, NodeFacts, Pace, Refusal, RefusalCode, Renewed, SpoolRange, ToHub,
-    ToNode, Trust, Unsupported, VersionRange, Welcome, to_hub, to_node,
+    Acknowledge, CommandOutcome, Goodbye, Hello, NodeFacts, Pace, Refusal, RefusalCode, RenewalAdvice, Renewed,
+    SpoolRange, ToHub, ToNode, Trust, Unsupported, VersionRange, Welcome, to_hub, to_node,
 };
 use crate::{SessionId, Timestamp, version};
 
@@ -219,6 +219,12 @@ impl HubSession {
     /// Tells the node which roots to trust; `None` unless the session is running.
     pub fn trust(&self, trust: Trust) -> Option<ToNode> {
         self.is_running().then(|| to_node::Message::Trust(trust).into())
+    }
+
+    /// Advises the node when to renew its certificate, and why; `None` unless the session is running.
+    pub fn advise(&self, renew_at: Timestamp, reason: &str) -> Option<ToNode> {
+        let advice = RenewalAdvice { renew_at_ms: renew_at.millis(), reason: reason.into() };
+        self.is_running().then(|| to_node::Message::Renewal(advice).into())
     }
 
     /// Ends the session; the connection is to be closed once this is sent. The node comes back after `retry_after`,

@@ -9,6 +9,9 @@ use crate::message::{
 };
 use crate::{SessionId, Timestamp};
 
+/// Characters of the hub's reason for an advice that are kept.
+const MAX_REASON: usize = 300;
+
 /// The node's side of one session, from its Hello on.
 #[derive(Debug)]
 pub struct NodeSession {
@@ -53,6 +56,13 @@ pub enum NodeOutput {
     RenewalUnanswered,
     /// The roots to trust from now on; answer with [`NodeSession::trusts`].
     Trust(Trust),
+    /// Renew the certificate then.
+    RenewalAdvised {
+        /// By the hub's clock; `None`: by the node's own policy.
+        renew_at: Option<Timestamp>,
+        /// Why, for the log.
+        reason: String,
+    },
     /// Until then, send every sample at once.
     LiveUntil(Timestamp),
     /// The hub could not read something of ours; for the log.
@@ -172,6 +182,10 @@ impl NodeSession {
             }
             (State::Running { .. }, Message::Command(command)) => Ok(vec![NodeOutput::Send(unsupported(command))]),
             (State::Running { .. }, Message::Trust(trust)) => Ok(vec![NodeOutput::Trust(trust)]),
+            (State::Running { .. }, Message::Renewal(advice)) => Ok(vec![NodeOutput::RenewalAdvised {
+                renew_at: time(advice.renew_at_ms),
+                reason: advice.reason.chars().take(MAX_REASON).collect(),
+            }]),
             (State::Running { .. }, Message::Pace(pace)) => {
                 let live = Duration::from_millis(pace.live_for_ms).min(MAX_LIVE);
                 Ok(vec![NodeOutput::LiveUntil(now.plus(live))])
@@ -290,5 +304,6 @@ fn name(message: &to_node::Message) -> &'static str {
         Message::Goodbye(_) => "Goodbye",
         Message::Pace(_) => "Pace",
         Message::Trust(_) => "Trust",
+        Message::Renewal(_) => "RenewalAdvice",
     }
 }
