@@ -1,6 +1,7 @@
 //! The fleet's certificate authorities: made once, kept sealed in the database, opened when something is to be issued.
 
 mod certified;
+mod follow;
 mod kafka;
 mod listed;
 mod roots;
@@ -187,15 +188,7 @@ impl Authorities {
     /// When the hub's authority can't be opened or issues nothing.
     pub async fn hub_server(&self, now: Timestamp) -> Result<HubServer, AuthoritiesError> {
         let mut transaction = self.0.database.begin_write().await?;
-        let mut hub = load(&mut transaction, &Role::Hub, &self.0.keys).await?;
-        let policy = self.fleet_policy();
-        if hub.as_ref().is_none_or(|hub| !issues_at(&hub.authority, &policy, now)) {
-            let root = self.root(&mut transaction).await?;
-            let authority = root.authority.issue_hub_intermediate(now, policy.lifetime(Kind::HubIntermediate))?;
-            let id = save(&mut transaction, &authority, Some(root.id), &self.0.keys, now).await?;
-            hub = Some(Issuing { id, authority });
-        }
-        let Some(Issuing { id, authority }) = hub else { return Err(AuthorityError::Certificate.into()) };
+        let Issuing { id, authority } = self.hub(&mut transaction, now).await?;
         let kept = match self.kept(&mut transaction, LeafKind::HubServer, id, RENEW_FOR_NODES, now).await? {
             Some(kept) => kept,
             None => {

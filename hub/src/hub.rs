@@ -171,6 +171,8 @@ impl Hub {
 
         // The list of nodes needs the port for its tokens, and the port comes with a configuration that asks the list.
         let list: Arc<OnceLock<Enrollment>> = Arc::default();
+        // Before anything looks for authorities that nothing follows.
+        follow(&domain.authorities).await;
         let shown = domain.authorities.hub_server(now()).await?;
         let certificate = served(&shown)?;
         let trusted = TrustedRoots::new(&domain.authorities.roots().trusted)?;
@@ -211,8 +213,15 @@ impl Hub {
             Ingest::start(database.clone(), fleet.clone(), Limits::default(), stop_storing.clone()).await?;
         storing.spawn(committing);
         storing.spawn(fleet.clone().keep(database.clone(), now, stop_storing.clone()));
-        let (alerts, judging) =
-            Alerts::start(database.clone(), fleet.clone(), config.alert_policy(), now, stop_storing.clone()).await?;
+        let (alerts, judging) = Alerts::start(
+            database.clone(),
+            fleet.clone(),
+            domain.authorities.clone(),
+            config.alert_policy(),
+            now,
+            stop_storing.clone(),
+        )
+        .await?;
         storing.spawn(judging);
         let webhook = config.audit_heads_webhook.clone().map(Webhook::new).transpose()?;
         let file = config.audit_heads_file.clone();
@@ -440,6 +449,8 @@ async fn keep_certified(
         }
         if let Err(error) = authorities.look(now()).await {
             warn!(%error, "the fleet's roots were not read again");
+        } else {
+            follow(&authorities).await;
         }
         let now_trusted = roots.borrow_and_update().clone();
         behind |= now_trusted.step != told.step;
@@ -472,6 +483,16 @@ async fn keep_certified(
                 }
             }
         }
+    }
+}
+
+/// Follows the intermediates whose time has come. A hub that can't do it serves all the same: they last for months yet.
+async fn follow(authorities: &Authorities) {
+    if let Err(error) = authorities.follow(now()).await {
+        warn!(
+            error = crate::rows::chain(&error),
+            "an intermediate whose time has come is not followed by a new one yet"
+        );
     }
 }
 

@@ -272,8 +272,9 @@ CREATE TABLE node_states (
 
 CREATE TABLE alerts (
     id {ID},
-    tenant TEXT NOT NULL REFERENCES tenants (id),
-    node TEXT NOT NULL REFERENCES nodes (id),
+    -- Of an authority there is no node, and of the fleet's no tenant.
+    tenant TEXT REFERENCES tenants (id),
+    node TEXT REFERENCES nodes (id),
     rule TEXT NOT NULL,
     subject TEXT NOT NULL,
     severity TEXT NOT NULL,
@@ -281,7 +282,7 @@ CREATE TABLE alerts (
     opened_at BIGINT NOT NULL,
     closed_at BIGINT
 );
-CREATE UNIQUE INDEX alerts_open ON alerts (node, rule, subject) WHERE closed_at IS NULL;
+CREATE UNIQUE INDEX alerts_open ON alerts (COALESCE(node, ''), COALESCE(tenant, ''), rule, subject) WHERE closed_at IS NULL;
 CREATE INDEX alerts_tenant ON alerts (tenant, opened_at);
 
 -- A chain (see audit/chain.md): each entry's hash covers its columns and the hash before it. audit_head is the one

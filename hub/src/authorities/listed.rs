@@ -29,6 +29,8 @@ pub struct Listed {
     pub not_after: Option<Timestamp>,
     /// Of one that issues: when the hub makes its successor by itself; `None` for a root.
     pub followed_at: Option<Timestamp>,
+    /// Of one that issues: by when it is to have a successor, by the policy; of a root, by rotation.
+    pub renew_by: Option<Timestamp>,
     /// Certificates of its that are good now.
     pub certificates: i64,
 }
@@ -58,16 +60,22 @@ pub(super) async fn list(
         let not_after = row.try_get::<Option<i64>, _>(7)?.map(Timestamp::from_millis);
         let tenant: Option<String> = row.try_get(2)?;
         let (spki, created_at) = (row.try_get::<Vec<u8>, _>(5)?, Timestamp::from_millis(row.try_get(6)?));
-        let follows = match (state.as_str(), kind.as_str()) {
-            ("active", "nodes") => Some(Kind::NodesIntermediate),
+        let place = match (state.as_str(), kind.as_str()) {
+            ("active", "root") => Some(Kind::Root),
             ("active", "hub") => Some(Kind::HubIntermediate),
+            ("active", "nodes") => Some(Kind::NodesIntermediate),
+            ("active", "kafka") => Some(Kind::KafkaRoot),
             _ => None,
         };
-        let followed_at =
-            follows.zip(not_after).zip(spki.as_slice().try_into().ok()).map(|((kind, not_after), spki)| {
-                let policy = policies.of(tenant.as_deref().and_then(|tenant| tenant.parse().ok()).as_ref());
-                policy.followed_at(kind, spki, created_at.minus(BACKDATE), not_after)
-            });
+        let (mut followed_at, mut renew_by) = (None, None);
+        if let (Some(kind), Some(not_after), Ok(spki)) = (place, not_after, spki.as_slice().try_into()) {
+            let policy = policies.of(tenant.as_deref().and_then(|tenant| tenant.parse().ok()).as_ref());
+            renew_by = Some(policy.terms(kind).renew_by(created_at, not_after));
+            // A root has no successor of itself.
+            if matches!(kind, Kind::HubIntermediate | Kind::NodesIntermediate) {
+                followed_at = Some(policy.followed_at(kind, spki, created_at.minus(BACKDATE), not_after));
+            }
+        }
         all.push(Listed {
             id: row.try_get(0)?,
             tenant,
@@ -75,6 +83,7 @@ pub(super) async fn list(
             spki_sha256: data_encoding::HEXLOWER.encode(&spki),
             created_at,
             followed_at,
+            renew_by,
             not_after,
             certificates: row.try_get(8)?,
             kind,

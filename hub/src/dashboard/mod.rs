@@ -14,6 +14,7 @@ mod live;
 pub mod node;
 mod pages;
 mod pki;
+mod renewal;
 mod session;
 pub mod sign_in;
 pub mod tenants;
@@ -38,7 +39,9 @@ pub(crate) fn router() -> Router<App> {
         .route("/nodes/{node}", get(pages::node))
         .route("/nodes/{node}/revoke", post(trust::revoke))
         .route("/nodes/{node}/remove", post(trust::remove))
+        .route("/nodes/{node}/renew", post(renewal::renew_node))
         .route("/trust", get(pages::trust))
+        .route("/trust/renew", post(renewal::renew))
         .route("/alerts", get(pages::alerts))
         .route("/audit", get(pages::audit))
         .route("/join", get(pages::join).post(pages::create_token))

@@ -6,7 +6,7 @@ use hyperfactory_hub::audit::{Actor, action};
 use hyperfactory_hub::certificate_policy::{Kind, PolicyError, Source, Stated, Terms};
 use pki::NodeIdentity;
 use protocol::{NodeKind, TenantId, Timestamp};
-use store::on_both_engines;
+use store::{on_both_engines, sqlx};
 
 use crate::setup::{NOW, World, acme, at, first_renewal, identity, key};
 
@@ -145,6 +145,23 @@ on_both_engines! {
         set(&world, Some(&acme()), Kind::Bridge, terms(30, 57, 77)).await.expect("set");
         assert_eq!(outliving(Kind::Bridge), [bridge.node]);
         assert_eq!(world.enrollment.outliving(Some(&"other".parse().expect("an id")), Kind::Agent, at(60)), []);
+        world.close().await;
+    }
+
+    async fn rows_that_no_operator_could_set_do_no_harm(database: TestDatabase) {
+        let world = World::new(database).await;
+        let mut transaction = world.database.begin_write().await.expect("a transaction");
+        let rows = "INSERT INTO certificate_policies (tenant, kind, lifetime_seconds, renew_from, renew_until, changed_at, changed_by)
+            VALUES (NULL, 'agent', 60, 40, 50, 0, 'x'), (NULL, 'bridge', 86400, -7, 900, 0, 'x'), (NULL, 'leaf', 1, 1, 1, 1, 'x')";
+        sqlx::query(rows).execute(&mut *transaction).await.expect("rows");
+        transaction.commit().await.expect("committed");
+        world.authorities.look(NOW).await.expect("read");
+        // As the drills have it: a life of a minute, renewed half-way.
+        let agent = issued(&world, NodeKind::Agent, NOW).await;
+        assert_eq!(agent.not_after, at(60));
+        assert!((at(24)..=at(30)).contains(&world.enrollment.renew_at(&agent)));
+        let bridge = issued(&world, NodeKind::Bridge, NOW).await;
+        assert!((NOW..=bridge.not_after).contains(&world.enrollment.renew_at(&bridge)));
         world.close().await;
     }
 }

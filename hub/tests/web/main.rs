@@ -89,7 +89,9 @@ impl Site {
             Ingest::start(database.clone(), fleet.clone(), Limits::default(), stop.clone()).await.expect("ingest");
         tasks.spawn(committing);
         let (alerts, judging) =
-            Alerts::start(database.clone(), fleet.clone(), Policy::default(), now, stop.clone()).await.expect("alerts");
+            Alerts::start(database.clone(), fleet.clone(), authorities.clone(), Policy::default(), now, stop.clone())
+                .await
+                .expect("alerts");
         tasks.spawn(judging);
         let tenants = Tenants::new(database.clone(), authorities.clone());
         let access = Access::new(database.clone());
