@@ -55,6 +55,9 @@ enum Verb {
     /// What others have to trust, in PEM.
     #[command(subcommand)]
     Trust(command::trust::Trust),
+    /// Certificate authorities: from one to the next.
+    #[command(subcommand)]
+    Ca(command::ca::Ca),
     /// Certificates: what they say, and their renewal.
     #[command(subcommand)]
     Cert(command::cert::Cert),
@@ -92,6 +95,7 @@ fn run(arguments: Arguments) -> Result<(), Failure> {
         Verb::Token(verb) => verb.run(&client()?, &mut output),
         Verb::Node(verb) => verb.run(&client()?, &mut output),
         Verb::Kafka(verb) => verb.run(&client()?, &mut output),
+        Verb::Ca(verb) => verb.run(&client()?, &mut output),
         Verb::Trust(verb) => verb.run(&client()?, &mut output),
         Verb::Cert(verb) => verb.run(client, &mut output),
         Verb::Policy(verb) => verb.run(&client()?, &mut output),

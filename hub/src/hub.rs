@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, bail};
 use pki::tls::{HubCertificate, HubChain, HubTls, TrustedRoots, server_config, system_clock};
@@ -53,6 +53,8 @@ const KNOCKS_AT_ONCE: usize = 20;
 const KNOCK_PAUSE: Duration = Duration::from_millis(10);
 /// How often the hub looks at its own certificate, and whether another hub has taken a step of a rotation.
 const LOOK_AT_TRUST: Duration = Duration::from_secs(10);
+/// How often it looks whether an intermediate has to be followed.
+const LOOK_AT_INTERMEDIATES: Duration = Duration::from_secs(3600);
 
 /// Where a running hub listens; written to `endpoints.json` in the state directory.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -256,6 +258,7 @@ impl Hub {
             database: gateway.database.clone(),
             tenants: domain.tenants.clone(),
             authorities: domain.authorities.clone(),
+            rotations: domain.rotations.clone(),
             enrollment: gateway.enrollment.clone(),
             revocation_lists: RevocationLists::new(gateway.database.clone(), domain.authorities.clone()),
             fleet: fleet.clone(),
@@ -367,6 +370,8 @@ impl Hub {
             now,
             shutdown.clone(),
         ));
+        let rotations = self.domain.rotations.clone();
+        sessions.spawn(self.gateway.metrics.rotations.clone().watch(rotations, now, shutdown.clone()));
         sessions.spawn(knock(self.endpoint.clone(), self.orphans, shutdown.clone()));
         if let Some(https) = self.https {
             let metrics = Arc::clone(&self.gateway.metrics);
@@ -439,6 +444,7 @@ async fn keep_certified(
     let mut told = authorities.roots();
     // Whether a step has been taken that this hub has not followed in all. One may have been its last act before it ended.
     let mut behind = true;
+    let mut intermediates = Instant::now() + LOOK_AT_INTERMEDIATES;
     loop {
         if !behind {
             behind = tokio::select! {
@@ -449,12 +455,15 @@ async fn keep_certified(
         }
         if let Err(error) = authorities.look(now()).await {
             warn!(%error, "the fleet's roots were not read again");
-        } else {
+        }
+        if Instant::now() >= intermediates {
+            intermediates = Instant::now() + LOOK_AT_INTERMEDIATES;
             follow(&authorities).await;
         }
         let now_trusted = roots.borrow_and_update().clone();
         behind |= now_trusted.step != told.step;
         if !now_trusted.same(&told) {
+            behind = true;
             if let Err(error) = trusted.replace(&now_trusted.trusted) {
                 warn!(%error, "the fleet's new roots can't be read; nodes are judged by those before");
             }

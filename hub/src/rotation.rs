@@ -2,6 +2,7 @@
 //! database alone; every step is one transaction, with its record in the audit log.
 
 mod gate;
+mod gauges;
 mod phase;
 
 use std::time::Duration;
@@ -18,6 +19,7 @@ use crate::authorities::{Authorities, AuthoritiesError, Succession, place};
 use crate::enrollment::{ADVICE_WITHIN_MAX, AdviseError, Enrollment, Whom};
 
 pub use gate::{Gate, Missing};
+pub use gauges::Gauges;
 pub use phase::{Direction, Phase, PhaseError};
 
 /// Longest reason, characters.

@@ -2,6 +2,7 @@
 
 pub(crate) mod alert;
 pub(crate) mod audit;
+pub(crate) mod ca;
 pub(crate) mod cert;
 pub(crate) mod kafka;
 pub(crate) mod login;

@@ -13,6 +13,7 @@ use crate::access::{AccessError, Principal};
 use crate::authorities::AuthoritiesError;
 use crate::certificate_policy::PolicyError;
 use crate::enrollment::{AdviseError, RevokeError, TokenError, UnfreezeError};
+use crate::rotation::RotationError;
 use crate::telemetry::history::HistoryError;
 use crate::tenants::TenantError;
 
@@ -178,9 +179,27 @@ impl From<AuthoritiesError> for Problem {
     fn from(error: AuthoritiesError) -> Self {
         match error {
             AuthoritiesError::Missing(_) => Self::not_found(error.to_string()),
+            AuthoritiesError::KeyElsewhere(_) => Self::conflict(error.to_string()),
             AuthoritiesError::Request(_) | AuthoritiesError::NotABridge { .. } => Self::invalid(error.to_string()),
             AuthoritiesError::Store(error) => error.into(),
             error => Self::internal(&error),
+        }
+    }
+}
+
+impl From<RotationError> for Problem {
+    fn from(error: RotationError) -> Self {
+        match error {
+            RotationError::Unknown(_) => Self::not_found(error.to_string()),
+            RotationError::What(_) | RotationError::Reason | RotationError::Within => Self::invalid(error.to_string()),
+            RotationError::UnderWay { .. }
+            | RotationError::Elsewhere { .. }
+            | RotationError::Over { .. }
+            | RotationError::NotReady { .. }
+            | RotationError::Brokers { .. }
+            | RotationError::Ended(_) => Self::conflict(error.to_string()),
+            RotationError::Authorities(error) => error.into(),
+            RotationError::Store(error) => error.into(),
         }
     }
 }

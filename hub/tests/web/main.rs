@@ -8,6 +8,7 @@ mod dashboard;
 mod events;
 mod https;
 mod policy;
+mod rotation;
 mod tenancy;
 mod trust;
 
@@ -25,6 +26,7 @@ use hyperfactory_hub::authorities::Authorities;
 use hyperfactory_hub::enrollment::{self, Enrollment, NewToken};
 use hyperfactory_hub::keys::{Keys, Master};
 use hyperfactory_hub::revocation_lists::RevocationLists;
+use hyperfactory_hub::rotation::Rotations;
 use hyperfactory_hub::schema;
 use hyperfactory_hub::telemetry::history::History;
 use hyperfactory_hub::telemetry::ingest::Ingest;
@@ -52,6 +54,7 @@ struct Site {
     access: Access,
     tenants: Tenants,
     enrollment: Enrollment,
+    rotations: Rotations,
     fleet: Fleet,
     /// Nodes that were asked to send every sample at once.
     watched: Arc<Mutex<Vec<NodeId>>>,
@@ -94,12 +97,14 @@ impl Site {
                 .expect("alerts");
         tasks.spawn(judging);
         let tenants = Tenants::new(database.clone(), authorities.clone());
+        let rotations = Rotations::new(database.clone(), authorities.clone());
         let access = Access::new(database.clone());
         let watched: Arc<Mutex<Vec<NodeId>>> = Arc::default();
         let router = web::router(AppState {
             database: database.clone(),
             tenants: tenants.clone(),
             authorities: authorities.clone(),
+            rotations: rotations.clone(),
             enrollment: enrollment.clone(),
             revocation_lists: RevocationLists::new(database.clone(), authorities),
             fleet: fleet.clone(),
@@ -117,7 +122,7 @@ impl Site {
             clock: now,
             shutdown: stop,
         });
-        Self { router, database, access, tenants, enrollment, fleet, watched, tasks }
+        Self { router, database, access, tenants, enrollment, rotations, fleet, watched, tasks }
     }
 
     async fn tenant(&self, id: &str) -> TenantId {
