@@ -19,6 +19,7 @@ pub(super) struct Ending {
 pub(super) fn page(
     authorities: &[Authority],
     policies: impl Fn(Option<&str>) -> Vec<CertificatePolicy>,
+    rotations: &Markup,
     ending: &[Ending],
     viewer: &Viewer,
     clock: Clock,
@@ -39,6 +40,7 @@ pub(super) fn page(
                 (renewal::form(tenant, viewer))
             }
         }
+        (rotations)
         section aria-label="Nodes by remaining life" {
             header { h2 { "Nodes whose certificates end first" } }
             div.card {

@@ -9,5 +9,6 @@ mod main_job;
 mod quickstart;
 mod recovery;
 mod revocation;
+mod rotation;
 mod scripts;
 mod service;
