@@ -1,8 +1,11 @@
 //! The fleet's certificate authorities: made once, kept sealed in the database, opened when something is to be issued.
 
+mod answer;
+pub mod ceremony;
 mod certified;
 mod kafka;
 mod listed;
+mod offline;
 mod roots;
 mod rows;
 mod server;
@@ -12,7 +15,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
-use pki::authority::ROOT_LIFETIME;
+use pki::authority::{INTERMEDIATE_LIFETIME, ROOT_LIFETIME};
 use pki::{Authority, AuthorityError, CertificateDer, Owner, PrivateKey, RequestError, Role};
 use protocol::{NodeId, TenantId, Timestamp};
 use store::sqlx;
@@ -21,10 +24,12 @@ use tokio::sync::watch;
 
 use crate::certificate_policy::CertificatePolicy;
 use crate::keys::{Keys, KeysError};
+pub use answer::{ImportError, Imported};
 pub(crate) use certified::Certified;
 pub use certified::LeafKind;
 pub use kafka::KafkaCertificate;
 pub use listed::Listed;
+pub use offline::Awaited;
 pub use roots::Roots;
 pub(crate) use rows::place;
 use rows::{load, save};
@@ -87,6 +92,30 @@ pub enum AuthoritiesError {
         /// Whether there is a next root.
         there_is: bool,
     },
+    /// The tenant's first intermediate is not signed yet, or its last one has ended before the next was.
+    #[error(
+        "tenant {0} waits for its authority, which the fleet's root has to sign: the root is kept offline, and signs at the \
+         next signing ceremony"
+    )]
+    AwaitingSignature(TenantId),
+    /// The fleet root's key was taken away.
+    #[error(
+        "the fleet root is kept offline, and this takes its key: bring it back with hyperfactory-hub ca root restore"
+    )]
+    RootOffline,
+    /// The fleet root's key is here.
+    #[error("the fleet root's key is here: the hub has it sign what is needed by itself")]
+    RootOnline,
+    /// Another root than the one that issues here.
+    #[error(
+        "this is the root with the key {given}, and here the root with the key {here} issues: take the file of this fleet"
+    )]
+    OtherRoot {
+        /// The one given.
+        given: String,
+        /// The one that issues here.
+        here: String,
+    },
     /// The certificate request is not good.
     #[error(transparent)]
     Request(#[from] RequestError),
@@ -104,6 +133,13 @@ pub enum AuthoritiesError {
     Store(#[from] StoreError),
 }
 
+impl AuthoritiesError {
+    fn other_root(given: &Authority, here: &Authority) -> Self {
+        let [given, here] = [given, here].map(|root| ceremony::short(&root.spki_sha256()));
+        Self::OtherRoot { given, here }
+    }
+}
+
 impl From<sqlx::Error> for AuthoritiesError {
     fn from(error: sqlx::Error) -> Self {
         Self::Store(error.into())
@@ -117,20 +153,13 @@ impl Authorities {
     /// When a key can't be opened or made.
     pub async fn open(database: Database, keys: Keys, now: Timestamp) -> Result<Self, AuthoritiesError> {
         let mut transaction = database.begin_write().await?;
-        let root = match load(&mut transaction, &Role::Root, &keys).await? {
-            Some(root) => root.authority,
-            None => {
-                let root = Authority::create_root(now, ROOT_LIFETIME)?;
-                save(&mut transaction, &root, &keys, now).await?;
-                root
-            }
-        };
+        let offline = offline::absent(&mut transaction).await?.is_some();
+        if !offline && load(&mut transaction, &Role::Root, &keys).await?.is_none() {
+            save(&mut transaction, &Authority::create_root(now, ROOT_LIFETIME)?, &keys, now).await?;
+        }
         match load(&mut transaction, &Role::Hub, &keys).await? {
             Some(hub) if issues_at(&hub.authority, now) => {}
-            _ => {
-                let hub = root.issue_hub_intermediate(now)?;
-                save(&mut transaction, &hub, &keys, now).await?;
-            }
+            _ => _ = offline::intermediate(&mut transaction, &keys, &Role::Hub, INTERMEDIATE_LIFETIME, now).await?,
         }
         let roots = watch::Sender::new(Arc::new(Roots::load(&mut transaction, now).await?));
         transaction.commit().await?;
@@ -179,14 +208,28 @@ impl Authorities {
     pub async fn hub_server(&self, now: Timestamp) -> Result<HubServer, AuthoritiesError> {
         let mut transaction = self.0.database.begin_write().await?;
         let mut hub = load(&mut transaction, &Role::Hub, &self.0.keys).await?;
-        if hub.as_ref().is_none_or(|hub| !issues_at(&hub.authority, now)) {
-            let root = self.root(&mut transaction).await?;
-            let authority = root.issue_hub_intermediate(now)?;
-            let id = save(&mut transaction, &authority, &self.0.keys, now).await?;
-            hub = Some(Issuing { id, authority });
+        if hub.as_ref().is_none_or(|hub| !issues_at(&hub.authority, now))
+            && let Some(next) = self.create_intermediate(&mut transaction, &Role::Hub, now).await?
+        {
+            hub = Some(next);
         }
-        let Some(Issuing { id, authority }) = hub else { return Err(AuthorityError::Certificate.into()) };
+        let Some(Issuing { id, authority }) = hub else { return Err(AuthoritiesError::RootOffline) };
         let kept = match self.kept(&mut transaction, LeafKind::HubServer, id, RENEW_FOR_NODES, now).await? {
+            // Of an authority that waits for its successor nothing else lasts longer.
+            None => self.last(&mut transaction, LeafKind::HubServer, id).await?.filter(|last| {
+                let end = authority.not_after();
+                now >= end || (now >= last.summary.not_before && last.summary.not_after >= end)
+            }),
+            kept => kept,
+        };
+        if now >= authority.not_after() {
+            tracing::error!(
+                ended = %authority.not_after(),
+                "the hub's own authority has ended, and the fleet root, which is offline, has not signed the next: no node \
+                 trusts this hub until it has. Hold a signing ceremony: hyperfactory-hub ca root requests"
+            );
+        }
+        let kept = match kept {
             Some(kept) => kept,
             None => {
                 let key = PrivateKey::generate().map_err(AuthorityError::from)?;
@@ -200,30 +243,28 @@ impl Authorities {
         Ok(HubServer { key, chain, roots: self.roots(), not_after: summary.not_after })
     }
 
-    /// Makes a new tenant's data key and its two authorities, in the transaction that makes the tenant.
+    /// Makes a new tenant's data key and its two authorities, in the transaction that makes the tenant. False when the one
+    /// for its nodes waits for the root's signature.
     pub(crate) async fn create_tenant(
         &self,
         transaction: &mut Transaction,
         tenant: &TenantId,
         now: Timestamp,
-    ) -> Result<(), AuthoritiesError> {
+    ) -> Result<bool, AuthoritiesError> {
         self.0.keys.create(transaction, Owner::Tenant(tenant.clone()), now).await?;
         let kafka = Authority::create_kafka_root(tenant, now, self.policy(tenant).kafka_root)?;
         save(transaction, &kafka, &self.0.keys, now).await?;
-        self.create_intermediate(transaction, tenant, now).await?;
-        Ok(())
+        Ok(self.create_intermediate(transaction, &Role::Nodes(tenant.clone()), now).await?.is_some())
     }
 
+    /// `None` while the root that has to sign it is offline.
     async fn create_intermediate(
         &self,
         transaction: &mut Transaction,
-        tenant: &TenantId,
+        role: &Role,
         now: Timestamp,
-    ) -> Result<Issuing, AuthoritiesError> {
-        let lifetime = self.policy(tenant).nodes_intermediate;
-        let authority = self.root(transaction).await?.issue_tenant_intermediate(tenant, now, lifetime)?;
-        let id = save(transaction, &authority, &self.0.keys, now).await?;
-        Ok(Issuing { id, authority })
+    ) -> Result<Option<Issuing>, AuthoritiesError> {
+        offline::intermediate(transaction, &self.0.keys, role, self.intermediate_lifetime(role), now).await
     }
 
     /// The intermediate that issues for `tenant` now; opened once, then kept.
@@ -238,17 +279,26 @@ impl Authorities {
         if let Some(known) = known.filter(|known| fresh(known)) {
             return Ok(known);
         }
-        let stored = load(transaction, &Role::Nodes(tenant.clone()), &self.0.keys).await?;
-        match stored.ok_or_else(|| AuthoritiesError::Missing(tenant.clone()))? {
-            stored if fresh(&stored) => {
+        let role = Role::Nodes(tenant.clone());
+        let stored = load(transaction, &role, &self.0.keys).await?;
+        if let Some(stored) = stored {
+            if fresh(&stored) {
                 let issuing = Arc::new(stored);
                 let mut tenants = self.0.tenants.write().unwrap_or_else(PoisonError::into_inner);
                 tenants.insert(tenant.clone(), Arc::clone(&issuing));
-                Ok(issuing)
+                return Ok(issuing);
             }
-            // Not kept before its transaction is committed: the next call reads it.
-            _ => Ok(Arc::new(self.create_intermediate(transaction, tenant, now).await?)),
+            // Neither is kept: the next call sees whether there is a successor.
+            let next = self.create_intermediate(transaction, &role, now).await?;
+            let last = (stored.authority.not_before()..stored.authority.not_after()).contains(&now);
+            let issuing = next.or_else(|| last.then_some(stored));
+            return issuing.map(Arc::new).ok_or_else(|| AuthoritiesError::AwaitingSignature(tenant.clone()));
         }
+        Err(if offline::awaits(transaction, &role).await? {
+            AuthoritiesError::AwaitingSignature(tenant.clone())
+        } else {
+            AuthoritiesError::Missing(tenant.clone())
+        })
     }
 
     /// All authorities, the fleet's first; of one tenant alone when `tenant` says so.

@@ -7,7 +7,7 @@ use prometheus::{IntGaugeVec, Opts, Registry};
 use protocol::Timestamp;
 use tokio_util::sync::CancellationToken;
 
-use crate::authorities::{Authorities, Listed};
+use crate::authorities::{Authorities, AuthoritiesError, Awaited, Listed};
 use crate::telemetry::state::Fleet;
 
 /// How often it is looked.
@@ -29,6 +29,7 @@ const LIVES: [(&str, Duration); 5] = [
 #[derive(Clone)]
 pub struct Expiry {
     authorities: IntGaugeVec,
+    awaited: IntGaugeVec,
     nodes: IntGaugeVec,
 }
 
@@ -47,6 +48,11 @@ impl Expiry {
             authorities: gauges(
                 "hyperfactory_hub_authority_not_after_seconds",
                 "When the first authority of a kind that issues now ends, seconds since the Unix epoch.",
+                "kind",
+            )?,
+            awaited: gauges(
+                "hyperfactory_hub_signatures_awaited",
+                "What waits for the signature of a fleet root that is kept offline, by kind.",
                 "kind",
             )?,
             nodes: gauges(
@@ -71,12 +77,28 @@ impl Expiry {
         while stop.run_until_cancelled(look.tick()).await.is_some() {
             let now = clock();
             self.count(&fleet, now);
-            match authorities.list(None, now).await {
-                Ok(listed) => {
+            if let Err(error) = authorities.ask_ahead(now).await {
+                tracing::warn!(
+                    error = crate::rows::chain(&error),
+                    "what the offline root has to sign was not asked for"
+                );
+            }
+            let looked = async { Ok((authorities.list(None, now).await?, authorities.awaited(None, now).await?)) };
+            match looked.await {
+                Ok((listed, awaited)) => {
                     let late = self.show(&listed, now);
+                    self.show_awaited(&awaited);
                     let again = said.is_none_or(|at| now.since(at) >= SAY_EVERY);
-                    if again && !late.is_empty() {
+                    if again && !(late.is_empty() && awaited.is_empty()) {
                         said = Some(now);
+                        if let Some(oldest) = awaited.iter().map(|one| one.since).min() {
+                            tracing::warn!(
+                                waiting = awaited.len(),
+                                since = %oldest,
+                                "signatures of the fleet root are awaited, which is kept offline: hold a signing ceremony \
+                                 (hyperfactory-hub ca root requests)"
+                            );
+                        }
                         for one in late {
                             let tenant = one.tenant.as_deref().unwrap_or("the fleet");
                             let until = one.not_after.map(|at| at.to_string()).unwrap_or_default();
@@ -89,7 +111,7 @@ impl Expiry {
                         }
                     }
                 }
-                Err(error) => tracing::debug!(%error, "authorities could not be listed"),
+                Err::<_, AuthoritiesError>(error) => tracing::debug!(%error, "authorities could not be listed"),
             }
         }
     }
@@ -106,6 +128,14 @@ impl Expiry {
         }
         for ((name, _), count) in LIVES.iter().zip(counts) {
             self.nodes.with_label_values(&[*name]).set(count);
+        }
+    }
+
+    /// Sets the gauge of what waits for a signature.
+    pub fn show_awaited(&self, awaited: &[Awaited]) {
+        for kind in Awaited::KINDS {
+            let waiting = awaited.iter().filter(|one| one.kind == kind).count();
+            self.awaited.with_label_values(&[kind]).set(waiting as i64);
         }
     }
 
@@ -128,6 +158,17 @@ impl Expiry {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_waits_is_counted_by_kind_and_goes_away() {
+        let expiry = Expiry::new(&Registry::new()).expect("gauges");
+        let one = |kind| Awaited { kind, tenant: None, since: Timestamp::from_millis(0), ends: None };
+        expiry.show_awaited(&[one("nodes"), one("hub"), one("nodes")]);
+        let shown = || Awaited::KINDS.map(|kind| expiry.awaited.with_label_values(&[kind]).get());
+        assert_eq!(shown(), [2, 1, 0, 0]);
+        expiry.show_awaited(&[]);
+        assert_eq!(shown(), [0; 4]);
+    }
 
     #[test]
     fn the_first_end_of_each_kind_is_shown_and_the_late_are_named() {

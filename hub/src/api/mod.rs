@@ -80,6 +80,7 @@ fn described() -> (Router<App>, Value) {
         .routes(routes!(tenants::show))
         .routes(routes!(kafka::server_certificate))
         .routes(routes!(authorities::list))
+        .routes(routes!(authorities::awaited))
         .routes(routes!(bundles::fleet_root))
         .routes(routes!(bundles::kafka_root))
         .routes(routes!(bundles::nodes_intermediate))
@@ -128,7 +129,7 @@ mod tests {
         let (_, described) = described();
         assert!(described["openapi"].as_str().expect("a version").starts_with("3.1"), "{}", described["openapi"]);
         let paths = described["paths"].as_object().expect("paths");
-        assert_eq!(paths.len(), 23);
+        assert_eq!(paths.len(), 24);
         for (path, operations) in paths {
             for (method, operation) in operations.as_object().expect("operations") {
                 let responses = operation["responses"].as_object().expect("responses");

@@ -11,6 +11,7 @@ mod history;
 mod ingest;
 mod kafka;
 mod keys;
+mod offline;
 mod recovery;
 mod revocation;
 mod setup;

@@ -49,6 +49,7 @@ struct Site {
     router: Router,
     database: Database,
     access: Access,
+    authorities: Authorities,
     tenants: Tenants,
     enrollment: Enrollment,
     fleet: Fleet,
@@ -99,7 +100,7 @@ impl Site {
             tenants: tenants.clone(),
             authorities: authorities.clone(),
             enrollment: enrollment.clone(),
-            revocation_lists: RevocationLists::new(database.clone(), authorities),
+            revocation_lists: RevocationLists::new(database.clone(), authorities.clone()),
             fleet: fleet.clone(),
             ingest,
             history: History::new(database.clone()),
@@ -115,7 +116,7 @@ impl Site {
             clock: now,
             shutdown: stop,
         });
-        Self { router, database, access, tenants, enrollment, fleet, watched, tasks }
+        Self { router, database, access, authorities, tenants, enrollment, fleet, watched, tasks }
     }
 
     async fn tenant(&self, id: &str) -> TenantId {
