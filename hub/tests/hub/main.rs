@@ -6,6 +6,7 @@ mod access;
 mod alerts;
 mod audit;
 mod authorities;
+mod ca;
 mod enrollment;
 mod history;
 mod ingest;
