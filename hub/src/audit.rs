@@ -28,6 +28,10 @@ pub mod action {
     #![expect(missing_docs, reason = "the names say it")]
     pub const KEYS_REWRAPPED: &str = "keys.rewrapped";
     pub const AUTHORITY_CREATED: &str = "authority.created";
+    pub const AUTHORITY_REQUESTED: &str = "authority.requested";
+    pub const ROOT_EXPORTED: &str = "root.exported";
+    pub const ROOT_RESTORED: &str = "root.restored";
+    pub const ROOT_LIST_SIGNED: &str = "root.list_signed";
     pub const ROOT_LINKED: &str = "root.linked";
     pub const ROOT_ISSUES: &str = "root.issues";
     pub const ROOTS_RETIRED: &str = "roots.retired";

@@ -44,6 +44,9 @@ pub const TOKEN_LIFETIME_MAX: Duration = Duration::from_secs(30 * 86_400);
 /// A node that has got so many certificates within this time and used none gets no more for a while.
 const UNUSED_MAX: i64 = 5;
 const UNUSED_WITHIN: Duration = Duration::from_secs(3600);
+/// When a node is to come again whose tenant's authority is not signed yet. Shorter than a service may take to start: longer,
+/// and the node's program would give up and be started again in a few seconds.
+const ASK_AGAIN_IN: Duration = Duration::from_secs(20);
 
 /// What enrollment needs to know of its hub.
 #[derive(Clone, Debug)]
@@ -630,8 +633,17 @@ fn malformed(error: RequestError) -> Failure {
     refused(RefusalCode::Malformed, format!("{error}: bring the node's program up to date, and try again"))
 }
 
-/// The hub's own trouble: the node is told to come back, the log says what it was.
+/// The hub's own trouble: the node is told to come back, the log says what it was. One that is put off until its tenant's
+/// authority is signed is no denial: it is not in the audit log, which it would fill until then.
 fn internal(error: &Failure, what: &str) -> Refusal {
+    if let Failure::Authorities(error @ AuthoritiesError::AwaitingSignature(tenant)) = error {
+        tracing::warn!(%tenant, "a node could not {what}: its tenant's authority waits for the fleet root's signature");
+        return Refusal {
+            code: RefusalCode::Busy.into(),
+            message: format!("{error}. This node may come again with the same token; a service does by itself"),
+            retry_after_ms: u64::try_from(ASK_AGAIN_IN.as_millis()).unwrap_or(u64::MAX),
+        };
+    }
     tracing::error!(error = %crate::rows::chain(error), "a node could not {what}");
     Refusal {
         code: RefusalCode::Internal.into(),

@@ -51,7 +51,8 @@ impl RevocationLists {
         Self(Arc::new(Inner { database, authorities, made: Mutex::default() }))
     }
 
-    /// The list of the authority with this number; `None` when there is none, or when its key is not here.
+    /// The list of the authority with this number; of a root that is kept offline, the one it has signed ahead. `None` when
+    /// there is none.
     ///
     /// # Errors
     /// When the database does not answer, or the authority's key can't be opened.
@@ -66,7 +67,10 @@ impl RevocationLists {
         if let Some(list) = made.get(&authority).filter(fresh) {
             return Ok(Some(list.clone()));
         }
-        let Some(issuer) = self.0.authorities.by_number(&mut transaction, authority).await? else { return Ok(None) };
+        let Some(issuer) = self.0.authorities.by_number(&mut transaction, authority).await? else {
+            let signed = self.0.authorities.signed_list(&mut transaction, authority).await?;
+            return Ok(signed.map(|der| List { der: der.into(), made_at: now, known }));
+        };
         // One that has ended by itself need not be listed (RFC 5280, section 3.3), but for once after its end.
         let mut revoked = Vec::with_capacity(usize::try_from(known).unwrap_or_default());
         let mut rows =

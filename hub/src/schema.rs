@@ -53,7 +53,9 @@ CREATE TABLE authorities (
     certificate {BLOB},
     sealed_key {BLOB},
     not_after BIGINT,
-    created_at BIGINT NOT NULL
+    created_at BIGINT NOT NULL,
+    -- Of a root that is kept offline: what it has signed ahead.
+    revocation_list {BLOB}
 );
 -- Links between fleet roots: the name and key of one under the signature of another. They stay while they are valid, for
 -- nodes that were away.
@@ -65,6 +67,7 @@ CREATE TABLE root_links (
 );
 
 CREATE UNIQUE INDEX authorities_generation ON authorities (kind, COALESCE(tenant, ''), generation);
+CREATE UNIQUE INDEX authorities_awaiting ON authorities (kind, COALESCE(tenant, '')) WHERE state = 'awaiting-signature';
 CREATE UNIQUE INDEX authorities_active ON authorities (kind, COALESCE(tenant, '')) WHERE state = 'active';
 
 -- How long certificates of a kind live, seconds, and between which shares of their life they are renewed, percent. For a

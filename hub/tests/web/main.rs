@@ -50,6 +50,7 @@ struct Site {
     router: Router,
     database: Database,
     access: Access,
+    authorities: Authorities,
     tenants: Tenants,
     enrollment: Enrollment,
     fleet: Fleet,
@@ -108,7 +109,7 @@ impl Site {
             tenants: tenants.clone(),
             authorities: authorities.clone(),
             enrollment: enrollment.clone(),
-            revocation_lists: RevocationLists::new(database.clone(), authorities),
+            revocation_lists: RevocationLists::new(database.clone(), authorities.clone()),
             fleet: fleet.clone(),
             ingest,
             history: History::new(database.clone()),
@@ -124,7 +125,7 @@ impl Site {
             clock: now,
             shutdown: stop,
         });
-        Self { router, database, access, tenants, enrollment, fleet, watched, tasks }
+        Self { router, database, access, authorities, tenants, enrollment, fleet, watched, tasks }
     }
 
     async fn tenant(&self, id: &str) -> TenantId {
