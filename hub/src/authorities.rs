@@ -9,10 +9,11 @@ mod rows;
 mod server;
 mod web;
 
-use pki::{Authority, AuthorityError, CertificateDer, Owner, PrivateKey, RequestError, Role};
-use protocol::{NodeId, TenantId, Timestamp};
 use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, RwLock};
+
+use pki::{Authority, AuthorityError, CertificateDer, Owner, PrivateKey, RequestError, Role};
+use protocol::{NodeId, TenantId, Timestamp};
 use store::sqlx;
 use store::{Database, StoreError, Transaction};
 use tokio::sync::watch;

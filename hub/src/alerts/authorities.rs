@@ -1,6 +1,7 @@
 //! Authorities that should have been followed by new ones: one rule, and what is open of it.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::time::Duration;
 
 use protocol::{TenantId, Timestamp};
@@ -48,9 +49,9 @@ impl Watch {
             stays
         });
         for (place, said) in late {
-            if !self.0.contains_key(&place) {
-                changes.push(Change::Opened(finding(&place, &said)));
-                self.0.insert(place, said);
+            if let Entry::Vacant(vacant) = self.0.entry(place) {
+                changes.push(Change::Opened(finding(vacant.key(), &said)));
+                vacant.insert(said);
             }
         }
         changes
