@@ -61,12 +61,7 @@ impl Watch {
 /// What is wrong with an authority: it still issues, its time to be followed is over, and nothing is there to follow it.
 fn judge(one: &Listed, listed: &[Listed], now: Timestamp) -> Option<(Place, (Level, String))> {
     let (by, ends) = (one.renew_by?, one.not_after?);
-    let follows = |other: &Listed| {
-        (&other.kind, &other.tenant) == (&one.kind, &one.tenant)
-            && other.generation > one.generation
-            && other.state != "retired"
-    };
-    if one.state != "active" || now < by.plus(PATIENCE) || listed.iter().any(follows) {
+    if one.state != "active" || now < by.plus(PATIENCE) || one.is_followed(listed) {
         return None;
     }
     let (what, advice) = match one.kind.as_str() {
