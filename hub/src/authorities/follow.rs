@@ -15,7 +15,8 @@ impl Authorities {
     /// For the first that could not be made; the others are made all the same.
     pub async fn follow(&self, now: Timestamp) -> Result<(), AuthoritiesError> {
         let listed = self.list(None, now).await?;
-        let due = listed.into_iter().filter(|one| one.followed_at.is_some_and(|at| at <= now));
+        // One that is being rotated has its successor.
+        let due = listed.iter().filter(|one| one.followed_at.is_some_and(|at| at <= now) && !one.is_followed(&listed));
         let mut outcome = Ok(());
         for one in due {
             let followed = async {
