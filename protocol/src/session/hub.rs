@@ -4,10 +4,11 @@ use std::time::Duration;
 
 use super::{ClockReading, HELLO_DEADLINE, SessionError};
 use crate::message::{
-    Acknowledge, CommandOutcome, Goodbye, Hello, NodeFacts, Pace, Refusal, RefusalCode, Renewed, SpoolRange, ToHub,
-    ToNode, Trust, Unsupported, VersionRange, Welcome, to_hub, to_node,
+    Acknowledge, CancelCommand, Command, CommandOutcome, CommandOutput, Goodbye, Hello, NodeFacts, OutcomeStored, Pace,
+    Refusal, RefusalCode, Renewed, SpoolRange, ToHub, ToNode, Trust, Unsupported, VersionRange, Welcome, to_hub,
+    to_node,
 };
-use crate::{SessionId, Timestamp, version};
+use crate::{CommandId, SessionId, Timestamp, version};
 
 /// Roots of a report that are looked at; a node trusts at most 4.
 const MAX_ROOTS: usize = 8;
@@ -75,8 +76,10 @@ pub enum HubOutput {
         /// Why the node did not take the list it was sent; empty when it did.
         trouble: String,
     },
-    /// How a command went.
+    /// How a command stands, or went.
     Outcome(CommandOutcome),
+    /// What a command put out.
+    Output(CommandOutput),
     /// The node could not read something of ours; for the log.
     Unsupported(String),
     /// The session is over, for this reason; close the connection.
@@ -146,6 +149,7 @@ impl HubSession {
                 Ok(vec![HubOutput::Trusts { roots: hashes(&report.roots), trouble }])
             }
             (State::Running { .. }, Message::Outcome(outcome)) => Ok(vec![HubOutput::Outcome(outcome)]),
+            (State::Running { .. }, Message::Output(output)) => Ok(vec![HubOutput::Output(output)]),
         }
     }
 
@@ -221,6 +225,23 @@ impl HubSession {
         self.is_running().then(|| to_node::Message::Trust(trust).into())
     }
 
+    /// Has the node carry out a command, or say how it stands; `None` unless the session is running.
+    pub fn command(&self, command: Command) -> Option<ToNode> {
+        self.is_running().then(|| to_node::Message::Command(command).into())
+    }
+
+    /// Has the node let go of a command; `None` unless the session is running.
+    pub fn cancel(&self, command: CommandId) -> Option<ToNode> {
+        let command_id = command.to_bytes().to_vec();
+        self.is_running().then(|| to_node::Message::Cancel(CancelCommand { command_id }).into())
+    }
+
+    /// Tells the node that a command's end is stored; `None` unless the session is running.
+    pub fn outcome_stored(&self, command: CommandId) -> Option<ToNode> {
+        let command_id = command.to_bytes().to_vec();
+        self.is_running().then(|| to_node::Message::OutcomeStored(OutcomeStored { command_id }).into())
+    }
+
     /// Ends the session; the connection is to be closed once this is sent. The node comes back after `retry_after`,
     /// or by its back-off.
     pub fn goodbye(&mut self, reason: &str, retry_after: Option<Duration>) -> ToNode {
@@ -293,5 +314,6 @@ fn name(message: &to_hub::Message) -> &'static str {
         Message::Unsupported(_) => "Unsupported",
         Message::Goodbye(_) => "Goodbye",
         Message::Trust(_) => "TrustReport",
+        Message::Output(_) => "CommandOutput",
     }
 }
