@@ -146,6 +146,8 @@ impl SimulatedNode {
             facts: self.facts(),
             process: rand::random(),
             recorder: self.recorder.clone(),
+            commands: None,
+            renew: Arc::default(),
             clock: Clock::system(),
         };
         let link = Link::start(options, &tasks, shutdown.clone());
