@@ -29,7 +29,7 @@ const OUTBOX_BOUND: usize = 8;
 /// Pieces of output waiting for the desk; over it, whoever puts them out waits.
 const OUTPUT_BOUND: usize = 8;
 /// How long a stop waits for what is being carried out.
-const STOP_WITHIN: Duration = Duration::from_secs(5);
+const STOP_WITHIN: Duration = Duration::from_secs(4);
 
 /// Why the node's own policy does not allow an action; `Ok` when it does.
 pub type Policy = Arc<dyn Fn(&Action) -> Result<(), String> + Send + Sync>;
@@ -188,10 +188,9 @@ impl Desk {
                 }
                 Some((id, bytes)) = self.output.recv() => self.machine.output(id, &bytes),
                 Some(input) = self.inputs.recv() => self.take(input).await,
-                room = room(outbox) => match room {
+                room = room(outbox) => if !room {
                     // The session has ended; the next one is told all anew.
-                    false => (self.outbox, self.message) = (None, None),
-                    true => {}
+                    (self.outbox, self.message) = (None, None);
                 },
                 () = at(due) => {}
             }

@@ -7,7 +7,7 @@
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use prost::Message;
 use protocol::CommandId;
@@ -140,7 +140,7 @@ impl OnDisk {
 }
 
 /// Opens the file, which a first start makes: durably, or a power cut could take it with all that was written.
-fn open(path: &PathBuf) -> Result<File, JournalError> {
+fn open(path: &Path) -> Result<File, JournalError> {
     let opened = || {
         let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path)?;
         if let Some(directory) = path.parent() {
@@ -148,7 +148,7 @@ fn open(path: &PathBuf) -> Result<File, JournalError> {
         }
         Ok(file)
     };
-    opened().map_err(|source| JournalError::Write { path: path.clone(), source })
+    opened().map_err(|source| JournalError::Write { path: path.to_owned(), source })
 }
 
 fn write(record: &Record, out: &mut Vec<u8>) {
@@ -251,8 +251,8 @@ mod tests {
         ]
     }
 
-    fn written(path: &PathBuf) {
-        let (mut journal, before) = Journal::open(path.clone()).expect("new");
+    fn written(path: &Path) {
+        let (mut journal, before) = Journal::open(path.to_owned()).expect("new");
         assert_eq!(before, []);
         for record in records() {
             journal.append(&record).expect("written");
