@@ -46,7 +46,11 @@ pub mod action {
     pub const RENEWAL_REFUSED: &str = "renewal.refused";
     pub const CERTIFICATE_RETIRED: &str = "certificate.retired";
     pub const NODE_REVOKED: &str = "node.revoked";
+    pub const NODE_LABELLED: &str = "node.labelled";
     pub const NODE_REMOVED: &str = "node.removed";
+    pub const COMMAND_REQUESTED: &str = "command.requested";
+    pub const COMMAND_CANCELLED: &str = "command.cancelled";
+    pub const COMMAND_REFUSED: &str = "command.refused";
     pub const SESSION_DISPLACED: &str = "session.displaced";
     pub const SESSION_REFUSED: &str = "session.refused";
     pub const API_TOKEN_CREATED: &str = "api_token.created";

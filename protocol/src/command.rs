@@ -16,7 +16,7 @@ mod node;
 use std::time::Duration;
 
 pub use action::{Action, ActionError, Name};
-pub use hub::State;
+pub use hub::{State, StateError};
 pub use node::{Ending, NodeCommands, Phase, Record, Step, TooMany};
 
 use crate::message::{Command, CommandOutcome, CommandState};
@@ -65,7 +65,7 @@ impl Order {
     /// deadline by the wall clock.
     pub fn message(
         id: CommandId,
-        action: Name,
+        action: String,
         arguments: Vec<u8>,
         priority: u32,
         (deadline, now): (Timestamp, Timestamp),
@@ -73,7 +73,7 @@ impl Order {
     ) -> Command {
         Command {
             command_id: id.to_bytes().to_vec(),
-            action: action.as_str().into(),
+            action,
             arguments,
             deadline_ms: shown.millis(),
             remaining_ms: u64::try_from(deadline.since(now).as_millis()).unwrap_or(u64::MAX),

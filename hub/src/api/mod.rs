@@ -5,12 +5,14 @@ mod api_tokens;
 mod audit;
 pub(crate) mod authorities;
 mod bundles;
+pub(crate) mod commands;
 pub(crate) mod denial;
 mod events;
 pub(crate) mod extract;
 pub(crate) mod follow;
 pub(crate) mod idempotency;
 mod kafka;
+mod labels;
 pub(crate) mod list;
 mod nodes;
 pub(crate) mod problem;
@@ -88,10 +90,15 @@ fn described() -> (Router<App>, Value) {
         .routes(routes!(nodes::show, nodes::remove))
         .routes(routes!(nodes::revoke))
         .routes(routes!(nodes::unfreeze))
+        .routes(routes!(labels::show, labels::replace))
         .routes(routes!(revocation_lists::show))
         .routes(routes!(nodes::history))
         .routes(routes!(nodes::coverage))
         .routes(routes!(alerts::list))
+        .routes(routes!(commands::list, commands::request))
+        .routes(routes!(commands::preview))
+        .routes(routes!(commands::show))
+        .routes(routes!(commands::cancel))
         .routes(routes!(audit::list))
         .routes(routes!(audit::follow))
         .routes(routes!(audit::head))
@@ -128,7 +135,7 @@ mod tests {
         let (_, described) = described();
         assert!(described["openapi"].as_str().expect("a version").starts_with("3.1"), "{}", described["openapi"]);
         let paths = described["paths"].as_object().expect("paths");
-        assert_eq!(paths.len(), 23);
+        assert_eq!(paths.len(), 28);
         for (path, operations) in paths {
             for (method, operation) in operations.as_object().expect("operations") {
                 let responses = operation["responses"].as_object().expect("responses");

@@ -11,7 +11,9 @@ use utoipa::ToSchema;
 use super::denial::Denial;
 use crate::access::{AccessError, Principal};
 use crate::authorities::AuthoritiesError;
+use crate::commands::{CancelError, RequestError};
 use crate::enrollment::{RevokeError, TokenError, UnfreezeError};
+use crate::labels::LabelError;
 use crate::telemetry::history::HistoryError;
 use crate::tenants::TenantError;
 
@@ -210,6 +212,34 @@ impl From<UnfreezeError> for Problem {
         match error {
             UnfreezeError::Unknown(_) => Self::not_found(error.to_string()),
             UnfreezeError::Store(error) => error.into(),
+        }
+    }
+}
+
+impl From<RequestError> for Problem {
+    fn from(error: RequestError) -> Self {
+        match error {
+            RequestError::Backlog(..) => Self::conflict(error.to_string()),
+            RequestError::Store(error) => error.into(),
+            error => Self::invalid(error.to_string()),
+        }
+    }
+}
+
+impl From<LabelError> for Problem {
+    fn from(error: LabelError) -> Self {
+        match error {
+            LabelError::Malformed(_) | LabelError::TooMany => Self::invalid(error.to_string()),
+            LabelError::Store(error) => error.into(),
+        }
+    }
+}
+
+impl From<CancelError> for Problem {
+    fn from(error: CancelError) -> Self {
+        match error {
+            CancelError::Unknown(_) => Self::not_found(error.to_string()),
+            CancelError::Store(error) => error.into(),
         }
     }
 }

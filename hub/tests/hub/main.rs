@@ -6,6 +6,7 @@ mod access;
 mod alerts;
 mod audit;
 mod authorities;
+mod commands;
 mod enrollment;
 mod history;
 mod ingest;

@@ -10,13 +10,13 @@ use store::on_both_engines;
 use crate::{Answer, Site};
 
 /// A browser that is signed in.
-struct Browser<'a> {
+pub(crate) struct Browser<'a> {
     site: &'a Site,
     cookie: String,
 }
 
 impl<'a> Browser<'a> {
-    async fn sign_in(site: &'a Site, role: Role, tenant: Option<&str>) -> Self {
+    pub(crate) async fn sign_in(site: &'a Site, role: Role, tenant: Option<&str>) -> Self {
         let code = site.link(role, tenant).await;
         let answer = send(site, Method::POST, "/sign-in", "", &[("code", &code)]).await;
         assert_eq!(answer.status, StatusCode::SEE_OTHER, "{}", answer.body);
@@ -24,12 +24,12 @@ impl<'a> Browser<'a> {
         Self { site, cookie }
     }
 
-    async fn get(&self, path: &str) -> Answer {
+    pub(crate) async fn get(&self, path: &str) -> Answer {
         send(self.site, Method::GET, path, &self.cookie, &[]).await
     }
 
     /// Sends a form with the token of the page it is on.
-    async fn post(&self, page: &str, path: &str, fields: &[(&str, &str)]) -> Answer {
+    pub(crate) async fn post(&self, page: &str, path: &str, fields: &[(&str, &str)]) -> Answer {
         let csrf = between(&self.get(page).await.body, r#"name="csrf" value=""#, "\"").to_owned();
         let mut fields = fields.to_vec();
         fields.push(("csrf", &csrf));
@@ -37,7 +37,7 @@ impl<'a> Browser<'a> {
     }
 
     /// The live stream of a page.
-    async fn live(&self, page: &str) -> crate::Events {
+    pub(crate) async fn live(&self, page: &str) -> crate::Events {
         let url = live_url(&self.get(page).await.body);
         self.site.stream(&url, &[("cookie", &self.cookie)]).await
     }
