@@ -213,12 +213,12 @@ fn clocks_that_are_a_day_off_change_no_deadline() -> Result<()> {
     let mut site = Site::start(Hub::start()?, "commands-clock", |agent| agent)?;
     ensure!(site.agent.stop()?.success());
     let waiting = site.ask("service.restart", Some("web"), json!({ "valid_for_seconds": 600 }))?;
-    // The hub comes back with a clock that has jumped, the agent with another.
+    // The hub comes back with a clock that has jumped, the agent with another. (Backwards, certificates are not valid yet.)
     site.hub.kill()?;
     site.hub.set_clock(Some("+20h"))?;
     site.hub.restart()?;
     assert_eq!(site.command(&waiting)?["state"], "queued", "not expired by a clock that jumped");
-    site.agent.set_clock(Some("-20h"))?;
+    site.agent.set_clock(Some("+30h"))?;
     site.agent.run()?;
     site.comes_to(&waiting, "succeeded")?;
     let late = site.ask("service.restart", Some("web"), json!({ "valid_for_seconds": 60 }))?;
