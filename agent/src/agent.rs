@@ -10,7 +10,8 @@ use node::backlog::Options;
 use node::commands::Work;
 use node::health::{Server, Vitals};
 use node::{Backlog, Clock, Commands, Identity, IdentityStore, Link, LinkOptions, Recorder};
-use protocol::command::Action;
+use protocol::NodeId;
+use protocol::command::Order;
 use protocol::message::NodeFacts;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, watch};
@@ -109,7 +110,7 @@ pub async fn run(config: Config, recent: Recent, stop: CancellationToken) -> Res
         link: link_known,
         recent,
     };
-    let (desks, commands) = commands(carrier, sources_stop.clone());
+    let (desks, commands) = commands(carrier, identity.node, clock.clone(), sources_stop.clone());
     let options = LinkOptions {
         endpoint: endpoint.clone(),
         store,
@@ -184,12 +185,12 @@ pub async fn run(config: Config, recent: Recent, stop: CancellationToken) -> Res
 }
 
 /// The desk for the hub's commands, and its task.
-fn commands(carrier: Carrier, stop: CancellationToken) -> (TaskTracker, Commands) {
+fn commands(carrier: Carrier, node: NodeId, clock: Clock, stop: CancellationToken) -> (TaskTracker, Commands) {
     let desks = TaskTracker::new();
     let config = Arc::clone(&carrier.config);
     let journal = config.state_dir.join("commands");
     let carrier = Arc::new(carrier);
-    let policy = Arc::new(move |action: &Action| config.commands.allows(action));
+    let policy = Arc::new(move |order: &Order| config.commands.allows(order, node, clock.now()));
     let work: Work = Arc::new(move |job| {
         let carrier = Arc::clone(&carrier);
         Box::pin(async move { carrier.carry_out(job).await })

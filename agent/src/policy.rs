@@ -2,14 +2,19 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::time::Duration;
 
-use protocol::command::{Action, Name};
+use pki::OperatorPublicKey;
+use protocol::command::{Action, Name, Order, Signature};
+use protocol::{NodeId, Timestamp};
 use serde::Deserialize;
 
 use crate::config::ConfigError;
 
 /// Stands for every Compose project.
 const ALL: &str = "*";
+/// How far this machine's clock may be off when it judges until when a signature counts.
+const LEEWAY: Duration = Duration::from_secs(86_400);
 
 /// The table `[commands]`. What it does not allow is refused, whoever asks.
 #[derive(Clone, Debug, Deserialize)]
@@ -21,6 +26,10 @@ pub struct Policy {
     pub projects: Vec<String>,
     /// Scripts by name, each an absolute path. Whoever names one here allows the hub to run it, without arguments.
     pub scripts: BTreeMap<String, PathBuf>,
+    /// Actions that are carried out only with the signature of one of the operators below: the hub alone can't have them done.
+    pub require_signature: Vec<String>,
+    /// The public keys, `hfop_…`, of operators whose signatures count.
+    pub operators: Vec<String>,
 }
 
 impl Default for Policy {
@@ -30,6 +39,8 @@ impl Default for Policy {
             accept: accept.map(|name| name.as_str().to_owned()).collect(),
             projects: vec![ALL.to_owned()],
             scripts: BTreeMap::new(),
+            require_signature: Vec::new(),
+            operators: Vec::new(),
         }
     }
 }
@@ -52,6 +63,21 @@ impl Policy {
                 }
             }
         }
+        for name in &self.require_signature {
+            if name.parse::<Name>().is_err() {
+                let known = Name::ALL.map(Name::as_str).join(", ");
+                return wrong("commands.require-signature", format!("{name:?} is no action; use {known}"));
+            }
+        }
+        for key in &self.operators {
+            if let Err(error) = key.parse::<OperatorPublicKey>() {
+                return wrong("commands.operators", format!("{key:?}: {error}"));
+            }
+        }
+        if !self.require_signature.is_empty() && self.operators.is_empty() {
+            let why = "name at least one key in commands.operators, or nobody can have these actions done".into();
+            return wrong("commands.require-signature", why);
+        }
         for (name, path) in &self.scripts {
             if (Action::Script { name: name.clone() }).checked().is_err() {
                 return wrong("commands.scripts", format!("{name:?}: use letters, digits, '-', '_' and '.'"));
@@ -63,11 +89,41 @@ impl Policy {
         Ok(())
     }
 
-    /// Why an action is not carried out here; `Ok` when it is.
+    /// Why `node` does not carry out a command now; `Ok` when it does.
     ///
     /// # Errors
     /// A sentence for the person who asked for it.
-    pub fn allows(&self, action: &Action) -> Result<(), String> {
+    pub fn allows(&self, order: &Order, node: NodeId, now: Timestamp) -> Result<(), String> {
+        self.accepts(&order.action)?;
+        let name = order.action.name();
+        if !self.require_signature.iter().any(|required| required == name.as_str()) {
+            return Ok(());
+        }
+        let signature = order.signature.as_ref().ok_or_else(|| {
+            format!("this machine's agent carries out {name} only with an operator's signature: hfctl command send --sign-with")
+        })?;
+        let key = OperatorPublicKey::from_bytes(signature.key);
+        if !self.operators.iter().any(|pinned| pinned.parse() == Ok(key)) {
+            return Err(format!(
+                "this machine's agent does not know the key {key}: its owner lists operators' keys in agent.toml, [commands] \
+                 operators"
+            ));
+        }
+        let message = Signature::message(node, order.id, &order.arguments, signature.not_after);
+        if !key.verifies(&message, &signature.bytes) {
+            return Err("the signature is not for this command, or not for this node".into());
+        }
+        if now > signature.not_after.plus(LEEWAY) {
+            return Err(format!(
+                "the signature counted until {}, and by this machine's clock it is {now}",
+                signature.not_after
+            ));
+        }
+        Ok(())
+    }
+
+    /// Why an action is not accepted here.
+    fn accepts(&self, action: &Action) -> Result<(), String> {
         let name = action.name();
         if let Action::Script { name } = action {
             return match self.scripts.contains_key(name) {
@@ -103,11 +159,13 @@ mod tests {
     fn by_default_all_is_accepted_but_what_stops_a_service_and_scripts() {
         let policy = Policy::default();
         policy.checked().unwrap();
-        assert_eq!(policy.allows(&restart("shop")), Ok(()));
-        assert_eq!(policy.allows(&Action::Diagnostics), Ok(()));
+        assert_eq!(policy.accepts(&restart("shop")), Ok(()));
+        assert_eq!(policy.accepts(&Action::Diagnostics), Ok(()));
         let stop = Action::ServiceStop { stack: "shop".into(), service: "web".into() };
-        assert!(policy.allows(&stop).unwrap_err().contains("service.stop"));
-        assert!(policy.allows(&Action::Script { name: "rotate".into() }).unwrap_err().contains("no script \"rotate\""));
+        assert!(policy.accepts(&stop).unwrap_err().contains("service.stop"));
+        assert!(
+            policy.accepts(&Action::Script { name: "rotate".into() }).unwrap_err().contains("no script \"rotate\"")
+        );
     }
 
     #[test]
@@ -116,12 +174,13 @@ mod tests {
             accept: vec!["service.restart".into()],
             projects: vec!["shop".into()],
             scripts: BTreeMap::from([("rotate".into(), "/usr/local/sbin/rotate".into())]),
+            ..Policy::default()
         };
         policy.checked().unwrap();
-        assert_eq!(policy.allows(&restart("shop")), Ok(()));
-        assert!(policy.allows(&restart("other")).unwrap_err().contains("the project other"));
-        assert!(policy.allows(&Action::Drain).is_err());
-        assert_eq!(policy.allows(&Action::Script { name: "rotate".into() }), Ok(()));
+        assert_eq!(policy.accepts(&restart("shop")), Ok(()));
+        assert!(policy.accepts(&restart("other")).unwrap_err().contains("the project other"));
+        assert!(policy.accepts(&Action::Drain).is_err());
+        assert_eq!(policy.accepts(&Action::Script { name: "rotate".into() }), Ok(()));
     }
 
     #[test]
@@ -135,5 +194,67 @@ mod tests {
         };
         assert!(scripts("rotate", "bin/rotate").checked().is_err());
         assert!(scripts("a b", "/bin/rotate").checked().is_err());
+    }
+
+    const NOW: Timestamp = Timestamp::from_millis(1_790_000_000_000);
+
+    fn ids(number: u8) -> (NodeId, protocol::CommandId) {
+        (NodeId::new(NOW, [number; 10]), protocol::CommandId::new(NOW, [number; 10]))
+    }
+
+    fn signed(key: &pki::OperatorKey, (node, id): (NodeId, protocol::CommandId), until: Timestamp) -> Order {
+        let action = restart("shop");
+        let arguments = action.to_bytes();
+        let bytes = key.sign(&Signature::message(node, id, &arguments, until));
+        let signature = Some(Signature { key: key.public().to_bytes(), bytes, not_after: until });
+        Order { id, action, remaining: Duration::from_secs(60), priority: 0, arguments, signature }
+    }
+
+    #[test]
+    fn what_takes_a_signature_is_done_with_the_right_one_alone() {
+        let (key, stranger) = (pki::OperatorKey::generate().unwrap(), pki::OperatorKey::generate().unwrap());
+        let policy = Policy {
+            require_signature: vec!["service.restart".into()],
+            operators: vec![key.public().to_string()],
+            ..Policy::default()
+        };
+        policy.checked().unwrap();
+        let (node, id) = ids(1);
+        let good = signed(&key, (node, id), NOW.plus(Duration::from_secs(60)));
+        assert_eq!(policy.allows(&good, node, NOW), Ok(()));
+        let refused = |order: &Order, now| policy.allows(order, node, now).unwrap_err();
+        let unsigned = Order { signature: None, ..good.clone() };
+        assert!(refused(&unsigned, NOW).contains("--sign-with"));
+        assert!(
+            refused(&signed(&stranger, (node, id), good.signature.as_ref().unwrap().not_after), NOW)
+                .contains("does not know the key")
+        );
+        // Of another node, another command, another action, another time.
+        let elsewhere = signed(&key, (ids(2).0, id), NOW);
+        let another = Order { id: ids(2).1, ..good.clone() };
+        let other_arguments = restart("other").to_bytes();
+        let changed = Order { action: restart("other"), arguments: other_arguments, ..good.clone() };
+        let mut longer = good.clone();
+        longer.signature.as_mut().unwrap().not_after = NOW.plus(LEEWAY);
+        for order in [elsewhere, another, changed, longer] {
+            assert!(refused(&order, NOW).contains("not for this command"), "{order:?}");
+        }
+        let old = signed(&key, (node, id), NOW);
+        assert_eq!(policy.allows(&old, node, NOW.plus(LEEWAY)), Ok(()), "this machine's clock may be a day ahead");
+        assert!(refused(&old, NOW.plus(LEEWAY).plus(Duration::from_secs(1))).contains("counted until"));
+        let drain = Order { action: Action::Drain, ..unsigned };
+        assert_eq!(policy.allows(&drain, node, NOW), Ok(()), "what takes none is done without");
+    }
+
+    #[test]
+    fn signatures_that_nobody_could_give_are_not_asked_for() {
+        let policy = |require: &str, operators: &[&str]| Policy {
+            require_signature: vec![require.into()],
+            operators: operators.iter().map(|key| (*key).into()).collect(),
+            ..Policy::default()
+        };
+        assert!(policy("drain", &[]).checked().unwrap_err().to_string().contains("at least one key"));
+        assert!(policy("fly", &[]).checked().unwrap_err().to_string().contains("no action"));
+        assert!(policy("drain", &["hfop_x"]).checked().unwrap_err().to_string().contains("no operator's public key"));
     }
 }

@@ -55,6 +55,9 @@ enum Verb {
     /// Commands: what nodes are to do, and what came of it.
     #[command(subcommand)]
     Command(command::command::Command),
+    /// Keys of people who sign commands.
+    #[command(subcommand)]
+    OperatorKey(command::operator_key::OperatorKey),
     /// A tenant's Kafka plane: certificates for its brokers.
     #[command(subcommand)]
     Kafka(command::kafka::Kafka),
@@ -96,6 +99,7 @@ fn run(arguments: Arguments) -> Result<(), Failure> {
         Verb::Node(verb) => verb.run(&client()?, &mut output),
         Verb::Service(verb) => verb.run(&client()?, &mut output),
         Verb::Command(verb) => verb.run(&client()?, &mut output),
+        Verb::OperatorKey(verb) => verb.run(client, &mut output),
         Verb::Kafka(verb) => verb.run(&client()?, &mut output),
         Verb::Trust(verb) => verb.run(&client()?, &mut output),
         Verb::Cert(verb) => verb.run(&mut output),

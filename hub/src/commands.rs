@@ -22,7 +22,7 @@ use crate::audit::{self, Actor, Record, action};
 use crate::gateway::Registry;
 
 pub use clock::SteadyClock;
-pub use request::{NewRequest, RequestError, Requested};
+pub use request::{NewRequest, RequestError, Requested, Signed};
 
 use writer::{Operation, Outcome, Writer};
 
@@ -262,8 +262,8 @@ impl Commands {
     /// When the database does not answer.
     pub async fn due(&self, node: NodeId, limit: usize, now: Timestamp) -> Result<Vec<Due>, StoreError> {
         let rows = sqlx::query(
-            "SELECT id, action, arguments, priority, deadline, state, cancelled_by FROM commands
-             WHERE node = $1 AND told_at IS NULL AND state IN ('queued', 'delivered', 'running', 'unknown')
+            "SELECT id, action, arguments, priority, deadline, state, cancelled_by, signer, signature, signed_until
+             FROM commands WHERE node = $1 AND told_at IS NULL AND state IN ('queued', 'delivered', 'running', 'unknown')
              ORDER BY (CASE WHEN cancelled_by IS NULL THEN 1 ELSE 0 END), priority DESC, id LIMIT $2",
         )
         .bind(node.to_string())
@@ -274,7 +274,7 @@ impl Commands {
         let due = rows.iter().map(|row| {
             let id = command_id(&row.try_get::<String, _>(0)?)?;
             let deadline = Timestamp::from_millis(row.try_get(4)?);
-            let command = Order::message(
+            let mut command = Order::message(
                 id,
                 row.try_get::<String, _>(1)?,
                 row.try_get(2)?,
@@ -282,6 +282,11 @@ impl Commands {
                 (deadline, steady),
                 Timestamp::from_millis(deadline.millis().saturating_add(shift)),
             );
+            if let (Some(public_key), Some(signature), Some(not_after_ms)) =
+                (row.try_get::<Option<_>, _>(7)?, row.try_get::<Option<_>, _>(8)?, row.try_get::<Option<_>, _>(9)?)
+            {
+                command.signature = Some(message::OperatorSignature { public_key, signature, not_after_ms });
+            }
             let cancelled = row.try_get::<Option<String>, _>(6)?.is_some();
             Ok(Due { id, cancelled, state: state(&row.try_get::<String, _>(5)?)?, command })
         });

@@ -17,6 +17,7 @@ pub mod hub;
 pub mod keys;
 pub mod labels;
 pub mod metrics;
+pub mod operators;
 pub mod quickstart;
 pub mod revocation_lists;
 mod rows;

@@ -272,6 +272,10 @@ CREATE TABLE commands (
     started_at BIGINT,
     ended_at BIGINT,
     cancelled_by TEXT,
+    -- An operator's signature, for the node to judge: the public key, the signature, and until when it counts.
+    signer {BLOB},
+    signature {BLOB},
+    signed_until BIGINT,
     told_at BIGINT,
     refused BIGINT NOT NULL DEFAULT 0,
     message TEXT NOT NULL DEFAULT '',
@@ -285,6 +289,18 @@ CREATE INDEX commands_created ON commands (created_at);
 CREATE INDEX commands_due ON commands (node)
     WHERE told_at IS NULL AND state IN ('queued', 'delivered', 'running', 'unknown');
 CREATE INDEX commands_deadline ON commands (deadline) WHERE state IN ('queued', 'delivered', 'running');
+
+-- Keys of people who sign commands. What they sign is judged by the nodes that pin their keys; here it is known whose they are.
+-- tenant: the only one whose nodes they may sign for.
+CREATE TABLE operator_keys (
+    id TEXT PRIMARY KEY,
+    tenant TEXT REFERENCES tenants (id),
+    name TEXT NOT NULL,
+    public_key {BLOB} NOT NULL UNIQUE,
+    created_at BIGINT NOT NULL,
+    created_by TEXT NOT NULL,
+    revoked_at BIGINT
+);
 
 CREATE TABLE command_outputs (
     command TEXT NOT NULL,

@@ -31,8 +31,8 @@ const OUTPUT_BOUND: usize = 8;
 /// How long a stop waits for what is being carried out.
 const STOP_WITHIN: Duration = Duration::from_secs(4);
 
-/// Why the node's own policy does not allow an action; `Ok` when it does.
-pub type Policy = Arc<dyn Fn(&Action) -> Result<(), String> + Send + Sync>;
+/// Why the node's own policy does not allow a command; `Ok` when it does.
+pub type Policy = Arc<dyn Fn(&Order) -> Result<(), String> + Send + Sync>;
 /// Carries out a job.
 pub type Work = Arc<dyn Fn(Job) -> Pin<Box<dyn Future<Output = Ending> + Send>> + Send + Sync>;
 
@@ -70,7 +70,8 @@ pub struct Commands(mpsc::Sender<Input>);
 
 pub(crate) enum Input {
     Connected(mpsc::Sender<ToHub>),
-    Order(Order),
+    /// Boxed: it is large, and most inputs are not.
+    Order(Box<Order>),
     Cancel(CommandId),
     Stored(CommandId),
 }
@@ -207,11 +208,11 @@ impl Desk {
                 return;
             }
             Input::Order(order) => {
-                let verdict = (self.policy)(&order.action);
+                let verdict = (self.policy)(&order);
                 if let Err(why) = &verdict {
                     tracing::warn!(command = %order.id, action = %order.action.name(), "a command is refused: {why}");
                 }
-                self.machine.order(order, verdict, self.now())
+                self.machine.order(*order, verdict, self.now())
             }
             Input::Cancel(id) => self.machine.cancel(id),
             Input::Stored(id) => Ok(self.machine.stored(id)),

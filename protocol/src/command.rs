@@ -12,12 +12,14 @@
 mod action;
 mod hub;
 mod node;
+mod signature;
 
 use std::time::Duration;
 
 pub use action::{Action, ActionError, Name};
 pub use hub::{State, StateError};
 pub use node::{Ending, NodeCommands, Phase, Record, Step, TooMany};
+pub use signature::Signature;
 
 use crate::message::{Command, CommandOutcome, CommandState};
 use crate::{CommandId, Timestamp};
@@ -48,6 +50,10 @@ pub struct Order {
     pub remaining: Duration,
     /// What is greater starts first.
     pub priority: u32,
+    /// The action as it came, byte for byte: what a signature is over.
+    pub arguments: Vec<u8>,
+    /// An operator's signature, not yet judged.
+    pub signature: Option<Signature>,
 }
 
 impl Order {
@@ -58,7 +64,14 @@ impl Order {
     pub fn read(id: CommandId, command: &Command) -> Result<Self, ActionError> {
         let action = Action::from_bytes(&command.arguments)?;
         let remaining = Duration::from_millis(command.remaining_ms).min(LONGEST);
-        Ok(Self { id, action, remaining, priority: command.priority })
+        Ok(Self {
+            id,
+            action,
+            remaining,
+            priority: command.priority,
+            arguments: command.arguments.clone(),
+            signature: command.signature.as_ref().and_then(Signature::read),
+        })
     }
 
     /// The message that carries `action`, already encoded, at `now` by the clock that `deadline` is of. `shown` is the
@@ -78,6 +91,7 @@ impl Order {
             deadline_ms: shown.millis(),
             remaining_ms: u64::try_from(deadline.since(now).as_millis()).unwrap_or(u64::MAX),
             priority,
+            signature: None,
         }
     }
 }

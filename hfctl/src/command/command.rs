@@ -1,13 +1,19 @@
 //! `hfctl command` and `hfctl service`: has nodes do something, and tells what came of it.
 
 use std::io::{BufRead as _, IsTerminal as _};
-use std::time::Duration;
+use std::path::PathBuf;
+use std::time::{Duration, SystemTime};
 
 use clap::{Args, Subcommand};
+use data_encoding::BASE64;
+use pki::OperatorKey;
+use protocol::Timestamp;
+use protocol::command::{Action, ActionError, Name, Signature};
 use serde_json::{Value, json};
 use settings::Period;
 
 use super::node::find;
+use super::operator_key::read;
 use crate::client::Client;
 use crate::failure::Failure;
 use crate::output::{Output, complain, text, time};
@@ -102,6 +108,9 @@ pub(crate) struct Send {
     /// What is greater goes first.
     #[arg(long, default_value_t = 0)]
     priority: u32,
+    /// Sign each command with the operator's private key in this file, for nodes that ask for it.
+    #[arg(long, value_name = "FILE")]
+    sign_with: Option<PathBuf>,
     /// Only say who is meant.
     #[arg(long)]
     dry_run: bool,
@@ -143,6 +152,9 @@ pub(crate) struct Target {
     /// Why, for the audit log.
     #[arg(long, default_value = "")]
     reason: String,
+    /// Sign it with the operator's private key in this file, where the node asks for it.
+    #[arg(long, value_name = "FILE")]
+    sign_with: Option<PathBuf>,
 }
 
 impl Service {
@@ -167,6 +179,7 @@ impl Service {
             reason: target.reason,
             valid_for: Period::seconds(60),
             priority: 0,
+            sign_with: target.sign_with,
             dry_run: false,
             yes: true,
             wait: true,
@@ -228,6 +241,9 @@ impl Send {
             confirm(&preview)?;
         }
         asked["expected_nodes"] = preview["nodes"].clone();
+        if let Some(file) = &self.sign_with {
+            asked["signed"] = self.signed(&read(file)?, &preview)?;
+        }
         let ordered: Value = client.post_once("commands", &asked)?;
         if !self.wait {
             return if output.is_json() { output.json(&ordered) } else { told(&ordered, output) };
@@ -266,6 +282,55 @@ impl Send {
             "valid_for_seconds": self.valid_for.get().as_secs(),
             "priority": self.priority,
         }))
+    }
+}
+
+impl Send {
+    /// Signs what was asked for, as it is understood here: of the hub, only the ids are taken.
+    fn signed(&self, key: &OperatorKey, preview: &Value) -> Result<Value, Failure> {
+        let arguments = self.action()?.to_bytes();
+        let now: Timestamp = SystemTime::now().into();
+        let not_after = now.plus(self.valid_for.get());
+        let commands = preview["commands"].as_array().into_iter().flatten().map(|command| {
+            let (node, id) = (text(command, "/node"), text(command, "/id"));
+            let wrong =
+                |_| Failure::Failed("the hub's preview has ids that are none: is it of another version?".into());
+            let message =
+                Signature::message(node.parse().map_err(wrong)?, id.parse().map_err(wrong)?, &arguments, not_after);
+            let signature = BASE64.encode(&key.sign(&message));
+            complain(&format!("signed for {} ({node})", text(command, "/name")));
+            Ok(json!({ "node": node, "id": id, "signature": signature }))
+        });
+        let commands = commands.collect::<Result<Vec<Value>, Failure>>()?;
+        Ok(json!({
+            "key": key.public().to_string(),
+            "not_after_ms": not_after.millis(),
+            "arguments": BASE64.encode(&arguments),
+            "commands": commands,
+        }))
+    }
+
+    /// What is asked for, as nodes take it.
+    fn action(&self) -> Result<Action, Failure> {
+        let named = self.service.clone().unwrap_or_default();
+        let (stack, service) = named.split_once('/').unwrap_or((&named, ""));
+        let (stack, service) = (stack.to_owned(), service.to_owned());
+        let name: Name = self.action.parse().map_err(|error: ActionError| Failure::Usage(error.to_string()))?;
+        let action = match name {
+            Name::ServiceStart => Action::ServiceStart { stack, service },
+            Name::ServiceStop => Action::ServiceStop { stack, service },
+            Name::ServiceRestart => Action::ServiceRestart { stack, service },
+            Name::ServiceLogs => Action::ServiceLogs { stack, service, lines: self.lines.unwrap_or(100) },
+            Name::Diagnostics => Action::Diagnostics,
+            Name::TelemetryInterval => {
+                Action::TelemetryInterval { interval: self.interval.map(Period::get).unwrap_or_default() }
+            }
+            Name::RenewCertificate => Action::RenewCertificate,
+            Name::Drain => Action::Drain,
+            Name::Backup => Action::Backup { stack },
+            Name::Script => Action::Script { name: self.script.clone().unwrap_or_default() },
+        };
+        action.checked().map_err(|error| Failure::Usage(format!("{}: {error}", self.action)))
     }
 }
 

@@ -1,13 +1,16 @@
 //! `/api/v1/commands`: what nodes are to do, and what came of it.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::State;
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
+use data_encoding::BASE64;
+use pki::OperatorKeyError;
 use protocol::command::{Action, ActionError};
-use protocol::{CommandId, NodeId, TenantId};
+use protocol::{CommandId, NodeId, TenantId, Timestamp};
 use ring::digest::{SHA256, digest};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -20,7 +23,7 @@ use super::problem::Problem;
 use super::resource::{Command, CommandDetail, CommandState, Kind, Node, Ordered, OrderedCommand, Page, PresenceState};
 use super::select::NodeQuery;
 use crate::access::{Principal, Role};
-use crate::commands::{self, NewRequest, Requested};
+use crate::commands::{self, NewRequest, Requested, Signed};
 use crate::labels::{self, Label};
 use crate::web::App;
 
@@ -56,6 +59,57 @@ pub(crate) struct CommandRequest {
     pub(crate) priority: u32,
     /// How many nodes are meant, from a preview: with another number by now, nothing is done.
     pub(crate) expected_nodes: Option<usize>,
+    /// An operator's signatures, for nodes that ask for one.
+    pub(crate) signed: Option<SignedRequest>,
+}
+
+/// An operator's signatures on the commands of a request: see OperatorSignature in hyperfactory.proto.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct SignedRequest {
+    /// The public key: `hfop_…`.
+    key: String,
+    /// Until when they count, in ms since the Unix epoch.
+    not_after_ms: i64,
+    /// The encoded Action that was signed, in base64.
+    arguments: String,
+    /// One for each node that is meant.
+    commands: Vec<SignedCommand>,
+}
+
+/// One node's.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct SignedCommand {
+    /// The node's id.
+    node: String,
+    /// The command's id, from a preview of less than half an hour ago.
+    id: String,
+    /// 64 bytes in base64.
+    signature: String,
+}
+
+impl SignedRequest {
+    fn read(&self) -> Result<Signed, Problem> {
+        let bytes = |what: &str, text: &str| {
+            let decoded = BASE64.decode(text.as_bytes());
+            decoded.map_err(|_| Problem::invalid(format!("signed: {what} is not base64.")))
+        };
+        let mut of = HashMap::with_capacity(self.commands.len());
+        for command in &self.commands {
+            let unreadable = |error: protocol::id::IdError| Problem::invalid(error.to_string());
+            let signature = bytes("a signature", &command.signature)?;
+            let signature = signature.try_into().map_err(|_| Problem::invalid("A signature has 64 bytes."))?;
+            let node = command.node.parse().map_err(unreadable)?;
+            of.insert(node, (command.id.parse().map_err(unreadable)?, signature));
+        }
+        Ok(Signed {
+            key: self.key.parse().map_err(|error: OperatorKeyError| Problem::invalid(error.to_string()))?,
+            not_after: Timestamp::from_millis(self.not_after_ms),
+            arguments: bytes("arguments", &self.arguments)?,
+            of,
+        })
+    }
 }
 
 /// Which nodes are meant: those that are named, or the agents that match all that is given.
@@ -102,7 +156,7 @@ pub(crate) async fn preview(
 ) -> Result<axum::Json<Ordered>, Problem> {
     caller.require(Role::Operator)?;
     let (action, nodes) = (asked.action()?, asked.target.nodes(&app, &caller.0).await?);
-    let commands = nodes.iter().map(|node| ordered(node, None)).collect::<Vec<_>>();
+    let commands = nodes.iter().map(|node| ordered(node, app.state.commands.propose())).collect::<Vec<_>>();
     Ok(axum::Json(Ordered { request: None, what: action.to_string(), nodes: commands.len(), commands }))
 }
 
@@ -224,6 +278,7 @@ pub(crate) async fn order(
         caller: who.token.clone().unwrap_or_else(|| who.name.clone()),
         key,
         fingerprint: digest(&SHA256, &fingerprint).as_ref().to_vec(),
+        signed: asked.signed.as_ref().map(SignedRequest::read).transpose()?,
         action,
     };
     let what = new.action.to_string();
@@ -231,10 +286,10 @@ pub(crate) async fn order(
     let commands: Vec<OrderedCommand> = commands
         .into_iter()
         .map(|(id, node)| match app.roster.node(who, node) {
-            Some((node, _)) => ordered(&node, Some(id)),
+            Some((node, _)) => ordered(&node, id),
             // Removed since it was asked for the first time.
             None => OrderedCommand {
-                id: Some(id.to_string()),
+                id: id.to_string(),
                 node: node.to_string(),
                 name: String::new(),
                 tenant: String::new(),
@@ -263,9 +318,9 @@ fn resource(app: &App, who: &Principal, command: commands::Command) -> Command {
     Command::of(command, name)
 }
 
-fn ordered(node: &Node, id: Option<CommandId>) -> OrderedCommand {
+fn ordered(node: &Node, id: CommandId) -> OrderedCommand {
     OrderedCommand {
-        id: id.map(|id| id.to_string()),
+        id: id.to_string(),
         node: node.id.clone(),
         name: node.name.clone(),
         tenant: node.tenant.clone(),

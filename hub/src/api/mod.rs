@@ -15,6 +15,7 @@ mod kafka;
 mod labels;
 pub(crate) mod list;
 mod nodes;
+mod operator_keys;
 pub(crate) mod problem;
 pub mod resource;
 mod revocation_lists;
@@ -99,6 +100,8 @@ fn described() -> (Router<App>, Value) {
         .routes(routes!(commands::preview))
         .routes(routes!(commands::show))
         .routes(routes!(commands::cancel))
+        .routes(routes!(operator_keys::list, operator_keys::register))
+        .routes(routes!(operator_keys::revoke))
         .routes(routes!(audit::list))
         .routes(routes!(audit::follow))
         .routes(routes!(audit::head))
@@ -135,7 +138,7 @@ mod tests {
         let (_, described) = described();
         assert!(described["openapi"].as_str().expect("a version").starts_with("3.1"), "{}", described["openapi"]);
         let paths = described["paths"].as_object().expect("paths");
-        assert_eq!(paths.len(), 28);
+        assert_eq!(paths.len(), 30);
         for (path, operations) in paths {
             for (method, operation) in operations.as_object().expect("operations") {
                 let responses = operation["responses"].as_object().expect("responses");

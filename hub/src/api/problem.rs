@@ -14,6 +14,7 @@ use crate::authorities::AuthoritiesError;
 use crate::commands::{CancelError, RequestError};
 use crate::enrollment::{RevokeError, TokenError, UnfreezeError};
 use crate::labels::LabelError;
+use crate::operators::OperatorsError;
 use crate::telemetry::history::HistoryError;
 use crate::tenants::TenantError;
 
@@ -222,6 +223,17 @@ impl From<RequestError> for Problem {
             RequestError::Backlog(..) => Self::conflict(error.to_string()),
             RequestError::Store(error) => error.into(),
             error => Self::invalid(error.to_string()),
+        }
+    }
+}
+
+impl From<OperatorsError> for Problem {
+    fn from(error: OperatorsError) -> Self {
+        match error {
+            OperatorsError::Name => Self::invalid(error.to_string()),
+            OperatorsError::Known => Self::conflict(error.to_string()),
+            OperatorsError::Unknown(_) => Self::not_found(error.to_string()),
+            OperatorsError::Store(error) => error.into(),
         }
     }
 }

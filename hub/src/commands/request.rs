@@ -3,7 +3,8 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use protocol::command::{Action, LONGEST};
+use pki::OperatorPublicKey;
+use protocol::command::{Action, LONGEST, Signature};
 use protocol::{CommandId, NodeId, TenantId, Timestamp};
 use serde_json::{Value, json};
 use store::sqlx::{self, Row};
@@ -23,6 +24,8 @@ const REASON: usize = 500;
 const SHORTEST: Duration = Duration::from_secs(1);
 /// A deadline nearer than this is looked at sooner than others.
 const NEAR: Duration = Duration::from_secs(30);
+/// Ids that were made for a preview are signed and sent back within this.
+const SIGNED_WITHIN: Duration = Duration::from_secs(1_800);
 
 /// What somebody asks for.
 #[derive(Clone, Debug)]
@@ -47,6 +50,21 @@ pub struct NewRequest {
     pub key: Option<String>,
     /// What tells one request from another under the same key.
     pub fingerprint: Vec<u8>,
+    /// An operator's signatures, one for each node.
+    pub signed: Option<Signed>,
+}
+
+/// An operator's signatures on the commands of a request.
+#[derive(Clone, Debug)]
+pub struct Signed {
+    /// By this key.
+    pub key: OperatorPublicKey,
+    /// Until when they count.
+    pub not_after: Timestamp,
+    /// The action as it was signed, byte for byte.
+    pub arguments: Vec<u8>,
+    /// For each node, the command's id and the signature.
+    pub of: HashMap<NodeId, (CommandId, [u8; 64])>,
 }
 
 /// What was asked for.
@@ -78,6 +96,12 @@ pub enum RequestError {
     /// A node has too much to do already.
     #[error("{0} has {1} commands open already: wait for them, or cancel some")]
     Backlog(NodeId, i64),
+    /// Nobody known has signed.
+    #[error("the key {0} is not registered for these nodes, or was revoked: see `hfctl operator-key list`")]
+    Signer(OperatorPublicKey),
+    /// A signature is not good.
+    #[error("the signature for {0} is missing, or not for this command: sign what a new preview shows")]
+    Signature(NodeId),
     /// The key was used for something else.
     #[error("this Idempotency-Key was used for another request: use a new one")]
     Key,
@@ -97,9 +121,15 @@ struct Planned {
     id: CommandId,
     node: NodeId,
     tenant: TenantId,
+    signature: Option<Vec<u8>>,
 }
 
 impl Commands {
+    /// An id for a command that may be made soon: what an operator signs.
+    pub fn propose(&self) -> CommandId {
+        CommandId::new(self.0.clock.now(), rand::random())
+    }
+
     /// Asks for a command for each node that is meant. When this returns, the commands are stored; those whose nodes are
     /// in session are on their way.
     ///
@@ -115,6 +145,10 @@ impl Commands {
         }
         backlog(&mut transaction, &new).await?;
         let steady = self.0.clock.now();
+        let signer = match &new.signed {
+            Some(signed) => Some(judge(&mut transaction, &new, signed, steady).await?),
+            None => None,
+        };
         let request = rows::uuid(now);
         sqlx::query(
             "INSERT INTO command_requests (id, tenant, caller, idempotency_key, fingerprint, created_at)
@@ -131,13 +165,15 @@ impl Commands {
         // Ids are in the order of their making, however the wall clock is set: nodes count on it.
         let mut ids: Vec<CommandId> = new.nodes.iter().map(|_| CommandId::new(steady, rand::random())).collect();
         ids.sort_unstable();
-        let made = |(id, (node, tenant)): (CommandId, &(NodeId, TenantId))| Planned {
-            id,
-            node: *node,
-            tenant: tenant.clone(),
+        let made = |(id, (node, tenant)): (CommandId, &(NodeId, TenantId))| {
+            let signed = new.signed.as_ref().and_then(|signed| signed.of.get(node));
+            let (id, signature) = signed.map_or((id, None), |(id, signature)| (*id, Some(signature.to_vec())));
+            Planned { id, node: *node, tenant: tenant.clone(), signature }
         };
         let commands: Vec<Planned> = ids.into_iter().zip(&new.nodes).map(made).collect();
-        let (arguments, name) = (new.action.to_bytes(), new.action.name().as_str());
+        let signed = new.signed.as_ref();
+        let arguments = signed.map_or_else(|| new.action.to_bytes(), |signed| signed.arguments.clone());
+        let name = new.action.name().as_str();
         rows::write(&mut transaction, COMMANDS, &commands, |query, row| {
             query
                 .bind(row.id.to_string())
@@ -152,9 +188,12 @@ impl Commands {
                 .bind("queued")
                 .bind(now.millis())
                 .bind(steady.plus(new.valid_for).millis())
+                .bind(signed.map(|signed| signed.key.to_bytes().to_vec()))
+                .bind(row.signature.clone())
+                .bind(signed.map(|signed| signed.not_after.millis()))
         })
         .await?;
-        audit::append_all(&mut transaction, now, records(&new, &request, &commands, actor)).await?;
+        audit::append_all(&mut transaction, now, records(&new, &request, &commands, signer.as_deref(), actor)).await?;
         transaction.commit().await?;
         for row in &commands {
             self.changed(row.node);
@@ -169,8 +208,8 @@ impl Commands {
 
 const COMMANDS: Insert = Insert {
     into: "commands (id, request, tenant, node, action, arguments, priority, reason, requested_by, state, created_at, \
-           deadline)",
-    columns: 12,
+           deadline, signer, signature, signed_until)",
+    columns: 15,
     on_conflict: "",
 };
 
@@ -218,6 +257,43 @@ async fn asked_before(
     Ok(Some(Requested { id, commands, replayed: true }))
 }
 
+/// Refuses signatures that no node would take; gives whose they are. What they are worth, nodes judge by their own keys.
+async fn judge(
+    transaction: &mut Transaction,
+    new: &NewRequest,
+    signed: &Signed,
+    steady: Timestamp,
+) -> Result<String, RequestError> {
+    let row = sqlx::query("SELECT name, tenant FROM operator_keys WHERE public_key = $1 AND revoked_at IS NULL")
+        .bind(signed.key.to_bytes().to_vec())
+        .fetch_optional(&mut **transaction)
+        .await?;
+    let row = row.ok_or(RequestError::Signer(signed.key))?;
+    let tenant: Option<String> = row.try_get(1)?;
+    let ours = |of: &TenantId| tenant.as_deref().is_none_or(|tenant| tenant == of.as_str());
+    if !new.nodes.iter().all(|(_, tenant)| ours(tenant)) {
+        return Err(RequestError::Signer(signed.key));
+    }
+    for (node, _) in &new.nodes {
+        let bad = || RequestError::Signature(*node);
+        let (id, signature) = signed.of.get(node).ok_or_else(bad)?;
+        let message = Signature::message(*node, *id, &signed.arguments, signed.not_after);
+        let made = id.made_at();
+        let fresh = made <= steady && steady.since(made) <= SIGNED_WITHIN;
+        if !fresh
+            || Action::from_bytes(&signed.arguments).as_ref() != Ok(&new.action)
+            || !signed.key.verifies(&message, signature)
+        {
+            return Err(bad());
+        }
+        let known = sqlx::query("SELECT 1 FROM commands WHERE id = $1").bind(id.to_string());
+        if known.fetch_optional(&mut **transaction).await?.is_some() {
+            return Err(bad());
+        }
+    }
+    Ok(row.try_get(0)?)
+}
+
 /// Refuses to pile up what a node will not get through.
 async fn backlog(transaction: &mut Transaction, new: &NewRequest) -> Result<(), RequestError> {
     let rows = sqlx::query(
@@ -235,7 +311,7 @@ async fn backlog(transaction: &mut Transaction, new: &NewRequest) -> Result<(), 
 }
 
 /// One record for each tenant, so that each finds in its own log what was asked of its nodes.
-fn records(new: &NewRequest, request: &str, commands: &[Planned], actor: &Actor) -> Vec<Record> {
+fn records(new: &NewRequest, request: &str, commands: &[Planned], signer: Option<&str>, actor: &Actor) -> Vec<Record> {
     let mut tenants: Vec<&TenantId> = commands.iter().map(|row| &row.tenant).collect();
     tenants.sort();
     tenants.dedup();
@@ -260,6 +336,7 @@ fn records(new: &NewRequest, request: &str, commands: &[Planned], actor: &Actor)
                 "nodes": ours.len(),
                 "commands": named,
                 "valid_for_seconds": new.valid_for.as_secs(),
+                "signed_by": signer,
             }),
             remote: None,
         }

@@ -202,7 +202,7 @@ pub(super) async fn order(
     may(&visitor, access::Role::Operator).or_shown(&app)?;
     let asked = request(id, &form.wanted, &form.reason);
     let (ordered, _) = commands::order(&app, visitor.principal(), &asked, Some(form.once)).await.or_shown(&app)?;
-    let command = ordered.commands.into_iter().find_map(|command| command.id);
+    let command = ordered.commands.into_iter().next().map(|command| command.id);
     let to = command.map_or_else(|| format!("/nodes/{id}"), |command| format!("/commands/{command}"));
     Ok(Redirect::to(&to).into_response())
 }
@@ -314,6 +314,7 @@ fn request(node: NodeId, wanted: &Wanted, reason: &str) -> CommandRequest {
         valid_for_seconds: Some(VALID_FOR),
         priority: 0,
         expected_nodes: None,
+        signed: None,
     }
 }
 

@@ -1,12 +1,15 @@
 //! Commands as rows: what is said of one is true whenever the hub is killed, whatever the wall clock does.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use hyperfactory_hub::audit::Actor;
-use hyperfactory_hub::commands::{Command, Commands, Filter, NewRequest, RequestError, Requested, SteadyClock};
-use protocol::command::{Action, State};
+use hyperfactory_hub::commands::{Command, Commands, Filter, NewRequest, RequestError, Requested, Signed, SteadyClock};
+use hyperfactory_hub::operators;
+use pki::OperatorKey;
+use protocol::command::{Action, Signature, State};
 use protocol::message::{CommandOutcome, CommandOutput, CommandState};
 use protocol::{CommandId, NodeId, TenantId, Timestamp};
 use serde_json::json;
@@ -87,6 +90,7 @@ fn new(node: NodeId) -> NewRequest {
         caller: "ann".into(),
         key: None,
         fingerprint: vec![1],
+        signed: None,
     }
 }
 
@@ -235,6 +239,54 @@ on_both_engines! {
         let all = desk.commands.list(&Filter { limit: 10, ..Filter::default() }, NOW).await.expect("a list");
         assert_eq!(all.len(), 2);
         assert_eq!(world.audited("command.requested").await.len(), 2);
+        world.close().await;
+    }
+
+    async fn a_signature_of_a_known_key_goes_with_the_command_and_any_other_is_refused(database: TestDatabase) {
+        let world = World::new(database).await;
+        let (node, _) = world.node().await;
+        let desk = Desk::open(&world, 0);
+        let (key, until) = (OperatorKey::generate().expect("a key"), at(600));
+        let signed = |key: &OperatorKey, id: CommandId, action: &Action| {
+            let arguments = action.to_bytes();
+            let signature = key.sign(&Signature::message(node, id, &arguments, until));
+            let signed =
+                Signed { key: key.public(), not_after: until, arguments, of: HashMap::from([(node, (id, signature))]) };
+            NewRequest { signed: Some(signed), ..new(node) }
+        };
+        let id = desk.commands.propose();
+        let wanted = new(node).action;
+        let strange = desk.request(signed(&key, id, &wanted), NOW).await;
+        assert!(matches!(strange, Err(RequestError::Signer(_))), "{strange:?}");
+        let ann = Actor::operator("ann");
+        let registered = operators::register(&world.database, "ann", key.public(), None, &ann, NOW).await.expect("taken");
+        assert!(operators::register(&world.database, "bob", key.public(), None, &ann, NOW).await.is_err(), "once");
+
+        let made = desk.request(signed(&key, id, &wanted), NOW).await.expect("taken");
+        assert_eq!(made.commands, [(id, node)]);
+        assert_eq!(world.audited("command.requested").await[0].detail["signed_by"], json!("ann"));
+        let due = desk.commands.due(node, 32, NOW).await.expect("an answer");
+        let sent = desk.commands.deliver(node, due, NOW).await.expect("stored");
+        let passed = sent[0].1.signature.clone().expect("a signature");
+        assert_eq!((passed.public_key, passed.not_after_ms), (key.public().to_bytes().to_vec(), until.millis()));
+
+        let refused = [
+            signed(&key, id, &wanted),
+            signed(&key, desk.commands.propose(), &Action::Drain),
+            signed(&key, CommandId::new(NOW.minus(seconds(3_600)), [1; 10]), &wanted),
+            signed(&key, CommandId::new(at(60), [1; 10]), &wanted),
+        ];
+        for request in refused {
+            let answer = desk.request(request, NOW).await;
+            assert!(matches!(answer, Err(RequestError::Signature(_))), "{answer:?}");
+        }
+        let mut forged = signed(&key, desk.commands.propose(), &wanted);
+        forged.signed.as_mut().expect("signed").not_after = at(601);
+        assert!(matches!(desk.request(forged, NOW).await, Err(RequestError::Signature(_))));
+        operators::revoke(&world.database, &registered.id, None, &ann, at(1)).await.expect("revoked");
+        let late = desk.request(signed(&key, desk.commands.propose(), &wanted), NOW).await;
+        assert!(matches!(late, Err(RequestError::Signer(_))));
+        assert_eq!(world.audited("operator_key.revoked").await.len(), 1);
         world.close().await;
     }
 

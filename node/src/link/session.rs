@@ -250,7 +250,7 @@ impl Actor {
                     NodeOutput::RenewalRefused(refusal) => renewal.refused(&refusal),
                     NodeOutput::RenewalUnanswered => renewal.unanswered(),
                     NodeOutput::Command(order) => match &self.options.commands {
-                        Some(commands) => commands.give(Input::Order(order)).await,
+                        Some(commands) => commands.give(Input::Order(Box::new(order))).await,
                         None => control.writer.send(&commands::none(&order)).await?,
                     },
                     NodeOutput::Cancel(id) => {

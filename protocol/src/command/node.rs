@@ -172,7 +172,7 @@ impl NodeCommands {
     /// # Errors
     /// [`TooMany`]: the session is to end.
     pub fn order(&mut self, order: Order, verdict: Result<(), String>, now: Timestamp) -> Result<Vec<Step>, TooMany> {
-        let Order { id, action, remaining, priority } = order;
+        let Order { id, action, remaining, priority, .. } = order;
         let deadline = now.plus(remaining);
         match self.known.get_mut(&id) {
             Some(Known::Waiting { deadline: known, .. }) => {

@@ -23,7 +23,14 @@ fn id(number: u32) -> CommandId {
 }
 
 fn order(number: u32) -> Order {
-    Order { id: id(number), action: Action::Drain, remaining: MINUTE, priority: 0 }
+    Order {
+        id: id(number),
+        action: Action::Drain,
+        remaining: MINUTE,
+        priority: 0,
+        arguments: Action::Drain.to_bytes(),
+        signature: None,
+    }
 }
 
 fn saved(steps: &[Step]) -> Vec<Record> {
@@ -285,7 +292,7 @@ struct Row {
 }
 
 enum ToNode {
-    Order(Order),
+    Order(Box<Order>),
     Cancel(CommandId),
     Stored(CommandId),
 }
@@ -383,10 +390,10 @@ impl World {
             if row.state == State::Queued {
                 row.state = State::Delivered;
             }
-            let order = Order { id: *id, action: Action::Drain, remaining: row.deadline.since(now), priority: 0 };
-            self.down.push_back(ToNode::Order(order.clone()));
+            let order = Order { id: *id, remaining: row.deadline.since(now), ..order(0) };
+            self.down.push_back(ToNode::Order(Box::new(order.clone())));
             if !self.calm && self.dice.one_in(5) {
-                self.down.push_back(ToNode::Order(order));
+                self.down.push_back(ToNode::Order(Box::new(order)));
             }
         }
     }
@@ -408,7 +415,7 @@ impl World {
     fn node_hears(&mut self) {
         let now = at(self.now - self.born);
         let steps = match self.down.pop_front() {
-            Some(ToNode::Order(order)) => self.node.order(order, Ok(()), now).expect("within the window"),
+            Some(ToNode::Order(order)) => self.node.order(*order, Ok(()), now).expect("within the window"),
             Some(ToNode::Cancel(id)) => self.node.cancel(id).expect("within the window"),
             Some(ToNode::Stored(id)) => self.node.stored(id),
             None => return,

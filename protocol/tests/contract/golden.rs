@@ -248,6 +248,19 @@ fn messages() -> Vec<(&'static str, Vec<u8>)> {
                 deadline_ms: 1_790_000_000_004,
                 remaining_ms: 60_000,
                 priority: 7,
+                signature: None,
+            }),
+        ),
+        to_node(
+            "to-node-command-signed",
+            to_node::Message::Command(Command {
+                command_id: vec![2; 16],
+                signature: Some(OperatorSignature {
+                    public_key: vec![3; 32],
+                    signature: vec![4; 64],
+                    not_after_ms: 1_790_000_000_005,
+                }),
+                ..Command::default()
             }),
         ),
         to_node("to-node-cancel", to_node::Message::Cancel(CancelCommand { command_id: vec![2; 16] })),

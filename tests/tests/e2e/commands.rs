@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use hyperfactory_tests::rig::{Agent, Engine, Hub, Postgres, Project, SOON, until};
+use hyperfactory_tests::rig::{Agent, Engine, Hub, Postgres, Project, SOON, binary, until};
 use serde_json::{Value, json};
 
 const SERVICES: &str = r#"
@@ -248,6 +248,55 @@ fn a_script_is_run_when_the_owner_has_named_it_and_else_refused() -> Result<()> 
     let unsafe_now = site.ask("script", None, json!({ "script": "rotate" }))?;
     let failed = site.comes_to(&unsafe_now, "failed")?;
     assert!(failed["message"].as_str().is_some_and(|said| said.contains("chmod go-w")), "{failed}");
+    Ok(())
+}
+
+#[test]
+fn a_hub_alone_cannot_have_done_what_takes_an_operators_signature() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let (ann, bob) = (folder.path().join("ann"), folder.path().join("bob"));
+    let hub = Hub::start()?;
+    let (base, token) = (hub.endpoints().http.clone(), hub.api().token().context("no token")?.to_owned());
+    let hfctl = |arguments: &[&str]| -> Result<std::process::Output> {
+        let mut command = std::process::Command::new(binary("hfctl")?);
+        command.env("HYPERFACTORY_HFCTL_URL", &base).env("HYPERFACTORY_HFCTL_TOKEN", &token);
+        Ok(command.args(arguments).output()?)
+    };
+    let key = |file: &std::path::Path| -> Result<String> {
+        let made = hfctl(&["operator-key", "create", file.to_str().context("a path")?])?;
+        ensure!(made.status.success(), "{made:?}");
+        Ok(String::from_utf8(made.stdout)?.trim().to_owned())
+    };
+    let (pinned, _) = (key(&ann)?, key(&bob)?);
+    for (file, name) in [(&ann, "ann"), (&bob, "bob")] {
+        let registered = hfctl(&["operator-key", "register", file.to_str().context("a path")?, "--name", name])?;
+        ensure!(registered.status.success(), "{registered:?}");
+    }
+    let site = Site::start(hub, "commands-signed", |agent| {
+        agent
+            .set("commands-accept", "service.restart,service.stop")
+            .set("commands-require-signature", "service.restart")
+            .set("commands-operators", pinned)
+    })?;
+    let before = site.started_at("web")?;
+    let unsigned = site.ask("service.restart", Some("web"), json!({}))?;
+    let refused = site.comes_to(&unsigned, "failed")?;
+    assert!(refused["message"].as_str().is_some_and(|said| said.contains("--sign-with")), "{refused}");
+
+    let service = format!("{}/web", site.project.name());
+    let restart = |file: &std::path::Path| {
+        let file = file.to_str().context("a path")?;
+        hfctl(&["service", "restart", &service, "--node", &site.node, "--sign-with", file])
+    };
+    let strange = restart(&bob)?;
+    let said = String::from_utf8_lossy(&strange.stderr).into_owned();
+    assert!(strange.status.code() == Some(3) && said.contains("does not know the key"), "{said}");
+    assert_eq!(site.started_at("web")?, before, "nothing has happened so far");
+    let done = restart(&ann)?;
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    assert_ne!(site.started_at("web")?, before);
+    let audit = site.hub.api().get("/api/v1/audit?action=command.refused")?.ok()?;
+    assert_eq!(audit["items"].as_array().map(Vec::len), Some(2), "{audit}");
     Ok(())
 }
 

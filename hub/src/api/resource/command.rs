@@ -135,9 +135,8 @@ pub struct Ordered {
 /// What a request means for one node.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct OrderedCommand {
-    /// The command's id; absent in a preview.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub id: Option<String>,
+    /// The command's id; in a preview, one that may be signed.
+    pub id: String,
     /// The node's id.
     pub node: String,
     /// Its name.
