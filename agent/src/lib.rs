@@ -14,6 +14,7 @@ pub mod host;
 mod kept;
 pub mod policy;
 pub mod recent;
+pub mod roster;
 pub mod row;
 pub mod sample;
 pub mod service;

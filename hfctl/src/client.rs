@@ -133,7 +133,8 @@ impl Client {
     pub(crate) fn put<T: DeserializeOwned>(&self, path: &str, body: &Value) -> Result<T, Failure> {
         let request = self.request(Request::put(self.address(path, &[]))).header("content-type", "application/json");
         let request = request.body(body.to_string()).map_err(|error| bad_url(&self.url, &error))?;
-        self.read(self.check(self.agent.run(request))?)
+        let answer = self.agent.run(request);
+        self.read(self.check(answer)?)
     }
 
     /// `POST path` with a JSON body, for what must not be done twice: when the hub does not answer, it is asked once more for the same.
@@ -161,8 +162,17 @@ impl Client {
 
     /// `DELETE path`.
     pub(crate) fn delete(&self, path: &str) -> Result<(), Failure> {
-        let request = self.request(Request::delete(self.address(path, &[]))).body(());
-        self.check(self.agent.run(request.map_err(|error| bad_url(&self.url, &error))?)).map(drop)
+        self.deleted(path, &[]).map(drop)
+    }
+
+    /// `DELETE path?query`, and what the hub answers.
+    pub(crate) fn reset<T: DeserializeOwned>(&self, path: &str, query: &[(&str, Option<&str>)]) -> Result<T, Failure> {
+        self.read(self.deleted(path, query)?)
+    }
+
+    fn deleted(&self, path: &str, query: &[(&str, Option<&str>)]) -> Result<Response<Body>, Failure> {
+        let request = self.request(Request::delete(self.address(path, query))).body(());
+        self.check(self.agent.run(request.map_err(|error| bad_url(&self.url, &error))?))
     }
 
     /// Every item of a list, or the first `limit`.

@@ -64,9 +64,12 @@ enum Verb {
     /// What others have to trust, in PEM.
     #[command(subcommand)]
     Trust(command::trust::Trust),
-    /// Certificates in files: what they say.
+    /// Certificates: what they say, and their renewal.
     #[command(subcommand)]
     Cert(command::cert::Cert),
+    /// How long certificates live, and when they are renewed.
+    #[command(subcommand)]
+    Policy(command::policy::Policy),
     /// Alerts: what goes wrong, and what went.
     #[command(subcommand)]
     Alert(command::alert::Alert),
@@ -102,7 +105,8 @@ fn run(arguments: Arguments) -> Result<(), Failure> {
         Verb::OperatorKey(verb) => verb.run(client, &mut output),
         Verb::Kafka(verb) => verb.run(&client()?, &mut output),
         Verb::Trust(verb) => verb.run(&client()?, &mut output),
-        Verb::Cert(verb) => verb.run(&mut output),
+        Verb::Cert(verb) => verb.run(client, &mut output),
+        Verb::Policy(verb) => verb.run(&client()?, &mut output),
         Verb::Alert(verb) => verb.run(&client()?, &mut output),
         Verb::Audit(verb) => verb.run(&client()?, &mut output),
     }

@@ -225,6 +225,45 @@ fn another_fingerprint_is_never_trusted_and_gets_no_token() {
 }
 
 #[test]
+fn certificate_policy_is_shown_set_and_taken_back() {
+    let site = Site::start();
+    site.admin(&["tenant", "create", "acme"]).ok();
+    let line = |shown: &str, kind: &str| {
+        let line = shown.lines().find(|line| line.starts_with(&format!("{kind} "))).expect("the kind");
+        line.split_whitespace().map(str::to_owned).collect::<Vec<_>>().join(" ")
+    };
+    let shown = site.admin(&["policy", "show"]).ok();
+    assert!(line(&shown, "bridge").starts_with("bridge 90d 57-77 % default"), "{shown}");
+    let set = site.admin(&["policy", "set", "agent", "--tenant", "acme", "--lifetime", "36h", "--renew", "40-60"]).ok();
+    assert!(set.contains("agent: 36h, renewed at 40-60 %"), "{set}");
+    // What is not said stays as it is.
+    let set = site.admin(&["policy", "set", "agent", "--tenant", "acme", "--lifetime", "2d"]).ok();
+    assert!(set.contains("agent: 2d, renewed at 40-60 %"), "{set}");
+    let shown = site.admin(&["policy", "show", "--tenant", "acme"]).ok();
+    assert!(
+        line(&shown, "agent").starts_with("agent 2d 40-60 % tenant") && shown.contains("operator:admin"),
+        "{shown}"
+    );
+    assert!(site.admin(&["policy", "reset", "agent", "--tenant", "acme"]).ok().contains("7d, renewed at 57-77 %"));
+    site.admin(&["policy", "set", "bridge", "--lifetime", "300d"]).fails(2, &["its issuer, nodes-intermediate"]);
+    site.admin(&["policy", "set", "agent"]).fails(2, &["say what to set"]);
+    site.admin(&["policy", "set", "agent", "--renew", "57"]).fails(2, &["such as 57-77"]);
+    site.with(&site.url, &site.viewer, &["policy", "reset", "agent"]).fails(3, &["takes the role admin"]);
+}
+
+#[test]
+fn a_mass_renewal_says_how_many_nodes_it_is_for() {
+    let site = Site::start();
+    site.admin(&["tenant", "create", "acme"]).ok();
+    let told = site.admin(&["cert", "renew", "--tenant", "acme", "--within", "6h", "--reason", "drill"]).ok();
+    assert!(told.starts_with("0 nodes renew their certificates until 20"), "{told}");
+    site.admin(&["cert", "renew", "--within", "6h"]).fails(2, &["--tenant", "--node", "--all"]);
+    site.admin(&["cert", "renew", "--all", "--tenant", "acme", "--within", "6h"]).fails(2, &["cannot be used with"]);
+    site.admin(&["cert", "renew", "--node", "press", "--within", "6h"]).fails(1, &["there is no node"]);
+    site.admin(&["cert", "renew", "--all", "--within", "100d"]).fails(2, &["at most 90 days"]);
+}
+
+#[test]
 fn a_token_makes_the_command_that_enrolls_a_node() {
     let site = Site::start();
     site.admin(&["tenant", "create", "acme"]).ok();
@@ -374,7 +413,7 @@ fn a_certificate_is_shown_without_any_hub() {
     let folder = tempfile::tempdir().expect("a folder");
     let now = std::time::SystemTime::now().into();
     let root = pki::Authority::create_root(now, pki::authority::ROOT_LIFETIME).expect("a root");
-    let hub = root.issue_hub_intermediate(now).expect("an intermediate");
+    let hub = root.issue_hub_intermediate(now, pki::authority::INTERMEDIATE_LIFETIME).expect("an intermediate");
     let key = pki::PrivateKey::generate().expect("a key");
     let leaf = pki::CertificateDer::from(hub.issue_hub_server(&key.public_key(), now).expect("a certificate"));
     let chain = [&leaf, hub.certificate_der(), root.certificate_der()];

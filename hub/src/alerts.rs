@@ -1,5 +1,6 @@
-//! Alerts: what at a node needs somebody's attention, when it began and when it was over.
+//! Alerts: what at a node, or of an authority, needs somebody's attention, when it began and when it was over.
 
+mod authorities;
 mod evaluator;
 mod policy;
 mod rules;
@@ -13,6 +14,7 @@ use store::{Database, StoreError};
 use tokio::sync::broadcast;
 use tokio_util::sync::CancellationToken;
 
+use crate::authorities::Authorities;
 use crate::telemetry::state::{Fleet, Level};
 
 pub use evaluator::{Change, Evaluator, Finding};
@@ -23,6 +25,8 @@ pub use rules::Rule;
 const CHANGES: usize = 1024;
 /// How often changed nodes, and those with something pending, are looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// How often the authorities are looked at.
+const LOOK_AT_AUTHORITIES: Duration = Duration::from_secs(60);
 /// Changes not yet in the database. When it is away for longer than this many, the oldest are dropped: the log says
 /// so, and what is open then is opened again at the next start.
 const UNWRITTEN: usize = 10_000;
@@ -39,13 +43,13 @@ pub struct Alerts {
 pub struct Alert {
     /// Its number.
     pub id: i64,
-    /// Whose node.
-    pub tenant: TenantId,
-    /// The node.
-    pub node: NodeId,
+    /// Whose node or authority; `None`: the fleet's.
+    pub tenant: Option<TenantId>,
+    /// The node; `None`: it is about an authority.
+    pub node: Option<NodeId>,
     /// The rule, such as `node.lost`.
     pub rule: String,
-    /// The service, `stack/service/number`; empty for the node itself.
+    /// The service, `stack/service/number`, or the authority, `kind/generation`; empty for the node itself.
     pub subject: String,
     /// How urgent.
     pub level: Level,
@@ -79,7 +83,7 @@ impl Default for Filter {
 }
 
 impl Alerts {
-    /// Starts judging the fleet: a handle, and the task that does it until `stop`. Alerts left open by the hub's last
+    /// Starts judging the fleet and its authorities: a handle, and the task that does it until `stop`. Alerts left open by the hub's last
     /// run are taken over.
     ///
     /// # Errors
@@ -87,19 +91,28 @@ impl Alerts {
     pub async fn start<C: Fn() -> Timestamp + Send + 'static>(
         database: Database,
         fleet: Fleet,
+        authorities: Authorities,
         policy: Policy,
         clock: C,
         stop: CancellationToken,
     ) -> Result<(Self, impl Future<Output = ()> + Send + use<C>), StoreError> {
-        let mut evaluator = Evaluator::new(policy, clock());
+        let policy = Policy { certificates: authorities.policies().clone(), ..policy };
+        let (mut evaluator, mut watch) = (Evaluator::new(policy, clock()), authorities::Watch::default());
         let alerts = Self { database, changes: broadcast::channel(CHANGES).0 };
         let open = Filter { open: Some(true), limit: u32::MAX, ..Filter::default() };
         for alert in alerts.list_all(&open).await? {
-            if let Some(rule) = Rule::from_name(&alert.rule) {
-                evaluator.restore(alert.node, rule, &alert.subject, alert.level, &alert.message);
+            match (Rule::from_name(&alert.rule), alert.node) {
+                (Some(rule), Some(node)) => {
+                    evaluator.restore(node, rule, &alert.subject, alert.level, &alert.message);
+                }
+                (Some(Rule::AuthorityEnding), None) => {
+                    watch.restore(alert.tenant, &alert.subject, alert.level, &alert.message);
+                }
+                _ => {}
             }
         }
-        let watcher = Watcher { alerts: alerts.clone(), fleet, evaluator, unwritten: VecDeque::new() };
+        let unwritten = VecDeque::new();
+        let watcher = Watcher { alerts: alerts.clone(), fleet, authorities, evaluator, watch, unwritten };
         Ok((alerts, watcher.run(clock, stop)))
     }
 
@@ -142,10 +155,11 @@ impl Alerts {
                     sqlx::query(
                         "INSERT INTO alerts (tenant, node, rule, subject, severity, message, opened_at)
                          VALUES ($1, $2, $3, $4, $5, $6, $7)
-                         ON CONFLICT (node, rule, subject) WHERE closed_at IS NULL DO NOTHING",
+                         ON CONFLICT (COALESCE(node, ''), COALESCE(tenant, ''), rule, subject) WHERE closed_at IS NULL
+                         DO NOTHING",
                     )
-                    .bind(finding.tenant.as_str())
-                    .bind(finding.node.to_string())
+                    .bind(finding.tenant.as_ref().map(TenantId::as_str))
+                    .bind(finding.node.map(|node| node.to_string()))
                     .bind(finding.rule.name())
                     .bind(&finding.subject)
                     .bind(finding.level.as_str())
@@ -157,12 +171,14 @@ impl Alerts {
                 Change::Closed(finding) => {
                     sqlx::query(
                         "UPDATE alerts SET closed_at = $4
-                         WHERE node = $1 AND rule = $2 AND subject = $3 AND closed_at IS NULL",
+                         WHERE COALESCE(node, '') = $1 AND COALESCE(tenant, '') = $5 AND rule = $2 AND subject = $3
+                           AND closed_at IS NULL",
                     )
-                    .bind(finding.node.to_string())
+                    .bind(finding.node.map_or_else(String::new, |node| node.to_string()))
                     .bind(finding.rule.name())
                     .bind(&finding.subject)
                     .bind(finding.at.millis())
+                    .bind(finding.tenant.as_ref().map_or("", TenantId::as_str))
                     .execute(&mut *transaction)
                     .await?;
                 }
@@ -172,11 +188,14 @@ impl Alerts {
     }
 }
 
-/// The task: hands changed nodes to the evaluator, and what it finds to the database and the fleet.
+/// The task: hands changed nodes and all authorities to those who judge them, and what they find to the database and the
+/// fleet.
 struct Watcher {
     alerts: Alerts,
     fleet: Fleet,
+    authorities: Authorities,
     evaluator: Evaluator,
+    watch: authorities::Watch,
     unwritten: VecDeque<Change>,
 }
 
@@ -186,10 +205,16 @@ impl Watcher {
         let mut nodes: HashSet<NodeId> = self.fleet.all().iter().map(|view| view.node).collect();
         let mut look = tokio::time::interval(LOOK_EVERY);
         look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut look_at_authorities = tokio::time::interval(LOOK_AT_AUTHORITIES);
+        look_at_authorities.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 biased;
                 () = stop.cancelled() => return self.write().await,
+                _ = look_at_authorities.tick() => {
+                    self.judge_authorities(clock()).await;
+                    continue;
+                }
                 _ = look.tick() => {}
                 change = changed.recv() => {
                     match change {
@@ -221,13 +246,31 @@ impl Watcher {
         if *view.attention != attention {
             self.fleet.attention(node, attention);
         }
+        self.keep(changes);
+    }
+
+    async fn judge_authorities(&mut self, now: Timestamp) {
+        match self.authorities.list(None, now).await {
+            Ok(listed) => {
+                let changes = self.watch.observe(&listed, now);
+                self.keep(changes);
+            }
+            Err(error) => tracing::debug!(%error, "authorities could not be listed"),
+        }
+    }
+
+    /// Puts changes among those to be written.
+    fn keep(&mut self, changes: Vec<Change>) {
         for change in changes {
+            let (Change::Opened(finding) | Change::Closed(finding)) = &change;
+            let (node, tenant) =
+                (finding.node.map(tracing::field::display), finding.tenant.as_ref().map(TenantId::as_str));
+            let (rule, subject) = (finding.rule.name(), &finding.subject);
             match &change {
-                Change::Opened(finding) => tracing::warn!(%node, rule = finding.rule.name(), finding.subject,
-                    finding.message, "alert opened"),
-                Change::Closed(finding) => {
-                    tracing::info!(%node, rule = finding.rule.name(), finding.subject, "alert closed");
+                Change::Opened(finding) => {
+                    tracing::warn!(node, tenant, rule, subject, finding.message, "alert opened");
                 }
+                Change::Closed(_) => tracing::info!(node, tenant, rule, subject, "alert closed"),
             }
             if self.unwritten.len() == UNWRITTEN {
                 self.unwritten.pop_front();
@@ -257,8 +300,10 @@ impl Watcher {
 
 /// `None` for ids that are none: nothing but this module writes them.
 fn read(row: &AnyRow) -> Result<Option<Alert>, sqlx::Error> {
-    let (tenant, node, level): (String, String, String) = (row.try_get(1)?, row.try_get(2)?, row.try_get(5)?);
-    let (Ok(tenant), Ok(node)) = (tenant.parse(), node.parse()) else { return Ok(None) };
+    let (tenant, node): (Option<String>, Option<String>) = (row.try_get(1)?, row.try_get(2)?);
+    let level: String = row.try_get(5)?;
+    let (tenant, node) = (tenant.map(|id| id.parse()).transpose(), node.map(|id| id.parse()).transpose());
+    let (Ok(tenant), Ok(node)) = (tenant, node) else { return Ok(None) };
     Ok(Some(Alert {
         id: row.try_get(0)?,
         tenant,

@@ -44,6 +44,8 @@ pub mod action {
     pub const CERTIFICATE_ISSUED: &str = "certificate.issued";
     pub const CERTIFICATE_RENEWED: &str = "certificate.renewed";
     pub const RENEWAL_REFUSED: &str = "renewal.refused";
+    pub const CERTIFICATE_POLICY_CHANGED: &str = "certificate_policy.changed";
+    pub const RENEWAL_ADVISED: &str = "renewal.advised";
     pub const CERTIFICATE_RETIRED: &str = "certificate.retired";
     pub const NODE_REVOKED: &str = "node.revoked";
     pub const NODE_LABELLED: &str = "node.labelled";

@@ -1,6 +1,7 @@
 //! The fleet's certificate authorities: made once, kept sealed in the database, opened when something is to be issued.
 
 mod certified;
+mod follow;
 mod kafka;
 mod listed;
 mod roots;
@@ -8,18 +9,15 @@ mod rows;
 mod server;
 mod web;
 
-use std::collections::HashMap;
-use std::sync::{Arc, PoisonError, RwLock};
-use std::time::Duration;
-
-use pki::authority::ROOT_LIFETIME;
 use pki::{Authority, AuthorityError, CertificateDer, Owner, PrivateKey, RequestError, Role};
 use protocol::{NodeId, TenantId, Timestamp};
+use std::collections::HashMap;
+use std::sync::{Arc, PoisonError, RwLock};
 use store::sqlx;
 use store::{Database, StoreError, Transaction};
 use tokio::sync::watch;
 
-use crate::certificate_policy::CertificatePolicy;
+use crate::certificate_policy::{CertificatePolicy, Kind, Policies};
 use crate::keys::{Keys, KeysError};
 pub(crate) use certified::Certified;
 pub use certified::LeafKind;
@@ -31,9 +29,6 @@ use rows::{load, save};
 use server::Kept;
 pub(crate) use server::{RENEW_FOR_BROWSERS, RENEW_FOR_NODES};
 
-/// An intermediate with less life than this left is followed by a new one; the old one's certificates stay good.
-const RENEW_BEFORE: Duration = Duration::from_secs(60 * 86_400);
-
 /// The fleet root, the hub's intermediate, and per tenant an intermediate for its nodes and a Kafka root. Clones share them.
 #[derive(Clone)]
 pub struct Authorities(Arc<Inner>);
@@ -41,6 +36,7 @@ pub struct Authorities(Arc<Inner>);
 struct Inner {
     database: Database,
     keys: Keys,
+    policies: Policies,
     roots: watch::Sender<Arc<Roots>>,
     tenants: RwLock<HashMap<TenantId, Arc<Issuing>>>,
 }
@@ -117,24 +113,26 @@ impl Authorities {
     /// When a key can't be opened or made.
     pub async fn open(database: Database, keys: Keys, now: Timestamp) -> Result<Self, AuthoritiesError> {
         let mut transaction = database.begin_write().await?;
+        let policies = Policies::load(&mut transaction).await?;
+        let policy = policies.of(None);
         let root = match load(&mut transaction, &Role::Root, &keys).await? {
             Some(root) => root.authority,
             None => {
-                let root = Authority::create_root(now, ROOT_LIFETIME)?;
+                let root = Authority::create_root(now, policy.lifetime(Kind::Root))?;
                 save(&mut transaction, &root, &keys, now).await?;
                 root
             }
         };
         match load(&mut transaction, &Role::Hub, &keys).await? {
-            Some(hub) if issues_at(&hub.authority, now) => {}
+            Some(hub) if issues_at(&hub.authority, &policy, now) => {}
             _ => {
-                let hub = root.issue_hub_intermediate(now)?;
+                let hub = root.issue_hub_intermediate(now, policy.lifetime(Kind::HubIntermediate))?;
                 save(&mut transaction, &hub, &keys, now).await?;
             }
         }
         let roots = watch::Sender::new(Arc::new(Roots::load(&mut transaction, now).await?));
         transaction.commit().await?;
-        Ok(Self(Arc::new(Inner { database, keys, roots, tenants: RwLock::default() })))
+        Ok(Self(Arc::new(Inner { database, keys, policies, roots, tenants: RwLock::default() })))
     }
 
     /// Opens every authority that issues.
@@ -153,9 +151,19 @@ impl Authorities {
         rows::trusted(&self.0.database, role, now).await
     }
 
+    /// How long certificates live, and when they are renewed.
+    pub fn policies(&self) -> &Policies {
+        &self.0.policies
+    }
+
     /// The policy of a tenant.
-    pub(crate) fn policy(&self, _: &TenantId) -> CertificatePolicy {
-        CertificatePolicy::default()
+    pub(crate) fn policy(&self, tenant: &TenantId) -> CertificatePolicy {
+        self.0.policies.of(Some(tenant))
+    }
+
+    /// The policy for the fleet's own authorities.
+    pub(crate) fn fleet_policy(&self) -> CertificatePolicy {
+        self.0.policies.of(None)
     }
 
     /// A secret of the fleet's for `purpose`, the same at every start.
@@ -178,14 +186,7 @@ impl Authorities {
     /// When the hub's authority can't be opened or issues nothing.
     pub async fn hub_server(&self, now: Timestamp) -> Result<HubServer, AuthoritiesError> {
         let mut transaction = self.0.database.begin_write().await?;
-        let mut hub = load(&mut transaction, &Role::Hub, &self.0.keys).await?;
-        if hub.as_ref().is_none_or(|hub| !issues_at(&hub.authority, now)) {
-            let root = self.root(&mut transaction).await?;
-            let authority = root.issue_hub_intermediate(now)?;
-            let id = save(&mut transaction, &authority, &self.0.keys, now).await?;
-            hub = Some(Issuing { id, authority });
-        }
-        let Some(Issuing { id, authority }) = hub else { return Err(AuthorityError::Certificate.into()) };
+        let Issuing { id, authority } = self.hub(&mut transaction, now).await?;
         let kept = match self.kept(&mut transaction, LeafKind::HubServer, id, RENEW_FOR_NODES, now).await? {
             Some(kept) => kept,
             None => {
@@ -208,7 +209,7 @@ impl Authorities {
         now: Timestamp,
     ) -> Result<(), AuthoritiesError> {
         self.0.keys.create(transaction, Owner::Tenant(tenant.clone()), now).await?;
-        let kafka = Authority::create_kafka_root(tenant, now, self.policy(tenant).kafka_root)?;
+        let kafka = Authority::create_kafka_root(tenant, now, self.policy(tenant).lifetime(Kind::KafkaRoot))?;
         save(transaction, &kafka, &self.0.keys, now).await?;
         self.create_intermediate(transaction, tenant, now).await?;
         Ok(())
@@ -220,7 +221,7 @@ impl Authorities {
         tenant: &TenantId,
         now: Timestamp,
     ) -> Result<Issuing, AuthoritiesError> {
-        let lifetime = self.policy(tenant).nodes_intermediate;
+        let lifetime = self.policy(tenant).lifetime(Kind::NodesIntermediate);
         let authority = self.root(transaction).await?.issue_tenant_intermediate(tenant, now, lifetime)?;
         let id = save(transaction, &authority, &self.0.keys, now).await?;
         Ok(Issuing { id, authority })
@@ -233,7 +234,8 @@ impl Authorities {
         tenant: &TenantId,
         now: Timestamp,
     ) -> Result<Arc<Issuing>, AuthoritiesError> {
-        let fresh = |issuing: &Issuing| issues_at(&issuing.authority, now);
+        let policy = self.policy(tenant);
+        let fresh = |issuing: &Issuing| issues_at(&issuing.authority, &policy, now);
         let known = self.0.tenants.read().unwrap_or_else(PoisonError::into_inner).get(tenant).cloned();
         if let Some(known) = known.filter(|known| fresh(known)) {
             return Ok(known);
@@ -257,7 +259,7 @@ impl Authorities {
     /// When the database does not answer.
     pub async fn list(&self, tenant: Option<&TenantId>, now: Timestamp) -> Result<Vec<Listed>, AuthoritiesError> {
         let database = self.0.database.within(tenant.map(TenantId::as_str));
-        listed::list(&database, tenant, now).await
+        listed::list(&database, &self.0.policies, tenant, now).await
     }
 
     /// The authority of this row, whatever its state; `None` when its certificate or its key is not here.
@@ -270,7 +272,10 @@ impl Authorities {
     }
 }
 
-/// Whether an intermediate can go on issuing. One that is not valid yet was made while this hub's clock was ahead.
-fn issues_at(authority: &Authority, now: Timestamp) -> bool {
-    (authority.not_before()..authority.not_after().minus(RENEW_BEFORE)).contains(&now)
+/// Whether an intermediate goes on issuing, and is not followed by a new one yet; the old one's certificates stay good. One
+/// that is not valid yet was made while this hub's clock was ahead.
+fn issues_at(authority: &Authority, policy: &CertificatePolicy, now: Timestamp) -> bool {
+    let kind = if *authority.role() == Role::Hub { Kind::HubIntermediate } else { Kind::NodesIntermediate };
+    let (from, until) = (authority.not_before(), authority.not_after());
+    (from..policy.followed_at(kind, &authority.spki_sha256(), from, until)).contains(&now)
 }

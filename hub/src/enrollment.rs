@@ -1,5 +1,6 @@
 //! From a join token to a certificate, from a certificate to the next one, and who may hold a session.
 
+mod advice;
 mod freeze;
 mod name;
 mod recovery;
@@ -25,6 +26,7 @@ use crate::gateway::Registry as Sessions;
 use crate::telemetry::state::{Certificate, Fleet, Member};
 use registry::Registry;
 
+pub use advice::{ADVICE_WITHIN_MAX, ADVISED_PER_SECOND, AdviseError, Advised, Whom};
 pub use freeze::UnfreezeError;
 pub use recovery::{Asked, RecoveryBounds};
 pub use revocation::{Reason, RevokeError, Revoked};
@@ -42,8 +44,6 @@ const UNUSED_WITHIN: Duration = Duration::from_secs(3600);
 pub struct Settings {
     /// `host:port` under which nodes reach the hub; it goes into join tokens.
     pub address: String,
-    /// Life of a node's certificate; [`pki::authority::NODE_LIFETIME`] unless told otherwise.
-    pub node_lifetime: Duration,
     /// For how long, and how often, a node may come back by itself.
     pub recovery: RecoveryBounds,
 }
@@ -235,8 +235,7 @@ impl Enrollment {
         }
         transaction.commit().await?;
         self.0.registry.activated(identity);
-        let certificate = Certificate { serial: identity.serial, not_after: identity.not_after };
-        self.0.fleet.certificate(identity.node, certificate);
+        self.0.fleet.certificate(identity.node, identity.into());
         Ok(())
     }
 
@@ -281,7 +280,10 @@ impl Enrollment {
 
     /// When a node should renew this certificate; each is told another moment, so that a fleet does not come at once.
     pub fn renew_at(&self, identity: &NodeIdentity) -> Timestamp {
-        pki::renewal::when(identity.not_before, identity.not_after, rand::random())
+        let terms = self.0.authorities.policies().terms(Some(&identity.tenant), identity.kind.into());
+        let issued_at = Certificate::from(identity).issued_at;
+        let regular = terms.renew_at(issued_at, identity.not_after, pki::renewal::jitter(&identity.serial));
+        self.0.registry.advice(identity).map_or(regular, |advised| advised.min(regular))
     }
 
     async fn try_enroll(&self, request: &EnrollRequest, remote: IpAddr, now: Timestamp) -> Result<Enrolled, Failure> {
@@ -351,9 +353,8 @@ impl Enrollment {
         audit::append(&mut transaction, now, record).await?;
         transaction.commit().await?;
         self.0.registry.issued(&issued.identity, FIRST_SEQUENCE);
+        let (node, certificate) = (member.node, Certificate::from(&issued.identity));
         let enrolled = self.enrolled(&member, issued.chain);
-        let (node, certificate) =
-            (member.node, Certificate { serial: issued.identity.serial, not_after: issued.identity.not_after });
         self.0.fleet.enrolled(member);
         self.0.fleet.certificate(node, certificate);
         Ok(enrolled)
@@ -500,7 +501,7 @@ impl Enrollment {
         now: Timestamp,
     ) -> Result<Issued, Failure> {
         let issuing = self.0.authorities.tenant(transaction, &member.tenant, now).await?;
-        let lifetime = self.0.settings.node_lifetime;
+        let lifetime = self.0.authorities.policies().terms(Some(&member.tenant), member.kind.into()).lifetime;
         let leaf = issuing.authority.issue_node(key, member.node, member.kind, now, lifetime)?;
         let issued = Issued::from_chain(vec![leaf, issuing.authority.certificate_der().to_vec()])?;
         let certificate = Certified {

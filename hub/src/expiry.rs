@@ -1,4 +1,4 @@
-//! How long the fleet's certificates still last, as gauges, and in the log while there is time to act.
+//! How long the fleet's certificates still last, as gauges.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -12,10 +12,6 @@ use crate::telemetry::state::Fleet;
 
 /// How often it is looked.
 const LOOK_EVERY: Duration = Duration::from_secs(60);
-/// An authority that issues and has less life than this should have been followed by another.
-const LATE: Duration = Duration::from_secs(30 * 86_400);
-/// How often the log says so again.
-const SAY_EVERY: Duration = Duration::from_secs(86_400);
 /// The remaining lives that nodes are counted by, each up to the next.
 const LIVES: [(&str, Duration); 5] = [
     ("ended", Duration::ZERO),
@@ -67,28 +63,11 @@ impl Expiry {
     ) {
         let mut look = tokio::time::interval(LOOK_EVERY);
         look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let mut said: Option<Timestamp> = None;
         while stop.run_until_cancelled(look.tick()).await.is_some() {
             let now = clock();
             self.count(&fleet, now);
             match authorities.list(None, now).await {
-                Ok(listed) => {
-                    let late = self.show(&listed, now);
-                    let again = said.is_none_or(|at| now.since(at) >= SAY_EVERY);
-                    if again && !late.is_empty() {
-                        said = Some(now);
-                        for one in late {
-                            let tenant = one.tenant.as_deref().unwrap_or("the fleet");
-                            let until = one.not_after.map(|at| at.to_string()).unwrap_or_default();
-                            tracing::warn!(
-                                kind = one.kind,
-                                tenant,
-                                until,
-                                "an authority ends soon and nothing follows it: rotate it, or nodes will be locked out"
-                            );
-                        }
-                    }
-                }
+                Ok(listed) => self.show(&listed),
                 Err(error) => tracing::debug!(%error, "authorities could not be listed"),
             }
         }
@@ -109,11 +88,10 @@ impl Expiry {
         }
     }
 
-    /// Sets the authorities' gauges; gives those that end too soon.
-    pub fn show<'a>(&self, listed: &'a [Listed], now: Timestamp) -> Vec<&'a Listed> {
-        let issuing = || listed.iter().filter(|one| one.state == "active");
+    /// Sets the authorities' gauges.
+    pub fn show(&self, listed: &[Listed]) {
         let mut first: BTreeMap<&str, Timestamp> = BTreeMap::new();
-        for one in issuing() {
+        for one in listed.iter().filter(|one| one.state == "active") {
             if let Some(at) = one.not_after {
                 first.entry(&one.kind).and_modify(|known| *known = at.min(*known)).or_insert(at);
             }
@@ -121,7 +99,6 @@ impl Expiry {
         for (kind, at) in first {
             self.authorities.with_label_values(&[kind]).set(at.seconds());
         }
-        issuing().filter(|one| one.not_after.is_some_and(|at| at.since(now) < LATE)).collect()
     }
 }
 
@@ -130,7 +107,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_first_end_of_each_kind_is_shown_and_the_late_are_named() {
+    fn the_first_end_of_each_kind_is_shown() {
         let expiry = Expiry::new(&Registry::new()).expect("gauges");
         let day = |days: u64| Timestamp::from_millis(1_790_000_000_000).plus(Duration::from_secs(days * 86_400));
         let one = |kind: &str, state: &str, end| Listed {
@@ -143,6 +120,7 @@ mod tests {
             created_at: day(0),
             not_after: Some(end),
             followed_at: None,
+            renew_by: None,
             certificates: 0,
         };
         let listed = [
@@ -151,8 +129,7 @@ mod tests {
             one("nodes", "trusted", day(2)),
             one("root", "active", day(3000)),
         ];
-        let late = expiry.show(&listed, day(0));
-        assert_eq!(late, [&listed[1]]);
+        expiry.show(&listed);
         assert_eq!(expiry.authorities.with_label_values(&["nodes"]).get(), day(20).seconds());
         assert_eq!(expiry.authorities.with_label_values(&["root"]).get(), day(3000).seconds());
     }

@@ -168,6 +168,8 @@ impl Hub {
 
         // The list of nodes needs the port for its tokens, and the port comes with a configuration that asks the list.
         let list: Arc<OnceLock<Enrollment>> = Arc::default();
+        // Before anything looks for authorities that nothing follows.
+        follow(&domain.authorities).await;
         let shown = domain.authorities.hub_server(now()).await?;
         let certificate = served(&shown)?;
         let trusted = TrustedRoots::new(&domain.authorities.roots().trusted)?;
@@ -196,8 +198,7 @@ impl Hub {
         let quic = endpoint.local_addr()?;
 
         let address = config.public_address.clone().unwrap_or_else(|| dialed(quic));
-        let settings =
-            enrollment::Settings { address, node_lifetime: pki::authority::NODE_LIFETIME, recovery: config.recovery() };
+        let settings = enrollment::Settings { address, recovery: config.recovery() };
         let registry = Arc::<gateway::Registry>::default();
         let (authorities, sessions) = (domain.authorities.clone(), Arc::clone(&registry));
         let enrollment = Enrollment::open(database.clone(), authorities, fleet.clone(), settings, sessions).await?;
@@ -209,8 +210,15 @@ impl Hub {
             Ingest::start(database.clone(), fleet.clone(), Limits::default(), stop_storing.clone()).await?;
         storing.spawn(committing);
         storing.spawn(fleet.clone().keep(database.clone(), now, stop_storing.clone()));
-        let (alerts, judging) =
-            Alerts::start(database.clone(), fleet.clone(), config.alert_policy(), now, stop_storing.clone()).await?;
+        let (alerts, judging) = Alerts::start(
+            database.clone(),
+            fleet.clone(),
+            domain.authorities.clone(),
+            config.alert_policy(),
+            now,
+            stop_storing.clone(),
+        )
+        .await?;
         storing.spawn(judging);
         let clock = SteadyClock::open(&database, now()).await?;
         let (commands, keeping) =
@@ -444,6 +452,8 @@ async fn keep_certified(
             sessions.trust(&Arc::new(now.trust()));
         } else if let Err(error) = authorities.look(now()).await {
             warn!(%error, "the fleet's roots were not read again");
+        } else {
+            follow(&authorities).await;
         }
         if !changed && now() < until.minus(RENEW_FOR_NODES) {
             continue;
@@ -460,6 +470,16 @@ async fn keep_certified(
             }
             Err(error) => warn!(error = format!("{error:#}"), %until, "the hub could not renew its server certificate"),
         }
+    }
+}
+
+/// Follows the intermediates whose time has come. A hub that can't do it serves all the same: they last for months yet.
+async fn follow(authorities: &Authorities) {
+    if let Err(error) = authorities.follow(now()).await {
+        warn!(
+            error = crate::rows::chain(&error),
+            "an intermediate whose time has come is not followed by a new one yet"
+        );
     }
 }
 

@@ -67,7 +67,7 @@ pub(crate) async fn write<T>(
 }
 
 /// `($1, $2), ($3, $4), …`: placeholders for `rows` rows of `columns` values.
-fn placeholders(rows: usize, columns: usize) -> String {
+pub(crate) fn placeholders(rows: usize, columns: usize) -> String {
     let mut out = String::with_capacity(rows * columns * 6);
     for row in 0..rows {
         for column in 0..columns {

@@ -67,6 +67,19 @@ CREATE TABLE root_links (
 CREATE UNIQUE INDEX authorities_generation ON authorities (kind, COALESCE(tenant, ''), generation);
 CREATE UNIQUE INDEX authorities_active ON authorities (kind, COALESCE(tenant, '')) WHERE state = 'active';
 
+-- How long certificates of a kind live, seconds, and between which shares of their life they are renewed, percent. For a
+-- tenant, or for the fleet where there is none; what is not here is as the hub has it by default.
+CREATE TABLE certificate_policies (
+    tenant TEXT REFERENCES tenants (id),
+    kind TEXT NOT NULL,
+    lifetime_seconds BIGINT NOT NULL,
+    renew_from BIGINT NOT NULL,
+    renew_until BIGINT NOT NULL,
+    changed_at BIGINT NOT NULL,
+    changed_by TEXT NOT NULL
+);
+CREATE UNIQUE INDEX certificate_policies_place ON certificate_policies (COALESCE(tenant, ''), kind);
+
 CREATE TABLE nodes (
     id TEXT PRIMARY KEY,
     tenant TEXT NOT NULL REFERENCES tenants (id),
@@ -81,7 +94,10 @@ CREATE TABLE nodes (
     frozen_reason TEXT,
     -- The fleet roots it said it trusts, SHA-256 after SHA-256 of their public keys, and why not those it was told to.
     roots {BLOB},
-    roots_trouble TEXT
+    roots_trouble TEXT,
+    -- Advice: when to renew, while it uses a certificate up to this number.
+    renew_at BIGINT,
+    renew_through BIGINT
 );
 CREATE UNIQUE INDEX nodes_name ON nodes (tenant, name) WHERE removed_at IS NULL;
 
@@ -228,8 +244,9 @@ CREATE TABLE node_states (
 
 CREATE TABLE alerts (
     id {ID},
-    tenant TEXT NOT NULL REFERENCES tenants (id),
-    node TEXT NOT NULL REFERENCES nodes (id),
+    -- Of an authority there is no node, and of the fleet's no tenant.
+    tenant TEXT REFERENCES tenants (id),
+    node TEXT REFERENCES nodes (id),
     rule TEXT NOT NULL,
     subject TEXT NOT NULL,
     severity TEXT NOT NULL,
@@ -237,7 +254,7 @@ CREATE TABLE alerts (
     opened_at BIGINT NOT NULL,
     closed_at BIGINT
 );
-CREATE UNIQUE INDEX alerts_open ON alerts (node, rule, subject) WHERE closed_at IS NULL;
+CREATE UNIQUE INDEX alerts_open ON alerts (COALESCE(node, ''), COALESCE(tenant, ''), rule, subject) WHERE closed_at IS NULL;
 CREATE INDEX alerts_tenant ON alerts (tenant, opened_at);
 
 -- What somebody asked for: one action, for one node or many. With the key that the caller gave, it can be asked for again

@@ -27,13 +27,13 @@ pub use web::WEB_SERVER_LIFETIME;
 
 const DAY: Duration = Duration::from_secs(86_400);
 
-/// Life of a fleet root.
+/// Life of a fleet root unless the hub is told otherwise.
 pub const ROOT_LIFETIME: Duration = DAY.saturating_mul(3650);
-/// Life of an intermediate.
+/// Life of an intermediate unless the hub is told otherwise.
 pub const INTERMEDIATE_LIFETIME: Duration = DAY.saturating_mul(365);
 /// Life of the hub's server certificate.
 pub const HUB_SERVER_LIFETIME: Duration = DAY.saturating_mul(30);
-/// Life of a node's certificate unless the hub is told otherwise.
+/// Life of an agent's certificate unless the hub is told otherwise.
 pub const NODE_LIFETIME: Duration = DAY.saturating_mul(7);
 /// How far `notBefore` lies in the past, for nodes whose clock is behind.
 pub const BACKDATE: Duration = Duration::from_secs(600);
@@ -93,8 +93,8 @@ impl Authority {
     ///
     /// # Errors
     /// As [`Authority::sign_intermediate`].
-    pub fn issue_hub_intermediate(&self, now: Timestamp) -> Result<Self, AuthorityError> {
-        self.issue_intermediate(&Role::Hub, now, INTERMEDIATE_LIFETIME)
+    pub fn issue_hub_intermediate(&self, now: Timestamp, lifetime: Duration) -> Result<Self, AuthorityError> {
+        self.issue_intermediate(&Role::Hub, now, lifetime)
     }
 
     /// Issues the intermediate that signs the certificates of `tenant`'s nodes, and no other tenant's.

@@ -1,15 +1,18 @@
-//! `hfctl cert`: what a certificate says, without asking any hub.
+//! `hfctl cert`: what a certificate says, without asking any hub; and nodes that are to renew theirs.
 
 use std::io::Read as _;
 use std::path::PathBuf;
 
-use clap::Subcommand;
+use clap::{ArgGroup, Subcommand};
 use pki::inspect::{Inspected, colons, inspect};
 use pki::{CertificateDer, pem, trust};
 use serde_json::{Value, json};
+use settings::Period;
 
+use super::node::find;
+use crate::client::Client;
 use crate::failure::Failure;
-use crate::output::Output;
+use crate::output::{Output, time};
 
 /// Certificates in a file are kilobytes; more than this is something else.
 const MOST: u64 = 4 * 1024 * 1024;
@@ -21,31 +24,82 @@ pub(crate) enum Cert {
         /// The file; - is standard input.
         file: PathBuf,
     },
+    /// Has nodes renew their certificates before the time, spread over a while. Those that are away do when they return.
+    #[command(group(ArgGroup::new("whom").required(true).args(["tenant", "node", "all"])))]
+    Renew {
+        /// All nodes of this tenant.
+        #[arg(long)]
+        tenant: Option<String>,
+        /// This node, by id or by name; can be given more than once.
+        #[arg(long)]
+        node: Vec<String>,
+        /// All nodes of the fleet.
+        #[arg(long)]
+        all: bool,
+        /// Spread over so long: 10m, 6h, 7d; at least as long as it takes at 100 nodes a second.
+        #[arg(long, value_name = "PERIOD")]
+        within: Period,
+        /// Why, for the audit log and the nodes' logs.
+        #[arg(long, default_value = "")]
+        reason: String,
+    },
 }
 
 impl Cert {
-    pub(crate) fn run(self, output: &mut Output) -> Result<(), Failure> {
-        let Self::Show { file } = self;
-        let certificates = read(&file)?;
-        let mut shown = Vec::with_capacity(certificates.len());
-        for (index, certificate) in certificates.iter().enumerate() {
-            let found = inspect(certificate).map_err(|error| {
-                Failure::Usage(format!("certificate {} in {} can't be read: {error}", index + 1, file.display()))
-            })?;
-            let next = certificates.get(index + 1).unwrap_or(certificate);
-            shown.push((found, trust::signed_by(certificate, next), index + 1 < certificates.len()));
-        }
-        if output.is_json() {
-            return output.json(&Value::Array(shown.iter().map(value).collect()));
-        }
-        for (index, one) in shown.iter().enumerate() {
-            if index > 0 {
-                output.line("")?;
+    pub(crate) fn run(
+        self,
+        client: impl FnOnce() -> Result<Client, Failure>,
+        output: &mut Output,
+    ) -> Result<(), Failure> {
+        match self {
+            Self::Show { file } => show(&file, output),
+            Self::Renew { tenant, node, all, within, reason } => {
+                let client = client()?;
+                let nodes = node.iter().map(|node| find(&client, node)).collect::<Result<Vec<_>, _>>()?;
+                let told: Value = client.post(
+                    "renewals",
+                    &json!({
+                        "tenant": tenant, "nodes": nodes, "all": all, "within_seconds": within.get().as_secs(),
+                        "reason": reason,
+                    }),
+                )?;
+                if output.is_json() { output.json(&told) } else { output.line(&advised(&told)) }
             }
-            output.columns(&rows(one))?;
         }
-        Ok(())
     }
+}
+
+/// What nodes were told.
+pub(super) fn advised(told: &Value) -> String {
+    let number = |path: &str| told.pointer(path).and_then(Value::as_u64).unwrap_or(0);
+    let (nodes, heard) = (number("/nodes"), number("/told"));
+    let away = match nodes.saturating_sub(heard) {
+        0 => String::new(),
+        away => format!("; {away} that are away hear of it when they return"),
+    };
+    format!("{nodes} nodes renew their certificates until {}{away}", time(told, "/until"))
+}
+
+fn show(file: &std::path::Path, output: &mut Output) -> Result<(), Failure> {
+    let certificates = read(file)?;
+    let mut shown = Vec::with_capacity(certificates.len());
+    for (index, certificate) in certificates.iter().enumerate() {
+        let found = inspect(certificate).map_err(|error| {
+            Failure::Usage(format!("certificate {} in {} can't be read: {error}", index + 1, file.display()))
+        })?;
+        let next = certificates.get(index + 1).unwrap_or(certificate);
+        shown.push((found, trust::signed_by(certificate, next), index + 1 < certificates.len()));
+    }
+    if output.is_json() {
+        return output.json(&Value::Array(shown.iter().map(value).collect()));
+    }
+    for (index, one) in shown.iter().enumerate() {
+        if index > 0 {
+            output.line("")?;
+        }
+        output.columns(&rows(one))?;
+    }
+    Ok(())
 }
 
 /// A certificate; whether the next one, or for the last itself, signed it; whether there is a next one.

@@ -9,6 +9,7 @@ pub(crate) mod kafka;
 pub(crate) mod login;
 pub(crate) mod node;
 pub(crate) mod operator_key;
+pub(crate) mod policy;
 pub(crate) mod tenant;
 pub(crate) mod token;
 pub(crate) mod trust;

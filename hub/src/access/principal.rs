@@ -81,6 +81,11 @@ impl Principal {
         self.tenant.as_ref().is_none_or(|own| own == tenant)
     }
 
+    /// Whether what is this tenant's, or the fleet's (`None`), exists for them.
+    pub fn sees_owner(&self, owner: Option<&TenantId>) -> bool {
+        owner.map_or(self.sees_all(), |tenant| self.sees(tenant))
+    }
+
     /// Whether they act for the whole fleet rather than one tenant.
     pub fn sees_all(&self) -> bool {
         self.tenant.is_none()

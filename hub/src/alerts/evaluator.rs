@@ -33,13 +33,13 @@ pub enum Change {
 /// What was found.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Finding {
-    /// Whose node.
-    pub tenant: TenantId,
-    /// The node.
-    pub node: NodeId,
+    /// Whose node or authority; `None`: the fleet's.
+    pub tenant: Option<TenantId>,
+    /// The node; `None`: it is about an authority.
+    pub node: Option<NodeId>,
     /// The rule.
     pub rule: Rule,
-    /// The service, or empty for the node itself.
+    /// The service, the authority, or empty for the node itself.
     pub subject: String,
     /// How urgent.
     pub level: Level,
@@ -213,14 +213,18 @@ impl Look<'_> {
             | Rule::ClockSkew
             | Rule::SpoolLoss
             | Rule::SpoolFault
-            | Rule::CertificateExpiring => (Duration::ZERO, Duration::ZERO),
+            | Rule::CertificateOverdue
+            | Rule::CertificateExpiring
+            | Rule::AuthorityEnding => (Duration::ZERO, Duration::ZERO),
         }
     }
 
     fn certificate(&mut self) {
+        self.judge(Rule::CertificateOverdue, "", rules::overdue(self.view, self.policy, self.now));
         self.judge(Rule::CertificateExpiring, "", rules::certificate(self.view, self.policy, self.now));
-        if let Some(certificate) = self.view.certificate {
-            let alarm = certificate.not_after.minus(self.policy.certificate_left);
+        let overdue = rules::overdue_at(self.view, self.policy).map(|(_, at)| at);
+        let expiring = self.view.certificate.map(|certificate| rules::expiring_at(certificate, self.policy));
+        for alarm in [overdue, expiring].into_iter().flatten() {
             if alarm > self.now {
                 self.look_again(alarm);
             }
@@ -339,8 +343,8 @@ impl Look<'_> {
 
     fn finding(&self, rule: Rule, subject: &str, level: Level, message: &str) -> Finding {
         Finding {
-            tenant: self.view.tenant.clone(),
-            node: self.view.node,
+            tenant: Some(self.view.tenant.clone()),
+            node: Some(self.view.node),
             rule,
             subject: subject.to_owned(),
             level,

@@ -2,8 +2,10 @@
 
 use std::time::Duration;
 
+use crate::certificate_policy::Policies;
+
 /// Times and counts of the rules.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Policy {
     /// A node whose session broke off has so long to come back.
     pub lost_after: Duration,
@@ -23,8 +25,12 @@ pub struct Policy {
     pub clock_offset: Duration,
     /// How long a loss in the spool is shown.
     pub loss_for: Duration,
-    /// A certificate should have been renewed when it has less than this left.
+    /// A certificate should have been renewed when it has less than this left, or less than a seventh of its life.
     pub certificate_left: Duration,
+    /// When certificates are to be renewed.
+    pub certificates: Policies,
+    /// So long after the end of its window a certificate may still be in use, or for a quarter of what is left of it.
+    pub overdue_after: Duration,
 }
 
 impl Default for Policy {
@@ -41,6 +47,8 @@ impl Default for Policy {
             clock_offset: seconds(2),
             loss_for: seconds(600),
             certificate_left: seconds(86_400),
+            certificates: Policies::default(),
+            overdue_after: seconds(900),
         }
     }
 }

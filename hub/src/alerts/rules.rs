@@ -4,7 +4,7 @@ use protocol::Timestamp;
 use protocol::message::{EngineState, Service, ServiceHealth, ServiceState, SpoolFault};
 
 use super::Policy;
-use crate::telemetry::state::{Level, NodeView, Presence};
+use crate::telemetry::state::{Certificate, Level, NodeView, Presence};
 
 /// What is watched for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -27,12 +27,16 @@ pub enum Rule {
     SpoolFault,
     /// Two machines have had its key.
     NodeCloned,
+    /// The certificate was not renewed in its window.
+    CertificateOverdue,
     /// The certificate ends soon and was not renewed.
     CertificateExpiring,
+    /// An authority was not followed by another in its window. About no node.
+    AuthorityEnding,
 }
 
 impl Rule {
-    pub(super) const ALL: [Self; 10] = [
+    pub(super) const ALL: [Self; 12] = [
         Self::NodeLost,
         Self::NodeCloned,
         Self::ServiceUnhealthy,
@@ -42,7 +46,9 @@ impl Rule {
         Self::ClockSkew,
         Self::SpoolLoss,
         Self::SpoolFault,
+        Self::CertificateOverdue,
         Self::CertificateExpiring,
+        Self::AuthorityEnding,
     ];
 
     /// Its name in the API and the tables.
@@ -57,7 +63,9 @@ impl Rule {
             Self::ClockSkew => "clock.skew",
             Self::SpoolLoss => "spool.loss",
             Self::SpoolFault => "spool.fault",
+            Self::CertificateOverdue => "certificate.overdue",
             Self::CertificateExpiring => "certificate.expiring",
+            Self::AuthorityEnding => "authority.ending",
         }
     }
 
@@ -157,11 +165,39 @@ pub(super) fn certificate(view: &NodeView, policy: &Policy, now: Timestamp) -> J
             "the node gets a new one by itself when it is back in time; after that, enroll it with a new token";
         return wrong(Level::Warning, format!("its certificate ended at {}: {advice}", certificate.not_after));
     }
-    if certificate.not_after.since(now) <= policy.certificate_left {
+    if now >= expiring_at(certificate, policy) {
         let advice = "it was not renewed: see that the node is connected";
         return wrong(Level::Warning, format!("its certificate ends at {}: {advice}", certificate.not_after));
     }
     Judgement::Well
+}
+
+/// When a certificate has so little left that it is an alert.
+pub(super) fn expiring_at(certificate: Certificate, policy: &Policy) -> Timestamp {
+    let life = certificate.not_after.since(certificate.issued_at);
+    certificate.not_after.minus(policy.certificate_left.min(life / 7))
+}
+
+pub(super) fn overdue(view: &NodeView, policy: &Policy, now: Timestamp) -> Judgement {
+    let Some((by, at)) = overdue_at(view, policy) else { return Judgement::Unclear };
+    if now < at {
+        return Judgement::Well;
+    }
+    let ends = view.certificate.map(|certificate| certificate.not_after.to_string()).unwrap_or_default();
+    let advice = if view.presence.is_online() {
+        "the node is connected and has not done it: its log says why"
+    } else {
+        "the node is not connected, and renews it when it is: bring it back before then"
+    };
+    wrong(Level::Warning, format!("its certificate was to be renewed by {by} and ends at {ends}: {advice}"))
+}
+
+/// The end of a node's window, and when it is an alert that it has not renewed.
+pub(super) fn overdue_at(view: &NodeView, policy: &Policy) -> Option<(Timestamp, Timestamp)> {
+    let certificate = view.certificate?;
+    let terms = policy.certificates.terms(Some(&view.tenant), view.kind.into());
+    let by = terms.renew_by(certificate.issued_at, certificate.not_after);
+    Some((by, by.plus(policy.overdue_after.min(certificate.not_after.since(by) / 4))))
 }
 
 pub(super) fn unhealthy(service: &Service) -> Judgement {

@@ -63,12 +63,12 @@ pub(crate) async fn list(
 /// Alerts with the names of their nodes.
 pub(crate) fn alert_resources(app: &App, principal: &Principal, found: Vec<alerts::Alert>) -> Vec<Alert> {
     let mut names: HashMap<NodeId, String> = HashMap::new();
-    let visible = found.into_iter().filter(|alert| principal.sees(&alert.tenant));
+    let visible = found.into_iter().filter(|alert| principal.sees_owner(alert.tenant.as_ref()));
     visible
         .map(|alert| {
             let named =
                 |id: NodeId| app.state.fleet.node(id).map_or_else(|| id.to_string(), |view| view.name.to_string());
-            let name = names.entry(alert.node).or_insert_with(|| named(alert.node)).clone();
+            let name = alert.node.map(|node| names.entry(node).or_insert_with(|| named(node)).clone());
             Alert::of(alert, name)
         })
         .collect()

@@ -35,6 +35,9 @@ pub(crate) struct Authority {
     /// When the hub makes its successor by itself.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub followed_at: Option<Time>,
+    /// By when it is to have a successor: an intermediate by the hub, a root by rotation.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub renew_by: Option<Time>,
     /// Certificates of its that are good now.
     pub certificates: i64,
     /// Where its revocation list is.
@@ -54,6 +57,7 @@ impl From<Listed> for Authority {
             created_at: Time(listed.created_at),
             not_after: listed.not_after.map(Time),
             followed_at: listed.followed_at.map(Time),
+            renew_by: listed.renew_by.map(Time),
             certificates: listed.certificates,
         }
     }

@@ -46,9 +46,11 @@ pub(crate) struct AlertEvent {
     /// How bad.
     severity: AttentionLevel,
     /// Whose.
-    tenant: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tenant: Option<String>,
     /// Which node.
-    node: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    node: Option<String>,
     /// What of the node.
     subject: String,
     /// What is wrong and what to do.
@@ -190,15 +192,16 @@ impl Follower {
             Change::Opened(finding) => (true, finding),
             Change::Closed(finding) => (false, finding),
         };
-        if !self.principal.sees(&finding.tenant) || self.tenant.as_ref().is_some_and(|one| *one != finding.tenant) {
+        let owner = finding.tenant.as_ref();
+        if !self.principal.sees_owner(owner) || self.tenant.as_ref().is_some_and(|one| Some(one) != owner) {
             return None;
         }
         let event = AlertEvent {
             open,
             rule: finding.rule.name(),
             severity: finding.level.into(),
-            tenant: finding.tenant.to_string(),
-            node: finding.node.to_string(),
+            tenant: finding.tenant.map(|tenant| tenant.to_string()),
+            node: finding.node.map(|node| node.to_string()),
             subject: finding.subject,
             message: finding.message,
             at: Time(finding.at),

@@ -5,6 +5,7 @@ mod api_tokens;
 mod audit;
 pub(crate) mod authorities;
 mod bundles;
+pub(crate) mod certificate_policies;
 pub(crate) mod commands;
 pub(crate) mod denial;
 mod events;
@@ -17,6 +18,7 @@ pub(crate) mod list;
 mod nodes;
 mod operator_keys;
 pub(crate) mod problem;
+mod renewals;
 pub mod resource;
 mod revocation_lists;
 pub(crate) mod roster;
@@ -83,6 +85,9 @@ fn described() -> (Router<App>, Value) {
         .routes(routes!(tenants::show))
         .routes(routes!(kafka::server_certificate))
         .routes(routes!(authorities::list))
+        .routes(routes!(certificate_policies::list))
+        .routes(routes!(certificate_policies::set, certificate_policies::reset))
+        .routes(routes!(renewals::create))
         .routes(routes!(bundles::fleet_root))
         .routes(routes!(bundles::kafka_root))
         .routes(routes!(bundles::nodes_intermediate))
@@ -138,7 +143,7 @@ mod tests {
         let (_, described) = described();
         assert!(described["openapi"].as_str().expect("a version").starts_with("3.1"), "{}", described["openapi"]);
         let paths = described["paths"].as_object().expect("paths");
-        assert_eq!(paths.len(), 30);
+        assert_eq!(paths.len(), 33);
         for (path, operations) in paths {
             for (method, operation) in operations.as_object().expect("operations") {
                 let responses = operation["responses"].as_object().expect("responses");

@@ -11,8 +11,9 @@ use utoipa::ToSchema;
 use super::denial::Denial;
 use crate::access::{AccessError, Principal};
 use crate::authorities::AuthoritiesError;
+use crate::certificate_policy::PolicyError;
 use crate::commands::{CancelError, RequestError};
-use crate::enrollment::{RevokeError, TokenError, UnfreezeError};
+use crate::enrollment::{AdviseError, RevokeError, TokenError, UnfreezeError};
 use crate::labels::LabelError;
 use crate::operators::OperatorsError;
 use crate::telemetry::history::HistoryError;
@@ -222,6 +223,25 @@ impl From<RequestError> for Problem {
         match error {
             RequestError::Backlog(..) => Self::conflict(error.to_string()),
             RequestError::Store(error) => error.into(),
+            error => Self::invalid(error.to_string()),
+        }
+    }
+}
+
+impl From<AdviseError> for Problem {
+    fn from(error: AdviseError) -> Self {
+        match error {
+            AdviseError::Within | AdviseError::Reason => Self::invalid(error.to_string()),
+            AdviseError::Store(error) => error.into(),
+        }
+    }
+}
+
+impl From<PolicyError> for Problem {
+    fn from(error: PolicyError) -> Self {
+        match error {
+            PolicyError::Kind(_) | PolicyError::Tenant(_) => Self::not_found(error.to_string()),
+            PolicyError::Store(error) => error.into(),
             error => Self::invalid(error.to_string()),
         }
     }

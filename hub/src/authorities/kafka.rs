@@ -8,6 +8,7 @@ use store::{Transaction, sqlx};
 use super::rows::load;
 use super::{Authorities, AuthoritiesError, Certified, Issuing, LeafKind};
 use crate::audit::{self, Actor, Record, action};
+use crate::certificate_policy::Kind;
 
 /// A certificate of a tenant's Kafka plane.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,7 +47,7 @@ impl Authorities {
             return Err(AuthoritiesError::NotABridge { node, tenant: tenant.clone() });
         }
         let Issuing { id, authority } = self.kafka(transaction, tenant).await?;
-        let lifetime = self.policy(tenant).kafka_client.lifetime;
+        let lifetime = self.policy(tenant).lifetime(Kind::KafkaClient);
         let certificate = authority.issue_kafka_client(key, node, now, lifetime)?;
         let certified = Certified {
             kind: LeafKind::KafkaClient,
@@ -90,7 +91,7 @@ impl Authorities {
         let key = pki::verify_request(request)?;
         let mut transaction = self.0.database.within(Some(tenant.as_str())).begin_write().await?;
         let Issuing { id, authority } = self.kafka(&mut transaction, tenant).await?;
-        let lifetime = self.policy(tenant).kafka_server.lifetime;
+        let lifetime = self.policy(tenant).lifetime(Kind::KafkaServer);
         let certificate = authority.issue_kafka_server(&key, names, now, lifetime)?;
         let certified = Certified {
             kind: LeafKind::KafkaServer,

@@ -1,10 +1,12 @@
 //! Authorities as they are listed: for pages, programs and gauges.
 
+use pki::authority::BACKDATE;
 use protocol::{TenantId, Timestamp};
 use store::Database;
 use store::sqlx::{self, Row as _};
 
-use super::{AuthoritiesError, RENEW_BEFORE};
+use super::AuthoritiesError;
+use crate::certificate_policy::{Kind, Policies};
 
 /// One authority, without its key.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,6 +29,8 @@ pub struct Listed {
     pub not_after: Option<Timestamp>,
     /// Of one that issues: when the hub makes its successor by itself; `None` for a root.
     pub followed_at: Option<Timestamp>,
+    /// Of one that issues: by when it is to have a successor, by the policy; of a root, by rotation.
+    pub renew_by: Option<Timestamp>,
     /// Certificates of its that are good now.
     pub certificates: i64,
 }
@@ -34,6 +38,7 @@ pub struct Listed {
 /// All authorities, the fleet's first, then by tenant, kind and age; of one tenant alone when `tenant` says so.
 pub(super) async fn list(
     database: &Database,
+    policies: &Policies,
     tenant: Option<&TenantId>,
     now: Timestamp,
 ) -> Result<Vec<Listed>, AuthoritiesError> {
@@ -53,14 +58,32 @@ pub(super) async fn list(
     for row in &rows {
         let (kind, state): (String, String) = (row.try_get(1)?, row.try_get(4)?);
         let not_after = row.try_get::<Option<i64>, _>(7)?.map(Timestamp::from_millis);
-        let follows = state == "active" && matches!(kind.as_str(), "nodes" | "hub");
+        let tenant: Option<String> = row.try_get(2)?;
+        let (spki, created_at) = (row.try_get::<Vec<u8>, _>(5)?, Timestamp::from_millis(row.try_get(6)?));
+        let place = match (state.as_str(), kind.as_str()) {
+            ("active", "root") => Some(Kind::Root),
+            ("active", "hub") => Some(Kind::HubIntermediate),
+            ("active", "nodes") => Some(Kind::NodesIntermediate),
+            ("active", "kafka") => Some(Kind::KafkaRoot),
+            _ => None,
+        };
+        let (mut followed_at, mut renew_by) = (None, None);
+        if let (Some(kind), Some(not_after), Ok(spki)) = (place, not_after, spki.as_slice().try_into()) {
+            let policy = policies.of(tenant.as_deref().and_then(|tenant| tenant.parse().ok()).as_ref());
+            renew_by = Some(policy.terms(kind).renew_by(created_at, not_after));
+            // A root has no successor of itself.
+            if matches!(kind, Kind::HubIntermediate | Kind::NodesIntermediate) {
+                followed_at = Some(policy.followed_at(kind, spki, created_at.minus(BACKDATE), not_after));
+            }
+        }
         all.push(Listed {
             id: row.try_get(0)?,
-            tenant: row.try_get(2)?,
+            tenant,
             generation: row.try_get(3)?,
-            spki_sha256: data_encoding::HEXLOWER.encode(&row.try_get::<Vec<u8>, _>(5)?),
-            created_at: Timestamp::from_millis(row.try_get(6)?),
-            followed_at: not_after.filter(|_| follows).map(|at| at.minus(RENEW_BEFORE)),
+            spki_sha256: data_encoding::HEXLOWER.encode(&spki),
+            created_at,
+            followed_at,
+            renew_by,
             not_after,
             certificates: row.try_get(8)?,
             kind,

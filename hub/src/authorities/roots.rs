@@ -2,7 +2,6 @@
 
 use std::sync::{Arc, PoisonError};
 
-use pki::authority::ROOT_LIFETIME;
 use pki::{Authority, CertificateDer, Role};
 use protocol::message::Trust;
 use protocol::{TenantId, Timestamp};
@@ -14,6 +13,7 @@ use tokio::sync::watch;
 use super::rows::{self, insert, load};
 use super::{Authorities, AuthoritiesError};
 use crate::audit::{self, Actor, Record, action};
+use crate::certificate_policy::Kind;
 
 /// The roots at one moment.
 #[derive(Clone, Debug)]
@@ -70,12 +70,13 @@ impl Authorities {
         self.0.roots.subscribe()
     }
 
-    /// Reads the roots again: another hub on the same database may have changed them.
+    /// Reads the roots and the certificate policy again: another hub on the same database may have changed them.
     ///
     /// # Errors
     /// When the database does not answer.
     pub async fn look(&self, now: Timestamp) -> Result<(), AuthoritiesError> {
         let mut transaction = self.0.database.begin_read().await?;
+        self.0.policies.look(&mut transaction).await?;
         let roots = Roots::load(&mut transaction, now).await?;
         let mut new_issuer = false;
         self.0.roots.send_if_modified(|known| {
@@ -102,7 +103,7 @@ impl Authorities {
             return Err(AuthoritiesError::NextRoot { there_is: true });
         }
         let current = self.root(&mut transaction).await?;
-        let next = Authority::create_root(now, ROOT_LIFETIME)?;
+        let next = Authority::create_root(now, self.fleet_policy().lifetime(Kind::Root))?;
         insert(&mut transaction, &next, "trusted", &self.0.keys, now).await?;
         for (by, to) in [(&current, &next), (&next, &current)] {
             save_link(&mut transaction, &by.link(to.certificate_der(), now)?, actor, now).await?;
@@ -129,7 +130,7 @@ impl Authorities {
             .execute(&mut *transaction)
             .await?;
         let root = self.root(&mut transaction).await?;
-        let hub = root.issue_hub_intermediate(now)?;
+        let hub = root.issue_hub_intermediate(now, self.fleet_policy().lifetime(Kind::HubIntermediate))?;
         rows::save(&mut transaction, &hub, &self.0.keys, now).await?;
         let tenants: Vec<String> =
             sqlx::query_scalar("SELECT id FROM tenants ORDER BY id").fetch_all(&mut *transaction).await?;

@@ -1,11 +1,17 @@
 //! The authority of the hub's own HTTPS certificate: kept as the others are, and apart from them in what it may.
 
+use std::time::Duration;
+
+use pki::authority::WEB_SERVER_LIFETIME;
 use pki::{Authority, AuthorityError, PrivateKey, Role, WebCertificate, WebName};
 use protocol::Timestamp;
 use store::Transaction;
 
 use super::rows::{load, save};
-use super::{Authorities, AuthoritiesError, Issuing, Kept, LeafKind, RENEW_FOR_BROWSERS, issues_at};
+use super::{Authorities, AuthoritiesError, Issuing, Kept, LeafKind, RENEW_FOR_BROWSERS};
+
+/// An authority with less life than this left is followed by a new one: what it issues has its whole life.
+const FOLLOWED_BEFORE: Duration = WEB_SERVER_LIFETIME.saturating_mul(2);
 
 impl Authorities {
     /// The authority for HTTPS. There is a new one, which people have to trust anew, when the one before it can't speak
@@ -62,7 +68,10 @@ impl Authorities {
                 speaks_for.push(name.clone());
             }
         }
-        if let Some(known) = known.filter(|known| speaks_for.len() == before && issues_at(&known.authority, now)) {
+        let lasts = |authority: &Authority| {
+            (authority.not_before()..authority.not_after().minus(FOLLOWED_BEFORE)).contains(&now)
+        };
+        if let Some(known) = known.filter(|known| speaks_for.len() == before && lasts(&known.authority)) {
             return Ok(known);
         }
         let authority = Authority::create_web(&speaks_for, now)?;

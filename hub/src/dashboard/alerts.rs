@@ -33,7 +33,7 @@ impl Which {
 pub fn page(alerts: &[Alert], which: Which, older: Option<i64>, clock: Clock) -> Markup {
     html! {
         div.head {
-            div { h1 { "Alerts" } p { "A node that is lost, a service that is unhealthy or restarts in a loop. An alert ends by itself when its cause has." } }
+            div { h1 { "Alerts" } p { "A node that is lost, a service that is unhealthy or restarts in a loop, a certificate that was not renewed in time. An alert ends by itself when its cause has." } }
         }
         (view(alerts, which, older, clock))
     }
@@ -71,8 +71,8 @@ fn table(alerts: &[Alert], which: Which, clock: Clock) -> Markup {
                         tr id={ "a-" (alert.id) } {
                             td.lead { @if alert.closed_at.is_some() { span.state.away { (format::mark("away")) "Ended" } } @else { (format::level(alert.severity).show()) } }
                             td.wide.break { (format::sentence(&alert.subject, &alert.message)) span.sub { (alert.rule) } }
-                            th.nowrap scope="row" { a href={ "/nodes/" (alert.node) } { (alert.node_name) } }
-                            td.half { a href={ "/tenants/" (alert.tenant) } { (alert.tenant) } }
+                            th.nowrap scope="row" { @match (&alert.node, &alert.node_name) { (Some(node), Some(name)) => a href={ "/nodes/" (node) } { (name) }, _ => a href="/trust" { "Trust" } } }
+                            td.half { @if let Some(tenant) = &alert.tenant { a href={ "/tenants/" (tenant) } { (tenant) } } @else { span.quiet { "the fleet" } } }
                             td.nowrap data-name="Began" { (clock.ago(alert.opened_at)) }
                             td.nowrap data-name="Ended" { @if let Some(at) = alert.closed_at { (clock.ago(at)) } }
                         }

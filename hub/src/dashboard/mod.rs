@@ -15,6 +15,7 @@ mod live;
 pub mod node;
 mod pages;
 mod pki;
+mod renewal;
 mod session;
 pub mod sign_in;
 pub mod tenants;
@@ -42,7 +43,9 @@ pub(crate) fn router() -> Router<App> {
         .route("/nodes/{node}/command", get(commands::ask).post(commands::order))
         .route("/commands/{command}", get(commands::show))
         .route("/commands/{command}/cancel", post(commands::cancel))
+        .route("/nodes/{node}/renew", post(renewal::renew_node))
         .route("/trust", get(pages::trust))
+        .route("/trust/renew", post(renewal::renew))
         .route("/alerts", get(pages::alerts))
         .route("/audit", get(pages::audit))
         .route("/join", get(pages::join).post(pages::create_token))

@@ -273,7 +273,7 @@ pub fn facts(node: &NodeDetail, coverage: &[Coverage], clock: Clock) -> Markup {
                             Some(certificate) => {
                                 dt { "Certificate" } dd.mono.small { (certificate.serial) }
                                 dt { "Ends" } dd { (clock.ago(certificate.not_after)) " " span.quiet { (format::exact(certificate.not_after)) } }
-                                dt { "Renewal" } dd { @if certificate.not_after.0 < clock.now { span.state.critical { (format::mark("critical")) "Expired" } } @else { "by the node itself, at about two thirds of its life" } }
+                                dt { "Renewal" } dd { @if certificate.not_after.0 < clock.now { span.state.critical { (format::mark("critical")) "Expired" } } @else { "when the hub tells the node: see " a href="/trust" { "Trust" } } }
                             },
                             None => { dt { "Certificate" } dd.quiet { "not known" } },
                         }

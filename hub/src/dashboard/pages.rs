@@ -22,6 +22,7 @@ use super::{
 use crate::access::{self, Grant, Principal};
 use crate::api::alert_resources;
 use crate::api::authorities::Authority;
+use crate::api::certificate_policies::CertificatePolicy;
 use crate::api::extract::{Path, Query, require, require_all, require_tenant};
 use crate::api::list::Window;
 use crate::api::problem::Problem;
@@ -31,6 +32,7 @@ use crate::api::resource::{
 };
 use crate::api::select::{NodeQuery, Selected};
 use crate::audit::{self, Filter};
+use crate::certificate_policy::Source;
 use crate::web::App;
 use crate::{alerts, enrollment};
 
@@ -428,7 +430,14 @@ pub(super) async fn trust(State(app): State<App>, visitor: Visitor) -> Result<Re
         nodes.filter_map(|node| Some(pki_views::Ending { not_after: ends(&node)?, node })).collect();
     ending.sort_by_key(|one| one.not_after.0);
     ending.truncate(ENDING);
-    let content = pki_views::page(&authorities, &ending, still(&app));
+    // For everybody what goes for the fleet, and beside it what a tenant has of its own; for a tenant all that goes for it.
+    let policies = |tenant: Option<&str>| {
+        let tenant: Option<TenantId> = tenant.and_then(|tenant| tenant.parse().ok());
+        let stated = app.state.authorities.policies().list(tenant.as_ref()).into_iter();
+        let shown = stated.filter(|one| tenant.is_none() || !who.sees_all() || one.source == Source::Tenant);
+        shown.map(CertificatePolicy::from).collect()
+    };
+    let content = pki_views::page(&authorities, policies, &ending, &visitor.viewer(), still(&app));
     framed(&app, &visitor, "Trust", Section::Trust, None, &content).await
 }
 

@@ -1,9 +1,12 @@
-//! The fleet's trust at a glance: who issues, until when, and whose certificate ends first.
+//! The fleet's trust at a glance: who issues, until when, for how long, and whose certificate ends first.
 
 use maud::{Markup, html};
 
 use super::format::{self, Clock};
+use super::layout::Viewer;
+use super::renewal;
 use crate::api::authorities::Authority;
+use crate::api::certificate_policies::CertificatePolicy;
 use crate::api::resource::{Node, Time};
 
 /// A node and the end of its certificate.
@@ -12,8 +15,14 @@ pub(super) struct Ending {
     pub(super) not_after: Time,
 }
 
-/// Authorities by owner, then the nodes whose certificates end first.
-pub(super) fn page(authorities: &[Authority], ending: &[Ending], clock: Clock) -> Markup {
+/// Authorities by owner with what goes for what they issue, then the nodes whose certificates end first.
+pub(super) fn page(
+    authorities: &[Authority],
+    policies: impl Fn(Option<&str>) -> Vec<CertificatePolicy>,
+    ending: &[Ending],
+    viewer: &Viewer,
+    clock: Clock,
+) -> Markup {
     html! {
         div.head { div { h1 { "Trust" } p { "Who issues certificates, and how long they last. The hub follows an intermediate by a new one well before it ends, and tells each node when to renew." } } }
         @for group in authorities.chunk_by(|a, b| a.tenant == b.tenant) {
@@ -26,6 +35,8 @@ pub(super) fn page(authorities: &[Authority], ending: &[Ending], clock: Clock) -
                         tbody { @for one in group { (authority(one, clock)) } }
                     }
                 }
+                (renewal::table(&policies(tenant)))
+                (renewal::form(tenant, viewer))
             }
         }
         section aria-label="Nodes by remaining life" {
@@ -79,7 +90,7 @@ fn authority(one: &Authority, clock: Clock) -> Markup {
             td { span class={ "state " (class) } { (format::mark(class)) (word) } }
             td.num data-name="Certificates" { (one.certificates) }
             td data-name="Ends" { @match one.not_after { Some(at) => (clock.ago(at)), None => "–" } }
-            td data-name="Followed" { @match one.followed_at { Some(at) => (clock.ago(at)), None => "–" } }
+            td data-name="Followed" { @match (one.followed_at, one.renew_by) { (Some(at), _) => (clock.ago(at)), (None, Some(by)) => { "to be rotated " (clock.ago(by)) }, _ => "–" } }
             td data-name="Files" { @if let Some(bundle) = bundle { a href=(bundle) { "Certificate" } " · " } a href=(one.revocation_list) { "Revocations" } }
         }
     }

@@ -1,4 +1,4 @@
-//! What can be done about a node's trust: revoke it, remove it; each says first what will happen.
+//! What can be done about a node's trust: renew it, revoke it, remove it; each says first what will happen.
 
 use axum::extract::State;
 use axum::response::{IntoResponse, Redirect, Response};
@@ -29,6 +29,14 @@ pub(super) fn section(node: &NodeDetail, viewer: &Viewer, clock: Clock) -> Marku
                     @if let Some(at) = n.revoked_at {
                         p { "Revoked " (clock.ago(at)) ". To have this machine back, enroll it with a new join token." }
                     } @else {
+                        details {
+                            summary { "Renew its certificate…" }
+                            form.form method="post" action={ "/nodes/" (n.id) "/renew" } {
+                                (csrf(&viewer.csrf))
+                                p { "It makes a new key and gets a new certificate at once, or when it returns. Its session is followed by another one." }
+                                div { button type="submit" { "Renew the certificate of " (n.name) } }
+                            }
+                        }
                         details {
                             summary { "Revoke this node…" }
                             form.form method="post" action={ "/nodes/" (n.id) "/revoke" } {

@@ -1,6 +1,6 @@
 //! Who is enrolled, in memory: one look-up decides whether a session may be.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use pki::{NodeIdentity, Serial};
@@ -9,6 +9,7 @@ use protocol::{NodeId, TenantId, Timestamp};
 use store::sqlx::{self, Row};
 use store::{Database, StoreError};
 
+use super::advice::{Advice, Whom};
 use crate::telemetry::state::Certificate;
 
 /// Every node with the certificates that are good for it.
@@ -26,6 +27,7 @@ struct Known {
     good: Vec<Good>,
     /// The one a session has used last.
     current: Option<Serial>,
+    advice: Option<Advice>,
 }
 
 /// A certificate this hub issued. Whoever has a tenant's authority can issue another with the same serial, but not for
@@ -46,6 +48,7 @@ impl Known {
             roots_trouble: "".into(),
             good: Vec::new(),
             current: None,
+            advice: None,
         }
     }
 }
@@ -54,7 +57,8 @@ impl Registry {
     pub(super) async fn load(database: &Database) -> Result<Self, StoreError> {
         let mut known: HashMap<NodeId, Known> = HashMap::new();
         let nodes = sqlx::query(
-            "SELECT id, revoked_at, tenant, frozen_reason, roots, roots_trouble FROM nodes WHERE removed_at IS NULL",
+            "SELECT id, revoked_at, tenant, frozen_reason, roots, roots_trouble, renew_at, renew_through FROM nodes
+             WHERE removed_at IS NULL",
         )
         .fetch_all(database.reader())
         .await?;
@@ -65,10 +69,13 @@ impl Registry {
             let frozen = row.try_get::<Option<String>, _>(3)?.map(Into::into);
             let roots = row.try_get::<Option<Vec<u8>>, _>(4)?.unwrap_or_default().as_chunks().0.to_vec();
             let roots_trouble = row.try_get::<Option<String>, _>(5)?.unwrap_or_default().into();
-            known.insert(node, Known { revoked, frozen, roots, roots_trouble, ..Known::of(tenant) });
+            let renew_at = row.try_get::<Option<i64>, _>(6)?.map(Timestamp::from_millis);
+            let through = row.try_get::<Option<i64>, _>(7)?.unwrap_or(0).cast_unsigned();
+            let advice = renew_at.map(|at| Advice { at, through });
+            known.insert(node, Known { revoked, frozen, roots, roots_trouble, advice, ..Known::of(tenant) });
         }
         let certificates = sqlx::query(
-            "SELECT node, serial, not_after, state, spki_sha256, sequence FROM certificates
+            "SELECT node, serial, not_after, state, spki_sha256, sequence, issued_at FROM certificates
              WHERE kind IN ('agent', 'bridge') AND state IN ('issued', 'active') ORDER BY issued_at",
         )
         .fetch_all(database.reader())
@@ -79,7 +86,11 @@ impl Registry {
             let Ok(serial) = data_encoding::HEXLOWER.encode(&serial).parse() else { continue };
             let Ok(spki_sha256) = row.try_get::<Vec<u8>, _>(4)?.try_into() else { continue };
             let Some(known) = known.get_mut(&node) else { continue };
-            let certificate = Certificate { serial, not_after: Timestamp::from_millis(row.try_get(2)?) };
+            let certificate = Certificate {
+                serial,
+                issued_at: Timestamp::from_millis(row.try_get(6)?),
+                not_after: Timestamp::from_millis(row.try_get(2)?),
+            };
             let sequence = row.try_get::<Option<i64>, _>(5)?.unwrap_or(0).cast_unsigned();
             known.good.push(Good { certificate, spki_sha256, sequence });
             if row.try_get::<String, _>(3)? == "active" {
@@ -147,6 +158,37 @@ impl Registry {
         Some(good.sequence)
     }
 
+    /// The nodes that are meant, but for those that are revoked.
+    pub(super) fn meant(&self, whom: &Whom) -> Vec<(NodeId, TenantId)> {
+        let known = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        let named: HashSet<_> = match whom {
+            Whom::Nodes(nodes) => nodes.iter().collect(),
+            Whom::Tenant(_) | Whom::All => HashSet::new(),
+        };
+        let is_meant = |node: &NodeId, tenant: &TenantId| match whom {
+            Whom::Nodes(_) => named.contains(node),
+            Whom::Tenant(wanted) => wanted == tenant,
+            Whom::All => true,
+        };
+        let all = known.iter().filter(|(node, known)| !known.revoked && is_meant(node, &known.tenant));
+        all.map(|(node, known)| (*node, known.tenant.clone())).collect()
+    }
+
+    pub(super) fn advised(&self, node: NodeId, advice: Advice) {
+        let mut known = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = known.get_mut(&node) {
+            known.advice = Some(advice);
+        }
+    }
+
+    /// When the holder of this certificate is advised to renew it; `None` when no advice is open.
+    pub(super) fn advice(&self, identity: &NodeIdentity) -> Option<Timestamp> {
+        let known = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        let known = known.get(&identity.node)?;
+        let sequence = known.good.iter().find(|good| good.is_of(identity))?.sequence;
+        known.advice.filter(|advice| sequence <= advice.through).map(|advice| advice.at)
+    }
+
     /// Keeps a node out for this reason, or lets it in again.
     pub(super) fn freeze(&self, node: NodeId, reason: Option<&str>) {
         let mut known = self.0.write().unwrap_or_else(PoisonError::into_inner);
@@ -195,8 +237,7 @@ impl Registry {
     pub(super) fn issued(&self, identity: &NodeIdentity, sequence: u64) {
         let mut known = self.0.write().unwrap_or_else(PoisonError::into_inner);
         let known = known.entry(identity.node).or_insert_with(|| Known::of(identity.tenant.clone()));
-        let certificate = Certificate { serial: identity.serial, not_after: identity.not_after };
-        known.good.push(Good { certificate, spki_sha256: identity.spki_sha256, sequence });
+        known.good.push(Good { certificate: identity.into(), spki_sha256: identity.spki_sha256, sequence });
     }
 
     /// A session has used this certificate: those before it are good no more.

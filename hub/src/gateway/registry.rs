@@ -27,6 +27,8 @@ pub enum Directive {
     Pace(Duration),
     /// Have it trust these roots.
     Trust(Arc<Trust>),
+    /// Tell it again when to renew, and why that has changed.
+    Renew(Arc<str>),
 }
 
 /// The sessions this hub holds.

@@ -251,6 +251,13 @@ async fn attend(
                     }
                     continue;
                 }
+                Some(Directive::Renew(reason)) => {
+                    let renew_at = gateway.enrollment.renew_at(identity);
+                    if let Some(advice) = control.machine.advise(renew_at, &reason) && control.writer.send(&advice).await.is_err() {
+                        return Over::Node(Ended::Lost);
+                    }
+                    continue;
+                }
                 Some(Directive::Close(code, reason)) => return Over::Close(code, reason.into()),
                 None => return Over::Close(CloseCode::Displaced, "this session no longer takes part".into()),
             },

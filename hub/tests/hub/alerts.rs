@@ -29,9 +29,9 @@ impl Clock {
 
 async fn start(world: &World, clock: &Clock, policy: Policy) -> (Alerts, CancellationToken, JoinSet<()>) {
     let stop = CancellationToken::new();
-    let (alerts, task) = Alerts::start(world.database.clone(), world.fleet.clone(), policy, clock.read(), stop.clone())
-        .await
-        .expect("alerts");
+    let (database, fleet, authorities) = (world.database.clone(), world.fleet.clone(), world.authorities.clone());
+    let started = Alerts::start(database, fleet, authorities, policy, clock.read(), stop.clone()).await;
+    let (alerts, task) = started.expect("alerts");
     let mut tasks = JoinSet::new();
     tasks.spawn(task);
     (alerts, stop, tasks)
@@ -50,7 +50,7 @@ on_both_engines! {
         world.fleet.session_closed(node, session, Ended::Lost, at(10));
         clock.set(at(40));
         let Change::Opened(opened) = changes.recv().await.expect("a change") else { panic!("opened") };
-        assert_eq!((opened.rule, opened.node, opened.level), (Rule::NodeLost, node, Level::Critical));
+        assert_eq!((opened.rule, opened.node, opened.level), (Rule::NodeLost, Some(node), Level::Critical));
         let open = Filter { open: Some(true), tenant: Some(acme()), ..Filter::default() };
         let listed = alerts.list(&open).await.expect("a list");
         assert_eq!((listed.len(), &*listed[0].rule, listed[0].opened_at), (1, "node.lost", at(40)));
@@ -71,6 +71,53 @@ on_both_engines! {
         assert!(alerts.list(&open).await.expect("a list").is_empty());
         let all = alerts.list(&Filter { node: Some(node), ..Filter::default() }).await.expect("a list");
         assert_eq!((all.len(), all[0].opened_at, all[0].closed_at), (1, at(40), Some(at(70))));
+        world.close().await;
+    }
+
+    async fn an_authority_that_nothing_follows_is_an_alert_until_something_does(database: TestDatabase) {
+        let world = World::new(database).await;
+        let day = |day: u64| at(day * 86_400);
+        let clock = Clock(Arc::new(AtomicI64::new(day(254).millis())));
+        let open = |tenant: Option<&str>| Filter {
+            open: Some(true), tenant: tenant.map(|id| id.parse().expect("an id")), ..Filter::default()
+        };
+        let subjects = async |alerts: &Alerts, filter: &Filter, count: usize| {
+            let listed = tokio::time::timeout(std::time::Duration::from_secs(30), async {
+                loop {
+                    match alerts.list(filter).await.expect("a list") {
+                        listed if listed.len() == count => break listed,
+                        _ => tokio::task::yield_now().await,
+                    }
+                }
+            });
+            let listed = listed.await.expect("as many as there should be");
+            let mut said: Vec<_> = listed.iter().map(|one| (one.tenant.as_ref().map(ToString::to_string), one.subject.clone())).collect();
+            said.sort();
+            assert!(listed.iter().all(|one| one.rule == "authority.ending" && one.node.is_none()), "{listed:?}");
+            said
+        };
+        // In its window, the hub follows it; that it could not is told when the window is over.
+        clock.set(day(256));
+        let (alerts, stop, mut tasks) = start(&world, &clock, Policy::default()).await;
+        let expected = [(None, "hub/1".to_owned()), (Some("acme".to_owned()), "nodes/1".to_owned())];
+        assert_eq!(subjects(&alerts, &open(None), 2).await, expected);
+        assert_eq!(subjects(&alerts, &open(Some("acme")), 1).await, expected[1..]);
+        stop.cancel();
+        tasks.join_next().await;
+
+        world.authorities.follow(day(256)).await.expect("followed");
+        world.authorities.follow(day(256)).await.expect("once");
+        let (alerts, stop, mut tasks) = start(&world, &clock, Policy::default()).await;
+        subjects(&alerts, &open(None), 0).await;
+        assert_eq!(world.authorities.list(None, day(256)).await.expect("a list").len(), 6);
+        stop.cancel();
+        tasks.join_next().await;
+        // Roots are rotated by people.
+        clock.set(day(2_930));
+        world.authorities.follow(day(2_930)).await.expect("followed");
+        let (alerts, _stop, _tasks) = start(&world, &clock, Policy::default()).await;
+        let expected = [(None, "root/1".to_owned()), (Some("acme".to_owned()), "kafka/1".to_owned())];
+        assert_eq!(subjects(&alerts, &open(None), 2).await, expected);
         world.close().await;
     }
 }

@@ -12,7 +12,7 @@ use pki::tls::{node_config, recover_config, system_clock};
 use pki::{CertificateDer, NodeIdentity, PrivateKey, verify_request};
 use protocol::message::{
     NodeFacts, RecoverProof, RecoverReply, RecoverRequest, Recovered, Refusal, RefusalCode, SpoolRange, ToNode,
-    recover_reply::Reply, to_node,
+    Welcome, recover_reply::Reply, to_node,
 };
 use protocol::session::NodeSession;
 use protocol::{NodeId, NodeKind, Timestamp, frame, version};
@@ -22,27 +22,27 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use transport::{Connection, Endpoint, StreamError};
 
-use crate::setup::{HERE, NOW, World, acme, first_renewal, identity, key};
+use crate::setup::{self, HERE, NOW, World, acme, first_renewal, identity, key};
 
 const DAY: Duration = Duration::from_secs(86_400);
 const EXPORTER: [u8; 32] = [4; 32];
 
 /// What a node has in its state directory.
-struct State {
+pub(crate) struct State {
     key: PrivateKey,
-    identity: NodeIdentity,
+    pub(crate) identity: NodeIdentity,
     chain: Vec<CertificateDer<'static>>,
     roots: Vec<CertificateDer<'static>>,
     sequence: u64,
 }
 
 impl State {
-    fn new(key: PrivateKey, chain: &[Vec<u8>], roots: &[Vec<u8>], sequence: u64) -> Self {
+    pub(crate) fn new(key: PrivateKey, chain: &[Vec<u8>], roots: &[Vec<u8>], sequence: u64) -> Self {
         let ders = |list: &[Vec<u8>]| list.iter().map(|der| der.clone().into()).collect();
         Self { key, identity: identity(chain), chain: ders(chain), roots: ders(roots), sequence }
     }
 
-    async fn enrolled(world: &World, now: Timestamp) -> Self {
+    pub(crate) async fn enrolled(world: &World, now: Timestamp) -> Self {
         let token = world.token_at(NodeKind::Agent, None, now).await;
         let key = key();
         let enrolled = world.enroll(&token, &key, now).await.expect("enrolled");
@@ -253,10 +253,11 @@ on_both_engines! {
 
     async fn an_intermediate_that_has_ended_is_no_hindrance(database: TestDatabase) {
         let world = World::new(database).await;
-        let state = State::enrolled(&world, after(300)).await;
+        let (key, enrolled) = world.enrolled_as(NodeKind::Bridge, after(210)).await;
+        let state = State::new(key, &enrolled.certificate_chain, &enrolled.roots, 1);
         let old = pki::trust::validity(&state.chain[1]).expect("a certificate").1;
         assert!(old < after(380));
-        let recovered = recover(&world, &state, &key(), after(380)).await.expect("recovered");
+        let recovered = recover(&world, &state, &setup::key(), after(380)).await.expect("recovered");
         assert_ne!(recovered.certificate_chain[1], state.chain[1].to_vec());
         assert_eq!(identity(&recovered.certificate_chain).tenant, acme());
         world.close().await;
@@ -415,15 +416,15 @@ on_both_engines! {
     }
 }
 
-fn now() -> Timestamp {
+pub(crate) fn now() -> Timestamp {
     SystemTime::now().into()
 }
 
 /// A whole hub in this process, at the machine's time.
-struct Running {
+pub(crate) struct Running {
     address: SocketAddr,
     authorities: hyperfactory_hub::authorities::Authorities,
-    enrollment: hyperfactory_hub::enrollment::Enrollment,
+    pub(crate) enrollment: hyperfactory_hub::enrollment::Enrollment,
     shutdown: CancellationToken,
     task: JoinSet<anyhow::Result<()>>,
     _directory: tempfile::TempDir,
@@ -431,14 +432,16 @@ struct Running {
 
 /// A session that is up.
 #[derive(Debug)]
-struct Session {
-    machine: NodeSession,
-    writer: transport::FrameWriter,
-    reader: transport::FrameReader,
+pub(crate) struct Session {
+    pub(crate) machine: NodeSession,
+    pub(crate) writer: transport::FrameWriter,
+    pub(crate) reader: transport::FrameReader,
+    /// What the hub answered to Hello.
+    pub(crate) welcome: Welcome,
 }
 
 impl Running {
-    async fn start(database: &TestDatabase) -> Self {
+    pub(crate) async fn start(database: &TestDatabase) -> Self {
         let directory = tempfile::tempdir().expect("a directory");
         let loopback = SocketAddr::new(IpAddr::from([127, 0, 0, 1]), 0);
         let config = Config {
@@ -458,7 +461,7 @@ impl Running {
         Self { address, authorities, enrollment, shutdown, task, _directory: directory }
     }
 
-    async fn stop(mut self) {
+    pub(crate) async fn stop(mut self) {
         self.shutdown.cancel();
         self.task.join_next().await.expect("it runs").expect("no panic").expect("it ran");
     }
@@ -477,7 +480,7 @@ impl Running {
     }
 
     /// Says Hello, and gives the session or why there is none.
-    async fn session(&self, state: &State) -> Result<Session, String> {
+    pub(crate) async fn session(&self, state: &State) -> Result<Session, String> {
         let tls = node_config(state.chain.clone(), &state.key, &state.roots, system_clock()).expect("a pair");
         let endpoint = Endpoint::client().expect("a socket");
         let connection = endpoint.connect(self.address, tls).await.map_err(|error| error.to_string())?;
@@ -488,10 +491,11 @@ impl Running {
             let (mut machine, hello) = NodeSession::open(version::SPOKEN, NodeFacts::default(), 1, spool, &pins, now());
             writer.send(&hello).await?;
             let answer: ToNode = reader.recv().await?.unwrap_or_default();
-            let welcomed = matches!(answer.message, Some(to_node::Message::Welcome(_)));
-            let said = format!("{answer:?}");
-            machine.receive(answer, now()).expect("in order");
-            Ok::<_, StreamError>(if welcomed { Ok(Session { machine, writer, reader }) } else { Err(said) })
+            machine.receive(answer.clone(), now()).expect("in order");
+            Ok::<_, StreamError>(match answer.message {
+                Some(to_node::Message::Welcome(welcome)) => Ok(Session { machine, writer, reader, welcome }),
+                other => Err(format!("{other:?}")),
+            })
         };
         opened.await.map_err(|error| error.to_string())?
     }

@@ -71,11 +71,7 @@ impl World {
         let keys = Keys::open(&database, master, now).await.expect("keys");
         let authorities = Authorities::open(database.clone(), keys, now).await.expect("authorities");
         let fleet = Fleet::load(&database, now).await.expect("a fleet");
-        let settings = Settings {
-            address: "hub.example:7443".into(),
-            node_lifetime: seconds(7 * 86_400),
-            recovery: RecoveryBounds::default(),
-        };
+        let settings = Settings { address: "hub.example:7443".into(), recovery: RecoveryBounds::default() };
         let enrollment =
             Enrollment::open(database.clone(), authorities.clone(), fleet.clone(), settings, Arc::default())
                 .await
@@ -100,6 +96,14 @@ impl World {
         now: Timestamp,
     ) -> Result<Enrolled, Refusal> {
         self.enrollment.enroll(request(token, key), HERE, now).await
+    }
+
+    /// A node of this kind, enrolled at `now`, with its key.
+    pub(crate) async fn enrolled_as(&self, kind: NodeKind, now: Timestamp) -> (PrivateKey, Enrolled) {
+        let (token, key) = (self.token_at(kind, None, now).await, key());
+        let request = EnrollRequest { kind: protocol::message::NodeKind::from(kind).into(), ..request(&token, &key) };
+        let enrolled = self.enrollment.enroll(request, HERE, now).await.expect("enrolled");
+        (key, enrolled)
     }
 
     /// A node of the tenant, enrolled now.

@@ -3,6 +3,7 @@
 use axum::body::Body;
 use axum::http::{Method, Request, StatusCode};
 use hyperfactory_hub::access::Role;
+use hyperfactory_hub::audit::{self, action};
 use protocol::message::ServiceHealth;
 use serde_json::Value;
 use store::on_both_engines;
@@ -284,5 +285,38 @@ on_both_engines! {
         let version = live_url(&browser.get("/").await.body);
         let odd = version.replace("page=fleet", "page=odd");
         assert_eq!(send(&site, Method::GET, &odd, &browser.cookie, &[]).await.status, StatusCode::BAD_REQUEST);
+    }
+
+    async fn the_page_trust_shows_how_long_certificates_live_and_has_nodes_renew(test: TestDatabase) {
+        let site = Site::open(test).await;
+        site.tenant("acme").await;
+        site.tenant("zeta").await;
+        let node = site.node("acme", "press").await;
+        let advised = async || {
+            let filter = audit::Filter { action: Some(action::RENEWAL_ADVISED.into()), ..audit::Filter::default() };
+            audit::list(&site.database, &filter).await.expect("the log").len()
+        };
+        let browser = Browser::sign_in(&site, Role::Operator, Some("acme")).await;
+        let page = browser.get("/trust").await.body;
+        assert!(page.contains("Bridges, at brokers") && page.contains("57–77 %") && page.contains("90d"), "{page}");
+        let renew = async |tenant, within| {
+            browser.post("/trust", "/trust/renew", &[("tenant", tenant), ("within", within), ("reason", "drill")]).await
+        };
+        let answer = renew("acme", "3600").await;
+        assert_eq!((answer.status, answer.header("location")), (StatusCode::SEE_OTHER, "/audit?action=renewal.advised"));
+        assert!(browser.get(answer.header("location")).await.body.contains("renewal.advised"));
+        assert_eq!(renew("", "3600").await.status, StatusCode::FORBIDDEN);
+        assert_eq!(renew("zeta", "3600").await.status, StatusCode::NOT_FOUND);
+        assert_eq!(renew("acme", "99999999").await.status, StatusCode::UNPROCESSABLE_ENTITY);
+        assert_eq!(advised().await, 1);
+        let page = format!("/nodes/{node}");
+        assert_eq!(browser.post(&page, &format!("{page}/renew"), &[]).await.status, StatusCode::SEE_OTHER);
+        assert_eq!(advised().await, 2);
+
+        let viewer = Browser::sign_in(&site, Role::Viewer, None).await;
+        let page = viewer.get("/trust").await.body;
+        assert!(page.contains("Fleet root") && !page.contains("Renew certificates of"), "{page}");
+        let admin = Browser::sign_in(&site, Role::Admin, None).await;
+        assert!(admin.get("/trust").await.body.contains("Renew certificates of the fleet"));
     }
 }

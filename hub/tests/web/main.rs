@@ -8,6 +8,7 @@ mod commands;
 mod dashboard;
 mod events;
 mod https;
+mod policy;
 mod tenancy;
 mod trust;
 
@@ -78,7 +79,6 @@ impl Site {
         let fleet = Fleet::load(&database, now()).await.expect("a fleet");
         let settings = enrollment::Settings {
             address: "hub.example:7443".into(),
-            node_lifetime: Duration::from_secs(7 * 86_400),
             recovery: enrollment::RecoveryBounds::default(),
         };
         let enrollment =
@@ -91,7 +91,9 @@ impl Site {
             Ingest::start(database.clone(), fleet.clone(), Limits::default(), stop.clone()).await.expect("ingest");
         tasks.spawn(committing);
         let (alerts, judging) =
-            Alerts::start(database.clone(), fleet.clone(), Policy::default(), now, stop.clone()).await.expect("alerts");
+            Alerts::start(database.clone(), fleet.clone(), authorities.clone(), Policy::default(), now, stop.clone())
+                .await
+                .expect("alerts");
         tasks.spawn(judging);
         let clock = SteadyClock::open(&database, now()).await.expect("a clock");
         let (commands, keeping) = Commands::start(database.clone(), Arc::default(), clock, now, stop.clone());

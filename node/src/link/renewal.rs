@@ -26,9 +26,7 @@ const LONGEST_RETRY_SHARE: u32 = 20;
 /// The moment a certificate is due by this node's own policy, the same at every start.
 pub(super) fn due(credential: &Credential) -> Timestamp {
     let subject = credential.subject();
-    // The serial is random and stays with the certificate.
-    let jitter = f64::from(subject.serial.as_bytes().last().copied().unwrap_or(0)) / 255.0;
-    pki::renewal::when(subject.not_before, subject.not_after, jitter)
+    pki::renewal::when(subject.not_before, subject.not_after, pki::renewal::jitter(&subject.serial))
 }
 
 /// The renewal of one session's certificate.
@@ -39,6 +37,8 @@ pub(super) struct Renewal {
     reading: ClockReading,
     /// By the hub's clock.
     at: Timestamp,
+    /// When this process renewed it the last time.
+    renewed: Option<Instant>,
     backoff: Backoff,
     key: Option<PrivateKey>,
     trouble: Option<String>,
@@ -47,31 +47,19 @@ pub(super) struct Renewal {
 impl Renewal {
     /// `renewed`: when this process renewed it the last time.
     pub(super) fn new(options: &LinkOptions, welcomed: &Welcomed, renewed: Option<Instant>) -> Self {
-        let mut renewal = Self::of(
-            options.identity.clone(),
-            options.store.clone(),
-            options.clock.clone(),
-            welcomed.clock,
-            welcomed.renew_at,
-        );
-        if let Some(renewed) = renewed {
-            let serves = SERVES_AT_LEAST.saturating_sub(renewed.elapsed());
-            renewal.at = renewal.at.max(renewal.hub_now().plus(serves));
-        }
+        let (identity, store) = (options.identity.clone(), options.store.clone());
+        let mut renewal = Self::of(identity, store, options.clock.clone(), welcomed.clock);
+        renewal.renewed = renewed;
+        renewal.advised(welcomed.renew_at);
         renewal
     }
 
-    fn of(
-        identity: Identity,
-        store: IdentityStore,
-        clock: Clock,
-        reading: ClockReading,
-        renew_at: Option<Timestamp>,
-    ) -> Self {
+    fn of(identity: Identity, store: IdentityStore, clock: Clock, reading: ClockReading) -> Self {
         let credential = &identity.credential;
         let life = credential.subject().not_after.since(credential.subject().not_before);
         Self {
-            at: renew_at.unwrap_or_else(|| due(credential)),
+            at: due(credential),
+            renewed: None,
             backoff: Backoff::new(life / FIRST_RETRY_SHARE, life / LONGEST_RETRY_SHARE),
             key: None,
             trouble: None,
@@ -80,6 +68,16 @@ impl Renewal {
             clock,
             reading,
         }
+    }
+
+    /// Takes the hub's advice when to renew; `None`: by the node's own policy.
+    pub(super) fn advised(&mut self, renew_at: Option<Timestamp>) {
+        let (subject, now) = (self.identity.credential.subject(), self.hub_now());
+        let life = (subject.not_before, subject.not_after);
+        let at = renew_at.map(|at| pki::renewal::heed(at, life, now, rand::random()));
+        let at = at.unwrap_or_else(|| due(&self.identity.credential));
+        let serves = self.renewed.map(|renewed| SERVES_AT_LEAST.saturating_sub(renewed.elapsed()));
+        self.at = at.max(now.plus(serves.unwrap_or_default()));
     }
 
     /// When it is due, by the hub's clock.
@@ -265,7 +263,7 @@ mod tests {
         let wall = Arc::new(AtomicI64::new(identity.credential.subject().not_before.millis()));
         let shown = Arc::clone(&wall);
         let clock = Clock::new(move || Timestamp::from_millis(shown.load(Ordering::Relaxed)));
-        (Renewal::of(identity, IdentityStore::memory(), clock, reading, None), wall)
+        (Renewal::of(identity, IdentityStore::memory(), clock, reading), wall)
     }
 
     fn refusal(text: &str, retry_after: Duration) -> Refusal {
@@ -292,6 +290,25 @@ mod tests {
         assert!(tokio::time::timeout(Duration::from_secs(3600), renewal.due()).await.is_err());
         wall.fetch_add(ahead.offset_ms, Ordering::Relaxed);
         renewal.due().await;
+    }
+
+    #[tokio::test]
+    async fn no_advice_lets_the_certificate_end_or_has_a_new_one_replaced_at_once() {
+        let (mut renewal, wall) = renewal(&Fleet::new(), IN_STEP);
+        let life = renewal.identity.credential.subject().clone();
+        let own = renewal.at();
+        renewal.advised(Some(Timestamp::from_millis(i64::MAX)));
+        assert!(renewal.at() > own && renewal.at() < life.not_after);
+        renewal.advised(None);
+        assert_eq!(renewal.at(), own);
+
+        let now = own.minus(Duration::from_secs(3600));
+        wall.store(now.millis(), Ordering::Relaxed);
+        renewal.advised(Some(Timestamp::from_millis(i64::MIN)));
+        assert!((now..=now.plus(Duration::from_secs(30))).contains(&renewal.at()));
+        renewal.renewed = Some(Instant::now());
+        renewal.advised(Some(now));
+        assert!(renewal.at() > now.plus(SERVES_AT_LEAST / 2));
     }
 
     #[tokio::test(start_paused = true)]

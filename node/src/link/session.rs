@@ -162,6 +162,7 @@ impl Actor {
                     NodeOutput::Goodbye { reason, retry_after } => return Err(of_goodbye(&reason, retry_after)),
                     NodeOutput::Unsupported(text) => tracing::debug!(text, "the hub did not understand"),
                     NodeOutput::Renewed { .. }
+                    | NodeOutput::RenewalAdvised { .. }
                     | NodeOutput::Trust(_)
                     | NodeOutput::RenewalRefused(_)
                     | NodeOutput::RenewalUnanswered
@@ -262,6 +263,10 @@ impl Actor {
                         if let Some(commands) = &self.options.commands {
                             commands.give(Input::Stored(id)).await;
                         }
+                    }
+                    NodeOutput::RenewalAdvised { renew_at, reason } => {
+                        renewal.advised(renew_at);
+                        tracing::info!(at = %renewal.at(), reason, "the hub advises to renew the certificate");
                     }
                     NodeOutput::LiveUntil(until) => {
                         self.options.recorder.live_for(until.since(control.clock.now()));

@@ -258,7 +258,7 @@ impl Issuers {
     }
 
     fn server(&self, at: Timestamp) -> (HubChain, PrivateKey) {
-        let hub = self.root.issue_hub_intermediate(at).expect("an intermediate");
+        let hub = self.root.issue_hub_intermediate(at, DAY * 365).expect("an intermediate");
         let key = PrivateKey::generate().expect("a key");
         let leaf = hub.issue_hub_server(&key.public_key(), at).expect("a certificate").into();
         let intermediate = hub.certificate_der().clone();

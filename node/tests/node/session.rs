@@ -6,7 +6,8 @@ use node::link::{Counted, LinkStatus, TroubleKind};
 use node::{Backlog, Change, Clock, Identity, IdentityStore, Link, LinkOptions, LinkState, Recorder, enroll};
 use pki::Serial;
 use protocol::message::{
-    ClockState, CommandState, NodeFacts, Pace, Refusal, RefusalCode, Service, ServiceKey, ToNode, to_node,
+    ClockState, CommandState, NodeFacts, Pace, Refusal, RefusalCode, RenewalAdvice, Service, ServiceKey, ToNode,
+    to_node,
 };
 use protocol::telemetry::{Decoder, Row, Schema};
 use protocol::{SpoolEpoch, Timestamp, metrics};
@@ -16,7 +17,7 @@ use tokio_util::task::TaskTracker;
 use transport::{CloseCode, Endpoint};
 
 use crate::enroll::applicant;
-use crate::hub::{Order, Seen, TestHub, command, now};
+use crate::hub::{DAY, Order, Seen, TestHub, command, now};
 
 pub(crate) struct TestNode {
     _directory: tempfile::TempDir,
@@ -293,6 +294,29 @@ async fn a_due_certificate_is_renewed_used_and_only_then_is_the_old_one_retired(
     assert_eq!(node.stop().await.renewal_trouble, None);
     let saved = node.store.load().expect("readable").expect("there");
     assert!(saved.previous.is_none(), "the old key is gone");
+    hub.stop().await;
+}
+
+#[tokio::test]
+async fn a_node_that_is_advised_to_renew_does_so_in_its_session() {
+    let hub = TestHub::start();
+    let mut node = TestNode::start(&hub).await;
+    let status = node.until("up", LinkStatus::is_up).await;
+    assert!(status.renew_at > now().plus(DAY), "not due by itself: {status:?}");
+    let advise = |renew_at: Timestamp| {
+        let advice = RenewalAdvice { renew_at_ms: renew_at.millis(), reason: "the tenant's authority rotates".into() };
+        hub.order(Order::Send(ToNode { message: Some(to_node::Message::Renewal(advice)) }));
+    };
+    // A moment by which the certificate would have ended moves it no further than is safe.
+    advise(now().plus(DAY * 4000));
+    let later = node.until("later", |later| later.renew_at > status.renew_at).await;
+    assert!(later.renew_at < later.certificate_not_after);
+    advise(now().minus(Duration::from_millis(5)));
+    let seen = hub.until("the renewed session", |seen| seen.sessions.len() == 2).await;
+    assert_eq!(seen.renew_requests, 1);
+    assert_ne!(seen.sessions[1].serial, seen.sessions[0].serial);
+    node.until("up again", LinkStatus::is_up).await;
+    assert_eq!(node.stop().await.renewal_trouble, None);
     hub.stop().await;
 }
 

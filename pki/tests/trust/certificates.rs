@@ -104,7 +104,7 @@ fn each_authority_issues_only_what_it_is_for() {
     let key = PrivateKey::generate().expect("a key").public_key();
     let names = ServerNames::new(&["kafka.example".into()], &[]).expect("names");
     let refusals = [
-        fleet.acme.issue_hub_intermediate(NOW).err(),
+        fleet.acme.issue_hub_intermediate(NOW, INTERMEDIATE_LIFETIME).err(),
         fleet.hub.issue_tenant_intermediate(&tenant("acme"), NOW, INTERMEDIATE_LIFETIME).err(),
         fleet.acme.issue_hub_server(&key, NOW).err(),
         fleet.root.issue_hub_server(&key, NOW).err(),

@@ -37,7 +37,7 @@ impl Fleet {
 
     pub(crate) fn at(now: Timestamp) -> Self {
         let root = Authority::create_root(now, ROOT_LIFETIME).expect("a root");
-        let hub = root.issue_hub_intermediate(now).expect("a hub intermediate");
+        let hub = root.issue_hub_intermediate(now, INTERMEDIATE_LIFETIME).expect("a hub intermediate");
         let acme =
             root.issue_tenant_intermediate(&tenant("acme"), now, INTERMEDIATE_LIFETIME).expect("an intermediate");
         let other =

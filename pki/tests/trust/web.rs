@@ -99,7 +99,7 @@ fn the_authority_speaks_for_its_names_alone() {
 #[test]
 fn the_authority_has_no_part_in_the_fleet() {
     let authority = Authority::create_web(&names(&["hub.hyperfactory.internal"]), NOW).expect("an authority");
-    assert!(authority.issue_hub_intermediate(NOW).is_err());
+    assert!(authority.issue_hub_intermediate(NOW, DAY).is_err());
     assert!(authority.issue_hub_server(&PrivateKey::generate().expect("a key").public_key(), NOW).is_err());
     let fleet = Fleet::new();
     let key = PrivateKey::generate().expect("a key").public_key();

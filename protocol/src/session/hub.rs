@@ -5,8 +5,8 @@ use std::time::Duration;
 use super::{ClockReading, HELLO_DEADLINE, SessionError};
 use crate::message::{
     Acknowledge, CancelCommand, Command, CommandOutcome, CommandOutput, Goodbye, Hello, NodeFacts, OutcomeStored, Pace,
-    Refusal, RefusalCode, Renewed, SpoolRange, ToHub, ToNode, Trust, Unsupported, VersionRange, Welcome, to_hub,
-    to_node,
+    Refusal, RefusalCode, RenewalAdvice, Renewed, SpoolRange, ToHub, ToNode, Trust, Unsupported, VersionRange, Welcome,
+    to_hub, to_node,
 };
 use crate::{CommandId, SessionId, Timestamp, version};
 
@@ -240,6 +240,12 @@ impl HubSession {
     pub fn outcome_stored(&self, command: CommandId) -> Option<ToNode> {
         let command_id = command.to_bytes().to_vec();
         self.is_running().then(|| to_node::Message::OutcomeStored(OutcomeStored { command_id }).into())
+    }
+
+    /// Advises the node when to renew its certificate, and why; `None` unless the session is running.
+    pub fn advise(&self, renew_at: Timestamp, reason: &str) -> Option<ToNode> {
+        let advice = RenewalAdvice { renew_at_ms: renew_at.millis(), reason: reason.into() };
+        self.is_running().then(|| to_node::Message::Renewal(advice).into())
     }
 
     /// Ends the session; the connection is to be closed once this is sent. The node comes back after `retry_after`,

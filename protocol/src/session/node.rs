@@ -10,6 +10,9 @@ use crate::message::{
 };
 use crate::{CommandId, SessionId, Timestamp};
 
+/// Characters of the hub's reason for an advice that are kept.
+const MAX_REASON: usize = 300;
+
 /// The node's side of one session, from its Hello on.
 #[derive(Debug)]
 pub struct NodeSession {
@@ -54,6 +57,13 @@ pub enum NodeOutput {
     RenewalUnanswered,
     /// The roots to trust from now on; answer with [`NodeSession::trusts`].
     Trust(Trust),
+    /// Renew the certificate then.
+    RenewalAdvised {
+        /// By the hub's clock; `None`: by the node's own policy.
+        renew_at: Option<Timestamp>,
+        /// Why, for the log.
+        reason: String,
+    },
     /// Until then, send every sample at once.
     LiveUntil(Timestamp),
     /// Carry this out.
@@ -194,6 +204,10 @@ impl NodeSession {
                 Ok(vec![NodeOutput::OutcomeStored(command_id("OutcomeStored", &stored.command_id)?)])
             }
             (State::Running { .. }, Message::Trust(trust)) => Ok(vec![NodeOutput::Trust(trust)]),
+            (State::Running { .. }, Message::Renewal(advice)) => Ok(vec![NodeOutput::RenewalAdvised {
+                renew_at: time(advice.renew_at_ms),
+                reason: advice.reason.chars().take(MAX_REASON).collect(),
+            }]),
             (State::Running { .. }, Message::Pace(pace)) => {
                 let live = Duration::from_millis(pace.live_for_ms).min(MAX_LIVE);
                 Ok(vec![NodeOutput::LiveUntil(now.plus(live))])
@@ -308,5 +322,6 @@ fn name(message: &to_node::Message) -> &'static str {
         Message::Trust(_) => "Trust",
         Message::Cancel(_) => "CancelCommand",
         Message::OutcomeStored(_) => "OutcomeStored",
+        Message::Renewal(_) => "RenewalAdvice",
     }
 }

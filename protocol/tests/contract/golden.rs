@@ -193,6 +193,10 @@ fn messages() -> Vec<(&'static str, Vec<u8>)> {
             "to-node-trust",
             to_node::Message::Trust(Trust { roots: vec![vec![0x30, 2]], links: vec![vec![0x30, 3]] }),
         ),
+        to_node(
+            "to-node-renewal-advice",
+            to_node::Message::Renewal(RenewalAdvice { renew_at_ms: 1_790_000_600_000, reason: "rotation".into() }),
+        ),
         to_node("to-node-pace", to_node::Message::Pace(Pace { live_for_ms: 60_000 })),
         bytes("upload-batch", upload(upload::Message::Batch(Batch { epoch: 1, sequence: 300, body: vec![8, 1] }))),
         bytes(

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use protocol::message::{
-    Acknowledge, Command, CommandState, Goodbye, Hello, Pace, Refusal, RefusalCode, RenewRequest, Renewed, SpoolRange,
-    ToHub, ToNode, Trust, TrustReport, Unsupported, VersionRange, Welcome, to_hub, to_node,
+    Acknowledge, Command, CommandState, Goodbye, Hello, Pace, Refusal, RefusalCode, RenewRequest, RenewalAdvice,
+    Renewed, SpoolRange, ToHub, ToNode, Trust, TrustReport, Unsupported, VersionRange, Welcome, to_hub, to_node,
 };
 use protocol::session::{
     ClockReading, HELLO_DEADLINE, HubOutput, HubSession, MAX_LIVE, NodeOutput, NodeSession, RENEW_DEADLINE,
@@ -269,4 +269,23 @@ fn a_list_of_roots_reaches_the_node_and_its_report_the_hub_within_bounds() {
     let [HubOutput::Trusts { roots, trouble }] = &outputs[..] else { panic!("{outputs:?}") };
     assert_eq!((roots.as_slice(), trouble.len()), (&[[3; 32]; 8][..], 300));
     assert!(HubSession::open(V1, at(0)).trust(Trust::default()).is_none(), "not before the Welcome");
+}
+
+#[test]
+fn advice_to_renew_reaches_the_node_with_a_reason_within_bounds() {
+    let (mut node, hub) = running();
+    let message = hub.advise(at(5_000), "rotation").expect("running");
+    let advised = NodeOutput::RenewalAdvised { renew_at: Some(at(5_000)), reason: "rotation".into() };
+    assert_eq!(node.receive(message, at(300)), Ok(vec![advised]));
+
+    let wordy = RenewalAdvice { renew_at_ms: 0, reason: "x".repeat(10_000) };
+    let outputs = node.receive(to_node::Message::Renewal(wordy).into(), at(310)).expect("good");
+    let [NodeOutput::RenewalAdvised { renew_at: None, reason }] = &outputs[..] else { panic!("{outputs:?}") };
+    assert_eq!(reason.len(), 300);
+
+    assert!(HubSession::open(V1, at(0)).advise(at(0), "").is_none(), "not before the Welcome");
+    let (mut greeting, _) = self::node(V1);
+    let early = to_node::Message::Renewal(RenewalAdvice::default());
+    let error = greeting.receive(early.into(), at(1)).expect_err("not before the Welcome");
+    assert!(matches!(error, SessionError::Unexpected { found: "RenewalAdvice", .. }));
 }

@@ -33,7 +33,7 @@ impl Fleet {
     pub(crate) fn new() -> Self {
         let now = Timestamp::from(SystemTime::now());
         let root = Authority::create_root(now, ROOT_LIFETIME).expect("a root");
-        let hub = root.issue_hub_intermediate(now).expect("an intermediate");
+        let hub = root.issue_hub_intermediate(now, INTERMEDIATE_LIFETIME).expect("an intermediate");
         let tenant = root
             .issue_tenant_intermediate(&"acme".parse().expect("a slug"), now, INTERMEDIATE_LIFETIME)
             .expect("an intermediate");

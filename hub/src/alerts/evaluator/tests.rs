@@ -368,15 +368,65 @@ fn a_loss_is_shown_for_a_while_and_a_fault_while_it_lasts() {
     ]);
 }
 
+/// An agent's certificate of 7 days that ends at `second`.
+fn ends(second: u64) -> impl FnOnce(&mut NodeView) {
+    certified(at(second).minus(Duration::from_secs(7 * 86_400)), at(second))
+}
+
+fn certified(issued_at: Timestamp, not_after: Timestamp) -> impl FnOnce(&mut NodeView) {
+    let serial: pki::Serial = "40000000000000000000000000000001".parse().expect("a serial");
+    move |view| view.certificate = Some(Certificate { serial, issued_at, not_after })
+}
+
 #[test]
 fn a_certificate_that_was_not_renewed_is_told_in_time() {
-    let serial: pki::Serial = "40000000000000000000000000000001".parse().expect("a serial");
-    let ends =
-        |second| move |view: &mut NodeView| view.certificate = Some(Certificate { serial, not_after: at(second) });
     let mut story = Story::new();
     story.change(1, ends(86_400 + 100));
     story.until(200);
     story.change(210, ends(7 * 86_400));
     story.until(300);
-    story.tells(&[(100, "opened", "certificate.expiring"), (210, "closed", "certificate.expiring")]);
+    story.tells(&[
+        (1, "opened", "certificate.overdue"),
+        (100, "opened", "certificate.expiring"),
+        (210, "closed", "certificate.overdue"),
+        (210, "closed", "certificate.expiring"),
+    ]);
+}
+
+#[test]
+fn a_certificate_that_was_not_renewed_in_its_window_is_told_long_before_it_ends() {
+    // Of 90 days; the window ends after 77 % of them, and that is at second 300.
+    let life = Duration::from_secs(90 * 86_400);
+    let issued_at = at(300).minus(life.mul_f64(0.77));
+    for online in [true, false] {
+        let mut story = Story::new();
+        story.change(1, certified(issued_at, issued_at.plus(life)));
+        if !online {
+            story.change(2, |view| view.presence = Presence::Left { since: at(2), reason: "maintenance".into() });
+        }
+        story.until(1_199);
+        story.tells(&[]);
+        story.until(1_300);
+        story.tells(&[(1_200, "opened", "certificate.overdue")]);
+        let attention = story.evaluator.attention(story.view.node);
+        let says = if online { "its log says why" } else { "bring it back before then" };
+        assert!(attention.reasons[0].message.contains(says), "{attention:?}");
+        story.change(1_310, certified(at(1_310), at(1_310).plus(life)));
+        story.tells(&[(1_200, "opened", "certificate.overdue"), (1_310, "closed", "certificate.overdue")]);
+    }
+}
+
+#[test]
+fn a_short_life_is_no_alert_while_it_is_renewed_in_its_window() {
+    let (mut story, hour) = (Story::new(), 3_600);
+    for round in 0..3 {
+        let now = 1 + round * hour * 3 / 4;
+        story.change(now, certified(at(now), at(now + hour)));
+    }
+    story.tells(&[]);
+    story.until(20_000);
+    let left = 1 + 2 * hour * 3 / 4;
+    // 77 % and a quarter of the rest; six sevenths.
+    let (overdue, expiring) = (left + 2_979, left + 3_086);
+    story.tells(&[(overdue, "opened", "certificate.overdue"), (expiring, "opened", "certificate.expiring")]);
 }

@@ -16,13 +16,16 @@ pub struct Alert {
     pub rule: String,
     /// How bad.
     pub severity: AttentionLevel,
-    /// Whose.
-    pub tenant: String,
-    /// Which node.
-    pub node: String,
+    /// Whose; absent: the fleet's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tenant: Option<String>,
+    /// Which node; absent: it is about an authority.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub node: Option<String>,
     /// That node's name.
-    pub node_name: String,
-    /// What of the node: a service, or empty.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub node_name: Option<String>,
+    /// What of the node: a service, or empty. Of an authority: its kind and generation, as `nodes/3`.
     pub subject: String,
     /// What is wrong and what to do.
     pub message: String,
@@ -34,13 +37,13 @@ pub struct Alert {
 
 impl Alert {
     /// An alert, with the name of its node.
-    pub(crate) fn of(alert: alerts::Alert, node_name: String) -> Self {
+    pub(crate) fn of(alert: alerts::Alert, node_name: Option<String>) -> Self {
         Self {
             id: alert.id,
             rule: alert.rule,
             severity: alert.level.into(),
-            tenant: alert.tenant.to_string(),
-            node: alert.node.to_string(),
+            tenant: alert.tenant.map(|tenant| tenant.to_string()),
+            node: alert.node.map(|node| node.to_string()),
             node_name,
             subject: alert.subject,
             message: alert.message,

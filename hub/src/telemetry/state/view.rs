@@ -3,6 +3,8 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use pki::NodeIdentity;
+use pki::authority::BACKDATE;
 use protocol::message::{Engine, NodeFacts, NodeStatus, ServiceKey};
 use protocol::{NodeId, NodeKind, SessionId, TenantId, Timestamp};
 
@@ -85,8 +87,17 @@ impl Presence {
 pub struct Certificate {
     /// Its serial.
     pub serial: pki::Serial,
+    /// When it was issued: its life begins then, however far back its validity reaches.
+    pub issued_at: Timestamp,
     /// When it ends.
     pub not_after: Timestamp,
+}
+
+impl From<&NodeIdentity> for Certificate {
+    fn from(identity: &NodeIdentity) -> Self {
+        let NodeIdentity { serial, not_before, not_after, .. } = *identity;
+        Self { serial, issued_at: not_before.plus(BACKDATE).min(not_after), not_after }
+    }
 }
 
 /// How urgent something is.
