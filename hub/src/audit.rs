@@ -213,11 +213,8 @@ pub async fn append_all(
 ) -> Result<Head, StoreError> {
     // SQLite has one writer, who holds the file by now. What this hub remembers of the head counts for nothing:
     // another hub may have written since.
-    let sql = match transaction.backend_name() {
-        "PostgreSQL" => "SELECT last_id, hash FROM audit_head WHERE chain = 1 FOR UPDATE",
-        _ => "SELECT last_id, hash FROM audit_head WHERE chain = 1",
-    };
-    let mut head = read_head(&sqlx::query(sql).fetch_one(&mut **transaction).await?)?;
+    let sql = format!("SELECT last_id, hash FROM audit_head WHERE chain = 1{}", rows::for_update(transaction));
+    let mut head = read_head(&sqlx::query(AssertSqlSafe(sql)).fetch_one(&mut **transaction).await?)?;
     let mut links = Vec::with_capacity(records.len());
     for record in records {
         let mut link = Link {

@@ -95,6 +95,9 @@ pub enum AuthoritiesError {
     /// A data key could not be had.
     #[error(transparent)]
     Keys(#[from] KeysError),
+    /// The hub stops.
+    #[error("the hub is stopping")]
+    Stopping,
     /// The database failed.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -240,15 +243,18 @@ impl Authorities {
         if let Some(known) = known.filter(|known| fresh(known)) {
             return Ok(known);
         }
-        let stored = load(transaction, &Role::Nodes(tenant.clone()), &self.0.keys).await?;
+        let role = Role::Nodes(tenant.clone());
+        // What this transaction has made may be undone yet: kept is what others see.
+        let committed = load(&mut self.0.database.begin_read().await?, &role, &self.0.keys).await?;
+        if let Some(committed) = committed.filter(fresh) {
+            let issuing = Arc::new(committed);
+            let mut tenants = self.0.tenants.write().unwrap_or_else(PoisonError::into_inner);
+            tenants.insert(tenant.clone(), Arc::clone(&issuing));
+            return Ok(issuing);
+        }
+        let stored = load(transaction, &role, &self.0.keys).await?;
         match stored.ok_or_else(|| AuthoritiesError::Missing(tenant.clone()))? {
-            stored if fresh(&stored) => {
-                let issuing = Arc::new(stored);
-                let mut tenants = self.0.tenants.write().unwrap_or_else(PoisonError::into_inner);
-                tenants.insert(tenant.clone(), Arc::clone(&issuing));
-                Ok(issuing)
-            }
-            // Not kept before its transaction is committed: the next call reads it.
+            stored if fresh(&stored) => Ok(Arc::new(stored)),
             _ => Ok(Arc::new(self.create_intermediate(transaction, tenant, now).await?)),
         }
     }

@@ -145,6 +145,7 @@ CREATE TABLE certificates (
     PRIMARY KEY (authority, serial)
 );
 CREATE INDEX certificates_node ON certificates (node, issued_at);
+CREATE INDEX certificates_spki ON certificates (spki_sha256);
 
 -- Keys of the hub's newest server certificates (kind as there), sealed with the fleet's data key, so that a hub that starts
 -- need not issue one.

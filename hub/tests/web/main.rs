@@ -81,12 +81,19 @@ impl Site {
             address: "hub.example:7443".into(),
             recovery: enrollment::RecoveryBounds::default(),
         };
-        let enrollment =
-            Enrollment::open(database.clone(), authorities.clone(), fleet.clone(), settings, Arc::default())
-                .await
-                .expect("enrollment");
         let stop = CancellationToken::new();
         let mut tasks = JoinSet::new();
+        let (enrollment, issuing) = Enrollment::open(
+            database.clone(),
+            authorities.clone(),
+            fleet.clone(),
+            settings,
+            Arc::default(),
+            stop.clone(),
+        )
+        .await
+        .expect("enrollment");
+        tasks.spawn(issuing);
         let (ingest, committing) =
             Ingest::start(database.clone(), fleet.clone(), Limits::default(), stop.clone()).await.expect("ingest");
         tasks.spawn(committing);
