@@ -52,7 +52,13 @@ pub mod action {
     pub const RENEWAL_ADVISED: &str = "renewal.advised";
     pub const CERTIFICATE_RETIRED: &str = "certificate.retired";
     pub const NODE_REVOKED: &str = "node.revoked";
+    pub const NODE_LABELLED: &str = "node.labelled";
     pub const NODE_REMOVED: &str = "node.removed";
+    pub const OPERATOR_KEY_REGISTERED: &str = "operator_key.registered";
+    pub const OPERATOR_KEY_REVOKED: &str = "operator_key.revoked";
+    pub const COMMAND_REQUESTED: &str = "command.requested";
+    pub const COMMAND_CANCELLED: &str = "command.cancelled";
+    pub const COMMAND_REFUSED: &str = "command.refused";
     pub const SESSION_DISPLACED: &str = "session.displaced";
     pub const SESSION_REFUSED: &str = "session.refused";
     pub const API_TOKEN_CREATED: &str = "api_token.created";

@@ -26,6 +26,7 @@ use crate::access::Access;
 use crate::alerts::Alerts;
 use crate::audit::publish::{Publisher, Webhook};
 use crate::authorities::{Authorities, HubServer, RENEW_FOR_NODES};
+use crate::commands::{Commands, SteadyClock};
 use crate::config::{Config, Encryption};
 use crate::enrollment::{self, Enrollment};
 use crate::gateway::{self, Gateway};
@@ -222,6 +223,10 @@ impl Hub {
         )
         .await?;
         storing.spawn(judging);
+        let clock = SteadyClock::open(&database, now()).await?;
+        let (commands, keeping) =
+            Commands::start(database.clone(), Arc::clone(&registry), clock, now, stop_storing.clone());
+        storing.spawn(keeping);
         let webhook = config.audit_heads_webhook.clone().map(Webhook::new).transpose()?;
         let file = config.audit_heads_file.clone();
         let every = config.audit_heads_every.get();
@@ -245,6 +250,7 @@ impl Hub {
             database,
             enrollment,
             fleet: fleet.clone(),
+            commands: commands.clone(),
             ingest,
             registry,
             metrics,
@@ -261,6 +267,7 @@ impl Hub {
             ingest: gateway.ingest.clone(),
             history: History::new(gateway.database.clone()),
             alerts,
+            commands,
             access: domain.access.clone(),
             metrics: Arc::new(move || metrics.text()),
             watch: Arc::new({

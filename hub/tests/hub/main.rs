@@ -8,6 +8,7 @@ mod audit;
 mod authorities;
 mod ca;
 mod certificate_policy;
+mod commands;
 mod enrollment;
 mod history;
 mod ingest;

@@ -4,6 +4,7 @@
 
 mod api;
 mod audit;
+mod commands;
 mod dashboard;
 mod events;
 mod https;
@@ -22,6 +23,7 @@ use hyperfactory_hub::access::{Access, Grant, Role};
 use hyperfactory_hub::alerts::{Alerts, Policy};
 use hyperfactory_hub::audit::Actor;
 use hyperfactory_hub::authorities::Authorities;
+use hyperfactory_hub::commands::{Commands, SteadyClock};
 use hyperfactory_hub::enrollment::{self, Enrollment, NewToken};
 use hyperfactory_hub::keys::{Keys, Master};
 use hyperfactory_hub::revocation_lists::RevocationLists;
@@ -101,6 +103,9 @@ impl Site {
                 .await
                 .expect("alerts");
         tasks.spawn(judging);
+        let clock = SteadyClock::open(&database, now()).await.expect("a clock");
+        let (commands, keeping) = Commands::start(database.clone(), Arc::default(), clock, now, stop.clone());
+        tasks.spawn(keeping);
         let tenants = Tenants::new(database.clone(), authorities.clone());
         let access = Access::new(database.clone());
         let watched: Arc<Mutex<Vec<NodeId>>> = Arc::default();
@@ -114,6 +119,7 @@ impl Site {
             ingest,
             history: History::new(database.clone()),
             alerts,
+            commands,
             access: access.clone(),
             metrics: Arc::new(|| "hyperfactory_hub_sessions 0\n".into()),
             watch: Arc::new({

@@ -3,10 +3,12 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use ::node::commands::Work;
 use ::node::link::{Counted, Link, LinkOptions, LinkStatus};
-use ::node::{Backlog, Change, Clock, Identity, IdentityStore, Recorder};
+use ::node::{Backlog, Change, Clock, Commands, Identity, IdentityStore, Recorder};
 use anyhow::Context;
-use protocol::message::{NodeFacts, Service, ServiceHealth, SpoolStatus};
+use protocol::command::Ending;
+use protocol::message::{CommandState, NodeFacts, Service, ServiceHealth, SpoolStatus};
 use protocol::{NodeId, SpoolEpoch};
 use rand::RngExt;
 use rand::rngs::SmallRng;
@@ -17,7 +19,7 @@ use tokio_util::task::TaskTracker;
 use transport::Endpoint;
 
 use super::tally::Tally;
-use super::{Options, Workload};
+use super::{Begun, Options, Workload};
 
 /// A node of the fleet, as a test or a benchmark steers it.
 pub struct SimulatedNode {
@@ -26,6 +28,7 @@ pub struct SimulatedNode {
     store: IdentityStore,
     endpoint: Endpoint,
     recorder: Recorder,
+    begun: Option<Begun>,
     workload: Mutex<Workload>,
     life: Mutex<Option<Life>>,
     /// Figures of the lives before this one.
@@ -60,6 +63,7 @@ impl SimulatedNode {
             store,
             endpoint,
             recorder,
+            begun: options.begun.clone(),
             workload: Mutex::new(workload),
             life: Mutex::default(),
             before: Mutex::default(),
@@ -151,6 +155,8 @@ impl SimulatedNode {
             facts: self.facts(),
             process: rand::random(),
             recorder: self.recorder.clone(),
+            commands: self.begun.as_ref().map(|begun| desk(begun.clone(), &tasks, &shutdown)),
+            renew: Arc::default(),
             clock: Clock::system(),
         };
         let link = Link::start(options, &tasks, shutdown.clone());
@@ -185,6 +191,15 @@ impl SimulatedNode {
             booted_at_ms: 0,
         }
     }
+}
+
+/// A desk whose journal is in memory, that has done everything as soon as it begins.
+fn desk(begun: Begun, tasks: &TaskTracker, shutdown: &CancellationToken) -> Commands {
+    let work: Work = Arc::new(move |job| {
+        (begun.0)(job.id);
+        Box::pin(async { Ending::new(CommandState::Succeeded, "") })
+    });
+    Commands::start(None, Arc::new(|_| Ok(())), work, tasks, shutdown.clone())
 }
 
 /// When a node does what.

@@ -3,6 +3,7 @@
 mod audit;
 mod bad_input;
 mod chaos;
+mod commands;
 mod dashboard;
 mod https;
 mod main_job;
