@@ -9,8 +9,10 @@ use std::path::PathBuf;
 use protocol::Timestamp;
 use protocol::message::NodeFacts;
 use sysinfo::System;
+use tokio::time::Instant;
 
 use crate::kept::{Page, Source};
+use crate::roster::Roster;
 
 /// Reads the host's figures, again and again.
 #[derive(Debug)]
@@ -40,9 +42,9 @@ pub struct HostFigures {
     /// Memory.
     pub memory: Memory,
     /// Block devices, whole ones.
-    pub devices: Vec<Device>,
+    pub devices: Roster<Device>,
     /// Network interfaces that lead out of the host.
-    pub interfaces: Vec<Interface>,
+    pub interfaces: Roster<Interface>,
     /// Seconds since the host started.
     pub uptime: Option<i64>,
     /// This process's resident memory in KiB.
@@ -64,19 +66,17 @@ pub struct Memory {
 }
 
 /// Bytes a block device has moved since the host started.
-#[derive(Debug, Default, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 #[expect(missing_docs, reason = "each says what it is")]
 pub struct Device {
-    pub name: Box<str>,
     pub read: i64,
     pub written: i64,
 }
 
 /// Bytes an interface has moved since it came up, and packets lost to errors in both directions.
-#[derive(Debug, Default, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 #[expect(missing_docs, reason = "each says what it is")]
 pub struct Interface {
-    pub name: Box<str>,
     pub received: i64,
     pub sent: i64,
     pub errors: i64,
@@ -112,14 +112,9 @@ impl Host {
         }
         figures.load = self.load.read(page).map(load).unwrap_or_default();
         figures.memory = self.memory.read(page).map(memory).unwrap_or_default();
-        match self.network.read(page) {
-            Some(text) => interfaces(text, &mut figures.interfaces),
-            None => figures.interfaces.clear(),
-        }
-        match self.devices.read(page) {
-            Some(text) => devices(text, &mut figures.devices),
-            None => figures.devices.clear(),
-        }
+        let now = Instant::now();
+        figures.interfaces.read(now, interfaces(self.network.read(page).unwrap_or_default()));
+        figures.devices.read(now, devices(self.devices.read(page).unwrap_or_default()));
         figures.uptime = self.uptime.read(page).and_then(uptime);
         figures.own_memory = self.own_status.read(page).and_then(|text| kib(text, "VmRSS:"));
         figures.own_cpu = self.own_stat.read(page).and_then(own_cpu);
@@ -237,24 +232,17 @@ fn own_cpu(text: &str) -> Option<i64> {
 }
 
 /// `/proc/net/dev`: two lines of headings, then `name: 8 columns received, 8 columns sent`.
-fn interfaces(text: &str, interfaces: &mut Vec<Interface>) {
-    let mut count = 0;
-    for line in text.lines().skip(2) {
-        let Some((name, columns)) = line.split_once(':') else { continue };
-        let name = name.trim_ascii();
-        if !leads_out(name) {
-            continue;
-        }
+fn interfaces(text: &str) -> impl Iterator<Item = (&str, Interface)> {
+    let lines = text.lines().skip(2).filter_map(|line| line.split_once(':'));
+    let named = lines.map(|(name, columns)| (name.trim_ascii(), columns)).filter(|(name, _)| leads_out(name));
+    named.map(|(name, columns)| {
         let mut column = [0; 16];
         for (slot, value) in column.iter_mut().zip(columns.split_ascii_whitespace()) {
             *slot = value.parse().unwrap_or(0);
         }
         let [received, _, receive_errors, _, _, _, _, _, sent, _, send_errors, ..] = column;
-        let interface = entry(interfaces, count, |interface| &mut interface.name, name);
-        (interface.received, interface.sent, interface.errors) = (received, sent, receive_errors + send_errors);
-        count += 1;
-    }
-    interfaces.truncate(count);
+        (name, Interface { received, sent, errors: receive_errors + send_errors })
+    })
 }
 
 /// Not the loopback, and not one of the many that container engines and hypervisors make for their guests.
@@ -270,14 +258,13 @@ fn leads_out(interface: &str) -> bool {
 const SECTOR: i64 = 512;
 
 /// `/proc/diskstats`: major, minor, name, reads, merged, sectors read, ms, writes, merged, sectors written, …
-fn devices(text: &str, devices: &mut Vec<Device>) {
-    let mut count = 0;
+fn devices(text: &str) -> impl Iterator<Item = (&str, Device)> {
     let mut whole = "";
-    for line in text.lines() {
+    text.lines().filter_map(move |line| {
         let mut columns = line.split_ascii_whitespace().skip(2);
-        let Some(name) = columns.next() else { continue };
+        let name = columns.next()?;
         if is_partition(whole, name) || is_virtual(name) {
-            continue;
+            return None;
         }
         whole = name;
         let mut column = [0_i64; 7];
@@ -286,14 +273,9 @@ fn devices(text: &str, devices: &mut Vec<Device>) {
         }
         let [_, _, read, _, _, _, written] = column;
         // Never used: an empty drive or one of sixteen unconnected network block devices.
-        if read == 0 && written == 0 {
-            continue;
-        }
-        let device = entry(devices, count, |device| &mut device.name, name);
-        (device.read, device.written) = (read.saturating_mul(SECTOR), written.saturating_mul(SECTOR));
-        count += 1;
-    }
-    devices.truncate(count);
+        let used = read != 0 || written != 0;
+        used.then(|| (name, Device { read: read.saturating_mul(SECTOR), written: written.saturating_mul(SECTOR) }))
+    })
 }
 
 /// `sda1` of `sda`, `nvme0n1p2` of `nvme0n1`; the kernel lists a device's partitions right after it.
@@ -313,24 +295,6 @@ fn is_partition(whole: &str, name: &str) -> bool {
 /// In memory, or on top of another device that is counted itself.
 fn is_virtual(name: &str) -> bool {
     ["loop", "ram", "zram", "dm-", "md", "sr", "fd", "zd"].iter().any(|prefix| name.starts_with(prefix))
-}
-
-/// The entry at `index`, made or renamed if it isn't `name`'s: the tables rarely change, so names are rarely copied.
-fn entry<'a, T: Default>(
-    table: &'a mut Vec<T>,
-    index: usize,
-    name_of: impl Fn(&mut T) -> &mut Box<str>,
-    name: &str,
-) -> &'a mut T {
-    if table.len() <= index {
-        table.push(T::default());
-    }
-    let last = table.len() - 1;
-    let entry = &mut table[index.min(last)];
-    if &**name_of(entry) != name {
-        *name_of(entry) = name.into();
-    }
-    entry
 }
 
 /// The file systems worth watching, asked for at a slow pace: each costs a call that may wait for its device.
@@ -479,17 +443,14 @@ mod tests {
              br-1f2e3d4c5b6a: 7 1    0    0    0     0          0         0        7       1    0    0    0     0       0          0\n\
              vethc0ffee0: 7       1    0    0    0     0          0         0        7       1    0    0    0     0       0          0\n   \
              wg0:1500 3 0 0 0 0 0 0 700 2 0 0 0 0 0 0\n";
-        let mut table = vec![Interface { name: "gone".into(), ..Interface::default() }];
-        interfaces(text, &mut table);
         assert_eq!(
-            table,
+            interfaces(text).collect::<Vec<_>>(),
             [
-                Interface { name: "eth0".into(), received: 438_266_208, sent: 996_617, errors: 3 },
-                Interface { name: "wg0".into(), received: 1500, sent: 700, errors: 0 },
+                ("eth0", Interface { received: 438_266_208, sent: 996_617, errors: 3 }),
+                ("wg0", Interface { received: 1500, sent: 700, errors: 0 }),
             ]
         );
-        interfaces("", &mut table);
-        assert_eq!(table, []);
+        assert_eq!(interfaces("").count(), 0);
     }
 
     #[test]
@@ -504,11 +465,9 @@ mod tests {
                     179       0 mmcblk0 1 0 8 0 1 0 8 0 0 0 0\n \
                     179       8 mmcblk0boot0 1 0 8 0 1 0 8 0 0 0 0\n \
                     252       0 dm-0 1 0 8 0 1 0 16 0 0 0 0\n";
-        let mut table = Vec::new();
-        devices(text, &mut table);
-        let device = |name: &str, read, written| Device { name: name.into(), read, written };
+        let device = |name: &'static str, read, written| (name, Device { read, written });
         assert_eq!(
-            table,
+            devices(text).collect::<Vec<_>>(),
             [
                 device("vda", 8_067_274 * 512, 6_165_144 * 512),
                 device("nvme0n1", 4096, 8192),

@@ -11,6 +11,7 @@ pub mod enroll;
 pub mod failure;
 pub mod host;
 mod kept;
+pub mod roster;
 pub mod row;
 pub mod sample;
 pub mod service;

@@ -8,6 +8,7 @@ use protocol::telemetry::{Row, Schema, SchemaError};
 
 use crate::cgroup::Figures;
 use crate::host::{FileSystem, HostFigures};
+use crate::roster::Roster;
 
 /// What one row is made of.
 #[derive(Debug)]
@@ -102,11 +103,11 @@ fn columns<'a>(sample: &'a Sample<'a>) -> Vec<Column<'a>> {
         one(metrics::SWAP_USED, host.memory.swap_used),
         many(metrics::DISK_TOTAL, sample.file_systems, |fs| (&fs.mount, Some(fs.total))),
         many(metrics::DISK_USED, sample.file_systems, |fs| (&fs.mount, Some(fs.used))),
-        many(metrics::DISK_READ, &host.devices, |device| (&device.name, Some(device.read))),
-        many(metrics::DISK_WRITTEN, &host.devices, |device| (&device.name, Some(device.written))),
-        many(metrics::NETWORK_RECEIVED, &host.interfaces, |interface| (&interface.name, Some(interface.received))),
-        many(metrics::NETWORK_SENT, &host.interfaces, |interface| (&interface.name, Some(interface.sent))),
-        many(metrics::NETWORK_ERRORS, &host.interfaces, |interface| (&interface.name, Some(interface.errors))),
+        listed(metrics::DISK_READ, &host.devices, |device| device.read),
+        listed(metrics::DISK_WRITTEN, &host.devices, |device| device.written),
+        listed(metrics::NETWORK_RECEIVED, &host.interfaces, |interface| interface.received),
+        listed(metrics::NETWORK_SENT, &host.interfaces, |interface| interface.sent),
+        listed(metrics::NETWORK_ERRORS, &host.interfaces, |interface| interface.errors),
         one(metrics::UPTIME, host.uptime),
     ]);
     let service = |metric, figure: fn(&ServiceSample) -> Option<i64>| {
@@ -137,6 +138,10 @@ fn many<'a, T>(metric: Known, items: &'a [T], value: impl Fn(&'a T) -> (&'a str,
     Column { metric, values: items.iter().map(value).collect() }
 }
 
+fn listed<T>(metric: Known, roster: &Roster<T>, value: fn(&T) -> i64) -> Column<'_> {
+    Column { metric, values: roster.iter().map(|(name, figures)| (name, figures.map(value))).collect() }
+}
+
 /// Processors' targets, so that a row is laid out without making any.
 const PROCESSORS: &[&str] = &[
     "cpu0", "cpu1", "cpu2", "cpu3", "cpu4", "cpu5", "cpu6", "cpu7", "cpu8", "cpu9", "cpu10", "cpu11", "cpu12", "cpu13",
@@ -158,8 +163,8 @@ mod tests {
             processors: vec![Some(5000), Some(0)],
             load: [Some(52), Some(30), None],
             memory: Memory { total: Some(1000), used: Some(400), available: Some(600), ..Memory::default() },
-            devices: vec![Device { name: "vda".into(), read: 4096, written: 512 }],
-            interfaces: vec![Interface { name: "eth0".into(), received: 7, sent: 8, errors: 9 }],
+            devices: [("vda", Device { read: 4096, written: 512 })].into_iter().collect(),
+            interfaces: [("eth0", Interface { received: 7, sent: 8, errors: 9 })].into_iter().collect(),
             uptime: Some(60),
             own_memory: Some(6000),
             own_cpu: Some(10),
@@ -217,7 +222,8 @@ mod tests {
         assert!(Arc::ptr_eq(&first, &second));
         let (third, _) = lay_out(&mut rows, &host(), &[service("a/b/1", 2), service("a/b/2", 0)]);
         assert_eq!(third.len(), first.len() + 8);
-        let (fourth, _) = lay_out(&mut rows, &HostFigures { interfaces: Vec::new(), ..host() }, &[service("a/b/1", 2)]);
+        let (fourth, _) =
+            lay_out(&mut rows, &HostFigures { interfaces: Roster::default(), ..host() }, &[service("a/b/1", 2)]);
         assert_eq!(fourth.len(), first.len() - 3);
         let (fifth, row) = lay_out(&mut rows, &host(), &[service("a/c/1", 2)]);
         assert_eq!(fifth.len(), first.len());

@@ -15,15 +15,13 @@ use crate::container::ContainerId;
 use crate::docker::Followed;
 use crate::host::{FileSystem, FileSystems, Host};
 use crate::kept::Page;
+use crate::roster::LINGER;
 use crate::row::{Rows, Sample, ServiceSample};
 use crate::services::Running;
 use crate::stats;
 
 /// How often file systems are looked at: they fill slowly, and each look costs a call per mount.
 const FILE_SYSTEMS: Duration = Duration::from_secs(60);
-/// How long the series of a service that stopped is kept: a new set of series costs a key batch, and most services come
-/// back.
-const LINGER: Duration = Duration::from_secs(600);
 /// How long the first sample waits for the engine, so that it has the services in it.
 const FIRST_SAMPLE: Duration = Duration::from_secs(2);
 

@@ -52,7 +52,7 @@ enum Verb {
     /// A tenant's Kafka plane: certificates for its brokers.
     #[command(subcommand)]
     Kafka(command::kafka::Kafka),
-    /// What others have to trust, in PEM.
+    /// What others have to trust, in PEM, and what waits to be signed.
     #[command(subcommand)]
     Trust(command::trust::Trust),
     /// Certificates: what they say, and their renewal.

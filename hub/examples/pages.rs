@@ -353,6 +353,7 @@ fn some_tenants() -> Vec<Tenant> {
         id: id.into(),
         name: name.into(),
         created_at: ago(40 * DAY),
+        awaits_signature: id.starts_with("zeta"),
         nodes: NodeCounts::of(range.map(one).collect::<Vec<_>>().iter()),
     };
     vec![

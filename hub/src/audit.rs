@@ -28,6 +28,10 @@ pub mod action {
     #![expect(missing_docs, reason = "the names say it")]
     pub const KEYS_REWRAPPED: &str = "keys.rewrapped";
     pub const AUTHORITY_CREATED: &str = "authority.created";
+    pub const AUTHORITY_REQUESTED: &str = "authority.requested";
+    pub const ROOT_EXPORTED: &str = "root.exported";
+    pub const ROOT_RESTORED: &str = "root.restored";
+    pub const ROOT_LIST_SIGNED: &str = "root.list_signed";
     pub const ROOT_LINKED: &str = "root.linked";
     pub const ROOT_ISSUES: &str = "root.issues";
     pub const ROOTS_RETIRED: &str = "roots.retired";
@@ -207,11 +211,8 @@ pub async fn append_all(
 ) -> Result<Head, StoreError> {
     // SQLite has one writer, who holds the file by now. What this hub remembers of the head counts for nothing:
     // another hub may have written since.
-    let sql = match transaction.backend_name() {
-        "PostgreSQL" => "SELECT last_id, hash FROM audit_head WHERE chain = 1 FOR UPDATE",
-        _ => "SELECT last_id, hash FROM audit_head WHERE chain = 1",
-    };
-    let mut head = read_head(&sqlx::query(sql).fetch_one(&mut **transaction).await?)?;
+    let sql = format!("SELECT last_id, hash FROM audit_head WHERE chain = 1{}", rows::for_update(transaction));
+    let mut head = read_head(&sqlx::query(AssertSqlSafe(sql)).fetch_one(&mut **transaction).await?)?;
     let mut links = Vec::with_capacity(records.len());
     for record in records {
         let mut link = Link {

@@ -200,11 +200,14 @@ impl Hub {
         let settings = enrollment::Settings { address, recovery: config.recovery() };
         let registry = Arc::<gateway::Registry>::default();
         let (authorities, sessions) = (domain.authorities.clone(), Arc::clone(&registry));
-        let enrollment = Enrollment::open(database.clone(), authorities, fleet.clone(), settings, sessions).await?;
-        let _ = list.set(enrollment.clone());
-
         let stop_storing = CancellationToken::new();
         let storing = TaskTracker::new();
+        let (enrollment, issuing) =
+            Enrollment::open(database.clone(), authorities, fleet.clone(), settings, sessions, stop_storing.clone())
+                .await?;
+        storing.spawn(issuing);
+        let _ = list.set(enrollment.clone());
+
         let (ingest, committing) =
             Ingest::start(database.clone(), fleet.clone(), Limits::default(), stop_storing.clone()).await?;
         storing.spawn(committing);

@@ -5,6 +5,7 @@ pub mod alerts;
 pub mod api;
 pub mod audit;
 pub mod authorities;
+pub mod ca;
 pub mod certificate_policy;
 pub mod check;
 pub mod config;

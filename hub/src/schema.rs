@@ -53,7 +53,9 @@ CREATE TABLE authorities (
     certificate {BLOB},
     sealed_key {BLOB},
     not_after BIGINT,
-    created_at BIGINT NOT NULL
+    created_at BIGINT NOT NULL,
+    -- Of a root that is kept offline: what it has signed ahead.
+    revocation_list {BLOB}
 );
 -- Links between fleet roots: the name and key of one under the signature of another. They stay while they are valid, for
 -- nodes that were away.
@@ -65,6 +67,7 @@ CREATE TABLE root_links (
 );
 
 CREATE UNIQUE INDEX authorities_generation ON authorities (kind, COALESCE(tenant, ''), generation);
+CREATE UNIQUE INDEX authorities_awaiting ON authorities (kind, COALESCE(tenant, '')) WHERE state = 'awaiting-signature';
 CREATE UNIQUE INDEX authorities_active ON authorities (kind, COALESCE(tenant, '')) WHERE state = 'active';
 
 -- How long certificates of a kind live, seconds, and between which shares of their life they are renewed, percent. For a
@@ -136,6 +139,7 @@ CREATE TABLE certificates (
     PRIMARY KEY (authority, serial)
 );
 CREATE INDEX certificates_node ON certificates (node, issued_at);
+CREATE INDEX certificates_spki ON certificates (spki_sha256);
 
 -- Keys of the hub's newest server certificates (kind as there), sealed with the fleet's data key, so that a hub that starts
 -- need not issue one.

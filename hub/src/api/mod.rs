@@ -85,6 +85,7 @@ fn described() -> (Router<App>, Value) {
         .routes(routes!(certificate_policies::list))
         .routes(routes!(certificate_policies::set, certificate_policies::reset))
         .routes(routes!(renewals::create))
+        .routes(routes!(authorities::awaited))
         .routes(routes!(bundles::fleet_root))
         .routes(routes!(bundles::kafka_root))
         .routes(routes!(bundles::nodes_intermediate))
@@ -133,7 +134,7 @@ mod tests {
         let (_, described) = described();
         assert!(described["openapi"].as_str().expect("a version").starts_with("3.1"), "{}", described["openapi"]);
         let paths = described["paths"].as_object().expect("paths");
-        assert_eq!(paths.len(), 26);
+        assert_eq!(paths.len(), 27);
         for (path, operations) in paths {
             for (method, operation) in operations.as_object().expect("operations") {
                 let responses = operation["responses"].as_object().expect("responses");

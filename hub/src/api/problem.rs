@@ -179,6 +179,7 @@ impl From<AuthoritiesError> for Problem {
         match error {
             AuthoritiesError::Missing(_) => Self::not_found(error.to_string()),
             AuthoritiesError::Request(_) | AuthoritiesError::NotABridge { .. } => Self::invalid(error.to_string()),
+            AuthoritiesError::RootOffline | AuthoritiesError::AwaitingSignature(_) => Self::conflict(error.to_string()),
             AuthoritiesError::Store(error) => error.into(),
             error => Self::internal(&error),
         }

@@ -10,7 +10,7 @@ use store::Transaction;
 use store::sqlx::{self, Row};
 use tokio::sync::watch;
 
-use super::rows::{self, insert, load};
+use super::rows::{insert, load};
 use super::{Authorities, AuthoritiesError};
 use crate::audit::{self, Actor, Record, action};
 use crate::certificate_policy::Kind;
@@ -130,12 +130,11 @@ impl Authorities {
             .execute(&mut *transaction)
             .await?;
         let root = self.root(&mut transaction).await?;
-        let hub = root.issue_hub_intermediate(now, self.fleet_policy().lifetime(Kind::HubIntermediate))?;
-        rows::save(&mut transaction, &hub, &self.0.keys, now).await?;
+        self.create_intermediate(&mut transaction, &Role::Hub, now).await?;
         let tenants: Vec<String> =
             sqlx::query_scalar("SELECT id FROM tenants ORDER BY id").fetch_all(&mut *transaction).await?;
         for tenant in tenants.iter().filter_map(|tenant| tenant.parse::<TenantId>().ok()) {
-            self.create_intermediate(&mut transaction, &tenant, now).await?;
+            self.create_intermediate(&mut transaction, &Role::Nodes(tenant), now).await?;
         }
         record(&mut transaction, action::ROOT_ISSUES, &root, actor, now).await?;
         transaction.commit().await?;
@@ -159,7 +158,7 @@ impl Authorities {
 
     pub(super) async fn root(&self, transaction: &mut Transaction) -> Result<Authority, AuthoritiesError> {
         let root = load(transaction, &Role::Root, &self.0.keys).await?;
-        Ok(root.ok_or(pki::AuthorityError::Certificate)?.authority)
+        Ok(root.ok_or(AuthoritiesError::RootOffline)?.authority)
     }
 }
 
@@ -174,7 +173,7 @@ async fn next_root(transaction: &mut Transaction) -> Result<Option<i64>, Authori
     Ok(row.map(|row| row.try_get(0)).transpose()?)
 }
 
-async fn save_link(
+pub(super) async fn save_link(
     transaction: &mut Transaction,
     link: &CertificateDer<'_>,
     actor: &Actor,

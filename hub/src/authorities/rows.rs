@@ -1,7 +1,7 @@
 //! Authorities as they stand in the database: found by what they are for, saved as the next generation.
 
 use pki::{Authority, AuthorityError, CertificateDer, Owner, Role, Summary};
-use protocol::{TenantId, Timestamp};
+use protocol::Timestamp;
 use serde_json::json;
 use store::sqlx::{self, Row};
 use store::{Database, Transaction};
@@ -21,7 +21,19 @@ pub(crate) fn place(role: &Role) -> (&'static str, &str) {
     }
 }
 
-/// The authority that issues as `role`.
+/// What an authority is for that has this kind and tenant in the table.
+pub(super) fn role(kind: &str, tenant: Option<&str>) -> Option<Role> {
+    match (kind, tenant) {
+        ("root", None) => Some(Role::Root),
+        ("hub", None) => Some(Role::Hub),
+        ("web", None) => Some(Role::Web),
+        ("nodes", Some(tenant)) => tenant.parse().ok().map(Role::Nodes),
+        ("kafka", Some(tenant)) => tenant.parse().ok().map(Role::Kafka),
+        _ => None,
+    }
+}
+
+/// The authority that issues as `role`; `None` also when its key is elsewhere.
 pub(super) async fn load(
     transaction: &mut Transaction,
     role: &Role,
@@ -30,7 +42,7 @@ pub(super) async fn load(
     let (kind, tenant) = place(role);
     let row = sqlx::query(
         "SELECT id, certificate, sealed_key FROM authorities
-         WHERE kind = $1 AND COALESCE(tenant, '') = $2 AND state = 'active'",
+         WHERE kind = $1 AND COALESCE(tenant, '') = $2 AND state = 'active' AND sealed_key IS NOT NULL",
     )
     .bind(kind)
     .bind(tenant)
@@ -74,7 +86,33 @@ pub(super) async fn save(
     keys: &Keys,
     now: Timestamp,
 ) -> Result<i64, AuthoritiesError> {
-    let (kind, tenant) = place(authority.role());
+    make_way(transaction, authority.role()).await?;
+    insert(transaction, authority, "active", keys, now).await
+}
+
+/// Gives the row that waits for a signature its certificate, and makes it the active one, as [`save`] does.
+pub(super) async fn complete(
+    transaction: &mut Transaction,
+    id: i64,
+    role: &Role,
+    certificate: &CertificateDer<'_>,
+    actor: &Actor,
+    now: Timestamp,
+) -> Result<(), AuthoritiesError> {
+    make_way(transaction, role).await?;
+    let summary = Summary::of(certificate).map_err(AuthoritiesError::Unreadable)?;
+    sqlx::query("UPDATE authorities SET state = 'active', certificate = $2, not_after = $3 WHERE id = $1")
+        .bind(id)
+        .bind(certificate.to_vec())
+        .bind(summary.not_after.millis())
+        .execute(&mut **transaction)
+        .await?;
+    created(transaction, role, &summary, actor, now).await
+}
+
+/// The one of this kind that is active issues no more.
+async fn make_way(transaction: &mut Transaction, role: &Role) -> Result<(), AuthoritiesError> {
+    let (kind, tenant) = place(role);
     sqlx::query(
         "UPDATE authorities SET state = 'trusted'
          WHERE kind = $1 AND COALESCE(tenant, '') = $2 AND state = 'active'",
@@ -83,7 +121,7 @@ pub(super) async fn save(
     .bind(tenant)
     .execute(&mut **transaction)
     .await?;
-    insert(transaction, authority, "active", keys, now).await
+    Ok(())
 }
 
 /// Stores `authority` as the newest generation of its kind.
@@ -112,19 +150,30 @@ pub(super) async fn insert(
     .fetch_one(&mut **transaction)
     .await?;
     let summary = Summary::of(authority.certificate_der()).map_err(AuthoritiesError::Unreadable)?;
+    created(transaction, authority.role(), &summary, &Actor::system(), now).await?;
+    Ok(id)
+}
+
+async fn created(
+    transaction: &mut Transaction,
+    role: &Role,
+    summary: &Summary,
+    actor: &Actor,
+    now: Timestamp,
+) -> Result<(), AuthoritiesError> {
     let record = Record {
-        actor: Actor::system(),
+        actor: actor.clone(),
         action: action::AUTHORITY_CREATED,
-        tenant: match authority.role().owner() {
+        tenant: match role.owner() {
             Owner::Fleet => None,
             Owner::Tenant(tenant) => Some(tenant),
         },
-        subject: kind.to_owned(),
-        detail: json!({ "certificate": audit::certificate("authority", &summary) }),
+        subject: place(role).0.to_owned(),
+        detail: json!({ "certificate": audit::certificate("authority", summary) }),
         remote: None,
     };
     audit::append(transaction, now, record).await?;
-    Ok(id)
+    Ok(())
 }
 
 /// The certificates to trust for `role` at `now`, the newest first: of those that issue, those before them whose
@@ -156,15 +205,7 @@ pub(super) async fn check(database: &Database, keys: &Keys) -> Result<(), Author
         .await?;
     for row in rows {
         let (kind, tenant): (String, Option<String>) = (row.try_get(0)?, row.try_get(1)?);
-        let tenant: Option<TenantId> = tenant.and_then(|tenant| tenant.parse().ok());
-        let role = match (kind.as_str(), tenant) {
-            ("root", None) => Role::Root,
-            ("hub", None) => Role::Hub,
-            ("web", None) => Role::Web,
-            ("nodes", Some(tenant)) => Role::Nodes(tenant),
-            ("kafka", Some(tenant)) => Role::Kafka(tenant),
-            _ => return Err(AuthorityError::Certificate.into()),
-        };
+        let role = role(&kind, tenant.as_deref()).ok_or(AuthorityError::Certificate)?;
         load(&mut transaction, &role, keys).await?;
     }
     Ok(())

@@ -21,7 +21,7 @@ use super::{
 };
 use crate::access::{self, Grant, Principal};
 use crate::api::alert_resources;
-use crate::api::authorities::Authority;
+use crate::api::authorities::{Authority, Awaited};
 use crate::api::certificate_policies::CertificatePolicy;
 use crate::api::extract::{Path, Query, require, require_all, require_tenant};
 use crate::api::list::Window;
@@ -418,6 +418,8 @@ pub(super) async fn trust(State(app): State<App>, visitor: Visitor) -> Result<Re
     let who = visitor.principal();
     let listed = app.state.authorities.list(who.tenant.as_ref(), app.now()).await.or_shown(&app)?;
     let authorities: Vec<Authority> = listed.into_iter().map(Authority::from).collect();
+    let awaited = app.state.authorities.awaited(who.tenant.as_ref(), app.now()).await.or_shown(&app)?;
+    let awaited: Vec<Awaited> = awaited.into_iter().map(Awaited::from).collect();
     let nodes = app.roster.of(who, None).into_iter().filter(|node| node.revoked_at.is_none());
     let ends = |node: &Node| {
         let view = app.state.fleet.node(node.id.parse().ok()?)?;
@@ -434,7 +436,7 @@ pub(super) async fn trust(State(app): State<App>, visitor: Visitor) -> Result<Re
         let shown = stated.filter(|one| tenant.is_none() || !who.sees_all() || one.source == Source::Tenant);
         shown.map(CertificatePolicy::from).collect()
     };
-    let content = pki_views::page(&authorities, policies, &ending, &visitor.viewer(), still(&app));
+    let content = pki_views::page(&authorities, &awaited, policies, &ending, &visitor.viewer(), still(&app));
     framed(&app, &visitor, "Trust", Section::Trust, None, &content).await
 }
 

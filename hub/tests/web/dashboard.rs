@@ -11,13 +11,13 @@ use store::on_both_engines;
 use crate::{Answer, Site};
 
 /// A browser that is signed in.
-struct Browser<'a> {
+pub(crate) struct Browser<'a> {
     site: &'a Site,
     cookie: String,
 }
 
 impl<'a> Browser<'a> {
-    async fn sign_in(site: &'a Site, role: Role, tenant: Option<&str>) -> Self {
+    pub(crate) async fn sign_in(site: &'a Site, role: Role, tenant: Option<&str>) -> Self {
         let code = site.link(role, tenant).await;
         let answer = send(site, Method::POST, "/sign-in", "", &[("code", &code)]).await;
         assert_eq!(answer.status, StatusCode::SEE_OTHER, "{}", answer.body);
@@ -25,7 +25,7 @@ impl<'a> Browser<'a> {
         Self { site, cookie }
     }
 
-    async fn get(&self, path: &str) -> Answer {
+    pub(crate) async fn get(&self, path: &str) -> Answer {
         send(self.site, Method::GET, path, &self.cookie, &[]).await
     }
 

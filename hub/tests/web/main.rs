@@ -50,6 +50,7 @@ struct Site {
     router: Router,
     database: Database,
     access: Access,
+    authorities: Authorities,
     tenants: Tenants,
     enrollment: Enrollment,
     fleet: Fleet,
@@ -79,12 +80,19 @@ impl Site {
             address: "hub.example:7443".into(),
             recovery: enrollment::RecoveryBounds::default(),
         };
-        let enrollment =
-            Enrollment::open(database.clone(), authorities.clone(), fleet.clone(), settings, Arc::default())
-                .await
-                .expect("enrollment");
         let stop = CancellationToken::new();
         let mut tasks = JoinSet::new();
+        let (enrollment, issuing) = Enrollment::open(
+            database.clone(),
+            authorities.clone(),
+            fleet.clone(),
+            settings,
+            Arc::default(),
+            stop.clone(),
+        )
+        .await
+        .expect("enrollment");
+        tasks.spawn(issuing);
         let (ingest, committing) =
             Ingest::start(database.clone(), fleet.clone(), Limits::default(), stop.clone()).await.expect("ingest");
         tasks.spawn(committing);
@@ -101,7 +109,7 @@ impl Site {
             tenants: tenants.clone(),
             authorities: authorities.clone(),
             enrollment: enrollment.clone(),
-            revocation_lists: RevocationLists::new(database.clone(), authorities),
+            revocation_lists: RevocationLists::new(database.clone(), authorities.clone()),
             fleet: fleet.clone(),
             ingest,
             history: History::new(database.clone()),
@@ -117,7 +125,7 @@ impl Site {
             clock: now,
             shutdown: stop,
         });
-        Self { router, database, access, tenants, enrollment, fleet, watched, tasks }
+        Self { router, database, access, authorities, tenants, enrollment, fleet, watched, tasks }
     }
 
     async fn tenant(&self, id: &str) -> TenantId {

@@ -81,6 +81,11 @@ impl SimulatedNode {
         lock(&self.life).as_ref().map(|life| life.status.borrow().clone())
     }
 
+    /// Where its link stands, as it changes; `None` while its process is down.
+    pub fn link(&self) -> Option<watch::Receiver<LinkStatus>> {
+        lock(&self.life).as_ref().map(|life| life.status.clone())
+    }
+
     /// What its links counted.
     pub fn counted(&self) -> Counted {
         let now = lock(&self.life).as_ref().map(|life| life.link.counters().read()).unwrap_or_default();

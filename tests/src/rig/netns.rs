@@ -2,10 +2,12 @@
 
 use std::ffi::OsStr;
 use std::net::Ipv4Addr;
+use std::os::fd::AsFd as _;
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::{Context, Result, bail};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use super::process::finish;
 
@@ -73,6 +75,12 @@ impl Netns {
         command(Some(&self.name), program)
     }
 
+    /// A way in for a thread of this process.
+    pub fn open(&self) -> Result<NetnsDoor> {
+        let path = format!("/run/netns/{}", self.name);
+        Ok(NetnsDoor(std::fs::File::open(&path).with_context(|| format!("opening {path}"))?))
+    }
+
     /// Its name, as `ip netns` lists it.
     pub fn name(&self) -> &str {
         &self.name
@@ -102,6 +110,17 @@ impl Netns {
         let path = format!("/sys/class/net/{}/statistics/{name}", self.outside_link);
         let text = std::fs::read_to_string(&path).with_context(|| format!("reading {path}"))?;
         text.trim().parse().with_context(|| format!("reading {path}"))
+    }
+}
+
+/// A way into a namespace; see [`Netns::open`].
+#[derive(Debug)]
+pub struct NetnsDoor(std::fs::File);
+
+impl NetnsDoor {
+    /// What the calling thread does on the network from now on happens inside.
+    pub fn enter(&self) -> Result<()> {
+        move_into_link_name_space(self.0.as_fd(), Some(LinkNameSpaceType::Network)).context("entering a namespace")
     }
 }
 

@@ -6,6 +6,7 @@ mod chaos;
 mod dashboard;
 mod https;
 mod main_job;
+mod offline;
 mod quickstart;
 mod recovery;
 mod revocation;

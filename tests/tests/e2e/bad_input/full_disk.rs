@@ -1,43 +1,85 @@
 //! No room left, on either side.
 
+use std::net::{Ipv4Addr, UdpSocket};
+use std::process::Stdio;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use hyperfactory_tests::rig::{Agent, Hub, Netns, SOON, SmallDisk, until};
 
 use super::{FAILED, agent, assert_ended, coverage, delivers, has_all, running, through};
 
 /// Long enough for a spool's reserve to be used up on a slow machine.
-const FILLED: Duration = Duration::from_secs(90);
+const FILLED: Duration = Duration::from_secs(180);
 
 fn number(agent: &Agent, key: &str) -> Result<u64> {
     agent.status()?[key].as_u64().context("no number")
 }
 
-/// Many network interfaces make large batches: each is three series, and another one makes the next batch name all.
-struct Ports<'a> {
-    netns: &'a Netns,
-    count: u32,
+/// Many cables that carry what nobody can foresee make large batches: each end is three series.
+struct Cables {
+    stop: Arc<AtomicBool>,
+    talking: Option<JoinHandle<Result<()>>>,
 }
 
-impl Ports<'_> {
-    fn add(&mut self, count: u32) -> Result<()> {
-        let lines: String = (self.count..self.count + count)
-            .map(|port| format!("link add port{port} type veth peer name veth{port}\n"))
-            .collect();
-        self.count += count;
-        let mut ip = self.netns.command("ip").args(["-batch", "-"]).stdin(std::process::Stdio::piped()).spawn()?;
+impl Cables {
+    const COUNT: u32 = 800;
+
+    fn lay(netns: &Netns) -> Result<Self> {
+        let mut lines = String::new();
+        for cable in 0..Self::COUNT {
+            let to = Self::address(cable);
+            lines += &format!(
+                "link add one{cable} mtu 9000 type veth peer name other{cable} mtu 9000\n\
+                 link set one{cable} up\nlink set other{cable} up\n\
+                 route add {to} dev one{cable}\n\
+                 neigh add {to} lladdr 02:02:00:00:00:00 dev one{cable} nud permanent\n"
+            );
+        }
+        let mut ip = netns.command("ip").args(["-batch", "-"]).stdin(Stdio::piped()).spawn()?;
         std::io::Write::write_all(&mut ip.stdin.take().context("no input")?, lines.as_bytes())?;
         ensure!(ip.wait()?.success(), "ip -batch failed");
-        Ok(())
+        let stop = Arc::new(AtomicBool::new(false));
+        let (inside, stopped) = (netns.open()?, Arc::clone(&stop));
+        let talking = std::thread::spawn(move || {
+            inside.enter()?;
+            let socket = UdpSocket::bind("0.0.0.0:0")?;
+            let words = vec![0; 8900];
+            while !stopped.load(Ordering::Relaxed) {
+                for cable in 0..Self::COUNT {
+                    socket.send_to(&words[..rand::random_range(0..words.len())], (Self::address(cable), 9))?;
+                }
+                std::thread::sleep(Duration::from_millis(50));
+            }
+            Ok(())
+        });
+        Ok(Self { stop, talking: Some(talking) })
+    }
+
+    fn address(cable: u32) -> Ipv4Addr {
+        Ipv4Addr::from(u32::from(Ipv4Addr::new(10, 9, 0, 1)) + cable)
+    }
+
+    /// Silences them; fails if they were not talking till now.
+    fn silence(&mut self) -> Result<()> {
+        self.stop.store(true, Ordering::Relaxed);
+        self.talking.take().map_or(Ok(()), |talking| talking.join().map_err(|_| anyhow!("the talker panicked"))?)
+    }
+}
+
+impl Drop for Cables {
+    fn drop(&mut self) {
+        let _ = self.silence();
     }
 }
 
 #[test]
 fn an_agent_on_a_full_disk_says_so_names_what_is_lost_and_recovers_by_itself() -> Result<()> {
     let netns = Netns::create()?;
-    let mut ports = Ports { netns: &netns, count: 0 };
-    ports.add(400)?;
+    let mut cables = Cables::lay(&netns)?;
     let mut hub = Hub::builder().at(netns.outside()).start()?;
     hub.tenant("acme")?;
     let agent = agent()?.inside(&netns).set("interval", "100ms").set("spool-size", "1MiB");
@@ -47,10 +89,10 @@ fn an_agent_on_a_full_disk_says_so_names_what_is_lost_and_recovers_by_itself() -
     hub.kill()?;
     disk.fill()?;
     until("the reserve to be used up and batches to be lost", FILLED, || {
-        ports.add(1)?;
         ensure!(number(&agent, "batches_lost")? > 0, "{}", agent.status()?);
         Ok(Some(()))
     })?;
+    cables.silence()?;
     let status = agent.status()?;
     let trouble = status["spool_trouble"].as_str().context("the full disk is no trouble")?;
     assert!(trouble.contains("is full") && trouble.contains("free some space"), "{trouble}");
@@ -58,7 +100,6 @@ fn an_agent_on_a_full_disk_says_so_names_what_is_lost_and_recovers_by_itself() -
 
     disk.free()?;
     until("the agent to write again", SOON, || {
-        ports.add(1)?;
         let status = agent.status()?;
         ensure!(status["spool_trouble"].is_null(), "{status}");
         Ok(Some(()))

@@ -126,7 +126,8 @@ fn a_bridges_token_is_not_for_an_agent() -> Result<()> {
 #[test]
 fn a_token_that_was_not_pasted_whole_is_wrong_usage() -> Result<()> {
     let token = JoinToken::generate("hub.example.com:7443", [7; 32])?.to_string();
-    let typed = token.replacen(&token[60..61], if &token[60..61] == "x" { "y" } else { "x" }, 1);
+    let mut typed = token.clone();
+    typed.replace_range(60..61, if &token[60..61] == "x" { "y" } else { "x" });
     for (pasted, advice) in [
         (&token[..token.len() - 1], "cut short; copy it again"),
         (&token[4..], "copy it from the hub's token page"),
