@@ -342,7 +342,7 @@ fn node_page(engine: EngineState, presence: PresenceState) -> Html<String> {
         Section::Fleet,
         &html! {
             (node::heading(&detail, clock())) (node::notes(&detail, &[], clock())) (node::tiles(&detail, clock()))
-            (node::services(&detail, clock())) (node::charts(&detail, node::Span::Hour, &charts)) (node::facts(&detail, &coverage, clock()))
+            (node::services(&detail, true, clock())) (node::charts(&detail, node::Span::Hour, &charts)) (node::facts(&detail, &coverage, clock()))
             (alerts::of_node(&some_alerts(), clock()))
         },
     )
@@ -353,6 +353,7 @@ fn some_tenants() -> Vec<Tenant> {
         id: id.into(),
         name: name.into(),
         created_at: ago(40 * DAY),
+        awaits_signature: id.starts_with("zeta"),
         nodes: NodeCounts::of(range.map(one).collect::<Vec<_>>().iter()),
     };
     vec![

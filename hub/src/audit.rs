@@ -28,6 +28,10 @@ pub mod action {
     #![expect(missing_docs, reason = "the names say it")]
     pub const KEYS_REWRAPPED: &str = "keys.rewrapped";
     pub const AUTHORITY_CREATED: &str = "authority.created";
+    pub const AUTHORITY_REQUESTED: &str = "authority.requested";
+    pub const ROOT_EXPORTED: &str = "root.exported";
+    pub const ROOT_RESTORED: &str = "root.restored";
+    pub const ROOT_LIST_SIGNED: &str = "root.list_signed";
     pub const ROOT_LINKED: &str = "root.linked";
     pub const ROTATION_STARTED: &str = "rotation.started";
     pub const ROTATION_ADVANCED: &str = "rotation.advanced";
@@ -50,7 +54,13 @@ pub mod action {
     pub const RENEWAL_ADVISED: &str = "renewal.advised";
     pub const CERTIFICATE_RETIRED: &str = "certificate.retired";
     pub const NODE_REVOKED: &str = "node.revoked";
+    pub const NODE_LABELLED: &str = "node.labelled";
     pub const NODE_REMOVED: &str = "node.removed";
+    pub const OPERATOR_KEY_REGISTERED: &str = "operator_key.registered";
+    pub const OPERATOR_KEY_REVOKED: &str = "operator_key.revoked";
+    pub const COMMAND_REQUESTED: &str = "command.requested";
+    pub const COMMAND_CANCELLED: &str = "command.cancelled";
+    pub const COMMAND_REFUSED: &str = "command.refused";
     pub const SESSION_DISPLACED: &str = "session.displaced";
     pub const SESSION_REFUSED: &str = "session.refused";
     pub const API_TOKEN_CREATED: &str = "api_token.created";
@@ -209,11 +219,8 @@ pub async fn append_all(
 ) -> Result<Head, StoreError> {
     // SQLite has one writer, who holds the file by now. What this hub remembers of the head counts for nothing:
     // another hub may have written since.
-    let sql = match transaction.backend_name() {
-        "PostgreSQL" => "SELECT last_id, hash FROM audit_head WHERE chain = 1 FOR UPDATE",
-        _ => "SELECT last_id, hash FROM audit_head WHERE chain = 1",
-    };
-    let mut head = read_head(&sqlx::query(sql).fetch_one(&mut **transaction).await?)?;
+    let sql = format!("SELECT last_id, hash FROM audit_head WHERE chain = 1{}", rows::for_update(transaction));
+    let mut head = read_head(&sqlx::query(AssertSqlSafe(sql)).fetch_one(&mut **transaction).await?)?;
     let mut links = Vec::with_capacity(records.len());
     for record in records {
         let mut link = Link {

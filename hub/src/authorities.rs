@@ -1,29 +1,35 @@
 //! The fleet's certificate authorities: made once, kept sealed in the database, opened when something is to be issued.
 
+mod answer;
+pub mod ceremony;
 mod certified;
 mod follow;
 mod kafka;
 mod listed;
+mod offline;
 mod roots;
 mod rows;
 mod server;
 mod succession;
 mod web;
 
-use pki::{Authority, AuthorityError, CertificateDer, Owner, PrivateKey, RequestError, Role};
-use protocol::{NodeId, TenantId, Timestamp};
 use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, RwLock};
+
+use pki::{Authority, AuthorityError, CertificateDer, Owner, PrivateKey, RequestError, Role};
+use protocol::{NodeId, TenantId, Timestamp};
 use store::sqlx;
 use store::{Database, StoreError, Transaction};
 use tokio::sync::watch;
 
 use crate::certificate_policy::{CertificatePolicy, Kind, Policies};
 use crate::keys::{Keys, KeysError};
+pub use answer::{ImportError, Imported};
 pub(crate) use certified::Certified;
 pub use certified::LeafKind;
 pub use kafka::KafkaCertificate;
 pub use listed::Listed;
+pub use offline::Awaited;
 pub use roots::Roots;
 pub(crate) use rows::place;
 use rows::{load, save};
@@ -81,10 +87,33 @@ pub enum AuthoritiesError {
     },
     /// An authority has to sign whose key is not here.
     #[error(
-        "this takes the key of authority {0}, and that is not at this hub: have it signed where the key is, see \
-         `hyperfactory-hub ca root --help`"
+        "this takes the signature of authority {0}, whose key is kept offline: see `hyperfactory-hub ca root requests`"
     )]
     KeyElsewhere(i64),
+    /// The tenant's first intermediate is not signed yet, or its last one has ended before the next was.
+    #[error(
+        "tenant {0} waits for its authority, which the fleet's root has to sign: the root is kept offline, and signs at the \
+         next signing ceremony"
+    )]
+    AwaitingSignature(TenantId),
+    /// The fleet root's key was taken away.
+    #[error(
+        "the fleet root is kept offline, and this takes its key: bring it back with hyperfactory-hub ca root restore"
+    )]
+    RootOffline,
+    /// The fleet root's key is here.
+    #[error("the fleet root's key is here: the hub has it sign what is needed by itself")]
+    RootOnline,
+    /// Another root than the one that issues here.
+    #[error(
+        "this is the root with the key {given}, and here the root with the key {here} issues: take the file of this fleet"
+    )]
+    OtherRoot {
+        /// The one given.
+        given: String,
+        /// The one that issues here.
+        here: String,
+    },
     /// The certificate request is not good.
     #[error(transparent)]
     Request(#[from] RequestError),
@@ -97,9 +126,19 @@ pub enum AuthoritiesError {
     /// A data key could not be had.
     #[error(transparent)]
     Keys(#[from] KeysError),
+    /// The hub stops.
+    #[error("the hub is stopping")]
+    Stopping,
     /// The database failed.
     #[error(transparent)]
     Store(#[from] StoreError),
+}
+
+impl AuthoritiesError {
+    fn other_root(given: &Authority, here: &Authority) -> Self {
+        let [given, here] = [given, here].map(|root| ceremony::short(&root.spki_sha256()));
+        Self::OtherRoot { given, here }
+    }
 }
 
 impl From<sqlx::Error> for AuthoritiesError {
@@ -117,19 +156,16 @@ impl Authorities {
         let mut transaction = database.begin_write().await?;
         let policies = Policies::load(&mut transaction).await?;
         let policy = policies.of(None);
-        let root = match load(&mut transaction, &Role::Root, &keys).await? {
-            Some(root) => root,
-            None => {
-                let authority = Authority::create_root(now, policy.lifetime(Kind::Root))?;
-                let id = save(&mut transaction, &authority, None, &keys, now).await?;
-                Issuing { id, authority }
-            }
-        };
+        let offline = offline::absent(&mut transaction).await?.is_some();
+        if !offline && load(&mut transaction, &Role::Root, &keys).await?.is_none() {
+            save(&mut transaction, &Authority::create_root(now, policy.lifetime(Kind::Root))?, None, &keys, now)
+                .await?;
+        }
         match load(&mut transaction, &Role::Hub, &keys).await? {
             Some(hub) if issues_at(&hub.authority, &policy, now) => {}
             _ => {
-                let hub = root.authority.issue_hub_intermediate(now, policy.lifetime(Kind::HubIntermediate))?;
-                save(&mut transaction, &hub, Some(root.id), &keys, now).await?;
+                let lifetime = policy.lifetime(Kind::HubIntermediate);
+                offline::intermediate(&mut transaction, &keys, &Role::Hub, lifetime, now).await?;
             }
         }
         let roots = watch::Sender::new(Arc::new(Roots::load(&mut transaction, now).await?));
@@ -190,6 +226,21 @@ impl Authorities {
         let mut transaction = self.0.database.begin_write().await?;
         let Issuing { id, authority } = self.hub(&mut transaction, now).await?;
         let kept = match self.kept(&mut transaction, LeafKind::HubServer, id, RENEW_FOR_NODES, now).await? {
+            // Of an authority that waits for its successor nothing else lasts longer.
+            None => self.last(&mut transaction, LeafKind::HubServer, id).await?.filter(|last| {
+                let end = authority.not_after();
+                now >= end || (now >= last.summary.not_before && last.summary.not_after >= end)
+            }),
+            kept => kept,
+        };
+        if now >= authority.not_after() {
+            tracing::error!(
+                ended = %authority.not_after(),
+                "the hub's own authority has ended, and the fleet root, which is offline, has not signed the next: no node \
+                 trusts this hub until it has. Hold a signing ceremony: hyperfactory-hub ca root requests"
+            );
+        }
+        let kept = match kept {
             Some(kept) => kept,
             None => {
                 let key = PrivateKey::generate().map_err(AuthorityError::from)?;
@@ -203,31 +254,28 @@ impl Authorities {
         Ok(HubServer { key, chain, roots: self.roots(), not_after: summary.not_after })
     }
 
-    /// Makes a new tenant's data key and its two authorities, in the transaction that makes the tenant.
+    /// Makes a new tenant's data key and its two authorities, in the transaction that makes the tenant. False when the one
+    /// for its nodes waits for the root's signature.
     pub(crate) async fn create_tenant(
         &self,
         transaction: &mut Transaction,
         tenant: &TenantId,
         now: Timestamp,
-    ) -> Result<(), AuthoritiesError> {
+    ) -> Result<bool, AuthoritiesError> {
         self.0.keys.create(transaction, Owner::Tenant(tenant.clone()), now).await?;
         let kafka = Authority::create_kafka_root(tenant, now, self.policy(tenant).lifetime(Kind::KafkaRoot))?;
         save(transaction, &kafka, None, &self.0.keys, now).await?;
-        self.create_intermediate(transaction, tenant, now).await?;
-        Ok(())
+        Ok(self.create_intermediate(transaction, &Role::Nodes(tenant.clone()), now).await?.is_some())
     }
 
+    /// `None` while the root that has to sign it is offline.
     async fn create_intermediate(
         &self,
         transaction: &mut Transaction,
-        tenant: &TenantId,
+        role: &Role,
         now: Timestamp,
-    ) -> Result<Issuing, AuthoritiesError> {
-        let lifetime = self.policy(tenant).lifetime(Kind::NodesIntermediate);
-        let root = self.root(transaction).await?;
-        let authority = root.authority.issue_tenant_intermediate(tenant, now, lifetime)?;
-        let id = save(transaction, &authority, Some(root.id), &self.0.keys, now).await?;
-        Ok(Issuing { id, authority })
+    ) -> Result<Option<Issuing>, AuthoritiesError> {
+        offline::intermediate(transaction, &self.0.keys, role, self.intermediate_lifetime(role), now).await
     }
 
     /// The intermediate that issues for `tenant` now; opened once, then kept. Whether it is still that one, the database
@@ -245,17 +293,30 @@ impl Authorities {
         if let Some(known) = known.filter(|known| active == Some(known.id) && fresh(known)) {
             return Ok(known);
         }
-        let stored = load(transaction, &Role::Nodes(tenant.clone()), &self.0.keys).await?;
-        match stored.ok_or_else(|| AuthoritiesError::Missing(tenant.clone()))? {
-            stored if fresh(&stored) => {
-                let issuing = Arc::new(stored);
-                let mut tenants = self.0.tenants.write().unwrap_or_else(PoisonError::into_inner);
-                tenants.insert(tenant.clone(), Arc::clone(&issuing));
-                Ok(issuing)
-            }
-            // Not kept before its transaction is committed: the next call reads it.
-            _ => Ok(Arc::new(self.create_intermediate(transaction, tenant, now).await?)),
+        let role = Role::Nodes(tenant.clone());
+        // What this transaction has made may be undone yet: kept is what others see.
+        let committed = load(&mut self.0.database.begin_read().await?, &role, &self.0.keys).await?;
+        if let Some(committed) = committed.filter(fresh) {
+            let issuing = Arc::new(committed);
+            let mut tenants = self.0.tenants.write().unwrap_or_else(PoisonError::into_inner);
+            tenants.insert(tenant.clone(), Arc::clone(&issuing));
+            return Ok(issuing);
         }
+        let stored = load(transaction, &role, &self.0.keys).await?;
+        if let Some(stored) = stored {
+            if fresh(&stored) {
+                return Ok(Arc::new(stored));
+            }
+            let next = self.create_intermediate(transaction, &role, now).await?;
+            let last = (stored.authority.not_before()..stored.authority.not_after()).contains(&now);
+            let issuing = next.or_else(|| last.then_some(stored));
+            return issuing.map(Arc::new).ok_or_else(|| AuthoritiesError::AwaitingSignature(tenant.clone()));
+        }
+        Err(if offline::awaits(transaction, &role).await? {
+            AuthoritiesError::AwaitingSignature(tenant.clone())
+        } else {
+            AuthoritiesError::Missing(tenant.clone())
+        })
     }
 
     /// All authorities, the fleet's first; of one tenant alone when `tenant` says so.

@@ -2,6 +2,8 @@
 
 mod advice;
 mod freeze;
+mod group;
+mod keys;
 mod name;
 mod recovery;
 mod registry;
@@ -9,7 +11,7 @@ mod revocation;
 mod tokens;
 
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use pki::recovery::FIRST_SEQUENCE;
@@ -17,13 +19,17 @@ use pki::{AuthorityError, CertificateDer, NodeIdentity, RequestError, RequestedK
 use protocol::message::{EnrollRequest, Enrolled, Refusal, RefusalCode, RenewRequest, Renewed};
 use protocol::{NodeId, NodeKind, TenantId, Timestamp, version};
 use serde_json::json;
-use store::sqlx::{self, Row};
+use store::group::{GroupError, Submitter, group_commit};
+use store::sqlx::{self, AssertSqlSafe, Row};
 use store::{Database, StoreError, Transaction};
+use tokio_util::sync::CancellationToken;
 
 use crate::audit::{self, Actor, Record, action};
 use crate::authorities::{Authorities, AuthoritiesError, Certified, Roots};
 use crate::gateway::Registry as Sessions;
+use crate::rows;
 use crate::telemetry::state::{Certificate, Fleet, Member};
+use group::{Enroll, Given, Operation, Renew, Writer};
 use registry::Registry;
 
 pub use advice::{ADVICE_WITHIN_MAX, ADVISED_PER_SECOND, AdviseError, Advised, Whom};
@@ -38,6 +44,9 @@ pub const TOKEN_LIFETIME_MAX: Duration = Duration::from_secs(30 * 86_400);
 /// A node that has got so many certificates within this time and used none gets no more for a while.
 const UNUSED_MAX: i64 = 5;
 const UNUSED_WITHIN: Duration = Duration::from_secs(3600);
+/// When a node is to come again whose tenant's authority is not signed yet. Shorter than a service may take to start: longer,
+/// and the node's program would give up and be started again in a few seconds.
+const ASK_AGAIN_IN: Duration = Duration::from_secs(20);
 
 /// What enrollment needs to know of its hub.
 #[derive(Clone, Debug)]
@@ -59,6 +68,8 @@ struct Inner {
     settings: Settings,
     registry: Registry,
     sessions: Arc<Sessions>,
+    /// Where certificates are asked for.
+    submitter: Submitter<Writer>,
 }
 
 /// A certificate as it goes to a node.
@@ -83,6 +94,7 @@ struct TokenRow {
     kind: NodeKind,
     name: Option<String>,
     expires_at: Timestamp,
+    used: bool,
 }
 
 /// Why nothing was issued; becomes a [`Refusal`].
@@ -98,6 +110,8 @@ enum Failure {
     Unreadable(#[from] pki::TrustError),
     #[error(transparent)]
     Store(#[from] StoreError),
+    #[error(transparent)]
+    Group(#[from] GroupError),
 }
 
 impl From<sqlx::Error> for Failure {
@@ -107,7 +121,8 @@ impl From<sqlx::Error> for Failure {
 }
 
 impl Enrollment {
-    /// Opens the door; reads all nodes and their certificates, so that a session costs no query.
+    /// Opens the door; reads all nodes and their certificates, so that a session costs no query. Gives the door, and the
+    /// task that issues until `stop`, or until nobody holds the door.
     ///
     /// # Errors
     /// When the database does not answer.
@@ -117,12 +132,24 @@ impl Enrollment {
         fleet: Fleet,
         settings: Settings,
         sessions: Arc<Sessions>,
-    ) -> Result<Self, StoreError> {
+        stop: CancellationToken,
+    ) -> Result<(Self, impl Future<Output = ()> + Send + use<>), StoreError> {
         let registry = Registry::load(&database).await?;
         for (node, certificate) in registry.certificates() {
             fleet.certificate(node, certificate);
         }
-        Ok(Self(Arc::new(Inner { database, authorities, fleet, settings, registry, sessions })))
+        let mut issuing = None;
+        let inner = Arc::new_cyclic(|inner| {
+            let writer = Writer(Weak::clone(inner));
+            let (submitter, task) = group_commit(database.clone(), writer, group::LIMITS, stop);
+            issuing = Some(task);
+            Inner { database, authorities, fleet, settings, registry, sessions, submitter }
+        });
+        Ok((Self(inner), async move {
+            if let Some(issuing) = issuing {
+                issuing.await;
+            }
+        }))
     }
 
     /// Enrolls the node that presents a join token. A token works once; presented again with the same key, as by a
@@ -140,7 +167,7 @@ impl Enrollment {
             tries += 1;
             match error {
                 // Two nodes took the same name at once.
-                Failure::Store(error) if error.is_duplicate() && tries < 5 => {}
+                Failure::Group(GroupError::Store(error)) if error.is_duplicate() && tries < 5 => {}
                 Failure::Refused(refusal) => {
                     let tenant = self.token_tenant(&request.secret).await;
                     let record = Record {
@@ -174,9 +201,8 @@ impl Enrollment {
         now: Timestamp,
     ) -> Result<Renewed, Refusal> {
         match self.try_renew(identity, request, now).await {
-            Ok(issued) => {
+            Ok(Given { issued, sequence, .. }) => {
                 let renew_at_ms = self.renew_at(&issued.identity).millis();
-                let sequence = request.sequence + 1;
                 Ok(Renewed { certificate_chain: issued.chain, renew_at_ms, refusal: None, sequence })
             }
             Err(Failure::Refused(refusal)) => {
@@ -314,12 +340,21 @@ impl Enrollment {
             ));
         }
         let key = pki::verify_request(&request.certificate_request).map_err(malformed)?;
-        let mut transaction = self.0.database.begin_write().await?;
-        revocation::not_denied(&mut transaction, &key).await?;
-        let Some(token) = take_token(&mut transaction, request, &key, now).await? else {
-            // Used before, or never made: only the same key gets the same answer.
-            return self.enroll_again(&mut transaction, request, &key).await;
-        };
+        let enroll = Enroll { request: request.clone(), key, remote, now };
+        let given = self.0.submitter.submit(Operation::Enroll(enroll)).await?.map_err(Failure::Refused)?;
+        Ok(self.enrolled(&given.member, given.issued.chain))
+    }
+
+    /// Makes a token a node, as part of a group.
+    async fn admit(&self, transaction: &mut Transaction, enroll: &Enroll) -> Result<Given, Failure> {
+        let Enroll { request, key, remote, now } = enroll;
+        let (remote, now) = (*remote, *now);
+        let standing = keys::standing(transaction, key, None).await?;
+        let token = take_token(transaction, request).await?;
+        if token.used {
+            return self.enroll_again(transaction, &token, key).await;
+        }
+        standing.free()?;
         let wanted = NodeKind::try_from(request.kind()).ok();
         if wanted != Some(token.kind) {
             return Err(refused(
@@ -336,86 +371,67 @@ impl Enrollment {
                 format!("this token ended at {}: make a new one", token.expires_at),
             ));
         }
-        // Before the node's row is there: the tenant's authority may have to be read, in a transaction of its own.
-        let member = Member {
-            node: NodeId::new(now, rand::random()),
-            tenant: token.tenant.clone(),
-            kind: token.kind,
-            name: name::choose(&mut transaction, &token.tenant, token.name.as_deref(), &request.name, token.kind)
-                .await?,
-            enrolled_at: now,
-        };
-        insert_node(&mut transaction, &member, &request.software).await?;
-        sqlx::query("UPDATE join_tokens SET node = $2 WHERE id = $1")
+        let name = name::choose(transaction, &token.tenant, token.name.as_deref(), &request.name, token.kind).await?;
+        let node = NodeId::new(now, rand::random());
+        let member = Member { node, tenant: token.tenant, kind: token.kind, name, enrolled_at: now };
+        insert_node(transaction, &member, &request.software).await?;
+        sqlx::query("UPDATE join_tokens SET used_at = $2, used_spki = $3, node = $4 WHERE id = $1")
             .bind(&token.id)
-            .bind(member.node.to_string())
-            .execute(&mut *transaction)
+            .bind(now.millis())
+            .bind(key.spki_sha256().to_vec())
+            .bind(node.to_string())
+            .execute(&mut **transaction)
             .await?;
-        let issued = self.issue(&mut transaction, &key, &member, FIRST_SEQUENCE, false, now).await?;
+        let issued = self.issue(transaction, key, &member, FIRST_SEQUENCE, false, now).await?;
         let record = Record {
             actor: Actor::anonymous(),
             action: action::NODE_ENROLLED,
             tenant: Some(member.tenant.clone()),
-            subject: member.node.to_string(),
+            subject: node.to_string(),
             detail: json!({
                 "name": member.name, "kind": member.kind.as_str(), "token": token.id,
                 "certificate": issued.logged()?,
             }),
             remote: Some(remote),
         };
-        audit::append(&mut transaction, now, record).await?;
-        transaction.commit().await?;
-        self.0.registry.issued(&issued.identity, FIRST_SEQUENCE, issued.authority);
-        let (node, certificate) = (member.node, Certificate::from(&issued.identity));
-        let enrolled = self.enrolled(&member, issued.chain);
-        self.0.fleet.enrolled(member);
-        self.0.fleet.certificate(node, certificate);
-        Ok(enrolled)
+        Ok(Given { member, issued, sequence: FIRST_SEQUENCE, record: Some(record) })
     }
 
-    /// The answer to a token that is not free: the certificate it once gave, to the key it gave it to.
+    /// The answer to a token that has been used: the certificate it once gave, to the key it gave it to.
     async fn enroll_again(
         &self,
         transaction: &mut Transaction,
-        request: &EnrollRequest,
+        token: &TokenRow,
         key: &RequestedKey,
-    ) -> Result<Enrolled, Failure> {
+    ) -> Result<Given, Failure> {
         let row = sqlx::query(
-            "SELECT t.used_spki, n.id, n.tenant, n.name, n.kind, n.enrolled_at, c.certificate, a.certificate
-             FROM join_tokens t LEFT JOIN nodes n ON n.id = t.node AND n.removed_at IS NULL AND n.revoked_at IS NULL
-             LEFT JOIN certificates c ON c.node = n.id AND c.spki_sha256 = t.used_spki AND c.kind = n.kind
+            "SELECT n.id, n.name, n.enrolled_at, c.certificate, a.certificate, a.id
+             FROM join_tokens t JOIN nodes n ON n.id = t.node AND n.removed_at IS NULL AND n.revoked_at IS NULL
+             JOIN certificates c ON c.node = n.id AND c.spki_sha256 = t.used_spki AND c.kind = n.kind
                  AND c.state IN ('issued', 'active')
-             LEFT JOIN authorities a ON a.id = c.authority
-             WHERE t.secret_hash = $1 ORDER BY c.issued_at DESC LIMIT 1",
+             JOIN authorities a ON a.id = c.authority
+             WHERE t.id = $1 AND t.used_spki = $2 ORDER BY c.issued_at DESC LIMIT 1",
         )
-        .bind(pki::token::secret_hash(&request.secret).to_vec())
+        .bind(&token.id)
+        .bind(key.spki_sha256().to_vec())
         .fetch_optional(&mut **transaction)
         .await?;
         let Some(row) = row else {
-            return Err(refused(
-                RefusalCode::TokenUnknown,
-                "this hub has made no such token: see that it was made at this hub, or make a new one".into(),
-            ));
-        };
-        let same_key = row.try_get::<Option<Vec<u8>>, _>(0)?.as_deref() == Some(&key.spki_sha256()[..]);
-        let certificate: Option<Vec<u8>> = row.try_get(6)?;
-        let (Some(leaf), true) = (certificate, same_key) else {
             return Err(refused(
                 RefusalCode::TokenUsed,
                 "this token has been used: a token enrolls one node; make a new one".into(),
             ));
         };
-        let (id, tenant): (String, String) = (row.try_get(1)?, row.try_get(2)?);
-        let kind: String = row.try_get(4)?;
-        let unreadable = |error: protocol::id::IdError| StoreError::Statement(sqlx::Error::Decode(error.into()));
+        let id: String = row.try_get(0)?;
         let member = Member {
             node: id.parse().map_err(unreadable)?,
-            tenant: tenant.parse().map_err(unreadable)?,
-            kind: kind.parse().map_err(unreadable)?,
-            name: row.try_get(3)?,
-            enrolled_at: Timestamp::from_millis(row.try_get(5)?),
+            tenant: token.tenant.clone(),
+            kind: token.kind,
+            name: row.try_get(1)?,
+            enrolled_at: Timestamp::from_millis(row.try_get(2)?),
         };
-        Ok(self.enrolled(&member, vec![leaf, row.try_get(7)?]))
+        let issued = Issued::from_chain(vec![row.try_get(3)?, row.try_get(4)?], row.try_get(5)?)?;
+        Ok(Given { member, issued, sequence: FIRST_SEQUENCE, record: None })
     }
 
     async fn try_renew(
@@ -423,7 +439,7 @@ impl Enrollment {
         identity: &NodeIdentity,
         request: &RenewRequest,
         now: Timestamp,
-    ) -> Result<Issued, Failure> {
+    ) -> Result<Given, Failure> {
         // Also with a certificate of an authority that is trusted no more: who still has a session gets another one by it.
         self.0.registry.authorize(identity).map_err(Failure::Refused)?;
         let number = self.0.registry.sequence(identity);
@@ -439,17 +455,31 @@ impl Enrollment {
         }
         let sequence = request.sequence + 1;
         let key = pki::verify_request(&request.certificate_request).map_err(malformed)?;
-        let mut transaction = self.0.database.begin_write().await?;
+        let renew = Renew { identity: identity.clone(), key, sequence, now };
+        self.0.submitter.submit(Operation::Renew(renew)).await?.map_err(Failure::Refused)
+    }
+
+    /// Gives a node its next certificate, as part of a group.
+    async fn follow(&self, transaction: &mut Transaction, renew: &Renew) -> Result<Given, Failure> {
+        let Renew { identity, key, sequence, now } = renew;
+        let (sequence, now) = (*sequence, *now);
         // Takes the node's row, so that two requests with one key don't both find nothing.
         let row = sqlx::query(
             "UPDATE nodes SET software = software WHERE id = $1 AND removed_at IS NULL AND revoked_at IS NULL
                AND frozen_at IS NULL RETURNING name, enrolled_at",
         )
         .bind(identity.node.to_string())
-        .fetch_optional(&mut *transaction)
+        .fetch_optional(&mut **transaction)
         .await?;
         let Some(row) = row else { return Err(Failure::Refused(registry::unknown(identity.node))) };
-        revocation::not_denied(&mut transaction, &key).await?;
+        let member = Member {
+            node: identity.node,
+            tenant: identity.tenant.clone(),
+            kind: identity.kind,
+            name: row.try_get(0)?,
+            enrolled_at: Timestamp::from_millis(row.try_get(1)?),
+        };
+        keys::standing(transaction, key, Some(identity.node)).await?.free()?;
         let before = sqlx::query(
             "SELECT c.certificate, a.certificate, a.id FROM certificates c JOIN authorities a ON a.id = c.authority
              WHERE c.node = $1 AND c.spki_sha256 = $2 AND c.kind IN ('agent', 'bridge') AND c.state IN ('issued', 'active')
@@ -457,12 +487,12 @@ impl Enrollment {
         )
         .bind(identity.node.to_string())
         .bind(key.spki_sha256().to_vec())
-        .fetch_optional(&mut *transaction)
+        .fetch_optional(&mut **transaction)
         .await?;
         if let Some(before) = before {
             let issued = Issued::from_chain(vec![before.try_get(0)?, before.try_get(1)?], before.try_get(2)?)?;
             if issued.is_fresh(now) {
-                return Ok(issued);
+                return Ok(Given { member, issued, sequence, record: None });
             }
         }
         let unused: i64 = sqlx::query_scalar(
@@ -471,7 +501,7 @@ impl Enrollment {
         )
         .bind(identity.node.to_string())
         .bind(now.minus(UNUSED_WITHIN).millis())
-        .fetch_one(&mut *transaction)
+        .fetch_one(&mut **transaction)
         .await?;
         if unused >= UNUSED_MAX {
             return Err(Failure::Refused(Refusal {
@@ -483,14 +513,7 @@ impl Enrollment {
                 retry_after_ms: UNUSED_WITHIN.as_millis() as u64,
             }));
         }
-        let member = Member {
-            node: identity.node,
-            tenant: identity.tenant.clone(),
-            kind: identity.kind,
-            name: row.try_get(0)?,
-            enrolled_at: Timestamp::from_millis(row.try_get(1)?),
-        };
-        let issued = self.issue(&mut transaction, &key, &member, sequence, false, now).await?;
+        let issued = self.issue(transaction, key, &member, sequence, false, now).await?;
         let record = Record {
             actor: Actor::node(identity.node),
             action: action::CERTIFICATE_RENEWED,
@@ -499,10 +522,7 @@ impl Enrollment {
             detail: json!({ "certificate": issued.logged()? }),
             remote: None,
         };
-        audit::append(&mut transaction, now, record).await?;
-        transaction.commit().await?;
-        self.0.registry.issued(&issued.identity, sequence, issued.authority);
-        Ok(issued)
+        Ok(Given { member, issued, sequence, record: Some(record) })
     }
 
     async fn issue(
@@ -577,32 +597,33 @@ impl Issued {
     }
 }
 
-/// Takes the token for `key`, in one statement: of two nodes that come with it at once, one gets it.
-async fn take_token(
-    transaction: &mut Transaction,
-    request: &EnrollRequest,
-    key: &RequestedKey,
-    now: Timestamp,
-) -> Result<Option<TokenRow>, Failure> {
-    let row = sqlx::query(
-        "UPDATE join_tokens SET used_at = $2, used_spki = $3 WHERE secret_hash = $1 AND used_at IS NULL
-         RETURNING id, tenant, kind, name, expires_at",
-    )
-    .bind(pki::token::secret_hash(&request.secret).to_vec())
-    .bind(now.millis())
-    .bind(key.spki_sha256().to_vec())
-    .fetch_optional(&mut **transaction)
-    .await?;
-    let Some(row) = row else { return Ok(None) };
+/// The token with the request's secret, kept from others until the transaction ends: of two nodes that come with it at
+/// once, one gets it.
+async fn take_token(transaction: &mut Transaction, request: &EnrollRequest) -> Result<TokenRow, Failure> {
+    let sql = "SELECT id, tenant, kind, name, expires_at, used_at FROM join_tokens WHERE secret_hash = $1";
+    let row = sqlx::query(AssertSqlSafe(format!("{sql}{}", rows::for_update(transaction))))
+        .bind(pki::token::secret_hash(&request.secret).to_vec())
+        .fetch_optional(&mut **transaction)
+        .await?;
+    let Some(row) = row else {
+        return Err(refused(
+            RefusalCode::TokenUnknown,
+            "this hub has made no such token: see that it was made at this hub, or make a new one".into(),
+        ));
+    };
     let (tenant, kind): (String, String) = (row.try_get(1)?, row.try_get(2)?);
-    let unreadable = |error: protocol::id::IdError| StoreError::Statement(sqlx::Error::Decode(error.into()));
-    Ok(Some(TokenRow {
+    Ok(TokenRow {
         id: row.try_get(0)?,
         tenant: tenant.parse().map_err(unreadable)?,
         kind: kind.parse().map_err(unreadable)?,
         name: row.try_get(3)?,
         expires_at: Timestamp::from_millis(row.try_get(4)?),
-    }))
+        used: row.try_get::<Option<i64>, _>(5)?.is_some(),
+    })
+}
+
+fn unreadable(error: protocol::id::IdError) -> StoreError {
+    StoreError::Statement(sqlx::Error::Decode(error.into()))
 }
 
 async fn insert_node(transaction: &mut Transaction, member: &Member, software: &str) -> Result<(), Failure> {
@@ -626,8 +647,17 @@ fn malformed(error: RequestError) -> Failure {
     refused(RefusalCode::Malformed, format!("{error}: bring the node's program up to date, and try again"))
 }
 
-/// The hub's own trouble: the node is told to come back, the log says what it was.
+/// The hub's own trouble: the node is told to come back, the log says what it was. One that is put off until its tenant's
+/// authority is signed is no denial: it is not in the audit log, which it would fill until then.
 fn internal(error: &Failure, what: &str) -> Refusal {
+    if let Failure::Authorities(error @ AuthoritiesError::AwaitingSignature(tenant)) = error {
+        tracing::warn!(%tenant, "a node could not {what}: its tenant's authority waits for the fleet root's signature");
+        return Refusal {
+            code: RefusalCode::Busy.into(),
+            message: format!("{error}. This node may come again with the same token; a service does by itself"),
+            retry_after_ms: u64::try_from(ASK_AGAIN_IN.as_millis()).unwrap_or(u64::MAX),
+        };
+    }
     tracing::error!(error = %crate::rows::chain(error), "a node could not {what}");
     Refusal {
         code: RefusalCode::Internal.into(),

@@ -7,11 +7,13 @@ use prometheus::{IntGaugeVec, Opts, Registry};
 use protocol::Timestamp;
 use tokio_util::sync::CancellationToken;
 
-use crate::authorities::{Authorities, Listed};
+use crate::authorities::{Authorities, AuthoritiesError, Awaited, Listed};
 use crate::telemetry::state::Fleet;
 
 /// How often it is looked.
 const LOOK_EVERY: Duration = Duration::from_secs(60);
+/// How often the log says again that signatures are awaited.
+const SAY_EVERY: Duration = Duration::from_secs(86_400);
 /// The remaining lives that nodes are counted by, each up to the next.
 const LIVES: [(&str, Duration); 5] = [
     ("ended", Duration::ZERO),
@@ -25,6 +27,7 @@ const LIVES: [(&str, Duration); 5] = [
 #[derive(Clone)]
 pub struct Expiry {
     authorities: IntGaugeVec,
+    awaited: IntGaugeVec,
     nodes: IntGaugeVec,
 }
 
@@ -45,6 +48,11 @@ impl Expiry {
                 "When the first authority of a kind that issues now ends, seconds since the Unix epoch.",
                 "kind",
             )?,
+            awaited: gauges(
+                "hyperfactory_hub_signatures_awaited",
+                "What waits for the signature of a fleet root that is kept offline, by kind.",
+                "kind",
+            )?,
             nodes: gauges(
                 "hyperfactory_hub_node_certificates",
                 "Nodes by how long their certificates still last: at most so long, and longer than the one before.",
@@ -63,12 +71,35 @@ impl Expiry {
     ) {
         let mut look = tokio::time::interval(LOOK_EVERY);
         look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut said: Option<Timestamp> = None;
         while stop.run_until_cancelled(look.tick()).await.is_some() {
             let now = clock();
             self.count(&fleet, now);
-            match authorities.list(None, now).await {
-                Ok(listed) => self.show(&listed),
-                Err(error) => tracing::debug!(%error, "authorities could not be listed"),
+            if let Err(error) = authorities.ask_ahead(now).await {
+                tracing::warn!(
+                    error = crate::rows::chain(&error),
+                    "what the offline root has to sign was not asked for"
+                );
+            }
+            let looked = async { Ok((authorities.list(None, now).await?, authorities.awaited(None, now).await?)) };
+            match looked.await {
+                Ok((listed, awaited)) => {
+                    self.show(&listed);
+                    self.show_awaited(&awaited);
+                    let again = said.is_none_or(|at| now.since(at) >= SAY_EVERY);
+                    if again && !awaited.is_empty() {
+                        said = Some(now);
+                        if let Some(oldest) = awaited.iter().map(|one| one.since).min() {
+                            tracing::warn!(
+                                waiting = awaited.len(),
+                                since = %oldest,
+                                "signatures of the fleet root are awaited, which is kept offline: hold a signing ceremony \
+                                 (hyperfactory-hub ca root requests)"
+                            );
+                        }
+                    }
+                }
+                Err::<_, AuthoritiesError>(error) => tracing::debug!(%error, "authorities could not be listed"),
             }
         }
     }
@@ -85,6 +116,14 @@ impl Expiry {
         }
         for ((name, _), count) in LIVES.iter().zip(counts) {
             self.nodes.with_label_values(&[*name]).set(count);
+        }
+    }
+
+    /// Sets the gauge of what waits for a signature.
+    pub fn show_awaited(&self, awaited: &[Awaited]) {
+        for kind in Awaited::KINDS {
+            let waiting = awaited.iter().filter(|one| one.kind == kind).count();
+            self.awaited.with_label_values(&[kind]).set(waiting as i64);
         }
     }
 
@@ -105,6 +144,17 @@ impl Expiry {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_waits_is_counted_by_kind_and_goes_away() {
+        let expiry = Expiry::new(&Registry::new()).expect("gauges");
+        let one = |kind| Awaited { kind, tenant: None, since: Timestamp::from_millis(0), ends: None };
+        expiry.show_awaited(&[one("nodes"), one("hub"), one("nodes")]);
+        let shown = || Awaited::KINDS.map(|kind| expiry.awaited.with_label_values(&[kind]).get());
+        assert_eq!(shown(), [2, 1, 0, 0]);
+        expiry.show_awaited(&[]);
+        assert_eq!(shown(), [0; 4]);
+    }
 
     #[test]
     fn the_first_end_of_each_kind_is_shown() {

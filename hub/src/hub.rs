@@ -26,6 +26,7 @@ use crate::access::Access;
 use crate::alerts::Alerts;
 use crate::audit::publish::{Publisher, Webhook};
 use crate::authorities::{Authorities, HubServer, RENEW_FOR_NODES};
+use crate::commands::{Commands, SteadyClock};
 use crate::config::{Config, Encryption};
 use crate::enrollment::{self, Enrollment};
 use crate::gateway::{self, Gateway};
@@ -206,11 +207,14 @@ impl Hub {
         let settings = enrollment::Settings { address, recovery: config.recovery() };
         let registry = Arc::<gateway::Registry>::default();
         let (authorities, sessions) = (domain.authorities.clone(), Arc::clone(&registry));
-        let enrollment = Enrollment::open(database.clone(), authorities, fleet.clone(), settings, sessions).await?;
-        let _ = list.set(enrollment.clone());
-
         let stop_storing = CancellationToken::new();
         let storing = TaskTracker::new();
+        let (enrollment, issuing) =
+            Enrollment::open(database.clone(), authorities, fleet.clone(), settings, sessions, stop_storing.clone())
+                .await?;
+        storing.spawn(issuing);
+        let _ = list.set(enrollment.clone());
+
         let (ingest, committing) =
             Ingest::start(database.clone(), fleet.clone(), Limits::default(), stop_storing.clone()).await?;
         storing.spawn(committing);
@@ -225,6 +229,10 @@ impl Hub {
         )
         .await?;
         storing.spawn(judging);
+        let clock = SteadyClock::open(&database, now()).await?;
+        let (commands, keeping) =
+            Commands::start(database.clone(), Arc::clone(&registry), clock, now, stop_storing.clone());
+        storing.spawn(keeping);
         let webhook = config.audit_heads_webhook.clone().map(Webhook::new).transpose()?;
         let file = config.audit_heads_file.clone();
         let every = config.audit_heads_every.get();
@@ -248,6 +256,7 @@ impl Hub {
             database,
             enrollment,
             fleet: fleet.clone(),
+            commands: commands.clone(),
             ingest,
             registry,
             metrics,
@@ -265,6 +274,7 @@ impl Hub {
             ingest: gateway.ingest.clone(),
             history: History::new(gateway.database.clone()),
             alerts,
+            commands,
             access: domain.access.clone(),
             metrics: Arc::new(move || metrics.text()),
             watch: Arc::new({

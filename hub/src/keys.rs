@@ -5,7 +5,7 @@
 
 mod command;
 pub mod master;
-mod prompt;
+pub(crate) mod prompt;
 pub mod verb;
 
 use std::sync::Arc;

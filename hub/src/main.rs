@@ -8,6 +8,7 @@ use std::sync::Arc;
 use clap::{Args, Parser, Subcommand};
 use hyperfactory_hub::access::{Grant, Role};
 use hyperfactory_hub::audit::{Actor, Audit};
+use hyperfactory_hub::ca::{self, Ca, Root};
 use hyperfactory_hub::config::{Config, HttpTls};
 use hyperfactory_hub::hub::{Domain, Endpoints, Hub, now};
 use hyperfactory_hub::web::{PairError, http_authority};
@@ -68,6 +69,9 @@ enum Verb {
     /// Prints the authority of the hub's own HTTPS certificate (http-tls = "own"), in PEM for browsers and for hfctl
     /// login --ca-file. It can speak for this hub's names alone. Works while the hub runs.
     HttpAuthority,
+    /// The fleet's certificate authorities.
+    #[command(subcommand)]
+    Ca(Ca),
     /// The audit log, offline.
     #[command(subcommand)]
     Audit(Audit),
@@ -96,6 +100,16 @@ fn main() -> ExitCode {
         // A log on a full disk would otherwise end the task that has something to say.
         .log_internal_errors(false)
         .init();
+    let arguments = match arguments {
+        // Where the root's key is, there is no hub.
+        Arguments { verb: Verb::Ca(Ca::Root(Root::Sign(sign))), .. } => {
+            return match sign.run(now()) {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(error) => told(&error, if ca::is_usage(&error) { MISCONFIGURED } else { FAILED }),
+            };
+        }
+        arguments => arguments,
+    };
     let config = if matches!(arguments.verb, Verb::Quickstart { .. }) {
         quickstart::config(arguments.place.config.as_deref(), arguments.place.state_dir)
     } else {
@@ -113,7 +127,8 @@ fn main() -> ExitCode {
         Ok(code) => code,
         Err(error) => {
             let misconfigured = matches!(error.downcast_ref(), Some(store::StoreError::Url { .. }))
-                || error.downcast_ref::<PairError>().is_some();
+                || error.downcast_ref::<PairError>().is_some()
+                || ca::is_usage(&error);
             told(&error, if misconfigured { MISCONFIGURED } else { FAILED })
         }
     }
@@ -138,6 +153,7 @@ async fn run(verb: Verb, config: &Config) -> anyhow::Result<ExitCode> {
             return Ok(if sound { ExitCode::SUCCESS } else { ExitCode::from(FAILED) });
         }
         Verb::Keys(verb) => keys::verb::run(verb, config).await?,
+        Verb::Ca(Ca::Root(verb)) => ca::run(verb, config).await?,
         Verb::SignIn(who) => {
             let domain = Domain::open(config).await?;
             let actor = Actor::operator("hyperfactory-hub");
@@ -216,6 +232,7 @@ fn default_filter(verb: &Verb) -> &'static str {
         Verb::Quickstart { .. }
         | Verb::Check
         | Verb::Keys(_)
+        | Verb::Ca(_)
         | Verb::SignIn(_)
         | Verb::ApiToken(_)
         | Verb::HttpAuthority

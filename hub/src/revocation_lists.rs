@@ -1,13 +1,16 @@
 //! The revocation lists of all authorities, for brokers and whoever else verifies certificates of the fleet.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::TryStreamExt;
 use pki::{Revocation, RevocationReason};
 use protocol::Timestamp;
 use store::Database;
+use store::sqlx::any::AnyRow;
 use store::sqlx::{self, Row};
+use tokio::sync::Mutex;
 
 use crate::authorities::{Authorities, AuthoritiesError};
 use crate::enrollment::Reason;
@@ -16,6 +19,8 @@ use crate::enrollment::Reason;
 const LIFETIME: Duration = Duration::from_secs(7 * 86_400);
 /// A list older than this is made anew, so that whoever fetches one has some days of it.
 const FRESH: Duration = Duration::from_secs(86_400);
+/// After so many rows, whoever else has something to do has a turn.
+const ROWS_IN_A_ROW: usize = 500;
 
 /// Makes lists when they are asked for, and keeps each until there is news. Clones share them.
 #[derive(Clone)]
@@ -24,6 +29,8 @@ pub struct RevocationLists(Arc<Inner>);
 struct Inner {
     database: Database,
     authorities: Authorities,
+    /// Held while a list is made: it takes some ten megabytes and a part of a second where a hundred thousand are
+    /// revoked, and whoever waited for the same list finds it.
     made: Mutex<HashMap<i64, List>>,
 }
 
@@ -44,43 +51,54 @@ impl RevocationLists {
         Self(Arc::new(Inner { database, authorities, made: Mutex::default() }))
     }
 
-    /// The list of the authority with this number; `None` when there is none, or when its key is not here.
+    /// The list of the authority with this number; of a root that is kept offline, the one it has signed ahead. `None` when
+    /// there is none.
     ///
     /// # Errors
     /// When the database does not answer, or the authority's key can't be opened.
     pub async fn get(&self, authority: i64, now: Timestamp) -> Result<Option<List>, AuthoritiesError> {
+        let mut made = self.0.made.lock().await;
         let mut transaction = self.0.database.begin_read().await?;
         let known: i64 = sqlx::query_scalar("SELECT COUNT(*) FROM revocations WHERE authority = $1")
             .bind(authority)
             .fetch_one(&mut *transaction)
             .await?;
         let fresh = |list: &&List| list.known == known && now >= list.made_at && now.since(list.made_at) < FRESH;
-        if let Some(list) = self.made().get(&authority).filter(fresh) {
+        if let Some(list) = made.get(&authority).filter(fresh) {
             return Ok(Some(list.clone()));
         }
-        let Some(issuer) = self.0.authorities.by_number(&mut transaction, authority).await? else { return Ok(None) };
+        let Some(issuer) = self.0.authorities.by_number(&mut transaction, authority).await? else {
+            let signed = self.0.authorities.signed_list(&mut transaction, authority).await?;
+            return Ok(signed.map(|der| List { der: der.into(), made_at: now, known }));
+        };
         // One that has ended by itself need not be listed (RFC 5280, section 3.3), but for once after its end.
-        let rows = sqlx::query(
-            "SELECT serial, revoked_at, reason FROM revocations WHERE authority = $1 AND not_after > $2 ORDER BY revoked_at",
-        )
-        .bind(authority)
-        .bind(now.minus(LIFETIME).millis())
-        .fetch_all(&mut *transaction)
-        .await?;
-        drop(transaction);
-        let mut revoked = Vec::with_capacity(rows.len());
-        for row in &rows {
-            let (serial, reason): (Vec<u8>, String) = (row.try_get(0)?, row.try_get(2)?);
-            let Ok(serial) = data_encoding::HEXLOWER.encode(&serial).parse() else { continue };
-            let reason: RevocationReason = reason.parse::<Reason>().unwrap_or_default().into();
-            revoked.push(Revocation { serial, at: Timestamp::from_millis(row.try_get(1)?), reason });
+        let mut revoked = Vec::with_capacity(usize::try_from(known).unwrap_or_default());
+        let mut rows =
+            sqlx::query("SELECT serial, revoked_at, reason FROM revocations WHERE authority = $1 AND not_after > $2")
+                .bind(authority)
+                .bind(now.minus(LIFETIME).millis())
+                .fetch(&mut *transaction);
+        while let Some(row) = rows.try_next().await? {
+            revoked.extend(line(&row)?);
+            if revoked.len() % ROWS_IN_A_ROW == 0 {
+                tokio::task::yield_now().await;
+            }
         }
-        let list = List { der: issuer.revocation_list(revoked, now, LIFETIME)?.into(), made_at: now, known };
-        self.made().insert(authority, list.clone());
+        drop(rows);
+        drop(transaction);
+        // Away from the threads that serve nodes: a revocation must not wait for the list that it makes old.
+        let der = tokio::task::spawn_blocking(move || issuer.revocation_list(revoked, now, LIFETIME));
+        let der = der.await.map_err(|_| AuthoritiesError::Stopping)??;
+        let list = List { der: der.into(), made_at: now, known };
+        made.insert(authority, list.clone());
         Ok(Some(list))
     }
+}
 
-    fn made(&self) -> std::sync::MutexGuard<'_, HashMap<i64, List>> {
-        self.0.made.lock().unwrap_or_else(PoisonError::into_inner)
-    }
+/// One revocation; `None` when its serial is none: nothing of this hub writes such.
+fn line(row: &AnyRow) -> Result<Option<Revocation>, sqlx::Error> {
+    let (serial, reason): (Vec<u8>, String) = (row.try_get(0)?, row.try_get(2)?);
+    let Ok(serial) = data_encoding::HEXLOWER.encode(&serial).parse() else { return Ok(None) };
+    let reason: RevocationReason = reason.parse::<Reason>().unwrap_or_default().into();
+    Ok(Some(Revocation { serial, at: Timestamp::from_millis(row.try_get(1)?), reason }))
 }

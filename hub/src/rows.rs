@@ -11,6 +11,15 @@ pub(crate) fn uuid(now: Timestamp) -> String {
     SessionId::new(now, rand::random()).to_string()
 }
 
+/// What follows a SELECT whose rows are kept from others until the transaction ends. SQLite has one writer, who holds
+/// the whole file.
+pub(crate) fn for_update(transaction: &Transaction) -> &'static str {
+    match transaction.backend_name() {
+        "PostgreSQL" => " FOR UPDATE",
+        _ => "",
+    }
+}
+
 /// An error and its causes.
 pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     let mut line = error.to_string();

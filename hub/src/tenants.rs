@@ -2,7 +2,7 @@
 
 use protocol::{TenantId, Timestamp};
 use serde_json::json;
-use store::sqlx::{self, Row, any::AnyRow};
+use store::sqlx::{self, AssertSqlSafe, Row, any::AnyRow};
 use store::{Database, StoreError};
 
 use crate::audit::{self, Actor, Record, action};
@@ -24,6 +24,8 @@ pub struct Tenant {
     pub name: String,
     /// When it was made.
     pub created_at: Timestamp,
+    /// Whether its authority waits for the signature of a fleet root that is kept offline: no node can enroll before.
+    pub awaits_signature: bool,
 }
 
 /// A tenant that could not be made or read.
@@ -64,7 +66,7 @@ impl Tenants {
         Self { database: self.database.within(tenant.map(TenantId::as_str)), authorities: self.authorities.clone() }
     }
 
-    /// Makes a tenant and its intermediate.
+    /// Makes a tenant and its intermediate; while the fleet root is offline, the intermediate waits for its signature.
     ///
     /// # Errors
     /// [`TenantError::Exists`], [`TenantError::Name`], or why it could not be stored.
@@ -90,7 +92,7 @@ impl Tenants {
         if inserted.rows_affected() == 0 {
             return Err(TenantError::Exists(id.clone()));
         }
-        self.authorities.create_tenant(&mut transaction, id, now).await?;
+        let signed = self.authorities.create_tenant(&mut transaction, id, now).await?;
         let record = Record {
             actor: actor.clone(),
             action: action::TENANT_CREATED,
@@ -101,7 +103,7 @@ impl Tenants {
         };
         audit::append(&mut transaction, now, record).await?;
         transaction.commit().await?;
-        Ok(Tenant { id: id.clone(), name: name.to_owned(), created_at: now })
+        Ok(Tenant { id: id.clone(), name: name.to_owned(), created_at: now, awaits_signature: !signed })
     }
 
     /// All tenants, by id.
@@ -109,7 +111,8 @@ impl Tenants {
     /// # Errors
     /// When the database does not answer.
     pub async fn list(&self) -> Result<Vec<Tenant>, TenantError> {
-        let rows = sqlx::query("SELECT id, name, created_at FROM tenants WHERE $1 = '' OR id = $1 ORDER BY id")
+        let sql = format!("{TENANT} WHERE $1 = '' OR t.id = $1 ORDER BY t.id");
+        let rows = sqlx::query(AssertSqlSafe(sql))
             .bind(self.database.tenant().unwrap_or_default())
             .fetch_all(&mut *self.database.read().await?)
             .await?;
@@ -121,7 +124,7 @@ impl Tenants {
     /// # Errors
     /// [`TenantError::Unknown`] when there is none with this id.
     pub async fn get(&self, id: &TenantId) -> Result<Tenant, TenantError> {
-        let row = sqlx::query("SELECT id, name, created_at FROM tenants WHERE id = $1")
+        let row = sqlx::query(AssertSqlSafe(format!("{TENANT} WHERE t.id = $1")))
             .bind(id.as_str())
             .fetch_optional(&mut *self.database.read().await?)
             .await?;
@@ -130,9 +133,14 @@ impl Tenants {
     }
 }
 
+/// A tenant, and how many authorities issue for its nodes.
+const TENANT: &str = "SELECT t.id, t.name, t.created_at,
+    (SELECT COUNT(*) FROM authorities a WHERE a.tenant = t.id AND a.kind = 'nodes' AND a.state = 'active') FROM tenants t";
+
 /// `None` for an id that is none: nothing but [`Tenants::create`] writes them.
 fn read(row: &AnyRow) -> Result<Option<Tenant>, sqlx::Error> {
     let id: String = row.try_get(0)?;
     let (name, created_at) = (row.try_get(1)?, Timestamp::from_millis(row.try_get(2)?));
-    Ok(id.parse().ok().map(|id| Tenant { id, name, created_at }))
+    let awaits_signature = row.try_get::<i64, _>(3)? == 0;
+    Ok(id.parse().ok().map(|id| Tenant { id, name, created_at, awaits_signature }))
 }

@@ -28,6 +28,7 @@ use crate::api::idempotency::Answers;
 use crate::api::problem::Problem;
 use crate::api::roster::Roster;
 use crate::authorities::Authorities;
+use crate::commands::Commands;
 use crate::enrollment::Enrollment;
 use crate::revocation_lists::RevocationLists;
 use crate::rotation::Rotations;
@@ -83,6 +84,8 @@ pub struct AppState {
     pub history: History,
     /// What went wrong.
     pub alerts: Alerts,
+    /// What nodes are to do.
+    pub commands: Commands,
     /// Who may.
     pub access: Access,
     /// `/metrics`, in the Prometheus text format.

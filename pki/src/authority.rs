@@ -237,10 +237,7 @@ impl Authority {
     /// [`AuthorityError::Owner`] when the key is not its owner's, [`AuthorityError::Seal`] when the operating system
     /// has no randomness to give.
     pub fn seal_key(&self, key: &DataKey) -> Result<Vec<u8>, AuthorityError> {
-        if *key.owner() != self.role.owner() {
-            return Err(AuthorityError::Owner { role: self.role.clone(), owner: key.owner().clone() });
-        }
-        Ok(key.seal(self.role.purpose(), &self.issuer.key().to_pkcs8())?)
+        self.role.seal_key(self.issuer.key(), key)
     }
 
     /// Restores an authority from storage.
@@ -251,11 +248,7 @@ impl Authority {
     /// damaged, [`AuthorityError::KeyMismatch`] when it is not the certificate's.
     pub fn open(certificate: &[u8], sealed_key: &[u8], key: &DataKey) -> Result<Self, AuthorityError> {
         let role = Role::of(certificate).ok_or(AuthorityError::Certificate)?;
-        if *key.owner() != role.owner() {
-            return Err(AuthorityError::Owner { role, owner: key.owner().clone() });
-        }
-        let key = PrivateKey::from_pkcs8(&key.open(role.purpose(), sealed_key)?)?;
-        Self::with_key(CertificateDer::from(certificate.to_vec()), key)
+        Self::with_key(CertificateDer::from(certificate.to_vec()), role.open_key(sealed_key, key)?)
     }
 
     /// Puts together a certificate that was issued elsewhere and the key it was issued for.
@@ -326,6 +319,33 @@ impl Role {
         }
     }
 
+    /// Seals the private key of an authority that is to be this, whether it has its certificate yet or not. As
+    /// [`Authority::seal_key`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn seal_key(&self, private: &PrivateKey, key: &DataKey) -> Result<Vec<u8>, AuthorityError> {
+        self.must_own(key)?;
+        Ok(key.seal(self.purpose(), &private.to_pkcs8())?)
+    }
+
+    /// Opens what [`Role::seal_key`] sealed.
+    ///
+    /// # Errors
+    /// [`AuthorityError::Owner`] and [`AuthorityError::Seal`] when it was sealed for another authority or with another key
+    /// than `key`, or is damaged.
+    pub fn open_key(&self, sealed: &[u8], key: &DataKey) -> Result<PrivateKey, AuthorityError> {
+        self.must_own(key)?;
+        Ok(PrivateKey::from_pkcs8(&key.open(self.purpose(), sealed)?)?)
+    }
+
+    fn must_own(&self, key: &DataKey) -> Result<(), AuthorityError> {
+        if *key.owner() == self.owner() {
+            return Ok(());
+        }
+        Err(AuthorityError::Owner { role: self.clone(), owner: key.owner().clone() })
+    }
+
     /// What its sealed private key is bound to, beside the owner.
     fn purpose(&self) -> &'static str {
         match self {
@@ -357,8 +377,8 @@ fn role_of(facts: &Facts<'_>) -> Option<Role> {
 
 /// Validity in whole seconds since the Unix epoch.
 pub(crate) struct Life {
-    from: i64,
-    until: i64,
+    pub(crate) from: i64,
+    pub(crate) until: i64,
 }
 
 fn life(now: Timestamp, lifetime: Duration, issuer: Option<(Timestamp, Timestamp)>) -> Result<Life, AuthorityError> {
@@ -391,7 +411,11 @@ pub(crate) fn params(life: Life) -> Result<CertificateParams, AuthorityError> {
 /// What an authority's certificate says besides the key. Its name ends in a part of the key's hash: were all fleets' roots
 /// called alike, a certificate of another fleet would look like one of this fleet with a bad signature, and the advice
 /// would be wrong.
-fn authority_params(role: &Role, key: &RequestedKey, life: Life) -> Result<CertificateParams, AuthorityError> {
+pub(crate) fn authority_params(
+    role: &Role,
+    key: &RequestedKey,
+    life: Life,
+) -> Result<CertificateParams, AuthorityError> {
     let mut params = params(life)?;
     let name = match role {
         Role::Root => "Hyperfactory fleet root",

@@ -36,6 +36,9 @@ pub enum StoreError {
     /// The engine refused the statement: a constraint, or a defect in the statement.
     #[error("the database refused a statement")]
     Statement(#[source] SqlxError),
+    /// What was to be written could not be made.
+    #[error(transparent)]
+    Act(Box<dyn std::error::Error + Send + Sync>),
     /// The tables do not fit this binary.
     #[error(transparent)]
     Migrate(#[from] MigrateError),

@@ -11,6 +11,8 @@ use ureq::tls::{PemItem, RootCerts, TlsConfig, TlsProvider, parse_pem};
 
 /// How long an answer may take: a hub may be under load on purpose.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// Longest body that is read whole.
+const MOST_BYTES: u64 = 64 << 20;
 /// Where Debian and Ubuntu keep the authorities they trust.
 const SYSTEM_AUTHORITIES: &str = "/etc/ssl/certs/ca-certificates.crt";
 
@@ -81,6 +83,19 @@ impl Api {
     /// GET.
     pub fn get(&self, path: &str) -> Result<Reply> {
         reply(self.signed(self.agent.get(self.url(path))).call()).with_context(|| format!("GET {path}"))
+    }
+
+    /// GET of what is no JSON; its bytes.
+    pub fn download(&self, path: &str) -> Result<Vec<u8>> {
+        let fetch = || -> Result<Vec<u8>> {
+            let mut response = self.signed(self.agent.get(self.url(path))).call()?;
+            let status = response.status();
+            if !status.is_success() {
+                bail!("the hub answered {status}");
+            }
+            Ok(response.body_mut().with_config().limit(MOST_BYTES).read_to_vec()?)
+        };
+        fetch().with_context(|| format!("GET {path}"))
     }
 
     /// POST of a JSON body.

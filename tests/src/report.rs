@@ -34,6 +34,8 @@ pub enum Target {
     AtMost(f64),
     /// No less than this; more is better.
     AtLeast(f64),
+    /// No less than this part of the peer's figure, which is a bound rather than a rival; more is better.
+    Share(f64),
     /// No number to reach; less is better.
     Less,
     /// No number to reach; more is better.
@@ -61,10 +63,11 @@ impl Report {
         let reached = match target {
             Target::AtMost(limit) => ours <= limit,
             Target::AtLeast(limit) => ours >= limit,
+            Target::Share(share) => peer.is_some_and(|(_, theirs)| ours >= share * theirs),
             Target::Less | Target::More => true,
         };
         let ahead = match (peer, target) {
-            (None, _) => true,
+            (None, _) | (_, Target::Share(_)) => true,
             (Some((_, theirs)), Target::AtMost(_) | Target::Less) => ours <= theirs,
             (Some((_, theirs)), Target::AtLeast(_) | Target::More) => ours >= theirs,
         };
@@ -78,6 +81,7 @@ impl Report {
             target: match target {
                 Target::AtMost(limit) => Some(format!("<= {}", number(limit))),
                 Target::AtLeast(limit) => Some(format!(">= {}", number(limit))),
+                Target::Share(share) => Some(format!(">= {} of it", number(share))),
                 Target::Less | Target::More => None,
             },
             holds: reached && ahead,
@@ -161,8 +165,10 @@ mod tests {
         report.beside("memory", "MB", 7.0, "other", 6.0, Target::AtMost(8.0));
         report.beside("speed", "1/s", 7.0, "other", 6.0, Target::More);
         report.figure("speed", "1/s", 7.0, Target::AtLeast(8.0));
+        report.beside("speed", "1/s", 7.0, "bound", 10.0, Target::Share(0.6));
+        report.beside("speed", "1/s", 5.0, "bound", 10.0, Target::Share(0.6));
         let holds: Vec<bool> = report.rows().iter().map(|row| row.holds).collect();
-        assert_eq!(holds, [true, false, false, true, false]);
+        assert_eq!(holds, [true, false, false, true, false, true, false]);
         assert_eq!(report.rows()[0].ratio, Some(0.35));
     }
 

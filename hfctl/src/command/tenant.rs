@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use crate::client::Client;
 use crate::failure::Failure;
-use crate::output::{Output, text, time};
+use crate::output::{Output, complain, text, time};
 
 #[derive(Subcommand)]
 pub(crate) enum Tenant {
@@ -29,11 +29,18 @@ impl Tenant {
                 if output.is_json() {
                     return output.json(&made);
                 }
-                output.line(&format!("made tenant {}; add a node with: hfctl token create --tenant {}", id, id))
+                output.line(&format!("made tenant {id}; add a node with: hfctl token create --tenant {id}"))?;
+                if made["awaits_signature"] == true {
+                    complain(
+                        "its nodes can enroll once the fleet's root, which is kept offline, has signed its authority: hold a \
+                         signing ceremony (hyperfactory-hub ca root requests)",
+                    );
+                }
+                Ok(())
             }
             Self::List => output.list(
                 client.list("tenants", &[], None)?,
-                ["ID", "NAME", "NODES", "ONLINE", "CRITICAL", "CREATED"],
+                ["ID", "NAME", "NODES", "ONLINE", "CRITICAL", "AUTHORITY", "CREATED"],
                 |tenant| {
                     [
                         text(tenant, "/id"),
@@ -41,6 +48,7 @@ impl Tenant {
                         text(tenant, "/nodes/total"),
                         text(tenant, "/nodes/online"),
                         text(tenant, "/nodes/critical"),
+                        if tenant["awaits_signature"] == true { "awaits signature" } else { "issues" }.to_owned(),
                         time(tenant, "/created_at"),
                     ]
                 },

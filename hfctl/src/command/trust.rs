@@ -1,12 +1,13 @@
 //! `hfctl trust`.
 
 use clap::Subcommand;
+use serde_json::Value;
 
 use crate::client::{Client, escaped};
 use crate::failure::Failure;
-use crate::output::Output;
+use crate::output::{Output, text, time};
 
-/// Certificates in PEM, as the hub shows them to anybody.
+/// Certificates in PEM, as the hub shows them to anybody, and what waits to be signed.
 #[derive(Subcommand)]
 pub(crate) enum Trust {
     /// What nodes trust.
@@ -23,6 +24,8 @@ pub(crate) enum Trust {
         #[arg(long)]
         tenant: String,
     },
+    /// Lists what waits for the signature of a fleet root that is kept offline.
+    Awaited,
 }
 
 impl Trust {
@@ -31,6 +34,17 @@ impl Trust {
             Self::FleetRoot => "pki/fleet-root.pem".to_owned(),
             Self::KafkaRoot { tenant } => format!("pki/{}/kafka-root.pem", escaped(&tenant)),
             Self::NodesIntermediate { tenant } => format!("pki/{}/nodes-intermediate.pem", escaped(&tenant)),
+            Self::Awaited => {
+                let awaited: Vec<Value> = client.get("authorities/awaited", &[])?;
+                let row =
+                    |one: &Value| [text(one, "/kind"), text(one, "/tenant"), time(one, "/since"), time(one, "/ends")];
+                return output.list(
+                    awaited,
+                    ["FOR", "TENANT", "SINCE", "LAST ENDS"],
+                    row,
+                    "nothing waits for a signature",
+                );
+            }
         };
         let pem = client.text(&path)?;
         if output.is_json() {

@@ -1,6 +1,7 @@
 //! Authorities that should have been followed by new ones: one rule, and what is open of it.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::time::Duration;
 
 use protocol::{TenantId, Timestamp};
@@ -48,9 +49,9 @@ impl Watch {
             stays
         });
         for (place, said) in late {
-            if !self.0.contains_key(&place) {
-                changes.push(Change::Opened(finding(&place, &said)));
-                self.0.insert(place, said);
+            if let Entry::Vacant(vacant) = self.0.entry(place) {
+                changes.push(Change::Opened(finding(vacant.key(), &said)));
+                vacant.insert(said);
             }
         }
         changes
@@ -60,12 +61,7 @@ impl Watch {
 /// What is wrong with an authority: it still issues, its time to be followed is over, and nothing is there to follow it.
 fn judge(one: &Listed, listed: &[Listed], now: Timestamp) -> Option<(Place, (Level, String))> {
     let (by, ends) = (one.renew_by?, one.not_after?);
-    let follows = |other: &Listed| {
-        (&other.kind, &other.tenant) == (&one.kind, &one.tenant)
-            && other.generation > one.generation
-            && other.state != "retired"
-    };
-    if one.state != "active" || now < by.plus(PATIENCE) || listed.iter().any(follows) {
+    if one.state != "active" || now < by.plus(PATIENCE) || one.is_followed(listed) {
         return None;
     }
     let (what, advice) = match one.kind.as_str() {

@@ -7,7 +7,7 @@ use utoipa::{IntoParams, ToSchema};
 use super::extract::{Caller, Query};
 use super::problem::Problem;
 use super::resource::Time;
-use crate::authorities::Listed;
+use crate::authorities::{self, Listed};
 use crate::web::App;
 
 /// A certificate authority.
@@ -63,6 +63,32 @@ impl From<Listed> for Authority {
     }
 }
 
+/// Something that waits for the signature of a fleet root that is kept offline.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub(crate) struct Awaited {
+    /// `nodes`: a tenant's intermediate; `hub`: the hub's; `link`: the next root's introduction; `revocation-list`: the root's.
+    pub kind: String,
+    /// Whose it is; absent: the fleet's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tenant: Option<String>,
+    /// Since when.
+    pub since: Time,
+    /// When the one before it ends; absent when there is none, and nothing goes on without it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ends: Option<Time>,
+}
+
+impl From<authorities::Awaited> for Awaited {
+    fn from(awaited: authorities::Awaited) -> Self {
+        Self {
+            kind: awaited.kind.to_owned(),
+            tenant: awaited.tenant,
+            since: Time(awaited.since),
+            ends: awaited.ends.map(Time),
+        }
+    }
+}
+
 /// Which authorities.
 #[derive(Clone, Debug, Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
@@ -83,4 +109,18 @@ pub(crate) async fn list(
     let scope = caller.scope(which.tenant.as_deref())?;
     let listed = app.state.authorities.list(scope.as_ref(), app.now()).await?;
     Ok(axum::Json(listed.into_iter().map(Authority::from).collect()))
+}
+
+/// What waits for the signature of a fleet root that is kept offline; empty while its key is at the hub.
+#[utoipa::path(get, path = "/api/v1/authorities/awaited", tag = "trust", params(Which), responses(
+    (status = 200, body = Vec<Awaited>),
+))]
+pub(crate) async fn awaited(
+    State(app): State<App>,
+    caller: Caller,
+    Query(which): Query<Which>,
+) -> Result<axum::Json<Vec<Awaited>>, Problem> {
+    let scope = caller.scope(which.tenant.as_deref())?;
+    let awaited = app.state.authorities.awaited(scope.as_ref(), app.now()).await?;
+    Ok(axum::Json(awaited.into_iter().map(Awaited::from).collect()))
 }

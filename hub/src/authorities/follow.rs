@@ -4,9 +4,8 @@ use pki::{AuthorityError, Role};
 use protocol::{TenantId, Timestamp};
 use store::Transaction;
 
-use super::rows::{load, save};
+use super::rows::load;
 use super::{Authorities, AuthoritiesError, Issuing, issues_at};
-use crate::certificate_policy::Kind;
 
 impl Authorities {
     /// Makes the successors of intermediates whose time has come. The ones before stay trusted, and what they issued stays
@@ -16,7 +15,8 @@ impl Authorities {
     /// For the first that could not be made; the others are made all the same.
     pub async fn follow(&self, now: Timestamp) -> Result<(), AuthoritiesError> {
         let listed = self.list(None, now).await?;
-        let due = listed.into_iter().filter(|one| one.followed_at.is_some_and(|at| at <= now));
+        // One that is being rotated has its successor.
+        let due = listed.iter().filter(|one| one.followed_at.is_some_and(|at| at <= now) && !one.is_followed(&listed));
         let mut outcome = Ok(());
         for one in due {
             let followed = async {
@@ -34,16 +34,15 @@ impl Authorities {
         outcome
     }
 
-    /// The hub's intermediate that issues now.
+    /// The hub's intermediate that issues now; while the root that has to sign its successor is offline, the last one.
     pub(super) async fn hub(&self, transaction: &mut Transaction, now: Timestamp) -> Result<Issuing, AuthoritiesError> {
         let policy = self.fleet_policy();
         let known = load(transaction, &Role::Hub, &self.0.keys).await?;
-        if let Some(known) = known.filter(|known| issues_at(&known.authority, &policy, now)) {
-            return Ok(known);
+        if known.as_ref().is_none_or(|known| !issues_at(&known.authority, &policy, now))
+            && let Some(next) = self.create_intermediate(transaction, &Role::Hub, now).await?
+        {
+            return Ok(next);
         }
-        let root = self.root(transaction).await?;
-        let authority = root.authority.issue_hub_intermediate(now, policy.lifetime(Kind::HubIntermediate))?;
-        let id = save(transaction, &authority, Some(root.id), &self.0.keys, now).await?;
-        Ok(Issuing { id, authority })
+        known.ok_or(AuthoritiesError::RootOffline)
     }
 }

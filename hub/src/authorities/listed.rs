@@ -35,6 +35,18 @@ pub struct Listed {
     pub certificates: i64,
 }
 
+impl Listed {
+    /// Whether there is one of `all` that comes after it.
+    pub(crate) fn is_followed(&self, all: &[Self]) -> bool {
+        let follows = |other: &Self| {
+            (&other.kind, &other.tenant) == (&self.kind, &self.tenant)
+                && other.generation > self.generation
+                && other.state != "retired"
+        };
+        all.iter().any(follows)
+    }
+}
+
 /// All authorities, the fleet's first, then by tenant, kind and age; of one tenant alone when `tenant` says so.
 pub(super) async fn list(
     database: &Database,

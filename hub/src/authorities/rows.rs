@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 
 use pki::{Authority, AuthorityError, CertificateDer, Owner, Role, Summary};
-use protocol::{TenantId, Timestamp};
+use protocol::Timestamp;
 use serde_json::json;
 use store::sqlx::{self, Row};
 use store::{Database, Transaction};
@@ -23,7 +23,19 @@ pub(crate) fn place(role: &Role) -> (&'static str, &str) {
     }
 }
 
-/// The authority that issues as `role`.
+/// What an authority is for that has this kind and tenant in the table.
+pub(super) fn role(kind: &str, tenant: Option<&str>) -> Option<Role> {
+    match (kind, tenant) {
+        ("root", None) => Some(Role::Root),
+        ("hub", None) => Some(Role::Hub),
+        ("web", None) => Some(Role::Web),
+        ("nodes", Some(tenant)) => tenant.parse().ok().map(Role::Nodes),
+        ("kafka", Some(tenant)) => tenant.parse().ok().map(Role::Kafka),
+        _ => None,
+    }
+}
+
+/// The authority that issues as `role`; `None` also when its key is elsewhere.
 pub(super) async fn load(
     transaction: &mut Transaction,
     role: &Role,
@@ -32,7 +44,7 @@ pub(super) async fn load(
     let (kind, tenant) = place(role);
     let row = sqlx::query(
         "SELECT id, certificate, sealed_key FROM authorities
-         WHERE kind = $1 AND COALESCE(tenant, '') = $2 AND state = 'active'",
+         WHERE kind = $1 AND COALESCE(tenant, '') = $2 AND state = 'active' AND sealed_key IS NOT NULL",
     )
     .bind(kind)
     .bind(tenant)
@@ -102,7 +114,28 @@ pub(super) async fn save(
     insert(transaction, authority, issuer, "active", keys, now).await
 }
 
-/// Whichever issues as `role` issues no more, and stays trusted.
+/// Gives the row that waits for a signature its certificate by the root `issuer`, and makes it the active one, as [`save`] does.
+pub(super) async fn complete(
+    transaction: &mut Transaction,
+    id: i64,
+    role: &Role,
+    (certificate, issuer): (&CertificateDer<'_>, i64),
+    actor: &Actor,
+    now: Timestamp,
+) -> Result<(), AuthoritiesError> {
+    stand_down(transaction, role).await?;
+    let summary = Summary::of(certificate).map_err(AuthoritiesError::Unreadable)?;
+    sqlx::query("UPDATE authorities SET state = 'active', certificate = $2, not_after = $3, issuer = $4 WHERE id = $1")
+        .bind(id)
+        .bind(certificate.to_vec())
+        .bind(summary.not_after.millis())
+        .bind(issuer)
+        .execute(&mut **transaction)
+        .await?;
+    created(transaction, role, &summary, actor, now).await
+}
+
+/// The one of this kind that is active issues no more, and stays trusted.
 pub(super) async fn stand_down(transaction: &mut Transaction, role: &Role) -> Result<(), AuthoritiesError> {
     let (kind, tenant) = place(role);
     sqlx::query(
@@ -145,19 +178,30 @@ pub(super) async fn insert(
     .fetch_one(&mut **transaction)
     .await?;
     let summary = Summary::of(authority.certificate_der()).map_err(AuthoritiesError::Unreadable)?;
+    created(transaction, authority.role(), &summary, &Actor::system(), now).await?;
+    Ok(id)
+}
+
+async fn created(
+    transaction: &mut Transaction,
+    role: &Role,
+    summary: &Summary,
+    actor: &Actor,
+    now: Timestamp,
+) -> Result<(), AuthoritiesError> {
     let record = Record {
-        actor: Actor::system(),
+        actor: actor.clone(),
         action: action::AUTHORITY_CREATED,
-        tenant: match authority.role().owner() {
+        tenant: match role.owner() {
             Owner::Fleet => None,
             Owner::Tenant(tenant) => Some(tenant),
         },
-        subject: kind.to_owned(),
-        detail: json!({ "certificate": audit::certificate("authority", &summary) }),
+        subject: place(role).0.to_owned(),
+        detail: json!({ "certificate": audit::certificate("authority", summary) }),
         remote: None,
     };
     audit::append(transaction, now, record).await?;
-    Ok(id)
+    Ok(())
 }
 
 /// The certificates to trust for `role` at `now`, the newest first: of those that issue, those before them whose
@@ -189,15 +233,7 @@ pub(super) async fn check(database: &Database, keys: &Keys) -> Result<(), Author
         .await?;
     for row in rows {
         let (kind, tenant): (String, Option<String>) = (row.try_get(0)?, row.try_get(1)?);
-        let tenant: Option<TenantId> = tenant.and_then(|tenant| tenant.parse().ok());
-        let role = match (kind.as_str(), tenant) {
-            ("root", None) => Role::Root,
-            ("hub", None) => Role::Hub,
-            ("web", None) => Role::Web,
-            ("nodes", Some(tenant)) => Role::Nodes(tenant),
-            ("kafka", Some(tenant)) => Role::Kafka(tenant),
-            _ => return Err(AuthorityError::Certificate.into()),
-        };
+        let role = role(&kind, tenant.as_deref()).ok_or(AuthorityError::Certificate)?;
         load(&mut transaction, &role, keys).await?;
     }
     Ok(())

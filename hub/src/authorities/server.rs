@@ -38,6 +38,18 @@ impl Authorities {
         renew_before: Duration,
         now: Timestamp,
     ) -> Result<Option<Kept>, AuthoritiesError> {
+        let last = self.last(transaction, kind, authority).await?;
+        Ok(last
+            .filter(|Kept { summary, .. }| (summary.not_before..=summary.not_after.minus(renew_before)).contains(&now)))
+    }
+
+    /// The certificate of this kind that was issued last, when it is of this authority, however long it lasts.
+    pub(super) async fn last(
+        &self,
+        transaction: &mut Transaction,
+        kind: LeafKind,
+        authority: i64,
+    ) -> Result<Option<Kept>, AuthoritiesError> {
         let row = sqlx::query(
             "SELECT c.certificate, k.sealed_key FROM server_keys k
              JOIN certificates c ON c.authority = k.authority AND c.serial = k.serial
@@ -50,9 +62,6 @@ impl Authorities {
         let Some(row) = row else { return Ok(None) };
         let (leaf, sealed): (Vec<u8>, Vec<u8>) = (row.try_get(0)?, row.try_get(1)?);
         let summary = Summary::of(&leaf).map_err(AuthoritiesError::Unreadable)?;
-        if !(summary.not_before..=summary.not_after.minus(renew_before)).contains(&now) {
-            return Ok(None);
-        }
         let data_key = self.0.keys.get(transaction, Owner::Fleet).await?;
         let key = data_key.open(kind.as_str(), &sealed).map_err(KeysError::Seal)?;
         let key = PrivateKey::from_pkcs8(&key).map_err(AuthorityError::from)?;

@@ -10,7 +10,7 @@ use store::Transaction;
 use store::sqlx::{self, Row};
 
 use super::rows::{self, insert, stand_down};
-use super::{Authorities, AuthoritiesError, place};
+use super::{Authorities, AuthoritiesError, offline, place};
 use crate::audit::{self, Actor, Record, action};
 use crate::certificate_policy::Kind;
 
@@ -66,8 +66,11 @@ impl Authorities {
         };
         let id = insert(transaction, &new, issuer, "pending", &self.0.keys, now).await?;
         let succession = Succession { role: role.clone(), old, new: id };
-        if *role == Role::Root {
-            let link = self.signing(transaction, old).await?.link(new.certificate_der(), now)?;
+        // A root that is kept offline signs the link at the next ceremony: `awaited` tells of it, and the rotation waits.
+        if *role == Role::Root
+            && let Some(root) = self.by_number(transaction, old).await?
+        {
+            let link = root.link(new.certificate_der(), now)?;
             save_link(transaction, (old, id), &link, false, actor, now).await?;
         }
         Ok(succession)
@@ -81,12 +84,15 @@ impl Authorities {
         told: bool,
     ) -> Result<(), AuthoritiesError> {
         set_state(transaction, succession.new, if told { "trusted" } else { "pending" }).await?;
-        sqlx::query("UPDATE root_links SET told = $3 WHERE signer = $1 AND introduced = $2")
+        let linked = sqlx::query("UPDATE root_links SET told = $3 WHERE signer = $1 AND introduced = $2")
             .bind(succession.old)
             .bind(succession.new)
             .bind(i64::from(told))
             .execute(&mut **transaction)
             .await?;
+        if succession.role == Role::Root && linked.rows_affected() == 0 {
+            return Err(AuthoritiesError::KeyElsewhere(succession.old));
+        }
         Ok(())
     }
 
@@ -112,25 +118,15 @@ impl Authorities {
         let tenants: Vec<String> =
             sqlx::query_scalar("SELECT id FROM tenants ORDER BY id").fetch_all(&mut **transaction).await?;
         let tenants = tenants.iter().filter_map(|tenant| tenant.parse::<TenantId>().ok());
-        // Opened when something is to be signed: one that is kept elsewhere can still take over what it has signed.
-        let mut root = None;
         for role in std::iter::once(Role::Hub).chain(tenants.map(Role::Nodes)) {
             if let Some(known) = self.reusable(transaction, &role, to, now).await? {
                 stand_down(transaction, &role).await?;
                 set_state(transaction, known, "active").await?;
-                continue;
+            } else {
+                // What a root that is kept offline has to sign first is asked for; until then those before go on.
+                let lifetime = self.intermediate_lifetime(&role);
+                offline::intermediate(transaction, &self.0.keys, &role, lifetime, now).await?;
             }
-            let root = match &root {
-                Some(root) => root,
-                None => root.insert(self.signing(transaction, to).await?),
-            };
-            let intermediate = match &role {
-                Role::Nodes(tenant) => {
-                    root.issue_tenant_intermediate(tenant, now, self.policy(tenant).lifetime(Kind::NodesIntermediate))?
-                }
-                _ => root.issue_hub_intermediate(now, self.fleet_policy().lifetime(Kind::HubIntermediate))?,
-            };
-            rows::save(transaction, &intermediate, Some(to), &self.0.keys, now).await?;
         }
         Ok(())
     }
@@ -284,6 +280,11 @@ impl Authorities {
     }
 }
 
+/// The row of the root that issues, whether or not its key is here.
+async fn active_root(transaction: &mut Transaction) -> Result<i64, AuthoritiesError> {
+    Ok(rows::active(transaction, &Role::Root).await?.ok_or(AuthorityError::Certificate)?)
+}
+
 async fn set_state(transaction: &mut Transaction, id: i64, state: &'static str) -> Result<(), AuthoritiesError> {
     sqlx::query("UPDATE authorities SET state = $2 WHERE id = $1")
         .bind(id)
@@ -304,7 +305,7 @@ async fn withdraw_link(transaction: &mut Transaction, signer: i64, introduced: i
 }
 
 /// `link` by the first of `between` to the second.
-async fn save_link(
+pub(super) async fn save_link(
     transaction: &mut Transaction,
     between: (i64, i64),
     link: &CertificateDer<'_>,

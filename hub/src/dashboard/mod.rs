@@ -5,6 +5,7 @@ pub mod api_tokens;
 pub mod assets;
 pub mod audit;
 pub mod chart;
+mod commands;
 pub mod fleet;
 pub mod format;
 mod history;
@@ -40,6 +41,9 @@ pub(crate) fn router() -> Router<App> {
         .route("/nodes/{node}", get(pages::node))
         .route("/nodes/{node}/revoke", post(trust::revoke))
         .route("/nodes/{node}/remove", post(trust::remove))
+        .route("/nodes/{node}/command", get(commands::ask).post(commands::order))
+        .route("/commands/{command}", get(commands::show))
+        .route("/commands/{command}/cancel", post(commands::cancel))
         .route("/nodes/{node}/renew", post(renewal::renew_node))
         .route("/trust", get(pages::trust))
         .route("/trust/renew", post(renewal::renew))

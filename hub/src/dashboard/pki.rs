@@ -5,7 +5,7 @@ use maud::{Markup, html};
 use super::format::{self, Clock};
 use super::layout::Viewer;
 use super::renewal;
-use crate::api::authorities::Authority;
+use crate::api::authorities::{Authority, Awaited};
 use crate::api::certificate_policies::CertificatePolicy;
 use crate::api::resource::{Node, Time};
 
@@ -15,9 +15,10 @@ pub(super) struct Ending {
     pub(super) not_after: Time,
 }
 
-/// Authorities by owner with what goes for what they issue, then the nodes whose certificates end first.
+/// What waits for a signature, authorities by owner with what goes for what they issue, then the nodes whose certificates end first.
 pub(super) fn page(
     authorities: &[Authority],
+    awaited: &[Awaited],
     policies: impl Fn(Option<&str>) -> Vec<CertificatePolicy>,
     rotations: &Markup,
     ending: &[Ending],
@@ -26,6 +27,7 @@ pub(super) fn page(
 ) -> Markup {
     html! {
         div.head { div { h1 { "Trust" } p { "Who issues certificates, and how long they last. The hub follows an intermediate by a new one well before it ends, and tells each node when to renew." } } }
+        @if !awaited.is_empty() { (waiting(awaited, clock)) }
         @for group in authorities.chunk_by(|a, b| a.tenant == b.tenant) {
             @let tenant = group.first().and_then(|one| one.tenant.as_deref());
             section aria-label=(tenant.unwrap_or("The fleet")) {
@@ -59,6 +61,36 @@ pub(super) fn page(
                         }
                     }
                 }
+            }
+        }
+    }
+}
+
+fn waiting(awaited: &[Awaited], clock: Clock) -> Markup {
+    html! {
+        section #awaited aria-label="Signatures awaited" {
+            header { h2 { "Signatures awaited" } span.quiet { "the fleet's root is kept offline" } }
+            div.card {
+                table.cards {
+                    thead { tr { th scope="col" { "For" } th scope="col" { "Since" } th scope="col" { "The one before ends" } } }
+                    tbody {
+                        @for one in awaited {
+                            tr {
+                                th scope="row" {
+                                    @match (one.kind.as_str(), &one.tenant) {
+                                        ("nodes", Some(tenant)) => { "Nodes' intermediate of " a href={ "/tenants/" (tenant) } { (tenant) } },
+                                        ("hub", _) => "Hub's intermediate",
+                                        ("link", _) => "Link to the next root",
+                                        _ => "The root's revocation list",
+                                    }
+                                }
+                                td data-name="Since" { (clock.ago(one.since)) }
+                                td data-name="The one before ends" { @match one.ends { Some(at) => (clock.ago(at)), None => span.state.warning { (format::mark("warning")) "There is none" } } }
+                            }
+                        }
+                    }
+                }
+                div.pad { p { "On the hub's machine, " code { "hyperfactory-hub ca root requests --file R" } "; where the root's key is, " code { "hyperfactory-hub ca root sign --key F --requests R --out S" } "; then here " code { "hyperfactory-hub ca root import --file S" } "." } }
             }
         }
     }

@@ -44,7 +44,7 @@ pub fn list(tenants: &[Tenant], viewer: &Viewer, clock: Clock) -> Markup {
                             @for tenant in tenants {
                                 tr id={ "t-" (tenant.id) } {
                                     th scope="row" { a href={ "/tenants/" (tenant.id) } { (tenant.name) } span.sub.mono { (tenant.id) } }
-                                    td.wide { (state(tenant.nodes)) }
+                                    td.wide { (state(tenant.nodes)) @if tenant.awaits_signature { " " (awaits()) } }
                                     td.num data-name="Nodes" { (tenant.nodes.total) }
                                     td.num data-name="Online" { (tenant.nodes.online) }
                                     td data-name="Created" { (clock.ago(tenant.created_at)) }
@@ -56,6 +56,10 @@ pub fn list(tenants: &[Tenant], viewer: &Viewer, clock: Clock) -> Markup {
             }
         }
     }
+}
+
+fn awaits() -> Markup {
+    html! { span.state.warning { (format::mark("warning")) "Awaits a signature" } }
 }
 
 /// A tenant's nodes in one word.
@@ -102,6 +106,9 @@ pub fn heading(tenant: &Tenant, viewer: &Viewer, clock: Clock) -> Markup {
             div {
                 h1 { (tenant.name) }
                 p { span.mono { (tenant.id) } " · created " (clock.ago(tenant.created_at)) }
+                @if tenant.awaits_signature {
+                    p { (awaits()) " No node can enroll yet: the fleet's root, which is kept offline, has to sign this tenant's authority. Join tokens can be made; nodes that come with one are told to come again." }
+                }
             }
             @if viewer.operates() { div.actions { a.button.primary href={ "/join?tenant=" (tenant.id) } { "Add a node" } } }
         }

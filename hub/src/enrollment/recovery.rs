@@ -14,7 +14,7 @@ use store::Transaction;
 use store::sqlx::{self, Row};
 
 use super::freeze::CLONED;
-use super::{Enrollment, Failure, Issued, internal, malformed, refused, registry, revocation};
+use super::{Enrollment, Failure, Issued, internal, keys, malformed, refused, registry};
 use crate::audit;
 use crate::audit::{Actor, Record, action};
 use crate::telemetry::state::Member;
@@ -188,7 +188,7 @@ impl Enrollment {
         if key.spki_sha256().as_slice() == asked.request.spki_sha256 {
             return Err(refused(RefusalCode::Malformed, "recovery takes a new key: update the node's program".into()));
         }
-        revocation::not_denied(&mut transaction, &key).await?;
+        keys::standing(&mut transaction, &key, Some(asked.node)).await?.free()?;
         let row = sqlx::query(
             "UPDATE nodes SET software = software
              WHERE id = $1 AND removed_at IS NULL AND revoked_at IS NULL AND frozen_at IS NULL

@@ -4,14 +4,13 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
-use pki::{RequestedKey, RevocationReason};
-use protocol::message::{Refusal, RefusalCode};
+use pki::RevocationReason;
 use protocol::{NodeId, NodeKind, TenantId, Timestamp};
 use serde_json::json;
 use store::sqlx::{self, Row};
 use store::{StoreError, Transaction};
 
-use super::{Enrollment, Failure, Inner};
+use super::{Enrollment, Inner};
 use crate::audit::{self, Actor, Record, action};
 
 /// Longest comment, characters.
@@ -277,20 +276,6 @@ async fn deny(
     }
     let serials = rows.iter().map(|row| row.try_get::<Vec<u8>, _>(0));
     serials.map(|serial| Ok(data_encoding::HEXLOWER.encode(&serial?))).collect()
-}
-
-/// Refuses a key that was denied: its certificate may be gone, but whoever has the key is still the same.
-pub(super) async fn not_denied(transaction: &mut Transaction, key: &RequestedKey) -> Result<(), Failure> {
-    let denied: i64 = sqlx::query_scalar("SELECT COUNT(*) FROM revocations WHERE spki_sha256 = $1")
-        .bind(key.spki_sha256().to_vec())
-        .fetch_one(&mut **transaction)
-        .await?;
-    if denied == 0 {
-        return Ok(());
-    }
-    let message = "this key belonged to a node that has been revoked: delete the node's state directory, so that it \
-                   makes a new one, and enroll again";
-    Err(Failure::Refused(Refusal { code: RefusalCode::NodeRevoked.into(), message: message.into(), retry_after_ms: 0 }))
 }
 
 /// A node that is kept out from before the commit on, and whose session ends once that is through. Should the caller be

@@ -1,4 +1,4 @@
-//! A passphrase typed at the terminal, unseen.
+//! What is asked at the terminal: a passphrase, unseen, or a yes.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufRead as _, BufReader, Write as _};
@@ -24,6 +24,15 @@ pub(crate) fn ask(question: &str) -> io::Result<Passphrase> {
         return Err(io::ErrorKind::UnexpectedEof.into());
     }
     Ok(Passphrase::new(text))
+}
+
+/// Asks for a yes, spelt out.
+pub(crate) fn confirm(question: &str) -> io::Result<bool> {
+    let mut terminal = OpenOptions::new().read(true).write(true).open("/dev/tty")?;
+    terminal.write_all(question.as_bytes())?;
+    let mut answer = String::new();
+    io::Read::take(BufReader::with_capacity(LONGEST, &terminal), LONGEST as u64).read_line(&mut answer)?;
+    Ok(answer.trim() == "yes")
 }
 
 /// A terminal that does not show what is typed, until this is dropped.

@@ -1,5 +1,9 @@
 //! Tokens, certificates, renewal, and who may hold a session.
 
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+use futures_util::FutureExt;
 use hyperfactory_hub::audit::{Actor, action};
 use hyperfactory_hub::enrollment::{NewToken, TokenError};
 use hyperfactory_hub::tenants::TenantError;
@@ -7,7 +11,9 @@ use pki::JoinToken;
 use protocol::NodeKind;
 use protocol::message::{RefusalCode, VersionRange};
 use store::on_both_engines;
+use tokio::task::JoinSet;
 
+use crate::audit::{owner, verified};
 use crate::setup::{HERE, NOW, World, acme, at, first_renewal, identity, key, request, seconds};
 
 on_both_engines! {
@@ -64,6 +70,111 @@ on_both_engines! {
         assert_eq!(u8::from(one.is_ok()) + u8::from(two.is_ok()), 1);
         let refusal = one.err().or(two.err()).expect("one is refused");
         assert_eq!(refusal.code(), RefusalCode::TokenUsed);
+        world.close().await;
+    }
+
+    async fn a_key_that_another_node_has_or_had_is_refused_and_audited(database: TestDatabase) {
+        let world = World::new(database).await;
+        let (first, second) = (key(), key());
+        let enrolled = world.enroll(&world.token(NodeKind::Agent, None).await, &first, NOW).await.expect("enrolled");
+        let owner = identity(&enrolled.certificate_chain);
+        let renewed = second.certificate_request().expect("a request");
+        let renewed = world.enrollment.renew(&owner, &first_renewal(&renewed), at(60)).await.expect("renewed");
+        world.enrollment.seen(&identity(&renewed.certificate_chain), at(61)).await.expect("a session with the new one");
+
+        // The key it has, and the key it had.
+        let (other_token, (_, other)) = (world.token(NodeKind::Agent, None).await, world.node().await);
+        for taken in [&first, &second] {
+            let refusal = world.enroll(&other_token, taken, at(70)).await.expect_err("another node's");
+            assert_eq!(refusal.code(), RefusalCode::Malformed);
+            assert!(refusal.message.contains("Delete this node's state directory"), "{}", refusal.message);
+            let request = taken.certificate_request().expect("a request");
+            let refusal = world.enrollment.renew(&other, &first_renewal(&request), at(70)).await.expect_err("another's");
+            assert!(refusal.message.contains("Delete this node's state directory"), "{}", refusal.message);
+        }
+        assert_eq!(world.audited(action::ENROLLMENT_REFUSED).await.len(), 2);
+        assert_eq!(world.audited(action::RENEWAL_REFUSED).await.len(), 2);
+        // The token is still good for a key of the node's own.
+        world.enroll(&other_token, &key(), at(71)).await.expect("enrolled");
+        world.close().await;
+    }
+
+    async fn of_two_nodes_with_one_key_one_gets_in(database: TestDatabase) {
+        let world = World::new(database).await;
+        let (one, two) = (world.token(NodeKind::Agent, None).await, world.token(NodeKind::Agent, None).await);
+        let key = key();
+        let (one, two) = tokio::join!(world.enroll(&one, &key, NOW), world.enroll(&two, &key, NOW));
+        assert_eq!(u8::from(one.is_ok()) + u8::from(two.is_ok()), 1, "{one:?} {two:?}");
+        world.close().await;
+    }
+
+    async fn many_that_come_at_once_get_what_each_would_get_alone(database: TestDatabase) {
+        let world = Arc::new(World::new(database).await);
+        let (_, renewing) = world.node().await;
+        let renewal = key().certificate_request().expect("a request");
+        let unknown = JoinToken::new("hub.example:7443", world.authorities.root_pin(), [9; 32]).expect("a token");
+        let mut asking = JoinSet::new();
+        for number in 0..60 {
+            let (world, unknown) = (Arc::clone(&world), unknown.clone());
+            let (renewing, renewal) = (renewing.clone(), first_renewal(&renewal));
+            let token = world.token(NodeKind::Agent, None).await;
+            asking.spawn(async move {
+                match number % 6 {
+                    0 => world.enroll(&unknown, &key(), NOW).await.map(|_| None),
+                    1 => world.enrollment.renew(&renewing, &renewal, NOW).await.map(|renewed| Some(renewed.certificate_chain)),
+                    _ => world.enroll(&token, &key(), NOW).await.map(|enrolled| Some(enrolled.certificate_chain)),
+                }
+            });
+        }
+        let (mut chains, mut refused) = (HashMap::<_, usize>::new(), 0);
+        while let Some(asked) = asking.join_next().await {
+            match asked.expect("no panic") {
+                Ok(chain) => *chains.entry(chain.expect("a chain")).or_default() += 1,
+                Err(refusal) => {
+                    assert_eq!(refusal.code(), RefusalCode::TokenUnknown, "{}", refusal.message);
+                    refused += 1;
+                }
+            }
+        }
+        // All renewals are with one key: they get one certificate, as after a lost reply.
+        let mut times: Vec<usize> = chains.values().copied().collect();
+        times.sort_unstable();
+        assert_eq!((times.len(), times.last(), times.iter().sum::<usize>(), refused), (41, Some(&10), 50, 10));
+        let again = World::open(database).await;
+        let (mut nodes, mut names) = (HashSet::new(), HashSet::new());
+        for chain in chains.keys() {
+            let identity = identity(chain);
+            again.enrollment.authorize(&identity).expect("committed");
+            world.enrollment.authorize(&identity).expect("known without another look at the database");
+            nodes.insert(identity.node);
+            names.insert(world.fleet.node(identity.node).expect("in the fleet").name.clone());
+        }
+        assert_eq!((nodes.len(), names.len()), (41, 41));
+        // Each certificate has its own entry, and the chain holds.
+        let entries = world.audited(action::NODE_ENROLLED).await;
+        let serials: HashSet<&str> = entries.iter().filter_map(|entry| entry.detail["certificate"]["serial"].as_str()).collect();
+        assert_eq!((entries.len(), serials.len()), (41, 41));
+        assert_eq!(world.audited(action::CERTIFICATE_RENEWED).await.len(), 1);
+        assert_eq!(verified(&mut owner(database).await, &[]).await.findings, []);
+        again.close().await;
+        world.database.close().await;
+    }
+
+    async fn an_answer_that_nobody_waits_for_takes_effect_all_the_same(database: TestDatabase) {
+        let world = World::new(database).await;
+        let token = world.token(NodeKind::Agent, None).await;
+        let key = key();
+        let asked = world.enroll(&token, &key, NOW).now_or_never();
+        assert!(asked.is_none(), "handed in, and not waited for");
+        let effect = tokio::time::timeout(seconds(20), async {
+            while world.audited(action::NODE_ENROLLED).await.is_empty() {
+                tokio::task::yield_now().await;
+            }
+        });
+        effect.await.expect("it is in the log");
+        let enrolled = world.enroll(&token, &key, at(1)).await.expect("the same");
+        world.enrollment.authorize(&identity(&enrolled.certificate_chain)).expect("may hold a session");
+        assert_eq!(world.audited(action::NODE_ENROLLED).await.len(), 1);
         world.close().await;
     }
 

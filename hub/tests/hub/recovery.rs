@@ -136,6 +136,17 @@ on_both_engines! {
         world.close().await;
     }
 
+    async fn a_key_of_another_node_is_no_way_back(database: TestDatabase) {
+        let world = World::new(database).await;
+        let (state, other) = (State::enrolled(&world, NOW).await, State::enrolled(&world, NOW).await);
+        let refusal = recover(&world, &state, &other.key, after(30)).await.expect_err("another node's");
+        assert_eq!(refusal.code(), RefusalCode::Malformed);
+        assert!(refusal.message.contains("Delete this node's state directory"), "{}", refusal.message);
+        assert_eq!(world.audited(action::RECOVERY_REFUSED).await.len(), 1);
+        recover(&world, &state, &key(), after(30)).await.expect("with a key of its own");
+        world.close().await;
+    }
+
     async fn a_node_comes_back_so_late_and_so_often_and_no_more(database: TestDatabase) {
         let world = World::new(database).await;
         let state = State::enrolled(&world, NOW).await;

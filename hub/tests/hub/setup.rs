@@ -22,6 +22,8 @@ use protocol::telemetry::{Encoder, Row, Schema};
 use protocol::{NodeId, NodeKind, TenantId, Timestamp, metrics, version};
 use store::Database;
 use store::testing::TestDatabase;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
 
 pub(crate) const NOW: Timestamp = Timestamp::from_millis(1_790_000_000_000);
 pub(crate) const HERE: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 7));
@@ -43,6 +45,7 @@ pub(crate) struct World {
     pub(crate) rotations: Rotations,
     pub(crate) tenants: Tenants,
     pub(crate) enrollment: Enrollment,
+    _tasks: JoinSet<()>,
 }
 
 impl World {
@@ -74,13 +77,16 @@ impl World {
         let authorities = Authorities::open(database.clone(), keys, now).await.expect("authorities");
         let fleet = Fleet::load(&database, now).await.expect("a fleet");
         let settings = Settings { address: "hub.example:7443".into(), recovery: RecoveryBounds::default() };
-        let enrollment =
-            Enrollment::open(database.clone(), authorities.clone(), fleet.clone(), settings, Arc::default())
+        let (door, stop) = (database.clone(), CancellationToken::new());
+        let (enrollment, issuing) =
+            Enrollment::open(door, authorities.clone(), fleet.clone(), settings, Arc::default(), stop)
                 .await
                 .expect("a door");
+        let mut tasks = JoinSet::new();
+        tasks.spawn(issuing);
         let tenants = Tenants::new(database.clone(), authorities.clone());
         let rotations = Rotations::new(database.clone(), authorities.clone());
-        Self { database, fleet, authorities, rotations, tenants, enrollment }
+        Self { database, fleet, authorities, rotations, tenants, enrollment, _tasks: tasks }
     }
 
     pub(crate) async fn token(&self, kind: NodeKind, name: Option<&str>) -> JoinToken {

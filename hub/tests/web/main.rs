@@ -4,6 +4,7 @@
 
 mod api;
 mod audit;
+mod commands;
 mod dashboard;
 mod events;
 mod https;
@@ -23,6 +24,7 @@ use hyperfactory_hub::access::{Access, Grant, Role};
 use hyperfactory_hub::alerts::{Alerts, Policy};
 use hyperfactory_hub::audit::Actor;
 use hyperfactory_hub::authorities::Authorities;
+use hyperfactory_hub::commands::{Commands, SteadyClock};
 use hyperfactory_hub::enrollment::{self, Enrollment, NewToken};
 use hyperfactory_hub::keys::{Keys, Master};
 use hyperfactory_hub::revocation_lists::RevocationLists;
@@ -52,6 +54,7 @@ struct Site {
     router: Router,
     database: Database,
     access: Access,
+    authorities: Authorities,
     tenants: Tenants,
     enrollment: Enrollment,
     rotations: Rotations,
@@ -82,12 +85,19 @@ impl Site {
             address: "hub.example:7443".into(),
             recovery: enrollment::RecoveryBounds::default(),
         };
-        let enrollment =
-            Enrollment::open(database.clone(), authorities.clone(), fleet.clone(), settings, Arc::default())
-                .await
-                .expect("enrollment");
         let stop = CancellationToken::new();
         let mut tasks = JoinSet::new();
+        let (enrollment, issuing) = Enrollment::open(
+            database.clone(),
+            authorities.clone(),
+            fleet.clone(),
+            settings,
+            Arc::default(),
+            stop.clone(),
+        )
+        .await
+        .expect("enrollment");
+        tasks.spawn(issuing);
         let (ingest, committing) =
             Ingest::start(database.clone(), fleet.clone(), Limits::default(), stop.clone()).await.expect("ingest");
         tasks.spawn(committing);
@@ -96,6 +106,9 @@ impl Site {
                 .await
                 .expect("alerts");
         tasks.spawn(judging);
+        let clock = SteadyClock::open(&database, now()).await.expect("a clock");
+        let (commands, keeping) = Commands::start(database.clone(), Arc::default(), clock, now, stop.clone());
+        tasks.spawn(keeping);
         let tenants = Tenants::new(database.clone(), authorities.clone());
         let rotations = Rotations::new(database.clone(), authorities.clone());
         let access = Access::new(database.clone());
@@ -106,11 +119,12 @@ impl Site {
             authorities: authorities.clone(),
             rotations: rotations.clone(),
             enrollment: enrollment.clone(),
-            revocation_lists: RevocationLists::new(database.clone(), authorities),
+            revocation_lists: RevocationLists::new(database.clone(), authorities.clone()),
             fleet: fleet.clone(),
             ingest,
             history: History::new(database.clone()),
             alerts,
+            commands,
             access: access.clone(),
             metrics: Arc::new(|| "hyperfactory_hub_sessions 0\n".into()),
             watch: Arc::new({
@@ -122,7 +136,7 @@ impl Site {
             clock: now,
             shutdown: stop,
         });
-        Self { router, database, access, tenants, enrollment, rotations, fleet, watched, tasks }
+        Self { router, database, access, authorities, tenants, enrollment, rotations, fleet, watched, tasks }
     }
 
     async fn tenant(&self, id: &str) -> TenantId {

@@ -5,10 +5,12 @@ use std::process::Command;
 use axum::body::Body;
 use axum::http::{Request, StatusCode};
 use hyperfactory_hub::access::Role;
+use hyperfactory_hub::audit::Actor;
 use serde_json::json;
 use store::on_both_engines;
 
-use crate::Site;
+use crate::dashboard::Browser;
+use crate::{Site, now};
 
 /// A request by OpenSSL that asks for more than it will get.
 fn request() -> String {
@@ -102,5 +104,29 @@ on_both_engines! {
             let answer = site.get(path, "").await;
             assert_eq!((answer.status.as_u16(), answer.header("content-type")), (404, "application/problem+json"), "{path}");
         }
+    }
+
+    async fn what_waits_for_an_offline_root_is_shown_to_whom_it_concerns(test: TestDatabase) {
+        let site = Site::open(test).await;
+        site.tenant("acme").await;
+        let (admin, theirs) = (site.token(Role::Admin, None).await, site.token(Role::Viewer, Some("acme")).await);
+        let awaited = async |token: &str| site.get("/api/v1/authorities/awaited", token).await.json();
+        assert_eq!(awaited(&admin).await, json!([]));
+        let root = site.authorities.root_key().await.expect("the root");
+        site.authorities.take_root_away(&root, &Actor::system(), now()).await.expect("taken away");
+        let made = site.post("/api/v1/tenants", &admin, json!({ "id": "late" })).await;
+        assert_eq!((made.status, made.json()["awaits_signature"].as_bool()), (StatusCode::CREATED, Some(true)));
+        let all = awaited(&admin).await;
+        assert_eq!((all[0]["kind"].as_str(), all[0]["tenant"].as_str(), &all[0]["ends"]), (Some("nodes"), Some("late"), &json!(null)));
+        assert_eq!(awaited(&theirs).await, json!([]), "another tenant's is none of its business");
+
+        let browser = Browser::sign_in(&site, Role::Admin, None).await;
+        let page = browser.get("/trust").await.body;
+        assert!(page.contains("Signatures awaited") && page.contains("ca root requests"), "{page}");
+        for (path, says) in [("/tenants", true), ("/tenants/late", true), ("/tenants/acme", false)] {
+            assert_eq!(browser.get(path).await.body.contains("Awaits a signature"), says, "{path}");
+        }
+        let browser = Browser::sign_in(&site, Role::Viewer, Some("acme")).await;
+        assert!(!browser.get("/trust").await.body.contains("Signatures awaited"));
     }
 }

@@ -3,10 +3,12 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use ::node::commands::Work;
 use ::node::link::{Counted, Link, LinkOptions, LinkState, LinkStatus};
-use ::node::{Backlog, Change, Clock, Identity, IdentityStore, Recorder};
+use ::node::{Backlog, Change, Clock, Commands, Identity, IdentityStore, Recorder};
 use anyhow::Context;
-use protocol::message::{NodeFacts, Service, ServiceHealth, SpoolStatus};
+use protocol::command::Ending;
+use protocol::message::{CommandState, NodeFacts, Service, ServiceHealth, SpoolStatus};
 use protocol::{NodeId, SpoolEpoch};
 use rand::RngExt;
 use rand::rngs::SmallRng;
@@ -17,7 +19,7 @@ use tokio_util::task::TaskTracker;
 use transport::Endpoint;
 
 use super::tally::Tally;
-use super::{Options, Workload};
+use super::{Begun, Options, Workload};
 
 /// Troubles of a node that are kept.
 const MOST_TROUBLES: usize = 16;
@@ -29,6 +31,7 @@ pub struct SimulatedNode {
     store: IdentityStore,
     endpoint: Endpoint,
     recorder: Recorder,
+    begun: Option<Begun>,
     workload: Mutex<Workload>,
     life: Mutex<Option<Life>>,
     /// Whether it is to be there.
@@ -67,6 +70,7 @@ impl SimulatedNode {
             store,
             endpoint,
             recorder,
+            begun: options.begun.clone(),
             workload: Mutex::new(workload),
             life: Mutex::default(),
             there: watch::Sender::new(true),
@@ -88,6 +92,11 @@ impl SimulatedNode {
     /// Where its link stands.
     pub fn status(&self) -> Option<LinkStatus> {
         lock(&self.life).as_ref().map(|life| life.status.borrow().clone())
+    }
+
+    /// Where its link stands, as it changes; `None` while its process is down.
+    pub fn link(&self) -> Option<watch::Receiver<LinkStatus>> {
+        lock(&self.life).as_ref().map(|life| life.status.clone())
     }
 
     /// What its links counted.
@@ -186,6 +195,8 @@ impl SimulatedNode {
             facts: self.facts(),
             process: rand::random(),
             recorder: self.recorder.clone(),
+            commands: self.begun.as_ref().map(|begun| desk(begun.clone(), &tasks, &shutdown)),
+            renew: Arc::default(),
             clock: Clock::system(),
         };
         let link = Link::start(options, &tasks, shutdown.clone());
@@ -220,6 +231,15 @@ impl SimulatedNode {
             booted_at_ms: 0,
         }
     }
+}
+
+/// A desk whose journal is in memory, that has done everything as soon as it begins.
+fn desk(begun: Begun, tasks: &TaskTracker, shutdown: &CancellationToken) -> Commands {
+    let work: Work = Arc::new(move |job| {
+        (begun.0)(job.id);
+        Box::pin(async { Ending::new(CommandState::Succeeded, "") })
+    });
+    Commands::start(None, Arc::new(|_| Ok(())), work, tasks, shutdown.clone())
 }
 
 /// When a node does what.

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, ensure};
 use data_encoding::BASE64;
-use hyperfactory_tests::fleet::{Tokens, enroll};
-use hyperfactory_tests::rig::{Hub, Postgres, binary};
+use hyperfactory_tests::fleet::{Fleet, Options, Tokens, enroll};
+use hyperfactory_tests::rig::{Hub, Postgres, SOON, binary};
 use node::IdentityStore;
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
@@ -17,8 +17,8 @@ use store::sqlx::{self, AnyConnection, Connection as _, Executor as _};
 const NODES: usize = 120;
 const KILLS: usize = 15;
 
-/// Kills the hub again and again while nodes enroll; then every certificate that a node holds is in the log, and so is
-/// every one in the database.
+/// Kills the hub again and again while nodes enroll; then each gets a session with what it holds, every certificate that a
+/// node holds is in the log, and so is every one in the database.
 fn kill_while_enrolling(database: Option<&str>, seed: u64) -> Result<()> {
     let outside = tempfile::tempdir()?;
     let heads = outside.path().join("heads");
@@ -49,6 +49,12 @@ fn kill_while_enrolling(database: Option<&str>, seed: u64) -> Result<()> {
         enrolling.join().map_err(|_| anyhow!("the enrollment panicked"))?
     })?;
     ensure!(done == NODES && kills > 3, "{done} nodes, {kills} kills");
+    let summary = tokio::runtime::Runtime::new()?.block_on(async {
+        let fleet = Fleet::start(&Options::default(), &stores)?;
+        fleet.wait_for_sessions(NODES, SOON).await;
+        anyhow::Ok(fleet.stop(SOON).await)
+    })?;
+    ensure!(summary.up == NODES, "{} of {NODES} nodes are in session", summary.up);
 
     let mut pem = String::new();
     for store in &stores {

@@ -3,9 +3,11 @@
 mod audit;
 mod bad_input;
 mod chaos;
+mod commands;
 mod dashboard;
 mod https;
 mod main_job;
+mod offline;
 mod quickstart;
 mod recovery;
 mod revocation;

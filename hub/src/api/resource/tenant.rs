@@ -15,6 +15,8 @@ pub struct Tenant {
     pub name: String,
     /// When it was created.
     pub created_at: Time,
+    /// Whether its authority waits for the signature of a fleet root that is kept offline: no node can enroll before.
+    pub awaits_signature: bool,
     /// Nodes by how much they need somebody.
     pub nodes: NodeCounts,
 }
@@ -22,7 +24,13 @@ pub struct Tenant {
 impl Tenant {
     /// A tenant and its nodes.
     pub(crate) fn of(tenant: tenants::Tenant, nodes: NodeCounts) -> Self {
-        Self { id: tenant.id.to_string(), name: tenant.name, created_at: Time(tenant.created_at), nodes }
+        Self {
+            id: tenant.id.to_string(),
+            name: tenant.name,
+            created_at: Time(tenant.created_at),
+            awaits_signature: tenant.awaits_signature,
+            nodes,
+        }
     }
 }
 
