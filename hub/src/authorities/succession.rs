@@ -37,11 +37,10 @@ impl Authorities {
         now: Timestamp,
     ) -> Result<Succession, AuthoritiesError> {
         let (old, new, issuer) = match role {
-            Role::Root => (
-                self.root(transaction).await?.id,
-                Authority::create_root(now, self.fleet_policy().lifetime(Kind::Root))?,
-                None,
-            ),
+            Role::Root => {
+                let next = Authority::create_root(now, self.fleet_policy().lifetime(Kind::Root))?;
+                (active_root(transaction).await?, next, None)
+            }
             Role::Kafka(tenant) => {
                 let old = rows::active(transaction, role).await?;
                 let new = Authority::create_kafka_root(tenant, now, self.policy(tenant).lifetime(Kind::KafkaRoot))?;
