@@ -64,6 +64,9 @@ enum Verb {
     /// What others have to trust, in PEM, and what waits to be signed.
     #[command(subcommand)]
     Trust(command::trust::Trust),
+    /// Certificate authorities: from one to the next.
+    #[command(subcommand)]
+    Ca(command::ca::Ca),
     /// Certificates: what they say, and their renewal.
     #[command(subcommand)]
     Cert(command::cert::Cert),
@@ -104,6 +107,7 @@ fn run(arguments: Arguments) -> Result<(), Failure> {
         Verb::Command(verb) => verb.run(&client()?, &mut output),
         Verb::OperatorKey(verb) => verb.run(client, &mut output),
         Verb::Kafka(verb) => verb.run(&client()?, &mut output),
+        Verb::Ca(verb) => verb.run(&client()?, &mut output),
         Verb::Trust(verb) => verb.run(&client()?, &mut output),
         Verb::Cert(verb) => verb.run(client, &mut output),
         Verb::Policy(verb) => verb.run(&client()?, &mut output),

@@ -21,6 +21,7 @@ pub mod metrics;
 pub mod operators;
 pub mod quickstart;
 pub mod revocation_lists;
+pub mod rotation;
 mod rows;
 pub mod schema;
 pub mod service;

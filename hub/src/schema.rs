@@ -54,17 +54,52 @@ CREATE TABLE authorities (
     sealed_key {BLOB},
     not_after BIGINT,
     created_at BIGINT NOT NULL,
+    -- The root that signed it; of a root, nothing.
+    issuer BIGINT REFERENCES authorities (id),
+    -- The rotation that retired it.
+    retired_by BIGINT,
     -- Of a root that is kept offline: what it has signed ahead.
     revocation_list {BLOB}
 );
--- Links between fleet roots: the name and key of one under the signature of another. They stay while they are valid, for
--- nodes that were away.
+-- Links between fleet roots: the name and key of one (introduced) under the signature of another (signer). Those of
+-- which nodes are told (1) serve while they are valid, for nodes that were away.
 CREATE TABLE root_links (
     serial {BLOB} PRIMARY KEY,
+    signer BIGINT NOT NULL REFERENCES authorities (id),
+    introduced BIGINT NOT NULL REFERENCES authorities (id),
+    told BIGINT NOT NULL,
     certificate {BLOB} NOT NULL,
     not_after BIGINT NOT NULL,
     created_at BIGINT NOT NULL
 );
+
+-- From one authority to its successor, in phases: prepare, trust, issue, retire, done; or aborted. Of each kind and tenant
+-- one at most is open. renew_within: nodes are still to be advised to renew, within so many milliseconds.
+CREATE TABLE rotations (
+    id {ID},
+    kind TEXT NOT NULL,
+    tenant TEXT REFERENCES tenants (id),
+    old_authority BIGINT NOT NULL REFERENCES authorities (id),
+    new_authority BIGINT NOT NULL REFERENCES authorities (id),
+    phase TEXT NOT NULL,
+    reason TEXT NOT NULL,
+    started_by TEXT NOT NULL,
+    started_at BIGINT NOT NULL,
+    ended_at BIGINT,
+    renew_within BIGINT
+);
+CREATE UNIQUE INDEX rotations_open ON rotations (kind, COALESCE(tenant, '')) WHERE ended_at IS NULL;
+CREATE TABLE rotation_steps (
+    id {ID},
+    rotation BIGINT NOT NULL REFERENCES rotations (id),
+    tenant TEXT REFERENCES tenants (id),
+    phase TEXT NOT NULL,
+    at BIGINT NOT NULL,
+    by_whom TEXT NOT NULL,
+    -- Nodes and certificates that were not ready for it.
+    left_behind BIGINT NOT NULL
+);
+CREATE INDEX rotation_steps_rotation ON rotation_steps (rotation, id);
 
 CREATE UNIQUE INDEX authorities_generation ON authorities (kind, COALESCE(tenant, ''), generation);
 CREATE UNIQUE INDEX authorities_awaiting ON authorities (kind, COALESCE(tenant, '')) WHERE state = 'awaiting-signature';
@@ -119,6 +154,8 @@ CREATE TABLE join_tokens (
     kind TEXT NOT NULL,
     name TEXT,
     secret_hash {BLOB} NOT NULL UNIQUE,
+    -- SHA-256 of the public key of the fleet root it names.
+    root_pin {BLOB} NOT NULL,
     created_at BIGINT NOT NULL,
     created_by TEXT NOT NULL,
     expires_at BIGINT NOT NULL,

@@ -31,6 +31,7 @@ use crate::authorities::Authorities;
 use crate::commands::Commands;
 use crate::enrollment::Enrollment;
 use crate::revocation_lists::RevocationLists;
+use crate::rotation::Rotations;
 use crate::telemetry::history::History;
 use crate::telemetry::ingest::Ingest;
 use crate::telemetry::state::Fleet;
@@ -69,6 +70,8 @@ pub struct AppState {
     pub tenants: Tenants,
     /// Certificates for brokers, and what others have to trust.
     pub authorities: Authorities,
+    /// From one authority to the next.
+    pub rotations: Rotations,
     /// Join tokens, and who is in.
     pub enrollment: Enrollment,
     /// What authorities no longer stand for.

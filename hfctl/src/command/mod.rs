@@ -2,6 +2,7 @@
 
 pub(crate) mod alert;
 pub(crate) mod audit;
+pub(crate) mod ca;
 pub(crate) mod cert;
 #[expect(clippy::module_inception, reason = "the noun is called so")]
 pub(crate) mod command;

@@ -22,6 +22,7 @@ mod renewals;
 pub mod resource;
 mod revocation_lists;
 pub(crate) mod roster;
+pub(crate) mod rotations;
 pub mod select;
 mod tenants;
 mod tokens;
@@ -88,6 +89,11 @@ fn described() -> (Router<App>, Value) {
         .routes(routes!(certificate_policies::list))
         .routes(routes!(certificate_policies::set, certificate_policies::reset))
         .routes(routes!(renewals::create))
+        .routes(routes!(rotations::list, rotations::create))
+        .routes(routes!(rotations::show))
+        .routes(routes!(rotations::missing))
+        .routes(routes!(rotations::advance))
+        .routes(routes!(rotations::back))
         .routes(routes!(authorities::awaited))
         .routes(routes!(bundles::fleet_root))
         .routes(routes!(bundles::kafka_root))
@@ -144,7 +150,7 @@ mod tests {
         let (_, described) = described();
         assert!(described["openapi"].as_str().expect("a version").starts_with("3.1"), "{}", described["openapi"]);
         let paths = described["paths"].as_object().expect("paths");
-        assert_eq!(paths.len(), 34);
+        assert_eq!(paths.len(), 39);
         for (path, operations) in paths {
             for (method, operation) in operations.as_object().expect("operations") {
                 let responses = operation["responses"].as_object().expect("responses");

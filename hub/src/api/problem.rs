@@ -16,6 +16,7 @@ use crate::commands::{CancelError, RequestError};
 use crate::enrollment::{AdviseError, RevokeError, TokenError, UnfreezeError};
 use crate::labels::LabelError;
 use crate::operators::OperatorsError;
+use crate::rotation::RotationError;
 use crate::telemetry::history::HistoryError;
 use crate::tenants::TenantError;
 
@@ -181,10 +182,28 @@ impl From<AuthoritiesError> for Problem {
     fn from(error: AuthoritiesError) -> Self {
         match error {
             AuthoritiesError::Missing(_) => Self::not_found(error.to_string()),
+            AuthoritiesError::KeyElsewhere(_) => Self::conflict(error.to_string()),
             AuthoritiesError::Request(_) | AuthoritiesError::NotABridge { .. } => Self::invalid(error.to_string()),
             AuthoritiesError::RootOffline | AuthoritiesError::AwaitingSignature(_) => Self::conflict(error.to_string()),
             AuthoritiesError::Store(error) => error.into(),
             error => Self::internal(&error),
+        }
+    }
+}
+
+impl From<RotationError> for Problem {
+    fn from(error: RotationError) -> Self {
+        match error {
+            RotationError::Unknown(_) => Self::not_found(error.to_string()),
+            RotationError::What(_) | RotationError::Reason | RotationError::Within => Self::invalid(error.to_string()),
+            RotationError::UnderWay { .. }
+            | RotationError::Elsewhere { .. }
+            | RotationError::Over { .. }
+            | RotationError::NotReady { .. }
+            | RotationError::Brokers { .. }
+            | RotationError::Ended(_) => Self::conflict(error.to_string()),
+            RotationError::Authorities(error) => error.into(),
+            RotationError::Store(error) => error.into(),
         }
     }
 }

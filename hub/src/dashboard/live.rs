@@ -29,11 +29,12 @@ use super::pages::{
     tenant_list, version,
 };
 use super::session::{Away, Visitor};
-use super::{alerts, audit, commands, fleet, history, join, layout, node, tenants};
+use super::{alerts, audit, commands, fleet, history, join, layout, node, rotation, tenants};
 use crate::alerts::Change;
 use crate::api::follow::{Follow, follow};
 use crate::api::problem::Problem;
 use crate::api::resource::Token;
+use crate::api::rotations;
 use crate::api::select::NodeQuery;
 use crate::web::App;
 
@@ -55,6 +56,7 @@ enum Watched {
     Alerts(AlertQuery),
     Audit(AuditQuery),
     Join { token: String },
+    Rotation { id: i64 },
 }
 
 #[derive(Deserialize)]
@@ -67,6 +69,11 @@ struct Named {
 #[derive(Deserialize)]
 struct Identified {
     id: String,
+}
+
+#[derive(Deserialize)]
+struct NumberedBy {
+    id: i64,
 }
 
 #[derive(Deserialize)]
@@ -150,6 +157,7 @@ impl Watched {
             "alerts" => Self::Alerts(read(uri)?),
             "audit" => Self::Audit(read(uri)?),
             "join" => Self::Join { token: read::<Tokened>(uri)?.token },
+            "rotation" => Self::Rotation { id: read::<NumberedBy>(uri)?.id },
             other => return Err(Problem::malformed(format!("There is no live page {other:?}."))),
         })
     }
@@ -245,7 +253,10 @@ impl Live {
             if self.dirty || self.alerts_dirty {
                 until = until.min(self.next);
             }
-            let looks = matches!(self.watched, Watched::Audit(_) | Watched::Join { .. } | Watched::Node { .. });
+            let looks = matches!(
+                self.watched,
+                Watched::Audit(_) | Watched::Join { .. } | Watched::Node { .. } | Watched::Rotation { .. }
+            );
             if looks {
                 until = until.min(self.looked + LOOK_EVERY);
             }
@@ -294,7 +305,7 @@ impl Live {
             Watched::Node { id, .. } => *id == changed,
             // The one it waits for is not known yet.
             Watched::Join { .. } => true,
-            Watched::Alerts(_) | Watched::Audit(_) | Watched::Command { .. } => false,
+            Watched::Alerts(_) | Watched::Audit(_) | Watched::Command { .. } | Watched::Rotation { .. } => false,
         }
     }
 
@@ -357,6 +368,9 @@ impl Live {
             Watched::Alerts(query) => {
                 let (found, older) = alert_list(app, who, query).await?;
                 out.put("view", alerts::view(&found, query.state, older, clock));
+            }
+            Watched::Rotation { id } => {
+                out.put("view", rotation::view(&rotations::shown(app, who, *id).await?, clock));
             }
             Watched::Audit(query) => {
                 let (entries, older) = audit_list(app, who, query).await?;

@@ -16,6 +16,7 @@ pub mod node;
 mod pages;
 mod pki;
 mod renewal;
+mod rotation;
 mod session;
 pub mod sign_in;
 pub mod tenants;
@@ -46,6 +47,10 @@ pub(crate) fn router() -> Router<App> {
         .route("/nodes/{node}/renew", post(renewal::renew_node))
         .route("/trust", get(pages::trust))
         .route("/trust/renew", post(renewal::renew))
+        .route("/trust/rotations", post(rotation::start))
+        .route("/trust/rotations/{rotation}", get(pages::rotation))
+        .route("/trust/rotations/{rotation}/advance", post(rotation::advance))
+        .route("/trust/rotations/{rotation}/back", post(rotation::back))
         .route("/alerts", get(pages::alerts))
         .route("/audit", get(pages::audit))
         .route("/join", get(pages::join).post(pages::create_token))

@@ -17,7 +17,7 @@ use super::session::{Ours, Sent, Visitor, capital};
 use super::{OrShown as _, Shown, api_tokens as token_views, assets, fleet as fleet_views, join as join_views};
 use super::{
     alerts as alert_views, audit as audit_views, commands, history, node as node_views, pki as pki_views,
-    tenants as tenant_views, trust,
+    rotation as rotation_views, tenants as tenant_views, trust,
 };
 use crate::access::{self, Grant, Principal};
 use crate::api::alert_resources;
@@ -30,6 +30,7 @@ use crate::api::resource::{
     Alert, ApiToken, AuditEntry, Command, Coverage, Kind, NewApiToken, NewToken, Node, NodeCounts, NodeDetail, Role,
     Tenant, Time, Token,
 };
+use crate::api::rotations::{self, Rotation};
 use crate::api::select::{NodeQuery, Selected};
 use crate::audit::{self, Filter};
 use crate::certificate_policy::Source;
@@ -439,8 +440,26 @@ pub(super) async fn trust(State(app): State<App>, visitor: Visitor) -> Result<Re
         let shown = stated.filter(|one| tenant.is_none() || !who.sees_all() || one.source == Source::Tenant);
         shown.map(CertificatePolicy::from).collect()
     };
-    let content = pki_views::page(&authorities, &awaited, policies, &ending, &visitor.viewer(), still(&app));
+    let open = app.state.rotations.within(who.tenant.as_ref()).list(true, None, ENTRIES).await.or_shown(&app)?;
+    let open: Vec<Rotation> = open.iter().map(Rotation::from).collect();
+    let tenants = tenant_list(&app, who).await.or_shown(&app)?;
+    let rotations = rotation_views::section(&open, &tenants, &visitor.viewer(), still(&app));
+    let content =
+        pki_views::page(&authorities, &awaited, policies, &rotations, &ending, &visitor.viewer(), still(&app));
     framed(&app, &visitor, "Trust", Section::Trust, None, &content).await
+}
+
+/// `GET /trust/rotations/{rotation}`
+pub(super) async fn rotation(
+    State(app): State<App>,
+    visitor: Visitor,
+    id: Asked<Path<i64>>,
+) -> Result<Response, Shown> {
+    let Path(id) = id.or_shown(&app)?;
+    let shown = rotations::shown(&app, visitor.principal(), id).await.or_shown(&app)?;
+    let content = rotation_views::page(&shown, &visitor.viewer(), still(&app));
+    let live = format!("rotation&id={id}");
+    framed(&app, &visitor, "Rotation", Section::Trust, Some(live), &content).await
 }
 
 #[derive(Deserialize)]

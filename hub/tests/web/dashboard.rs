@@ -60,7 +60,7 @@ fn live_url(page: &str) -> String {
     between(page, "data-live=\"", "\"").replace("&amp;", "&")
 }
 
-fn html(update: &str, id: &str) -> Option<String> {
+pub(crate) fn html(update: &str, id: &str) -> Option<String> {
     let update: Value = serde_json::from_str(update).expect("JSON");
     update["html"][id].as_str().map(str::to_owned)
 }

@@ -11,5 +11,6 @@ mod offline;
 mod quickstart;
 mod recovery;
 mod revocation;
+mod rotation;
 mod scripts;
 mod service;
