@@ -2,25 +2,32 @@
 
 use std::net::SocketAddr;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
 use node::backlog::Options;
+use node::commands::Work;
 use node::health::{Server, Vitals};
-use node::{Backlog, Clock, Identity, IdentityStore, Link, LinkOptions, Recorder};
+use node::{Backlog, Clock, Commands, Identity, IdentityStore, Link, LinkOptions, Recorder};
+use protocol::NodeId;
+use protocol::command::Order;
 use protocol::message::NodeFacts;
 use serde::{Deserialize, Serialize};
+use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use transport::Endpoint;
 
 use crate::cgroup::Hierarchies;
+use crate::command::Carrier;
 use crate::config::Config;
 use crate::docker::Follower;
 use crate::enroll;
 use crate::failure::Failure;
 use crate::host;
+use crate::recent::Recent;
 use crate::sample::Sampler;
 use crate::service;
 
@@ -60,11 +67,12 @@ impl Endpoints {
     }
 }
 
-/// Runs until `stop`, then drains.
+/// Runs until `stop`, then drains. `recent` is what it logs.
 ///
 /// # Errors
 /// When it can't start: not enrolled, the state directory not writable, the port for probes taken.
-pub async fn run(config: Config, stop: CancellationToken) -> Result<(), Failure> {
+pub async fn run(config: Config, recent: Recent, stop: CancellationToken) -> Result<(), Failure> {
+    let config = Arc::new(config);
     let clock = Clock::system();
     let store = IdentityStore::directory(&config.state_dir);
     let address = config.engine(std::env::var("DOCKER_HOST").ok().as_deref()).map_err(Failure::usage)?;
@@ -81,15 +89,28 @@ pub async fn run(config: Config, stop: CancellationToken) -> Result<(), Failure>
     // Sources end first, so that what they gathered can still be sent.
     let sources_stop = CancellationToken::new();
     let mut sources = JoinSet::new();
-    let (follower, mut followed) = Follower::new(address, recorder.clone());
+    let (follower, mut followed) = Follower::new(address.clone(), recorder.clone());
+    let (interval, intervals) = watch::channel(config.interval.get());
     let hierarchies = Hierarchies::of_this_host();
-    let sampler = Sampler::new(config.interval.get(), clock.clone(), recorder.clone(), followed.clone(), hierarchies);
+    let sampler = Sampler::new(intervals, clock.clone(), recorder.clone(), followed.clone(), hierarchies);
     sources.spawn(follower.run(sources_stop.clone()));
     sources.spawn(sampler.run(sources_stop.clone()));
     let _ = tokio::time::timeout(ENGINE, followed.wait_for(|followed| followed.settled)).await;
 
     let links = TaskTracker::new();
     let link_stop = CancellationToken::new();
+    let (link_up, link_known) = watch::channel(None);
+    let renew = Arc::<Notify>::default();
+    let carrier = Carrier {
+        config: Arc::clone(&config),
+        engine: address,
+        interval,
+        recorder: recorder.clone(),
+        renew: Arc::clone(&renew),
+        link: link_known,
+        recent,
+    };
+    let (desks, commands) = commands(carrier, identity.node, clock.clone(), sources_stop.clone());
     let options = LinkOptions {
         endpoint: endpoint.clone(),
         store,
@@ -97,9 +118,12 @@ pub async fn run(config: Config, stop: CancellationToken) -> Result<(), Failure>
         facts: facts(),
         process: rand::random(),
         recorder: recorder.clone(),
+        commands: Some(commands),
+        renew,
         clock,
     };
     let link = Link::start(options, &links, link_stop.clone());
+    link_up.send_replace(Some(link.status()));
     links.close();
 
     let vitals = Vitals {
@@ -144,6 +168,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> Result<(), Failure>
     let drained = tokio::time::timeout(DRAIN, async {
         sources_stop.cancel();
         while sources.join_next().await.is_some() {}
+        desks.wait().await;
         recorder.flush().await;
         link_stop.cancel();
         links.wait().await;
@@ -157,6 +182,22 @@ pub async fn run(config: Config, stop: CancellationToken) -> Result<(), Failure>
         );
     }
     Ok(())
+}
+
+/// The desk for the hub's commands, and its task.
+fn commands(carrier: Carrier, node: NodeId, clock: Clock, stop: CancellationToken) -> (TaskTracker, Commands) {
+    let desks = TaskTracker::new();
+    let config = Arc::clone(&carrier.config);
+    let journal = config.state_dir.join("commands");
+    let carrier = Arc::new(carrier);
+    let policy = Arc::new(move |order: &Order| config.commands.allows(order, node, clock.now()));
+    let work: Work = Arc::new(move |job| {
+        let carrier = Arc::clone(&carrier);
+        Box::pin(async move { carrier.carry_out(job).await })
+    });
+    let commands = Commands::start(Some(journal), policy, work, &desks, stop);
+    desks.close();
+    (desks, commands)
 }
 
 /// The identity, from an enrollment now if a token is configured and none was yet; `None` when told to stop meanwhile.

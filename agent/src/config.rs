@@ -9,6 +9,7 @@ use settings::{Period, Secret, Size};
 use tracing_subscriber::filter::{LevelFilter, Targets};
 
 use crate::engine::{self, Address};
+use crate::policy::Policy;
 
 /// Where the agent keeps its state unless told otherwise.
 pub const STATE_DIR: &str = "/var/lib/hyperfactory/agent";
@@ -38,6 +39,8 @@ pub struct Config {
     pub token: Option<Secret>,
     /// What is logged: a level, or levels for parts, as in `info,hyperfactory_agent=debug`.
     pub log: String,
+    /// Which commands of the hub are carried out.
+    pub commands: Policy,
 }
 
 impl Default for Config {
@@ -52,6 +55,7 @@ impl Default for Config {
             name: None,
             token: None,
             log: "info".into(),
+            commands: Policy::default(),
         }
     }
 }
@@ -105,6 +109,7 @@ impl Config {
                 "use off, error, warn, info, debug or trace, or part=level, with commas between".into(),
             );
         }
+        self.commands.checked()?;
         self.engine(None)?;
         Ok(self)
     }
@@ -185,5 +190,23 @@ mod tests {
     fn a_token_is_not_shown() {
         let config = load(&[("HYPERFACTORY_AGENT_TOKEN", "hfj_secret")]).unwrap();
         assert!(!format!("{config:?}").contains("hfj_secret"));
+    }
+
+    #[test]
+    fn commands_have_a_table_of_their_own_and_variables_too() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("agent.toml");
+        let text = "[commands]\naccept = [\"service.restart\"]\nprojects = [\"shop\"]\n\n\
+                    [commands.scripts]\nrotate = \"/usr/local/sbin/rotate\"\n";
+        std::fs::write(&path, text).unwrap();
+        let read = settings::load_from::<Config>(Path::new("/nonexistent"), "agent", Some(&path), []);
+        let commands = read.unwrap().checked().unwrap().commands;
+        assert_eq!((&*commands.accept, &*commands.projects), (&["service.restart".into()][..], &["shop".into()][..]));
+        assert_eq!(commands.scripts["rotate"], Path::new("/usr/local/sbin/rotate"));
+        let config = load(&[("HYPERFACTORY_AGENT_COMMANDS_SCRIPTS", "{ a = \"/bin/a\" }")]).unwrap();
+        assert_eq!(config.commands.scripts["a"], Path::new("/bin/a"));
+        let refused =
+            load(&[("HYPERFACTORY_AGENT_COMMANDS_ACCEPT", "service.restart,reboot")]).unwrap_err().to_string();
+        assert!(refused.contains("\"reboot\" is no action"), "{refused}");
     }
 }

@@ -10,7 +10,8 @@ use protocol::message::{ServiceHealth, ServiceKey, ServiceState};
 
 /// The label that makes a container part of a Compose project.
 pub const PROJECT_LABEL: &str = "com.docker.compose.project";
-const SERVICE_LABEL: &str = "com.docker.compose.service";
+/// The label that names the service.
+pub(crate) const SERVICE_LABEL: &str = "com.docker.compose.service";
 const NUMBER_LABEL: &str = "com.docker.compose.container-number";
 const ONE_OFF_LABEL: &str = "com.docker.compose.oneoff";
 
@@ -55,7 +56,7 @@ pub struct Key {
 
 impl Key {
     /// From a container's labels; `None` when it is not a Compose service: foreign, or a one-off `compose run`.
-    fn of(labels: &HashMap<String, String>) -> Option<Self> {
+    pub(crate) fn of(labels: &HashMap<String, String>) -> Option<Self> {
         let name = |label| labels.get(label).filter(|name| is_name(name)).map(|name| name.as_str().into());
         if labels.get(ONE_OFF_LABEL).is_some_and(|value| value.eq_ignore_ascii_case("true")) {
             return None;

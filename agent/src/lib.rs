@@ -3,6 +3,7 @@
 pub mod agent;
 pub mod cgroup;
 pub mod check;
+pub mod command;
 pub mod config;
 pub mod container;
 pub mod docker;
@@ -11,6 +12,8 @@ pub mod enroll;
 pub mod failure;
 pub mod host;
 mod kept;
+pub mod policy;
+pub mod recent;
 pub mod roster;
 pub mod row;
 pub mod sample;

@@ -9,6 +9,7 @@ use clap::{Parser, Subcommand};
 use hyperfactory_agent::config::Config;
 use hyperfactory_agent::enroll::TokenArguments;
 use hyperfactory_agent::failure::Failure;
+use hyperfactory_agent::recent::Recent;
 use hyperfactory_agent::{agent, check, enroll};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
@@ -76,7 +77,8 @@ fn main() -> ExitCode {
 /// Carries out a verb; says whether all is well.
 fn run(cli: Cli) -> Result<bool, Failure> {
     let config = Config::load(cli.config.as_deref(), cli.state_dir).map_err(Failure::usage)?;
-    log_to_stderr(&config);
+    let recent = Recent::default();
+    log_to_stderr(&config, &recent);
     // One thread: the agent has a twentieth of a percent of a processor's work to do.
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -94,7 +96,7 @@ fn run(cli: Cli) -> Result<bool, Failure> {
                 if let Some(parent) = parent {
                     stop_with(parent, &stop)?;
                 }
-                agent::run(config, stop).await?;
+                agent::run(config, recent, stop).await?;
                 Ok(true)
             }
             Verb::Status { json } => {
@@ -152,9 +154,8 @@ fn stop_with(parent: i32, stop: &CancellationToken) -> Result<(), Failure> {
 }
 
 /// Under the service manager the journal has the time already.
-fn log_to_stderr(config: &Config) {
-    let layer =
-        tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(std::io::stderr().is_terminal());
+fn log_to_stderr(config: &Config, recent: &Recent) {
+    let layer = tracing_subscriber::fmt::layer().with_writer(recent.clone()).with_ansi(std::io::stderr().is_terminal());
     let layer: Box<dyn tracing_subscriber::Layer<_> + Send + Sync> =
         if std::env::var_os("JOURNAL_STREAM").is_some() { Box::new(layer.without_time()) } else { Box::new(layer) };
     tracing_subscriber::registry().with(config.log()).with(layer).init();

@@ -27,7 +27,7 @@ const FIRST_SAMPLE: Duration = Duration::from_secs(2);
 
 /// Takes the samples.
 pub struct Sampler {
-    interval: Duration,
+    interval: watch::Receiver<Duration>,
     clock: Clock,
     recorder: Recorder,
     followed: watch::Receiver<Followed>,
@@ -38,10 +38,10 @@ pub struct Sampler {
 }
 
 impl Sampler {
-    /// A sampler that records every `interval`, knows from `followed` which containers run, and reads their figures in
+    /// A sampler that records every `interval`, which may change, knows from `followed` which containers run, and reads their figures in
     /// `hierarchies`; what is not there it asks the engine for.
     pub fn new(
-        interval: Duration,
+        interval: watch::Receiver<Duration>,
         clock: Clock,
         recorder: Recorder,
         followed: watch::Receiver<Followed>,
@@ -73,9 +73,13 @@ impl Sampler {
         self.sample(last).await;
         self.recorder.flush().await;
         loop {
-            let (at, wait) = next(self.clock.now(), last, self.interval);
-            if stop.run_until_cancelled(tokio::time::sleep(wait)).await.is_none() {
-                return;
+            let (at, wait) = next(self.clock.now(), last, *self.interval.borrow_and_update());
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => return,
+                // Whoever could change it may be gone: then it stays as it is.
+                Ok(()) = self.interval.changed() => continue,
+                () = tokio::time::sleep(wait) => {}
             }
             self.sample(at).await;
             last = at;

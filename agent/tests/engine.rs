@@ -291,7 +291,13 @@ async fn where_no_cgroup_is_visible_the_figures_come_from_the_engine() {
     for (hierarchies, place) in [(Hierarchies::of_this_host(), "cgroup"), (Hierarchies::default(), "engine")] {
         let recorder = Recorder::new(Backlog::in_memory(SpoolEpoch(2), 1 << 20), 4);
         let second = Duration::from_secs(1);
-        let sampler = Sampler::new(second, Clock::system(), recorder.clone(), agent.followed.clone(), hierarchies);
+        let sampler = Sampler::new(
+            watch::channel(second).1,
+            Clock::system(),
+            recorder.clone(),
+            agent.followed.clone(),
+            hierarchies,
+        );
         let mut sampling = JoinSet::new();
         sampling.spawn(sampler.run(agent.stop.child_token()));
         let begin = Instant::now();

@@ -137,6 +137,22 @@ impl Client {
         self.read(self.check(answer)?)
     }
 
+    /// `POST path` with a JSON body, for what must not be done twice: when the hub does not answer, it is asked once more for the same.
+    pub(crate) fn post_once<T: DeserializeOwned>(&self, path: &str, body: &Value) -> Result<T, Failure> {
+        let key = once();
+        let send = || {
+            let request =
+                self.request(Request::post(self.address(path, &[]))).header("content-type", "application/json");
+            let request = request.header("idempotency-key", &key).body(body.to_string());
+            Ok::<_, Failure>(self.agent.run(request.map_err(|error| bad_url(&self.url, &error))?))
+        };
+        let mut answer = send()?;
+        if answer.is_err() {
+            answer = send()?;
+        }
+        self.read(self.check(answer)?)
+    }
+
     /// `POST path` with a JSON body, where the answer says no more than that it is done.
     pub(crate) fn act(&self, path: &str, body: &Value) -> Result<(), Failure> {
         let request = self.request(Request::post(self.address(path, &[]))).header("content-type", "application/json");
@@ -282,6 +298,12 @@ pub(crate) fn insecure(url: &str, error: &rustls::Error) -> String {
 
 fn bad_url(url: &str, error: &ureq::http::Error) -> Failure {
     Failure::Usage(format!("{url:?} is not the address of a hub ({error}): run hfctl login"))
+}
+
+/// A text that nobody has used before: the time in ns, and this process.
+fn once() -> String {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    format!("hfctl-{}-{}", now.as_nanos(), std::process::id())
 }
 
 /// Text as it may stand in an address.

@@ -49,12 +49,24 @@ enum Verb {
     /// Nodes: agents and bridges.
     #[command(subcommand)]
     Node(command::node::Node),
+    /// Services on nodes: start, stop, restart, logs.
+    #[command(subcommand)]
+    Service(command::command::Service),
+    /// Commands: what nodes are to do, and what came of it.
+    #[command(subcommand)]
+    Command(command::command::Command),
+    /// Keys of people who sign commands.
+    #[command(subcommand)]
+    OperatorKey(command::operator_key::OperatorKey),
     /// A tenant's Kafka plane: certificates for its brokers.
     #[command(subcommand)]
     Kafka(command::kafka::Kafka),
     /// What others have to trust, in PEM, and what waits to be signed.
     #[command(subcommand)]
     Trust(command::trust::Trust),
+    /// Certificate authorities: from one to the next.
+    #[command(subcommand)]
+    Ca(command::ca::Ca),
     /// Certificates: what they say, and their renewal.
     #[command(subcommand)]
     Cert(command::cert::Cert),
@@ -91,7 +103,11 @@ fn run(arguments: Arguments) -> Result<(), Failure> {
         Verb::Tenant(verb) => verb.run(&client()?, &mut output),
         Verb::Token(verb) => verb.run(&client()?, &mut output),
         Verb::Node(verb) => verb.run(&client()?, &mut output),
+        Verb::Service(verb) => verb.run(&client()?, &mut output),
+        Verb::Command(verb) => verb.run(&client()?, &mut output),
+        Verb::OperatorKey(verb) => verb.run(client, &mut output),
         Verb::Kafka(verb) => verb.run(&client()?, &mut output),
+        Verb::Ca(verb) => verb.run(&client()?, &mut output),
         Verb::Trust(verb) => verb.run(&client()?, &mut output),
         Verb::Cert(verb) => verb.run(client, &mut output),
         Verb::Policy(verb) => verb.run(&client()?, &mut output),

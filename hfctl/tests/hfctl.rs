@@ -435,3 +435,31 @@ fn a_certificate_is_shown_without_any_hub() {
     show("no.pem", b"nothing", &[]).fails(2, &["holds no certificate", "PEM"]);
     show("no.der", &[0xff; 90], &[]).fails(2, &["can't be read"]);
 }
+
+#[test]
+fn a_rotation_is_begun_stepped_and_taken_back_and_says_what_comes_next() {
+    let site = Site::start();
+    site.admin(&["ca", "rotate", "status"]).fails(1, &["no rotation is under way", "hfctl ca rotate start"]);
+    let begun = site.admin(&["ca", "rotate", "start", "root", "--reason", "the old machine goes"]).ok();
+    for part in [
+        "of the fleet root",
+        "the old machine goes",
+        "trust: all are ready; hfctl ca rotate advance 1",
+        "aborted: hfctl ca rotate back 1",
+    ] {
+        assert!(begun.contains(part), "{part}: {begun}");
+    }
+    site.admin(&["ca", "rotate", "start", "hub", "--reason", "at once"])
+        .fails(1, &["is under way", "hfctl ca rotate status 1"]);
+    assert!(site.admin(&["ca", "rotate", "advance"]).ok().contains("issue: all are ready"));
+    assert!(site.admin(&["ca", "rotate", "list", "--open"]).ok().contains("the fleet root"));
+    assert!(site.admin(&["ca", "rotate", "missing"]).ok().contains("all are ready"));
+    site.admin(&["ca", "rotate", "back"]).ok();
+    let over = site.admin(&["--output", "json", "ca", "rotate", "back", "1"]).ok();
+    let over: Value = serde_json::from_str(&over).expect("JSON");
+    assert_eq!((over["phase"].as_str(), over.get("forward")), (Some("aborted"), None));
+    site.admin(&["ca", "rotate", "advance", "1"]).fails(1, &["is over (aborted)"]);
+    site.admin(&["ca", "rotate", "advance", "7"]).fails(1, &["there is no rotation 7"]);
+    site.admin(&["ca", "rotate", "start", "nodes", "--reason", "whose"]).fails(2, &["the last two with a tenant"]);
+    site.with(&site.url, &site.viewer, &["ca", "rotate", "start", "root", "--reason", "no"]).fails(3, &["role admin"]);
+}

@@ -342,7 +342,7 @@ fn node_page(engine: EngineState, presence: PresenceState) -> Html<String> {
         Section::Fleet,
         &html! {
             (node::heading(&detail, clock())) (node::notes(&detail, &[], clock())) (node::tiles(&detail, clock()))
-            (node::services(&detail, clock())) (node::charts(&detail, node::Span::Hour, &charts)) (node::facts(&detail, &coverage, clock()))
+            (node::services(&detail, true, clock())) (node::charts(&detail, node::Span::Hour, &charts)) (node::facts(&detail, &coverage, clock()))
             (alerts::of_node(&some_alerts(), clock()))
         },
     )

@@ -10,6 +10,7 @@ mod offline;
 mod roots;
 mod rows;
 mod server;
+mod succession;
 mod web;
 
 use std::collections::HashMap;
@@ -34,6 +35,7 @@ pub(crate) use rows::place;
 use rows::{load, save};
 use server::Kept;
 pub(crate) use server::{RENEW_FOR_BROWSERS, RENEW_FOR_NODES};
+pub(crate) use succession::Succession;
 
 /// The fleet root, the hub's intermediate, and per tenant an intermediate for its nodes and a Kafka root. Clones share them.
 #[derive(Clone)]
@@ -83,12 +85,11 @@ pub enum AuthoritiesError {
         /// The tenant.
         tenant: TenantId,
     },
-    /// A rotation of the fleet root is elsewhere than it was taken to be.
-    #[error("{}", if *there_is { "there is a next root already: have it issue, or retire it" } else { "there is no next root: introduce one first" })]
-    NextRoot {
-        /// Whether there is a next root.
-        there_is: bool,
-    },
+    /// An authority has to sign whose key is not here.
+    #[error(
+        "this takes the signature of authority {0}, whose key is kept offline: see `hyperfactory-hub ca root requests`"
+    )]
+    KeyElsewhere(i64),
     /// The tenant's first intermediate is not signed yet, or its last one has ended before the next was.
     #[error(
         "tenant {0} waits for its authority, which the fleet's root has to sign: the root is kept offline, and signs at the \
@@ -157,7 +158,8 @@ impl Authorities {
         let policy = policies.of(None);
         let offline = offline::absent(&mut transaction).await?.is_some();
         if !offline && load(&mut transaction, &Role::Root, &keys).await?.is_none() {
-            save(&mut transaction, &Authority::create_root(now, policy.lifetime(Kind::Root))?, &keys, now).await?;
+            save(&mut transaction, &Authority::create_root(now, policy.lifetime(Kind::Root))?, None, &keys, now)
+                .await?;
         }
         match load(&mut transaction, &Role::Hub, &keys).await? {
             Some(hub) if issues_at(&hub.authority, &policy, now) => {}
@@ -262,7 +264,7 @@ impl Authorities {
     ) -> Result<bool, AuthoritiesError> {
         self.0.keys.create(transaction, Owner::Tenant(tenant.clone()), now).await?;
         let kafka = Authority::create_kafka_root(tenant, now, self.policy(tenant).lifetime(Kind::KafkaRoot))?;
-        save(transaction, &kafka, &self.0.keys, now).await?;
+        save(transaction, &kafka, None, &self.0.keys, now).await?;
         Ok(self.create_intermediate(transaction, &Role::Nodes(tenant.clone()), now).await?.is_some())
     }
 
@@ -276,7 +278,8 @@ impl Authorities {
         offline::intermediate(transaction, &self.0.keys, role, self.intermediate_lifetime(role), now).await
     }
 
-    /// The intermediate that issues for `tenant` now; opened once, then kept.
+    /// The intermediate that issues for `tenant` now; opened once, then kept. Whether it is still that one, the database
+    /// says: another hub may have changed it.
     pub(crate) async fn tenant(
         &self,
         transaction: &mut Transaction,
@@ -285,8 +288,9 @@ impl Authorities {
     ) -> Result<Arc<Issuing>, AuthoritiesError> {
         let policy = self.policy(tenant);
         let fresh = |issuing: &Issuing| issues_at(&issuing.authority, &policy, now);
+        let active = rows::active(transaction, &Role::Nodes(tenant.clone())).await?;
         let known = self.0.tenants.read().unwrap_or_else(PoisonError::into_inner).get(tenant).cloned();
-        if let Some(known) = known.filter(|known| fresh(known)) {
+        if let Some(known) = known.filter(|known| active == Some(known.id) && fresh(known)) {
             return Ok(known);
         }
         let role = Role::Nodes(tenant.clone());

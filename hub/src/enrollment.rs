@@ -76,6 +76,8 @@ struct Inner {
 struct Issued {
     chain: Vec<Vec<u8>>,
     identity: NodeIdentity,
+    /// The row of the intermediate it is from.
+    authority: i64,
 }
 
 impl Issued {
@@ -270,7 +272,18 @@ impl Enrollment {
     /// # Errors
     /// What to tell the node.
     pub fn authorize(&self, identity: &NodeIdentity) -> Result<(), Refusal> {
-        self.0.registry.authorize(identity)
+        let intermediate = self.0.registry.authorize(identity)?;
+        if self.0.authorities.is_retired(intermediate) {
+            return Err(Refusal {
+                code: RefusalCode::CertificateReplaced.into(),
+                message: format!(
+                    "certificate {} of node {} is of an authority that has been rotated away: the node recovers by itself",
+                    identity.serial, identity.node
+                ),
+                retry_after_ms: 0,
+            });
+        }
+        Ok(())
     }
 
     /// The roots a node says it trusts, as SHA-256 of their public keys; `None` for a node that is not known.
@@ -392,7 +405,7 @@ impl Enrollment {
         key: &RequestedKey,
     ) -> Result<Given, Failure> {
         let row = sqlx::query(
-            "SELECT n.id, n.name, n.enrolled_at, c.certificate, a.certificate
+            "SELECT n.id, n.name, n.enrolled_at, c.certificate, a.certificate, a.id
              FROM join_tokens t JOIN nodes n ON n.id = t.node AND n.removed_at IS NULL AND n.revoked_at IS NULL
              JOIN certificates c ON c.node = n.id AND c.spki_sha256 = t.used_spki AND c.kind = n.kind
                  AND c.state IN ('issued', 'active')
@@ -417,7 +430,7 @@ impl Enrollment {
             name: row.try_get(1)?,
             enrolled_at: Timestamp::from_millis(row.try_get(2)?),
         };
-        let issued = Issued::from_chain(vec![row.try_get(3)?, row.try_get(4)?])?;
+        let issued = Issued::from_chain(vec![row.try_get(3)?, row.try_get(4)?], row.try_get(5)?)?;
         Ok(Given { member, issued, sequence: FIRST_SEQUENCE, record: None })
     }
 
@@ -427,7 +440,8 @@ impl Enrollment {
         request: &RenewRequest,
         now: Timestamp,
     ) -> Result<Given, Failure> {
-        self.authorize(identity).map_err(Failure::Refused)?;
+        // Also with a certificate of an authority that is trusted no more: who still has a session gets another one by it.
+        self.0.registry.authorize(identity).map_err(Failure::Refused)?;
         let number = self.0.registry.sequence(identity);
         if number != Some(request.sequence) {
             return Err(refused(
@@ -467,16 +481,16 @@ impl Enrollment {
         };
         keys::standing(transaction, key, Some(identity.node)).await?.free()?;
         let before = sqlx::query(
-            "SELECT c.certificate, a.certificate FROM certificates c JOIN authorities a ON a.id = c.authority
+            "SELECT c.certificate, a.certificate, a.id FROM certificates c JOIN authorities a ON a.id = c.authority
              WHERE c.node = $1 AND c.spki_sha256 = $2 AND c.kind IN ('agent', 'bridge') AND c.state IN ('issued', 'active')
-             ORDER BY c.issued_at DESC LIMIT 1",
+               AND a.state <> 'retired' ORDER BY c.issued_at DESC LIMIT 1",
         )
         .bind(identity.node.to_string())
         .bind(key.spki_sha256().to_vec())
         .fetch_optional(&mut **transaction)
         .await?;
         if let Some(before) = before {
-            let issued = Issued::from_chain(vec![before.try_get(0)?, before.try_get(1)?])?;
+            let issued = Issued::from_chain(vec![before.try_get(0)?, before.try_get(1)?], before.try_get(2)?)?;
             if issued.is_fresh(now) {
                 return Ok(Given { member, issued, sequence, record: None });
             }
@@ -523,7 +537,7 @@ impl Enrollment {
         let issuing = self.0.authorities.tenant(transaction, &member.tenant, now).await?;
         let lifetime = self.0.authorities.policies().terms(Some(&member.tenant), member.kind.into()).lifetime;
         let leaf = issuing.authority.issue_node(key, member.node, member.kind, now, lifetime)?;
-        let issued = Issued::from_chain(vec![leaf, issuing.authority.certificate_der().to_vec()])?;
+        let issued = Issued::from_chain(vec![leaf, issuing.authority.certificate_der().to_vec()], issuing.id)?;
         let certificate = Certified {
             kind: member.kind.into(),
             authority: issuing.id,
@@ -570,10 +584,10 @@ impl Enrollment {
 }
 
 impl Issued {
-    fn from_chain(chain: Vec<Vec<u8>>) -> Result<Self, pki::TrustError> {
+    fn from_chain(chain: Vec<Vec<u8>>, authority: i64) -> Result<Self, pki::TrustError> {
         let ders: Vec<CertificateDer<'_>> = chain.iter().map(|der| CertificateDer::from(&**der)).collect();
         let identity = pki::node_identity(&ders)?;
-        Ok(Self { chain, identity })
+        Ok(Self { chain, identity, authority })
     }
 
     /// Half-way through its life it is no answer any more: a node asks because it wants a newer one.

@@ -1,6 +1,7 @@
 //! The door for nodes: admission, enrollment, sessions.
 
 mod accept;
+mod courier;
 mod pulse;
 mod rate;
 mod registry;
@@ -10,6 +11,7 @@ use std::sync::Arc;
 
 use store::Database;
 
+use crate::commands::Commands;
 use crate::enrollment::Enrollment;
 use crate::metrics::Metrics;
 use crate::telemetry::ingest::Ingest;
@@ -31,6 +33,8 @@ pub struct Gateway {
     pub enrollment: Enrollment,
     /// The nodes as last seen.
     pub fleet: Fleet,
+    /// What nodes are to do.
+    pub commands: Commands,
     /// Where telemetry goes.
     pub ingest: Ingest,
     /// Live sessions.

@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, bail};
 use pki::tls::{HubCertificate, HubChain, HubTls, TrustedRoots, server_config, system_clock};
@@ -26,12 +26,14 @@ use crate::access::Access;
 use crate::alerts::Alerts;
 use crate::audit::publish::{Publisher, Webhook};
 use crate::authorities::{Authorities, HubServer, RENEW_FOR_NODES};
+use crate::commands::{Commands, SteadyClock};
 use crate::config::{Config, Encryption};
 use crate::enrollment::{self, Enrollment};
 use crate::gateway::{self, Gateway};
 use crate::keys::Keys;
 use crate::metrics::Metrics;
 use crate::revocation_lists::RevocationLists;
+use crate::rotation::Rotations;
 use crate::schema;
 use crate::service::{self, Vitals};
 use crate::telemetry::history::{History, Upkeep};
@@ -50,8 +52,10 @@ const GOODBYE: Duration = Duration::from_secs(1);
 const KNOCKS_AT_ONCE: usize = 20;
 /// See [`KNOCKS_AT_ONCE`].
 const KNOCK_PAUSE: Duration = Duration::from_millis(10);
-/// How often the hub looks at its own certificate.
-const LOOK_AT_SERVER: Duration = Duration::from_secs(3600);
+/// How often the hub looks at its own certificate, and whether another hub has taken a step of a rotation.
+const LOOK_AT_TRUST: Duration = Duration::from_secs(10);
+/// How often it looks whether an intermediate has to be followed.
+const LOOK_AT_INTERMEDIATES: Duration = Duration::from_secs(3600);
 
 /// Where a running hub listens; written to `endpoints.json` in the state directory.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -96,6 +100,8 @@ pub struct Domain {
     pub database: Database,
     /// The fleet's authorities.
     pub authorities: Authorities,
+    /// From one authority to the next.
+    pub rotations: Rotations,
     /// Tenants.
     pub tenants: Tenants,
     /// Who may see and do what.
@@ -125,8 +131,9 @@ impl Domain {
             .context("the fleet's authorities can't be opened")?;
         let reset_key = ResetKey(authorities.derive("stateless reset").await?);
         let tenants = Tenants::new(database.clone(), authorities.clone());
+        let rotations = Rotations::new(database.clone(), authorities.clone());
         let access = Access::new(database.clone());
-        Ok(Self { database, authorities, tenants, access, reset_key })
+        Ok(Self { database, authorities, rotations, tenants, access, reset_key })
     }
 }
 
@@ -222,6 +229,10 @@ impl Hub {
         )
         .await?;
         storing.spawn(judging);
+        let clock = SteadyClock::open(&database, now()).await?;
+        let (commands, keeping) =
+            Commands::start(database.clone(), Arc::clone(&registry), clock, now, stop_storing.clone());
+        storing.spawn(keeping);
         let webhook = config.audit_heads_webhook.clone().map(Webhook::new).transpose()?;
         let file = config.audit_heads_file.clone();
         let every = config.audit_heads_every.get();
@@ -245,6 +256,7 @@ impl Hub {
             database,
             enrollment,
             fleet: fleet.clone(),
+            commands: commands.clone(),
             ingest,
             registry,
             metrics,
@@ -255,12 +267,14 @@ impl Hub {
             database: gateway.database.clone(),
             tenants: domain.tenants.clone(),
             authorities: domain.authorities.clone(),
+            rotations: domain.rotations.clone(),
             enrollment: gateway.enrollment.clone(),
             revocation_lists: RevocationLists::new(gateway.database.clone(), domain.authorities.clone()),
             fleet: fleet.clone(),
             ingest: gateway.ingest.clone(),
             history: History::new(gateway.database.clone()),
             alerts,
+            commands,
             access: domain.access.clone(),
             metrics: Arc::new(move || metrics.text()),
             watch: Arc::new({
@@ -353,11 +367,11 @@ impl Hub {
         let vitals = Vitals { gateway: pulse, database: self.domain.database.clone() };
         sessions.spawn(service::attend(vitals, shutdown.clone()));
         sessions.spawn(keep_certified(
-            self.domain.authorities.clone(),
+            (self.domain.authorities.clone(), self.domain.rotations.clone()),
+            Arc::clone(&self.gateway),
             self.certificate.clone(),
             self.server_until,
             self.trusted.clone(),
-            Arc::clone(&self.gateway.registry),
             shutdown.clone(),
         ));
         sessions.spawn(self.gateway.metrics.expiry.clone().watch(
@@ -366,6 +380,8 @@ impl Hub {
             now,
             shutdown.clone(),
         ));
+        let rotations = self.domain.rotations.clone();
+        sessions.spawn(self.gateway.metrics.rotations.clone().watch(rotations, now, shutdown.clone()));
         sessions.spawn(knock(self.endpoint.clone(), self.orphans, shutdown.clone()));
         if let Some(https) = self.https {
             let metrics = Arc::clone(&self.gateway.metrics);
@@ -423,48 +439,68 @@ async fn knock(endpoint: Endpoint, orphans: Vec<SocketAddr>, shutdown: Cancellat
     }
 }
 
-/// Replaces the hub's own certificate well before it ends, and when the fleet's roots change. Then it also judges nodes by
-/// the new ones, and tells those that are in session.
+/// Replaces the hub's own certificate well before it ends, and when a step of a rotation wants another one. Then it also
+/// judges nodes by the fleet's new roots, and tells those that are in session.
 async fn keep_certified(
-    authorities: Authorities,
+    domain: (Authorities, Rotations),
+    gateway: Arc<Gateway>,
     certificate: HubCertificate,
     mut until: Timestamp,
     trusted: TrustedRoots,
-    sessions: Arc<gateway::Registry>,
     shutdown: CancellationToken,
 ) {
+    let (authorities, rotations) = domain;
     let mut roots = authorities.watch_roots();
+    let mut told = authorities.roots();
+    // Whether a step has been taken that this hub has not followed in all. One may have been its last act before it ended.
+    let mut behind = true;
+    let mut intermediates = Instant::now() + LOOK_AT_INTERMEDIATES;
     loop {
-        let changed = tokio::select! {
-            () = shutdown.cancelled() => return,
-            changed = roots.changed() => changed.is_ok(),
-            () = tokio::time::sleep(LOOK_AT_SERVER) => false,
-        };
-        if changed {
-            let now = roots.borrow_and_update().clone();
-            if let Err(error) = trusted.replace(&now.trusted) {
-                warn!(%error, "the fleet's new roots can't be read; nodes are judged by those before");
-            }
-            sessions.trust(&Arc::new(now.trust()));
-        } else if let Err(error) = authorities.look(now()).await {
+        if !behind {
+            behind = tokio::select! {
+                () = shutdown.cancelled() => return,
+                changed = roots.changed() => changed.is_ok(),
+                () = tokio::time::sleep(LOOK_AT_TRUST) => false,
+            };
+        }
+        if let Err(error) = authorities.look(now()).await {
             warn!(%error, "the fleet's roots were not read again");
-        } else {
+        }
+        if Instant::now() >= intermediates {
+            intermediates = Instant::now() + LOOK_AT_INTERMEDIATES;
             follow(&authorities).await;
         }
-        if !changed && now() < until.minus(RENEW_FOR_NODES) {
+        let now_trusted = roots.borrow_and_update().clone();
+        behind |= now_trusted.step != told.step;
+        if !now_trusted.same(&told) {
+            behind = true;
+            if let Err(error) = trusted.replace(&now_trusted.trusted) {
+                warn!(%error, "the fleet's new roots can't be read; nodes are judged by those before");
+            }
+            gateway.registry.trust(&Arc::new(now_trusted.trust()));
+        }
+        told = now_trusted;
+        if !behind && now() < until.minus(RENEW_FOR_NODES) {
             continue;
         }
-        let replaced = async {
+        let followed = async {
             let shown = authorities.hub_server(now()).await?;
             certificate.replace(chain(&shown)?, &shown.key)?;
-            anyhow::Ok(shown.not_after)
-        };
-        match replaced.await {
-            Ok(not_after) => {
-                info!(%not_after, "the hub has a new server certificate");
-                until = not_after;
+            if shown.not_after != until {
+                info!(not_after = %shown.not_after, "the hub has a new server certificate");
+                until = shown.not_after;
             }
-            Err(error) => warn!(error = format!("{error:#}"), %until, "the hub could not renew its server certificate"),
+            rotations.advise(&gateway.enrollment, now()).await?;
+            anyhow::Ok(())
+        };
+        match followed.await {
+            Ok(()) => behind = false,
+            Err(error) => {
+                warn!(error = format!("{error:#}"), %until, "the hub could not renew its server certificate, or not go on from there");
+                if shutdown.run_until_cancelled(tokio::time::sleep(LOOK_AT_TRUST)).await.is_none() {
+                    return;
+                }
+            }
         }
     }
 }

@@ -4,6 +4,7 @@ use prometheus::{Encoder, IntCounter, IntGauge, IntGaugeVec, Opts, Registry, Tex
 
 use crate::audit::Head;
 use crate::expiry::Expiry;
+use crate::rotation::Gauges;
 
 /// The hub's own metrics.
 pub struct Metrics {
@@ -37,6 +38,8 @@ pub struct Metrics {
     audit_published: IntGaugeVec,
     /// How long certificates still last.
     pub expiry: Expiry,
+    /// Rotations under way.
+    pub rotations: Gauges,
 }
 
 impl Metrics {
@@ -70,6 +73,7 @@ impl Metrics {
             )?,
             audit_published,
             expiry: Expiry::new(&registry)?,
+            rotations: Gauges::new(&registry)?,
             handshakes: counter("hyperfactory_hub_handshakes_total", "QUIC handshakes that ended well.")?,
             handshakes_failed: counter("hyperfactory_hub_handshakes_failed_total", "QUIC handshakes that failed.")?,
             retries: counter("hyperfactory_hub_retries_total", "Connections asked to prove their address first.")?,

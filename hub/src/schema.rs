@@ -4,7 +4,7 @@ use store::Migration;
 
 /// All steps, oldest first. A released step is never altered.
 pub const MIGRATIONS: &[Migration] =
-    &[Migration { version: 1, name: "tenants, trust, telemetry, alerts, audit, access", sql: FIRST }];
+    &[Migration { version: 1, name: "tenants, trust, telemetry, alerts, commands, audit, access", sql: FIRST }];
 
 /// Times are milliseconds since the Unix epoch, ids are UUIDs in hyphenated text, a spool epoch is the 64 bits of
 /// the wire read as a signed number. A row that is a tenant's has its id in the column `tenant`, by which PostgreSQL
@@ -54,17 +54,52 @@ CREATE TABLE authorities (
     sealed_key {BLOB},
     not_after BIGINT,
     created_at BIGINT NOT NULL,
+    -- The root that signed it; of a root, nothing.
+    issuer BIGINT REFERENCES authorities (id),
+    -- The rotation that retired it.
+    retired_by BIGINT,
     -- Of a root that is kept offline: what it has signed ahead.
     revocation_list {BLOB}
 );
--- Links between fleet roots: the name and key of one under the signature of another. They stay while they are valid, for
--- nodes that were away.
+-- Links between fleet roots: the name and key of one (introduced) under the signature of another (signer). Those of
+-- which nodes are told (1) serve while they are valid, for nodes that were away.
 CREATE TABLE root_links (
     serial {BLOB} PRIMARY KEY,
+    signer BIGINT NOT NULL REFERENCES authorities (id),
+    introduced BIGINT NOT NULL REFERENCES authorities (id),
+    told BIGINT NOT NULL,
     certificate {BLOB} NOT NULL,
     not_after BIGINT NOT NULL,
     created_at BIGINT NOT NULL
 );
+
+-- From one authority to its successor, in phases: prepare, trust, issue, retire, done; or aborted. Of each kind and tenant
+-- one at most is open. renew_within: nodes are still to be advised to renew, within so many milliseconds.
+CREATE TABLE rotations (
+    id {ID},
+    kind TEXT NOT NULL,
+    tenant TEXT REFERENCES tenants (id),
+    old_authority BIGINT NOT NULL REFERENCES authorities (id),
+    new_authority BIGINT NOT NULL REFERENCES authorities (id),
+    phase TEXT NOT NULL,
+    reason TEXT NOT NULL,
+    started_by TEXT NOT NULL,
+    started_at BIGINT NOT NULL,
+    ended_at BIGINT,
+    renew_within BIGINT
+);
+CREATE UNIQUE INDEX rotations_open ON rotations (kind, COALESCE(tenant, '')) WHERE ended_at IS NULL;
+CREATE TABLE rotation_steps (
+    id {ID},
+    rotation BIGINT NOT NULL REFERENCES rotations (id),
+    tenant TEXT REFERENCES tenants (id),
+    phase TEXT NOT NULL,
+    at BIGINT NOT NULL,
+    by_whom TEXT NOT NULL,
+    -- Nodes and certificates that were not ready for it.
+    left_behind BIGINT NOT NULL
+);
+CREATE INDEX rotation_steps_rotation ON rotation_steps (rotation, id);
 
 CREATE UNIQUE INDEX authorities_generation ON authorities (kind, COALESCE(tenant, ''), generation);
 CREATE UNIQUE INDEX authorities_awaiting ON authorities (kind, COALESCE(tenant, '')) WHERE state = 'awaiting-signature';
@@ -104,12 +139,23 @@ CREATE TABLE nodes (
 );
 CREATE UNIQUE INDEX nodes_name ON nodes (tenant, name) WHERE removed_at IS NULL;
 
+CREATE TABLE node_labels (
+    node TEXT NOT NULL REFERENCES nodes (id),
+    tenant TEXT NOT NULL,
+    name TEXT NOT NULL,
+    value TEXT NOT NULL,
+    PRIMARY KEY (node, name)
+);
+CREATE INDEX node_labels_value ON node_labels (name, value);
+
 CREATE TABLE join_tokens (
     id TEXT PRIMARY KEY,
     tenant TEXT NOT NULL REFERENCES tenants (id),
     kind TEXT NOT NULL,
     name TEXT,
     secret_hash {BLOB} NOT NULL UNIQUE,
+    -- SHA-256 of the public key of the fleet root it names.
+    root_pin {BLOB} NOT NULL,
     created_at BIGINT NOT NULL,
     created_by TEXT NOT NULL,
     expires_at BIGINT NOT NULL,
@@ -251,6 +297,76 @@ CREATE TABLE alerts (
 );
 CREATE UNIQUE INDEX alerts_open ON alerts (COALESCE(node, ''), COALESCE(tenant, ''), rule, subject) WHERE closed_at IS NULL;
 CREATE INDEX alerts_tenant ON alerts (tenant, opened_at);
+
+-- What somebody asked for: one action, for one node or many. With the key that the caller gave, it can be asked for again
+-- without another effect, also after a restart. tenant: the only one the requester acts for.
+CREATE TABLE command_requests (
+    id TEXT PRIMARY KEY,
+    tenant TEXT REFERENCES tenants (id),
+    caller TEXT NOT NULL,
+    idempotency_key TEXT,
+    fingerprint {BLOB} NOT NULL,
+    created_at BIGINT NOT NULL
+);
+CREATE UNIQUE INDEX command_requests_key ON command_requests (caller, idempotency_key);
+
+-- state: queued, delivered, running, succeeded, failed, expired, cancelled, unknown (see protocol/src/command/hub.rs).
+-- arguments is the wire's Action, byte for byte as it is sent. deadline is of the steady clock (commands/clock.rs), all other
+-- times are of the wall clock. told_at: the node has told the end, which then stands; without it, an end is the hub's judgement.
+CREATE TABLE commands (
+    id TEXT PRIMARY KEY,
+    request TEXT NOT NULL REFERENCES command_requests (id),
+    tenant TEXT NOT NULL REFERENCES tenants (id),
+    node TEXT NOT NULL REFERENCES nodes (id),
+    action TEXT NOT NULL,
+    arguments {BLOB} NOT NULL,
+    priority BIGINT NOT NULL,
+    reason TEXT NOT NULL,
+    requested_by TEXT NOT NULL,
+    state TEXT NOT NULL,
+    created_at BIGINT NOT NULL,
+    deadline BIGINT NOT NULL,
+    delivered_at BIGINT,
+    started_at BIGINT,
+    ended_at BIGINT,
+    cancelled_by TEXT,
+    -- An operator's signature, for the node to judge: the public key, the signature, and until when it counts.
+    signer {BLOB},
+    signature {BLOB},
+    signed_until BIGINT,
+    told_at BIGINT,
+    refused BIGINT NOT NULL DEFAULT 0,
+    message TEXT NOT NULL DEFAULT '',
+    output_bytes BIGINT NOT NULL DEFAULT 0,
+    output_dropped BIGINT NOT NULL DEFAULT 0
+);
+CREATE INDEX commands_node ON commands (node, id);
+CREATE INDEX commands_tenant ON commands (tenant, id);
+CREATE INDEX commands_request ON commands (request);
+CREATE INDEX commands_created ON commands (created_at);
+CREATE INDEX commands_due ON commands (node)
+    WHERE told_at IS NULL AND state IN ('queued', 'delivered', 'running', 'unknown');
+CREATE INDEX commands_deadline ON commands (deadline) WHERE state IN ('queued', 'delivered', 'running');
+
+-- Keys of people who sign commands. What they sign is judged by the nodes that pin their keys; here it is known whose they are.
+-- tenant: the only one whose nodes they may sign for.
+CREATE TABLE operator_keys (
+    id TEXT PRIMARY KEY,
+    tenant TEXT REFERENCES tenants (id),
+    name TEXT NOT NULL,
+    public_key {BLOB} NOT NULL UNIQUE,
+    created_at BIGINT NOT NULL,
+    created_by TEXT NOT NULL,
+    revoked_at BIGINT
+);
+
+CREATE TABLE command_outputs (
+    command TEXT NOT NULL,
+    start BIGINT NOT NULL,
+    tenant TEXT NOT NULL,
+    data {BLOB} NOT NULL,
+    PRIMARY KEY (command, start)
+);
 
 -- A chain (see audit/chain.md): each entry's hash covers its columns and the hash before it. audit_head is the one
 -- place numbers come from, and holds the newest entry's hash. Both refuse to be rewritten.

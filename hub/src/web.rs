@@ -28,8 +28,10 @@ use crate::api::idempotency::Answers;
 use crate::api::problem::Problem;
 use crate::api::roster::Roster;
 use crate::authorities::Authorities;
+use crate::commands::Commands;
 use crate::enrollment::Enrollment;
 use crate::revocation_lists::RevocationLists;
+use crate::rotation::Rotations;
 use crate::telemetry::history::History;
 use crate::telemetry::ingest::Ingest;
 use crate::telemetry::state::Fleet;
@@ -68,6 +70,8 @@ pub struct AppState {
     pub tenants: Tenants,
     /// Certificates for brokers, and what others have to trust.
     pub authorities: Authorities,
+    /// From one authority to the next.
+    pub rotations: Rotations,
     /// Join tokens, and who is in.
     pub enrollment: Enrollment,
     /// What authorities no longer stand for.
@@ -80,6 +84,8 @@ pub struct AppState {
     pub history: History,
     /// What went wrong.
     pub alerts: Alerts,
+    /// What nodes are to do.
+    pub commands: Commands,
     /// Who may.
     pub access: Access,
     /// `/metrics`, in the Prometheus text format.

@@ -3,6 +3,7 @@
 pub mod backlog;
 pub mod check;
 pub mod clock;
+pub mod commands;
 pub mod enroll;
 mod file;
 pub mod health;
@@ -12,6 +13,7 @@ pub mod telemetry;
 
 pub use backlog::Backlog;
 pub use clock::Clock;
+pub use commands::Commands;
 pub use enroll::{Applicant, EnrollError, enroll};
 pub use file::FileError;
 pub use identity::{Identity, IdentityStore};

@@ -15,13 +15,14 @@ use std::time::Duration;
 use pki::Distrust;
 use protocol::Timestamp;
 use protocol::message::NodeFacts;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use transport::{Backoff, ConnectError, Endpoint};
 
 use crate::clock::Clock;
+use crate::commands::Commands;
 use crate::identity::{Identity, IdentityStore};
 use crate::telemetry::Recorder;
 
@@ -57,6 +58,10 @@ pub struct LinkOptions {
     pub process: u64,
     /// The telemetry to send.
     pub recorder: Recorder,
+    /// Where commands go; `None`: this node carries out none, and says so.
+    pub commands: Option<Commands>,
+    /// Notified, it has the certificate renewed now.
+    pub renew: Arc<Notify>,
     /// The wall clock.
     pub clock: Clock,
 }

@@ -142,12 +142,25 @@ impl Authority {
     /// [`AuthorityError::NotAllowed`] when this is not a root, [`AuthorityError::Certificate`] when `other` is none or is
     /// this one, [`AuthorityError::NotValid`] when one of them is not valid at `now`.
     pub fn link(&self, other: &CertificateDer<'_>, now: Timestamp) -> Result<CertificateDer<'static>, AuthorityError> {
+        self.link_for(other, now, Duration::MAX)
+    }
+
+    /// As [`Authority::link`], for no longer than `lifetime`.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn link_for(
+        &self,
+        other: &CertificateDer<'_>,
+        now: Timestamp,
+        lifetime: Duration,
+    ) -> Result<CertificateDer<'static>, AuthorityError> {
         self.must_be(&Role::Root, "a link to another root")?;
         let facts = Facts::parse(other)
             .filter(|facts| role_of(facts) == Some(Role::Root) && self.spki_sha256() != sha256(facts.spki));
         let facts = facts.ok_or(AuthorityError::Certificate)?;
         let within = (self.not_before.max(facts.not_before), self.not_after.min(facts.not_after));
-        let life = life(now, within.1.since(now), Some(within))?;
+        let life = life(now, lifetime.min(within.1.since(now)), Some(within))?;
         let key = RequestedKey::from_trusted_spki(facts.spki.to_vec());
         let link = self.sign(&authority_params(&Role::Root, &key, life)?, &key)?;
         let introduces = Facts::parse(&link)

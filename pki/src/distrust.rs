@@ -48,8 +48,8 @@ impl Distrust {
                  with; check the hub's address, and enroll again if the fleet was set up anew"
             }
             Self::WrongPin => {
-                "this is not the hub the join token was made for: its root has another key than the token pins; \
-                 check the hub's address, and make a new token there"
+                "this is not the hub the join token was made for, or the fleet's root has been rotated since: no root has \
+                 the key that the token pins; check the hub's address, and make a new token there"
             }
             Self::WrongName => {
                 "what answers at the hub's address does not show a hub's certificate; check the address and the port"

@@ -59,6 +59,12 @@ macro_rules! uuid_id {
                 Self(uuid::Builder::from_unix_timestamp_millis(now.millis().max(0) as u64, &random).into_uuid())
             }
 
+            /// When it was made, by the clock it was made with: the first 48 bits.
+            pub fn made_at(self) -> Timestamp {
+                let millis = self.0.into_bytes().iter().take(6).fold(0, |millis, byte| millis << 8 | i64::from(*byte));
+                Timestamp::from_millis(millis)
+            }
+
             /// The 16 bytes that travel on the wire.
             pub fn to_bytes(self) -> [u8; 16] {
                 self.0.into_bytes()
@@ -336,6 +342,7 @@ mod tests {
         assert_eq!(id.to_string().as_bytes().get(14), Some(&b'7'));
         assert_eq!(id.to_string().parse(), Ok(id));
         assert_eq!(NodeId::from_bytes(&id.to_bytes()), Ok(id));
+        assert_eq!(id.made_at(), Timestamp::from_millis(1_700_000_000_000));
         assert!(NodeId::from_bytes(&[1; 15]).is_err());
     }
 }

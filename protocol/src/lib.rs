@@ -1,6 +1,7 @@
-//! The contract between nodes and hub: ids, messages, frames, the telemetry codec, and the session and
-//! delivery state machines. Pure: no I/O, no clock, no runtime.
+//! The contract between nodes and hub: ids, messages, frames, the telemetry codec, and the session, delivery
+//! and command state machines. Pure: no I/O, no clock, no runtime.
 
+pub mod command;
 pub mod delivery;
 pub mod frame;
 pub mod id;

@@ -9,6 +9,8 @@ mod host;
 
 #[path = "contract/codec.rs"]
 mod codec;
+#[path = "contract/command.rs"]
+mod command;
 #[path = "contract/delivery.rs"]
 mod delivery;
 #[path = "contract/golden.rs"]

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use ::node::{Clock, IdentityStore};
 use anyhow::Context;
+use protocol::CommandId;
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 use tokio::time::Instant;
@@ -46,6 +47,18 @@ pub struct Options {
     pub sockets: usize,
     /// Where the nodes find the hub, when it is not what their identities say.
     pub hub: Option<String>,
+    /// Told of each command that a node begins; it succeeds at once. `None`: the nodes carry out none.
+    pub begun: Option<Begun>,
+}
+
+/// Told of each command that a node begins.
+#[derive(Clone)]
+pub struct Begun(pub Arc<dyn Fn(CommandId) + Send + Sync>);
+
+impl std::fmt::Debug for Begun {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Begun(…)")
+    }
 }
 
 impl Default for Options {
@@ -59,6 +72,7 @@ impl Default for Options {
             backlog_bytes: 1 << 20,
             sockets: 4,
             hub: None,
+            begun: None,
         }
     }
 }

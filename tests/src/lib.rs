@@ -2,6 +2,7 @@
 
 pub mod api;
 pub mod chaos;
+pub mod drill;
 pub mod fleet;
 pub mod report;
 pub mod rig;

@@ -46,6 +46,14 @@ pub(crate) enum Node {
         #[arg(long, default_value = "")]
         comment: String,
     },
+    /// Shows a node's labels, or changes some: NAME=VALUE sets one, NAME- takes one away.
+    Label {
+        /// Its id, or its name.
+        node: String,
+        /// What to change.
+        #[arg(value_name = "NAME=VALUE")]
+        changes: Vec<String>,
+    },
     /// Lets a node in again that was frozen because two machines have had its key. Wipe the wrong one first.
     Unfreeze {
         /// Its id, or its name.
@@ -91,6 +99,34 @@ impl Node {
                 client.act(&format!("nodes/{id}/revoke"), &json!({ "reason": reason, "comment": comment }))?;
                 output.line(&format!("node {id} is revoked; to have it back, enroll it with a new token"))
             }
+            Self::Label { node, changes } => {
+                let path = format!("nodes/{}/labels", find(client, &node)?);
+                let mut labels: Value = client.get(&path, &[])?;
+                if !changes.is_empty() {
+                    for change in &changes {
+                        match (change.split_once('='), change.strip_suffix('-')) {
+                            (Some((name, value)), _) => labels["labels"][name] = json!(value),
+                            (None, Some(name)) => {
+                                drop(labels["labels"].as_object_mut().and_then(|all| all.remove(name)))
+                            }
+                            (None, None) => {
+                                return Err(Failure::Usage(format!(
+                                    "{change:?} is no change: use NAME=VALUE or NAME-"
+                                )));
+                            }
+                        }
+                    }
+                    labels = client.put(&path, &labels)?;
+                }
+                if output.is_json() {
+                    return output.json(&labels);
+                }
+                let all = labels["labels"].as_object().into_iter().flatten();
+                output.columns(
+                    &all.map(|(name, _)| [name.clone(), text(&labels["labels"], &format!("/{name}"))])
+                        .collect::<Vec<_>>(),
+                )
+            }
             Self::Unfreeze { node } => {
                 let id = find(client, &node)?;
                 client.act(&format!("nodes/{id}/unfreeze"), &json!({}))?;
@@ -122,7 +158,7 @@ fn row(node: &Value) -> [String; 10] {
 }
 
 /// The id of a node that is named by id or by name.
-pub(super) fn find(client: &Client, wanted: &str) -> Result<String, Failure> {
+pub(crate) fn find(client: &Client, wanted: &str) -> Result<String, Failure> {
     let is_id = wanted.len() == 36 && wanted.bytes().all(|byte| byte.is_ascii_hexdigit() || byte == b'-');
     if is_id {
         return Ok(wanted.to_owned());

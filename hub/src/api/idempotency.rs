@@ -23,7 +23,7 @@ use crate::web::App;
 /// The request's header.
 const KEY: &str = "idempotency-key";
 /// Says that an answer is an earlier one.
-const REPLAYED: HeaderName = HeaderName::from_static("idempotency-replayed");
+pub(crate) const REPLAYED: HeaderName = HeaderName::from_static("idempotency-replayed");
 /// Longest key.
 const MAX_KEY: usize = 255;
 /// How long answers are kept.
@@ -45,6 +45,13 @@ impl FromRequestParts<App> for IdempotencyKey {
             Problem::malformed(format!("Idempotency-Key has 1 to {MAX_KEY} printable ASCII characters."))
         })?;
         Ok(Self(Some(key.to_owned())))
+    }
+}
+
+impl IdempotencyKey {
+    /// The key itself.
+    pub(crate) fn into_inner(self) -> Option<String> {
+        self.0
     }
 }
 

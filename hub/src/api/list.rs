@@ -37,7 +37,7 @@ impl Paging {
     }
 
     /// The id behind the cursor.
-    fn after_id(&self) -> Result<Option<String>, Problem> {
+    pub(crate) fn after_id(&self) -> Result<Option<String>, Problem> {
         let decoded = |cursor: &String| {
             let bytes = BASE64URL_NOPAD.decode(cursor.as_bytes()).ok()?;
             String::from_utf8(bytes).ok()
@@ -105,6 +105,6 @@ pub(crate) fn slice<T: ToSchema>(
 }
 
 /// The cursor that stands for an id.
-fn cursor(id: &str) -> String {
+pub(crate) fn cursor(id: &str) -> String {
     BASE64URL_NOPAD.encode(id.as_bytes())
 }

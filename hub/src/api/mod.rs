@@ -6,19 +6,23 @@ mod audit;
 pub(crate) mod authorities;
 mod bundles;
 pub(crate) mod certificate_policies;
+pub(crate) mod commands;
 pub(crate) mod denial;
 mod events;
 pub(crate) mod extract;
 pub(crate) mod follow;
 pub(crate) mod idempotency;
 mod kafka;
+mod labels;
 pub(crate) mod list;
 mod nodes;
+mod operator_keys;
 pub(crate) mod problem;
 mod renewals;
 pub mod resource;
 mod revocation_lists;
 pub(crate) mod roster;
+pub(crate) mod rotations;
 pub mod select;
 mod tenants;
 mod tokens;
@@ -85,6 +89,11 @@ fn described() -> (Router<App>, Value) {
         .routes(routes!(certificate_policies::list))
         .routes(routes!(certificate_policies::set, certificate_policies::reset))
         .routes(routes!(renewals::create))
+        .routes(routes!(rotations::list, rotations::create))
+        .routes(routes!(rotations::show))
+        .routes(routes!(rotations::missing))
+        .routes(routes!(rotations::advance))
+        .routes(routes!(rotations::back))
         .routes(routes!(authorities::awaited))
         .routes(routes!(bundles::fleet_root))
         .routes(routes!(bundles::kafka_root))
@@ -94,10 +103,17 @@ fn described() -> (Router<App>, Value) {
         .routes(routes!(nodes::show, nodes::remove))
         .routes(routes!(nodes::revoke))
         .routes(routes!(nodes::unfreeze))
+        .routes(routes!(labels::show, labels::replace))
         .routes(routes!(revocation_lists::show))
         .routes(routes!(nodes::history))
         .routes(routes!(nodes::coverage))
         .routes(routes!(alerts::list))
+        .routes(routes!(commands::list, commands::request))
+        .routes(routes!(commands::preview))
+        .routes(routes!(commands::show))
+        .routes(routes!(commands::cancel))
+        .routes(routes!(operator_keys::list, operator_keys::register))
+        .routes(routes!(operator_keys::revoke))
         .routes(routes!(audit::list))
         .routes(routes!(audit::follow))
         .routes(routes!(audit::head))
@@ -134,7 +150,7 @@ mod tests {
         let (_, described) = described();
         assert!(described["openapi"].as_str().expect("a version").starts_with("3.1"), "{}", described["openapi"]);
         let paths = described["paths"].as_object().expect("paths");
-        assert_eq!(paths.len(), 27);
+        assert_eq!(paths.len(), 39);
         for (path, operations) in paths {
             for (method, operation) in operations.as_object().expect("operations") {
                 let responses = operation["responses"].as_object().expect("responses");

@@ -12,7 +12,11 @@ use super::denial::Denial;
 use crate::access::{AccessError, Principal};
 use crate::authorities::AuthoritiesError;
 use crate::certificate_policy::PolicyError;
+use crate::commands::{CancelError, RequestError};
 use crate::enrollment::{AdviseError, RevokeError, TokenError, UnfreezeError};
+use crate::labels::LabelError;
+use crate::operators::OperatorsError;
+use crate::rotation::RotationError;
 use crate::telemetry::history::HistoryError;
 use crate::tenants::TenantError;
 
@@ -178,10 +182,28 @@ impl From<AuthoritiesError> for Problem {
     fn from(error: AuthoritiesError) -> Self {
         match error {
             AuthoritiesError::Missing(_) => Self::not_found(error.to_string()),
+            AuthoritiesError::KeyElsewhere(_) => Self::conflict(error.to_string()),
             AuthoritiesError::Request(_) | AuthoritiesError::NotABridge { .. } => Self::invalid(error.to_string()),
             AuthoritiesError::RootOffline | AuthoritiesError::AwaitingSignature(_) => Self::conflict(error.to_string()),
             AuthoritiesError::Store(error) => error.into(),
             error => Self::internal(&error),
+        }
+    }
+}
+
+impl From<RotationError> for Problem {
+    fn from(error: RotationError) -> Self {
+        match error {
+            RotationError::Unknown(_) => Self::not_found(error.to_string()),
+            RotationError::What(_) | RotationError::Reason | RotationError::Within => Self::invalid(error.to_string()),
+            RotationError::UnderWay { .. }
+            | RotationError::Elsewhere { .. }
+            | RotationError::Over { .. }
+            | RotationError::NotReady { .. }
+            | RotationError::Brokers { .. }
+            | RotationError::Ended(_) => Self::conflict(error.to_string()),
+            RotationError::Authorities(error) => error.into(),
+            RotationError::Store(error) => error.into(),
         }
     }
 }
@@ -216,6 +238,16 @@ impl From<UnfreezeError> for Problem {
     }
 }
 
+impl From<RequestError> for Problem {
+    fn from(error: RequestError) -> Self {
+        match error {
+            RequestError::Backlog(..) => Self::conflict(error.to_string()),
+            RequestError::Store(error) => error.into(),
+            error => Self::invalid(error.to_string()),
+        }
+    }
+}
+
 impl From<AdviseError> for Problem {
     fn from(error: AdviseError) -> Self {
         match error {
@@ -231,6 +263,35 @@ impl From<PolicyError> for Problem {
             PolicyError::Kind(_) | PolicyError::Tenant(_) => Self::not_found(error.to_string()),
             PolicyError::Store(error) => error.into(),
             error => Self::invalid(error.to_string()),
+        }
+    }
+}
+
+impl From<OperatorsError> for Problem {
+    fn from(error: OperatorsError) -> Self {
+        match error {
+            OperatorsError::Name => Self::invalid(error.to_string()),
+            OperatorsError::Known => Self::conflict(error.to_string()),
+            OperatorsError::Unknown(_) => Self::not_found(error.to_string()),
+            OperatorsError::Store(error) => error.into(),
+        }
+    }
+}
+
+impl From<LabelError> for Problem {
+    fn from(error: LabelError) -> Self {
+        match error {
+            LabelError::Malformed(_) | LabelError::TooMany => Self::invalid(error.to_string()),
+            LabelError::Store(error) => error.into(),
+        }
+    }
+}
+
+impl From<CancelError> for Problem {
+    fn from(error: CancelError) -> Self {
+        match error {
+            CancelError::Unknown(_) => Self::not_found(error.to_string()),
+            CancelError::Store(error) => error.into(),
         }
     }
 }

@@ -10,7 +10,7 @@ use store::{StoreError, Transaction};
 
 use super::ceremony::{Answers, certificate, short};
 use super::offline::{Absent, absent, unlinked};
-use super::roots::save_link;
+use super::succession::save_link;
 use super::{Authorities, AuthoritiesError, rows};
 use crate::audit::{self, Actor, Record, action};
 
@@ -158,7 +158,7 @@ impl Authorities {
         let sealed: Vec<u8> = row.try_get(4)?;
         let data_key = self.0.keys.get(transaction, role.owner()).await.map_err(AuthoritiesError::from)?;
         Authority::open(der, &sealed, &data_key).map_err(AuthoritiesError::from)?;
-        rows::complete(transaction, row.try_get(0)?, &role, der, actor, now).await?;
+        rows::complete(transaction, row.try_get(0)?, &role, (der, absent.id), actor, now).await?;
         Ok(true)
     }
 }
@@ -175,7 +175,7 @@ async fn import_link(
     let what = format!("the link to the root with the key {}", short(&summary.spki_sha256));
     let introduced = |next: &CertificateDer<'_>| pki::trust::pin(next).ok() == Some(summary.spki_sha256);
     let waiting = unlinked(transaction, &absent.certificate).await?;
-    let Some(next) = waiting.iter().find(|next| introduced(next)) else {
+    let Some((id, next)) = waiting.iter().find(|(_, next)| introduced(next)) else {
         let known: Option<i64> =
             sqlx::query_scalar("SELECT id FROM authorities WHERE kind = 'root' AND spki_sha256 = $1")
                 .bind(summary.spki_sha256.to_vec())
@@ -187,7 +187,7 @@ async fn import_link(
     if pki::roots::prove(&root, &wanted, &links, now).is_err() {
         return Err(ImportError::Refused { what, source: AnswerError::Signature });
     }
-    save_link(transaction, link, actor, now).await?;
+    save_link(transaction, (absent.id, *id), link, false, actor, now).await?;
     Ok(true)
 }
 

@@ -14,8 +14,8 @@ use store::sqlx::{self, Row};
 use store::{Database, Transaction};
 
 use super::ceremony::{Request, Requests, Revoked, short};
-use super::roots::save_link;
 use super::rows::{self, load, place, save};
+use super::succession::save_link;
 use super::{Authorities, AuthoritiesError, Issuing};
 use crate::audit::{self, Actor, Record, action};
 use crate::certificate_policy::Kind;
@@ -60,7 +60,7 @@ impl Authorities {
     /// [`AuthoritiesError::RootOffline`] when it has been taken away before.
     pub async fn root_key(&self) -> Result<Authority, AuthoritiesError> {
         let mut transaction = self.0.database.begin_read().await?;
-        self.root(&mut transaction).await
+        Ok(self.root(&mut transaction).await?.authority)
     }
 
     /// Whether the key of the root that issues is elsewhere.
@@ -118,7 +118,7 @@ impl Authorities {
     ) -> Result<Option<usize>, AuthoritiesError> {
         let mut transaction = self.0.database.begin_write().await?;
         let Some(absent) = absent(&mut transaction).await? else {
-            let here = self.root(&mut transaction).await?;
+            let here = self.root(&mut transaction).await?.authority;
             let same = here.spki_sha256() == root.spki_sha256();
             return if same { Ok(None) } else { Err(AuthoritiesError::other_root(root, &here)) };
         };
@@ -140,8 +140,8 @@ impl Authorities {
             intermediate(&mut transaction, &self.0.keys, role, self.intermediate_lifetime(role), now).await?;
         }
         let next = unlinked(&mut transaction, root.certificate_der()).await?;
-        for next in &next {
-            save_link(&mut transaction, &root.link(next, now)?, actor, now).await?;
+        for (id, next) in &next {
+            save_link(&mut transaction, (absent.id, *id), &root.link(next, now)?, false, actor, now).await?;
         }
         transaction.commit().await?;
         self.look(now).await?;
@@ -209,7 +209,7 @@ impl Authorities {
                 request: BASE64.encode(&key.certificate_request().map_err(AuthorityError::from)?),
             });
         }
-        for next in unlinked(&mut transaction, &absent.certificate).await? {
+        for (_, next) in unlinked(&mut transaction, &absent.certificate).await? {
             requests.push(Request::Link { to: pem::certificates([&next]) });
         }
         if !requests.is_empty() || list_due(&mut transaction, &absent, now).await?.is_some() {
@@ -261,10 +261,11 @@ pub(super) async fn intermediate(
     let authority = Authority::with_key(certificate.into(), key)?;
     let id = match id {
         Some(id) => {
-            rows::complete(transaction, id, role, authority.certificate_der(), &Actor::system(), now).await?;
+            let signed = (authority.certificate_der(), root.id);
+            rows::complete(transaction, id, role, signed, &Actor::system(), now).await?;
             id
         }
-        None => save(transaction, &authority, keys, now).await?,
+        None => save(transaction, &authority, Some(root.id), keys, now).await?,
     };
     Ok(Some(Issuing { id, authority }))
 }
@@ -364,13 +365,14 @@ async fn waiting_roles(transaction: &mut Transaction) -> Result<Vec<(Role, i64)>
     Ok(roles)
 }
 
-/// Roots that have been made, and that `root` has not introduced yet.
+/// Roots that have been made, with their rows, and that `root` has not introduced yet.
 pub(super) async fn unlinked(
     transaction: &mut Transaction,
     root: &CertificateDer<'_>,
-) -> Result<Vec<CertificateDer<'static>>, AuthoritiesError> {
-    let pending: Vec<Vec<u8>> = sqlx::query_scalar(
-        "SELECT certificate FROM authorities WHERE kind = 'root' AND state = 'pending' AND certificate IS NOT NULL ORDER BY id",
+) -> Result<Vec<(i64, CertificateDer<'static>)>, AuthoritiesError> {
+    let pending: Vec<(i64, Vec<u8>)> = sqlx::query_as(
+        "SELECT id, certificate FROM authorities
+         WHERE kind = 'root' AND state = 'pending' AND certificate IS NOT NULL ORDER BY id",
     )
     .fetch_all(&mut **transaction)
     .await?;
@@ -381,8 +383,8 @@ pub(super) async fn unlinked(
         sqlx::query_scalar("SELECT certificate FROM root_links").fetch_all(&mut **transaction).await?;
     let links = links.iter().filter(|link| pki::trust::signed_by(link, root));
     let linked: Vec<_> = links.filter_map(|link| pki::Summary::of(link).ok()).map(|link| link.spki_sha256).collect();
-    let roots = pending.into_iter().map(CertificateDer::from);
-    Ok(roots.filter(|root| pki::trust::pin(root).is_ok_and(|pin| !linked.contains(&pin))).collect())
+    let roots = pending.into_iter().map(|(id, root)| (id, CertificateDer::from(root)));
+    Ok(roots.filter(|(_, root)| pki::trust::pin(root).is_ok_and(|pin| !linked.contains(&pin))).collect())
 }
 
 /// The root that issues, when its key is not here.
@@ -427,7 +429,7 @@ async fn awaited(
         return Ok(all);
     }
     let Some(absent) = absent(&mut transaction).await? else { return Ok(all) };
-    for next in unlinked(&mut transaction, &absent.certificate).await? {
+    for (_, next) in unlinked(&mut transaction, &absent.certificate).await? {
         let (since, _) = pki::trust::validity(&next).map_err(AuthoritiesError::Root)?;
         all.push(Awaited { kind: "link", tenant: None, since, ends: None });
     }

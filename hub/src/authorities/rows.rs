@@ -1,5 +1,7 @@
 //! Authorities as they stand in the database: found by what they are for, saved as the next generation.
 
+use std::collections::HashSet;
+
 use pki::{Authority, AuthorityError, CertificateDer, Owner, Role, Summary};
 use protocol::Timestamp;
 use serde_json::json;
@@ -58,6 +60,27 @@ pub(super) async fn load(
     Ok(Some(Issuing { id: row.try_get(0)?, authority }))
 }
 
+/// The row of the authority that issues as `role`.
+pub(super) async fn active(transaction: &mut Transaction, role: &Role) -> Result<Option<i64>, AuthoritiesError> {
+    let (kind, tenant) = place(role);
+    let id = sqlx::query_scalar(
+        "SELECT id FROM authorities WHERE kind = $1 AND COALESCE(tenant, '') = $2 AND state = 'active'",
+    )
+    .bind(kind)
+    .bind(tenant)
+    .fetch_optional(&mut **transaction)
+    .await?;
+    Ok(id)
+}
+
+/// The nodes' intermediates that are trusted no more, of all tenants.
+pub(super) async fn retired(transaction: &mut Transaction) -> Result<HashSet<i64>, AuthoritiesError> {
+    let ids: Vec<i64> = sqlx::query_scalar("SELECT id FROM authorities WHERE kind = 'nodes' AND state = 'retired'")
+        .fetch_all(&mut **transaction)
+        .await?;
+    Ok(ids.into_iter().collect())
+}
+
 /// The authority of this row, whatever its state; `None` when its certificate or its key is not here.
 pub(super) async fn by_number(
     transaction: &mut Transaction,
@@ -83,35 +106,37 @@ pub(super) async fn by_number(
 pub(super) async fn save(
     transaction: &mut Transaction,
     authority: &Authority,
+    issuer: Option<i64>,
     keys: &Keys,
     now: Timestamp,
 ) -> Result<i64, AuthoritiesError> {
-    make_way(transaction, authority.role()).await?;
-    insert(transaction, authority, "active", keys, now).await
+    stand_down(transaction, authority.role()).await?;
+    insert(transaction, authority, issuer, "active", keys, now).await
 }
 
-/// Gives the row that waits for a signature its certificate, and makes it the active one, as [`save`] does.
+/// Gives the row that waits for a signature its certificate by the root `issuer`, and makes it the active one, as [`save`] does.
 pub(super) async fn complete(
     transaction: &mut Transaction,
     id: i64,
     role: &Role,
-    certificate: &CertificateDer<'_>,
+    (certificate, issuer): (&CertificateDer<'_>, i64),
     actor: &Actor,
     now: Timestamp,
 ) -> Result<(), AuthoritiesError> {
-    make_way(transaction, role).await?;
+    stand_down(transaction, role).await?;
     let summary = Summary::of(certificate).map_err(AuthoritiesError::Unreadable)?;
-    sqlx::query("UPDATE authorities SET state = 'active', certificate = $2, not_after = $3 WHERE id = $1")
+    sqlx::query("UPDATE authorities SET state = 'active', certificate = $2, not_after = $3, issuer = $4 WHERE id = $1")
         .bind(id)
         .bind(certificate.to_vec())
         .bind(summary.not_after.millis())
+        .bind(issuer)
         .execute(&mut **transaction)
         .await?;
     created(transaction, role, &summary, actor, now).await
 }
 
-/// The one of this kind that is active issues no more.
-async fn make_way(transaction: &mut Transaction, role: &Role) -> Result<(), AuthoritiesError> {
+/// The one of this kind that is active issues no more, and stays trusted.
+pub(super) async fn stand_down(transaction: &mut Transaction, role: &Role) -> Result<(), AuthoritiesError> {
     let (kind, tenant) = place(role);
     sqlx::query(
         "UPDATE authorities SET state = 'trusted'
@@ -124,10 +149,11 @@ async fn make_way(transaction: &mut Transaction, role: &Role) -> Result<(), Auth
     Ok(())
 }
 
-/// Stores `authority` as the newest generation of its kind.
+/// Stores `authority` as the newest generation of its kind; `issuer` is the row of the root that signed it.
 pub(super) async fn insert(
     transaction: &mut Transaction,
     authority: &Authority,
+    issuer: Option<i64>,
     state: &'static str,
     keys: &Keys,
     now: Timestamp,
@@ -135,8 +161,9 @@ pub(super) async fn insert(
     let (kind, tenant) = place(authority.role());
     let sealed = authority.seal_key(&keys.get(transaction, authority.role().owner()).await?)?;
     let id = sqlx::query_scalar(
-        "INSERT INTO authorities (kind, tenant, generation, state, spki_sha256, certificate, sealed_key, not_after, created_at)
-         SELECT $1, NULLIF($2, ''), COALESCE(MAX(generation), 0) + 1, $8, $3, $4, $5, $6, $7 FROM authorities
+        "INSERT INTO authorities (kind, tenant, generation, state, spki_sha256, certificate, sealed_key, not_after, created_at,
+             issuer)
+         SELECT $1, NULLIF($2, ''), COALESCE(MAX(generation), 0) + 1, $8, $3, $4, $5, $6, $7, $9 FROM authorities
          WHERE kind = $1 AND COALESCE(tenant, '') = $2 RETURNING id",
     )
     .bind(kind)
@@ -147,6 +174,7 @@ pub(super) async fn insert(
     .bind(authority.not_after().millis())
     .bind(now.millis())
     .bind(state)
+    .bind(issuer)
     .fetch_one(&mut **transaction)
     .await?;
     let summary = Summary::of(authority.certificate_der()).map_err(AuthoritiesError::Unreadable)?;

@@ -75,7 +75,7 @@ impl Authorities {
             return Ok(known);
         }
         let authority = Authority::create_web(&speaks_for, now)?;
-        let id = save(transaction, &authority, &self.0.keys, now).await?;
+        let id = save(transaction, &authority, None, &self.0.keys, now).await?;
         let names: Vec<_> = speaks_for.iter().map(ToString::to_string).collect();
         tracing::info!(names = names.join(" "), "made an authority for HTTPS, to be trusted by browsers and hfctl");
         Ok(Issuing { id, authority })

@@ -14,7 +14,7 @@ use axum::response::Response;
 use axum::response::sse::{Event, Sse};
 use futures_util::stream;
 use maud::Markup;
-use protocol::{NodeId, TenantId};
+use protocol::{CommandId, NodeId, TenantId};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::json;
@@ -25,15 +25,16 @@ use tokio::time::Instant;
 use super::format::Clock;
 use super::node::Span;
 use super::pages::{
-    AlertQuery, AuditQuery, Listed, More, Ranged, Seen, alert_list, audit_list, join_tokens, open_alerts, tenant_list,
-    version,
+    AlertQuery, AuditQuery, Listed, More, Ranged, Seen, acts, alert_list, audit_list, join_tokens, open_alerts,
+    tenant_list, version,
 };
 use super::session::{Away, Visitor};
-use super::{alerts, audit, fleet, history, join, layout, node, tenants};
+use super::{alerts, audit, commands, fleet, history, join, layout, node, rotation, tenants};
 use crate::alerts::Change;
 use crate::api::follow::{Follow, follow};
 use crate::api::problem::Problem;
 use crate::api::resource::Token;
+use crate::api::rotations;
 use crate::api::select::NodeQuery;
 use crate::web::App;
 
@@ -50,10 +51,12 @@ const LOOK_EVERY: Duration = Duration::from_secs(2);
 enum Watched {
     Fleet { tenant: Option<TenantId>, query: NodeQuery, more: More },
     Node { id: NodeId, range: Span },
+    Command { id: CommandId },
     Tenants,
     Alerts(AlertQuery),
     Audit(AuditQuery),
     Join { token: String },
+    Rotation { id: i64 },
 }
 
 #[derive(Deserialize)]
@@ -66,6 +69,11 @@ struct Named {
 #[derive(Deserialize)]
 struct Identified {
     id: String,
+}
+
+#[derive(Deserialize)]
+struct NumberedBy {
+    id: i64,
 }
 
 #[derive(Deserialize)]
@@ -97,6 +105,7 @@ pub(super) async fn stream(State(app): State<App>, visitor: Result<Visitor, Away
     let live = Live {
         nodes: app.state.fleet.changes(),
         alerts: app.state.alerts.changes(),
+        commands: app.state.commands.changes(),
         visitor,
         watched,
         sent: HashMap::new(),
@@ -140,10 +149,15 @@ impl Watched {
                 let id = id.map_err(|error: protocol::id::IdError| Problem::malformed(error.to_string()))?;
                 Self::Node { id, range: read::<Ranged>(uri)?.range }
             }
+            "command" => {
+                let id = read::<Identified>(uri)?.id.parse();
+                Self::Command { id: id.map_err(|error: protocol::id::IdError| Problem::malformed(error.to_string()))? }
+            }
             "tenants" => Self::Tenants,
             "alerts" => Self::Alerts(read(uri)?),
             "audit" => Self::Audit(read(uri)?),
             "join" => Self::Join { token: read::<Tokened>(uri)?.token },
+            "rotation" => Self::Rotation { id: read::<NumberedBy>(uri)?.id },
             other => return Err(Problem::malformed(format!("There is no live page {other:?}."))),
         })
     }
@@ -155,6 +169,7 @@ struct Live {
     watched: Watched,
     nodes: broadcast::Receiver<NodeId>,
     alerts: broadcast::Receiver<Change>,
+    commands: broadcast::Receiver<NodeId>,
     /// Hash of each fragment as the browser has it.
     sent: HashMap<String, u64>,
     /// Order of the rows as the browser has it.
@@ -238,7 +253,10 @@ impl Live {
             if self.dirty || self.alerts_dirty {
                 until = until.min(self.next);
             }
-            let looks = matches!(self.watched, Watched::Audit(_) | Watched::Join { .. } | Watched::Node { .. });
+            let looks = matches!(
+                self.watched,
+                Watched::Audit(_) | Watched::Join { .. } | Watched::Node { .. } | Watched::Rotation { .. }
+            );
             if looks {
                 until = until.min(self.looked + LOOK_EVERY);
             }
@@ -262,6 +280,12 @@ impl Live {
                     Err(RecvError::Lagged(_)) => self.dirty = true,
                     Err(RecvError::Closed) => return None,
                 },
+                change = self.commands.recv() => match (change, &self.watched) {
+                    (Ok(node), Watched::Node { id, .. }) => self.dirty |= node == *id,
+                    (Ok(_) | Err(RecvError::Lagged(_)), Watched::Node { .. } | Watched::Command { .. }) => self.dirty = true,
+                    (Err(RecvError::Closed), _) => return None,
+                    _ => {}
+                },
                 change = self.alerts.recv() => match change {
                     Ok(_) | Err(RecvError::Lagged(_)) => self.alerts_dirty = true,
                     Err(RecvError::Closed) => return None,
@@ -281,7 +305,7 @@ impl Live {
             Watched::Node { id, .. } => *id == changed,
             // The one it waits for is not known yet.
             Watched::Join { .. } => true,
-            Watched::Alerts(_) | Watched::Audit(_) => false,
+            Watched::Alerts(_) | Watched::Audit(_) | Watched::Command { .. } | Watched::Rotation { .. } => false,
         }
     }
 
@@ -322,7 +346,9 @@ impl Live {
                 out.put("node-head", node::heading(&seen.detail, clock));
                 out.put("notes", node::notes(&seen.detail, &seen.open(), clock));
                 out.put("tiles", node::tiles(&seen.detail, clock));
-                out.put("services", node::services(&seen.detail, clock));
+                out.put("services", node::services(&seen.detail, acts(&self.visitor, &seen.detail), clock));
+                let viewer = self.visitor.viewer();
+                out.put("commands", commands::history(&seen.detail, &seen.commands, &viewer, clock));
                 out.put("facts", node::facts(&seen.detail, &seen.coverage, clock));
                 out.put("node-alerts", alerts::of_node(&seen.alerts, clock));
                 if self.charts.is_none_or(|drawn| drawn.elapsed() >= CHARTS_EVERY) {
@@ -331,6 +357,10 @@ impl Live {
                     self.charts = Some(Instant::now());
                 }
             }
+            Watched::Command { id } => {
+                let detail = crate::api::commands::detail(app, who, *id).await?;
+                out.put("view", commands::view(&detail, &self.visitor.viewer(), clock));
+            }
             Watched::Tenants => {
                 let tenants = tenant_list(app, who).await?;
                 out.put("view", tenants::list(&tenants, &self.visitor.viewer(), clock));
@@ -338,6 +368,9 @@ impl Live {
             Watched::Alerts(query) => {
                 let (found, older) = alert_list(app, who, query).await?;
                 out.put("view", alerts::view(&found, query.state, older, clock));
+            }
+            Watched::Rotation { id } => {
+                out.put("view", rotation::view(&rotations::shown(app, who, *id).await?, clock));
             }
             Watched::Audit(query) => {
                 let (entries, older) = audit_list(app, who, query).await?;

@@ -5,6 +5,7 @@ pub mod api_tokens;
 pub mod assets;
 pub mod audit;
 pub mod chart;
+mod commands;
 pub mod fleet;
 pub mod format;
 mod history;
@@ -15,6 +16,7 @@ pub mod node;
 mod pages;
 mod pki;
 mod renewal;
+mod rotation;
 mod session;
 pub mod sign_in;
 pub mod tenants;
@@ -39,9 +41,16 @@ pub(crate) fn router() -> Router<App> {
         .route("/nodes/{node}", get(pages::node))
         .route("/nodes/{node}/revoke", post(trust::revoke))
         .route("/nodes/{node}/remove", post(trust::remove))
+        .route("/nodes/{node}/command", get(commands::ask).post(commands::order))
+        .route("/commands/{command}", get(commands::show))
+        .route("/commands/{command}/cancel", post(commands::cancel))
         .route("/nodes/{node}/renew", post(renewal::renew_node))
         .route("/trust", get(pages::trust))
         .route("/trust/renew", post(renewal::renew))
+        .route("/trust/rotations", post(rotation::start))
+        .route("/trust/rotations/{rotation}", get(pages::rotation))
+        .route("/trust/rotations/{rotation}/advance", post(rotation::advance))
+        .route("/trust/rotations/{rotation}/back", post(rotation::back))
         .route("/alerts", get(pages::alerts))
         .route("/audit", get(pages::audit))
         .route("/join", get(pages::join).post(pages::create_token))

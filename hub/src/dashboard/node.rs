@@ -5,6 +5,7 @@ use std::time::Duration;
 use maud::{Markup, html};
 
 use super::chart::Chart;
+use super::commands;
 use super::format::{self, Clock};
 use crate::api::resource::{
     Alert, AttentionLevel, ClockState, Coverage, EngineState, NodeDetail, PresenceState, Service, ServiceState,
@@ -155,8 +156,8 @@ pub fn charts(node: &NodeDetail, span: Span, charts: &[Chart]) -> Markup {
     }
 }
 
-/// The engine and every service, by stack.
-pub fn services(node: &NodeDetail, clock: Clock) -> Markup {
+/// The engine and every service, by stack; with links to what can be done to each when the viewer `acts`.
+pub fn services(node: &NodeDetail, acts: bool, clock: Clock) -> Markup {
     let stacks: Vec<&[Service]> = node.services.chunk_by(|a, b| a.stack == b.stack).collect();
     html! {
         section #services aria-label="Services" {
@@ -173,14 +174,15 @@ pub fn services(node: &NodeDetail, clock: Clock) -> Markup {
                             tr {
                                 th scope="col" { "Service" } th scope="col" { "State" } th.num scope="col" { "CPU" } th.num scope="col" { "Memory" }
                                 th.num scope="col" { "Restarts" } th scope="col" { "Last exit" } th scope="col" { "Since" } th scope="col" { "Image" }
+                                @if acts { th scope="col" { "Do" } }
                             }
                         }
                         @for stack in stacks {
                             tbody {
                                 @if let Some(first) = stack.first() {
-                                    tr.group { th.wide colspan="8" scope="rowgroup" { (first.stack) " " span.quiet.small { (format::count(stack.len(), "service", "services")) } } }
+                                    tr.group { th.wide colspan=(if acts { 9 } else { 8 }) scope="rowgroup" { (first.stack) " " span.quiet.small { (format::count(stack.len(), "service", "services")) } } }
                                 }
-                                @for one in stack { (service(one, clock)) }
+                                @for one in stack { (service(node, one, acts, clock)) }
                             }
                         }
                     }
@@ -219,7 +221,7 @@ fn engine(node: &NodeDetail) -> Markup {
     }
 }
 
-fn service(s: &Service, clock: Clock) -> Markup {
+fn service(node: &NodeDetail, s: &Service, acts: bool, clock: Clock) -> Markup {
     let standing = format::service(s);
     let since = if s.state == ServiceState::Running { s.started_at } else { s.finished_at.or(s.changed_at) };
     html! {
@@ -240,6 +242,8 @@ fn service(s: &Service, clock: Clock) -> Markup {
             }
             td data-name="Since" { @if let Some(at) = since { (clock.ago(at)) } }
             td.image.wide title={ (s.image) " " (s.image_digest) } { span.mono.small { (s.image) } }
+            // A service of several containers is one thing to act on.
+            @if acts { td.wide.acts { @if s.number == 1 { (commands::service_actions(node, &s.stack, &s.service, s.state == ServiceState::Running)) } } }
         }
     }
 }

@@ -16,8 +16,8 @@ use super::layout::{Frame, Section};
 use super::session::{Ours, Sent, Visitor, capital};
 use super::{OrShown as _, Shown, api_tokens as token_views, assets, fleet as fleet_views, join as join_views};
 use super::{
-    alerts as alert_views, audit as audit_views, history, node as node_views, pki as pki_views,
-    tenants as tenant_views, trust,
+    alerts as alert_views, audit as audit_views, commands, history, node as node_views, pki as pki_views,
+    rotation as rotation_views, tenants as tenant_views, trust,
 };
 use crate::access::{self, Grant, Principal};
 use crate::api::alert_resources;
@@ -27,9 +27,10 @@ use crate::api::extract::{Path, Query, require, require_all, require_tenant};
 use crate::api::list::Window;
 use crate::api::problem::Problem;
 use crate::api::resource::{
-    Alert, ApiToken, AuditEntry, Coverage, Kind, NewApiToken, NewToken, Node, NodeCounts, NodeDetail, Role, Tenant,
-    Time, Token,
+    Alert, ApiToken, AuditEntry, Command, Coverage, Kind, NewApiToken, NewToken, Node, NodeCounts, NodeDetail, Role,
+    Tenant, Time, Token,
 };
+use crate::api::rotations::{self, Rotation};
 use crate::api::select::{NodeQuery, Selected};
 use crate::audit::{self, Filter};
 use crate::certificate_policy::Source;
@@ -205,7 +206,8 @@ pub(super) async fn node(
             (node_views::heading(&seen.detail, clock))
             (node_views::notes(&seen.detail, &seen.open(), clock))
             (node_views::tiles(&seen.detail, clock))
-            (node_views::services(&seen.detail, clock))
+            (node_views::services(&seen.detail, acts(&visitor, &seen.detail), clock))
+            (commands::history(&seen.detail, &seen.commands, &visitor.viewer(), clock))
             (node_views::charts(&seen.detail, range, &charts))
             (node_views::facts(&seen.detail, &seen.coverage, clock))
             (alert_views::of_node(&seen.alerts, clock))
@@ -221,6 +223,7 @@ pub(super) struct Seen {
     pub(super) detail: NodeDetail,
     pub(super) coverage: Vec<Coverage>,
     pub(super) alerts: Vec<Alert>,
+    pub(super) commands: Vec<Command>,
 }
 
 impl Seen {
@@ -232,7 +235,8 @@ impl Seen {
         let tenant = Some(view.tenant.clone());
         let filter = alerts::Filter { tenant, node: Some(id), limit: OF_NODE, ..alerts::Filter::default() };
         let alerts = alert_resources(app, who, app.state.alerts.list(&filter).await?);
-        Ok(Self { detail: NodeDetail::of(&node, &view), coverage, alerts })
+        let commands = commands::of_node(app, who, id).await?;
+        Ok(Self { detail: NodeDetail::of(&node, &view), coverage, alerts, commands })
     }
 
     pub(super) fn open(&self) -> Vec<Alert> {
@@ -436,8 +440,26 @@ pub(super) async fn trust(State(app): State<App>, visitor: Visitor) -> Result<Re
         let shown = stated.filter(|one| tenant.is_none() || !who.sees_all() || one.source == Source::Tenant);
         shown.map(CertificatePolicy::from).collect()
     };
-    let content = pki_views::page(&authorities, &awaited, policies, &ending, &visitor.viewer(), still(&app));
+    let open = app.state.rotations.within(who.tenant.as_ref()).list(true, None, ENTRIES).await.or_shown(&app)?;
+    let open: Vec<Rotation> = open.iter().map(Rotation::from).collect();
+    let tenants = tenant_list(&app, who).await.or_shown(&app)?;
+    let rotations = rotation_views::section(&open, &tenants, &visitor.viewer(), still(&app));
+    let content =
+        pki_views::page(&authorities, &awaited, policies, &rotations, &ending, &visitor.viewer(), still(&app));
     framed(&app, &visitor, "Trust", Section::Trust, None, &content).await
+}
+
+/// `GET /trust/rotations/{rotation}`
+pub(super) async fn rotation(
+    State(app): State<App>,
+    visitor: Visitor,
+    id: Asked<Path<i64>>,
+) -> Result<Response, Shown> {
+    let Path(id) = id.or_shown(&app)?;
+    let shown = rotations::shown(&app, visitor.principal(), id).await.or_shown(&app)?;
+    let content = rotation_views::page(&shown, &visitor.viewer(), still(&app));
+    let live = format!("rotation&id={id}");
+    framed(&app, &visitor, "Rotation", Section::Trust, Some(live), &content).await
 }
 
 #[derive(Deserialize)]
@@ -542,7 +564,12 @@ pub(super) fn version() -> String {
     hash(&style) + &hash(&script)
 }
 
-fn still(app: &App) -> Clock {
+/// Whether somebody may have a node do something.
+pub(super) fn acts(visitor: &Visitor, node: &NodeDetail) -> bool {
+    visitor.viewer().operates() && node.node.revoked_at.is_none()
+}
+
+pub(super) fn still(app: &App) -> Clock {
     Clock { now: app.now(), live: false }
 }
 
@@ -550,7 +577,7 @@ pub(super) fn may(visitor: &Visitor, role: access::Role) -> Result<(), Problem> 
     require(visitor.principal(), role)
 }
 
-async fn framed(
+pub(super) async fn framed(
     app: &App,
     visitor: &Visitor,
     title: &str,

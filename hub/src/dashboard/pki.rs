@@ -20,6 +20,7 @@ pub(super) fn page(
     authorities: &[Authority],
     awaited: &[Awaited],
     policies: impl Fn(Option<&str>) -> Vec<CertificatePolicy>,
+    rotations: &Markup,
     ending: &[Ending],
     viewer: &Viewer,
     clock: Clock,
@@ -41,6 +42,7 @@ pub(super) fn page(
                 (renewal::form(tenant, viewer))
             }
         }
+        (rotations)
         section aria-label="Nodes by remaining life" {
             header { h2 { "Nodes whose certificates end first" } }
             div.card {

@@ -97,7 +97,7 @@ impl Apply for Writer {
         let Some(inner) = self.0.upgrade() else { return };
         for (operation, outcome) in operations.iter().zip(outcomes) {
             let Ok(Given { member, issued, sequence, record: Some(_) }) = outcome else { continue };
-            inner.registry.issued(&issued.identity, *sequence);
+            inner.registry.issued(&issued.identity, *sequence, issued.authority);
             if matches!(operation, Operation::Enroll(_)) {
                 let certificate = Certificate::from(&issued.identity);
                 inner.fleet.enrolled(member.clone());

@@ -225,7 +225,7 @@ impl Enrollment {
         };
         audit::append(&mut transaction, now, record).await?;
         transaction.commit().await?;
-        self.0.registry.issued(&issued.identity, sequence);
+        self.0.registry.issued(&issued.identity, sequence, issued.authority);
         tracing::info!(node = %asked.node, %remote, sequence, "node recovered");
         Ok((issued, sequence))
     }
@@ -252,7 +252,7 @@ impl Enrollment {
         .fetch_optional(&mut **transaction)
         .await?;
         let Some(before) = before else { return Ok(None) };
-        let issued = Issued::from_chain(vec![before, issuing.authority.certificate_der().to_vec()])?;
+        let issued = Issued::from_chain(vec![before, issuing.authority.certificate_der().to_vec()], issuing.id)?;
         Ok(issued.is_fresh(now).then_some(issued))
     }
 

@@ -36,6 +36,8 @@ struct Good {
     certificate: Certificate,
     spki_sha256: [u8; 32],
     sequence: u64,
+    /// The row of the intermediate that issued it.
+    authority: i64,
 }
 
 impl Known {
@@ -75,7 +77,7 @@ impl Registry {
             known.insert(node, Known { revoked, frozen, roots, roots_trouble, advice, ..Known::of(tenant) });
         }
         let certificates = sqlx::query(
-            "SELECT node, serial, not_after, state, spki_sha256, sequence, issued_at FROM certificates
+            "SELECT node, serial, not_after, state, spki_sha256, sequence, issued_at, authority FROM certificates
              WHERE kind IN ('agent', 'bridge') AND state IN ('issued', 'active') ORDER BY issued_at",
         )
         .fetch_all(database.reader())
@@ -92,7 +94,7 @@ impl Registry {
                 not_after: Timestamp::from_millis(row.try_get(2)?),
             };
             let sequence = row.try_get::<Option<i64>, _>(5)?.unwrap_or(0).cast_unsigned();
-            known.good.push(Good { certificate, spki_sha256, sequence });
+            known.good.push(Good { certificate, spki_sha256, sequence, authority: row.try_get(7)? });
             if row.try_get::<String, _>(3)? == "active" {
                 known.current = Some(serial);
             }
@@ -110,7 +112,8 @@ impl Registry {
         known.iter().filter_map(|(node, known)| Some((*node, used(known)?))).collect()
     }
 
-    pub(super) fn authorize(&self, identity: &NodeIdentity) -> Result<(), Refusal> {
+    /// The intermediate that issued this certificate, when its holder is one of ours.
+    pub(super) fn authorize(&self, identity: &NodeIdentity) -> Result<i64, Refusal> {
         let known = self.0.read().unwrap_or_else(PoisonError::into_inner);
         // Also a node of another tenant: one tenant's authority says nothing about another's nodes.
         let Some(known) = known.get(&identity.node).filter(|known| known.tenant == identity.tenant) else {
@@ -122,7 +125,7 @@ impl Registry {
         if let Some(reason) = &known.frozen {
             return Err(frozen(identity.node, reason));
         }
-        if !known.good.iter().any(|good| good.is_of(identity)) {
+        let Some(good) = known.good.iter().find(|good| good.is_of(identity)) else {
             return Err(Refusal {
                 code: RefusalCode::CertificateReplaced.into(),
                 message: format!(
@@ -132,8 +135,8 @@ impl Registry {
                 ),
                 retry_after_ms: 0,
             });
-        }
-        Ok(())
+        };
+        Ok(good.authority)
     }
 
     /// Whether a node may prove that it is one of ours, and whose it is then.
@@ -234,10 +237,11 @@ impl Registry {
     }
 
     /// A certificate has been issued: it is good, beside those before it.
-    pub(super) fn issued(&self, identity: &NodeIdentity, sequence: u64) {
+    pub(super) fn issued(&self, identity: &NodeIdentity, sequence: u64, authority: i64) {
         let mut known = self.0.write().unwrap_or_else(PoisonError::into_inner);
         let known = known.entry(identity.node).or_insert_with(|| Known::of(identity.tenant.clone()));
-        known.good.push(Good { certificate: identity.into(), spki_sha256: identity.spki_sha256, sequence });
+        let certificate = identity.into();
+        known.good.push(Good { certificate, spki_sha256: identity.spki_sha256, sequence, authority });
     }
 
     /// A session has used this certificate: those before it are good no more.

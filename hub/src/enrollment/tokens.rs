@@ -90,7 +90,8 @@ impl Enrollment {
         if new.name.as_deref().is_some_and(|given| name::clean(given).as_deref() != Some(given)) {
             return Err(TokenError::Name);
         }
-        let token = JoinToken::generate(&self.0.settings.address, self.0.authorities.root_pin())?;
+        let root_pin = self.0.authorities.root_pin();
+        let token = JoinToken::generate(&self.0.settings.address, root_pin)?;
         let info = TokenInfo {
             id: crate::rows::uuid(now),
             tenant: new.tenant,
@@ -104,8 +105,8 @@ impl Enrollment {
         };
         let mut transaction = self.0.database.within(Some(info.tenant.as_str())).begin_write().await?;
         sqlx::query(
-            "INSERT INTO join_tokens (id, tenant, kind, name, secret_hash, created_at, created_by, expires_at)
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8)",
+            "INSERT INTO join_tokens (id, tenant, kind, name, secret_hash, created_at, created_by, expires_at, root_pin)
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
         )
         .bind(&info.id)
         .bind(info.tenant.as_str())
@@ -115,6 +116,7 @@ impl Enrollment {
         .bind(now.millis())
         .bind(&info.created_by)
         .bind(info.expires_at.millis())
+        .bind(root_pin.to_vec())
         .execute(&mut *transaction)
         .await
         .map_err(|error| match &error {

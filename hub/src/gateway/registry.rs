@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use protocol::message::Trust;
 use protocol::{NodeId, SessionId};
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use transport::CloseCode;
 
 /// Directives that may wait for one session. A session that lets them fill up is stuck and is cut off.
@@ -40,12 +40,15 @@ pub struct Registry {
 struct Live {
     session: SessionId,
     directives: mpsc::Sender<Directive>,
+    commands: Arc<Notify>,
 }
 
 /// A session's place in the registry.
 pub(super) struct Registered {
     /// Where the session receives directives.
     pub(super) directives: mpsc::Receiver<Directive>,
+    /// Notified when the node's commands have changed, however often.
+    pub(super) commands: Arc<Notify>,
     /// The session of the same node that this one displaced.
     pub(super) displaced: Option<SessionId>,
 }
@@ -54,7 +57,9 @@ impl Registry {
     /// Puts a new session in its node's place and ends the one that was there.
     pub(super) fn register(&self, node: NodeId, session: SessionId) -> Registered {
         let (sender, directives) = mpsc::channel(DIRECTIVES_BOUND);
-        let displaced = self.live().insert(node, Live { session, directives: sender }).map(|old| {
+        let commands = Arc::<Notify>::default();
+        let live = Live { session, directives: sender, commands: Arc::clone(&commands) };
+        let displaced = self.live().insert(node, live).map(|old| {
             // A full queue means the old session is stuck; dropping its sender ends it as well.
             let _ = old.directives.try_send(Directive::Close(
                 CloseCode::Displaced,
@@ -62,7 +67,7 @@ impl Registry {
             ));
             old.session
         });
-        Registered { directives, displaced }
+        Registered { directives, commands, displaced }
     }
 
     /// Takes a session out, unless another has taken its place. True when it was the node's current one.
@@ -86,6 +91,18 @@ impl Registry {
                 false
             }
         }
+    }
+
+    /// Has a node's session look what commands there are for it. Nothing when the node has none here: its next one looks.
+    pub(crate) fn wake(&self, node: NodeId) {
+        if let Some(entry) = self.live().get(&node) {
+            entry.commands.notify_one();
+        }
+    }
+
+    /// Whether a node has a session here.
+    pub(crate) fn has(&self, node: NodeId) -> bool {
+        self.live().contains_key(&node)
     }
 
     /// Tells every session which roots to trust.

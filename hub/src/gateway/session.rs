@@ -11,14 +11,14 @@ use protocol::session::{HELLO_DEADLINE, HubOutput, HubSession, NodeHello, Sessio
 use protocol::{SessionId, Timestamp, version};
 use rand::RngExt;
 use serde_json::json;
-use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 use transport::{CloseCode, Connection, FrameReader, FrameWriter, StreamError};
 
 use super::Gateway;
+use super::courier::Courier;
 use super::rate::{Budget, Rate};
-use super::registry::{Directive, REVOKED};
+use super::registry::{Directive, REVOKED, Registered};
 use crate::audit::{self, Actor, Record, action};
 use crate::telemetry::ingest::{IngestError, Intake};
 use crate::telemetry::state::Ended;
@@ -32,7 +32,7 @@ const COME_BACK_WITHIN: Duration = Duration::from_secs(3);
 const GOODBYE_DEADLINE: Duration = Duration::from_secs(2);
 
 /// Why a session is over, and what to tell the node.
-enum Over {
+pub(super) enum Over {
     /// The node said goodbye, or its connection ended.
     Node(Ended),
     /// Close with this code and reason.
@@ -82,7 +82,7 @@ pub(super) async fn run(
 
     let over = tokio::select! {
         biased;
-        over = attend(&gateway, &identity, &mut control, registered.directives, &shutdown) => over,
+        over = attend(&gateway, &identity, &mut control, registered, &shutdown) => over,
         over = take_in(&connection, intake) => over,
     };
     let ended = end(&connection, control, over).await;
@@ -227,9 +227,13 @@ async fn attend(
     gateway: &Gateway,
     identity: &NodeIdentity,
     control: &mut Control,
-    mut directives: mpsc::Receiver<Directive>,
+    registered: Registered,
     shutdown: &CancellationToken,
 ) -> Over {
+    let Registered { mut directives, commands, .. } = registered;
+    let mut courier = Courier::new(&gateway.commands, identity.node);
+    // What waited for the node, and what an earlier session handed over.
+    commands.notify_one();
     loop {
         let message = tokio::select! {
             biased;
@@ -257,6 +261,14 @@ async fn attend(
                 Some(Directive::Close(code, reason)) => return Over::Close(code, reason.into()),
                 None => return Over::Close(CloseCode::Displaced, "this session no longer takes part".into()),
             },
+            () = courier.due(&commands) => {
+                for message in courier.collect(&control.machine, now()).await {
+                    if control.writer.send(&message).await.is_err() {
+                        return Over::Node(Ended::Lost);
+                    }
+                }
+                continue;
+            }
             message = control.reader.recv::<ToHub>() => message,
         };
         let outputs = match message {
@@ -286,10 +298,15 @@ async fn attend(
                     gateway.fleet.clock(identity.node, reading.into());
                     continue;
                 }
-                HubOutput::Outcome(outcome) => {
-                    debug!(node = %identity.node, state = ?outcome.state(), "an outcome of a command this hub did not send");
-                    continue;
-                }
+                HubOutput::Outcome(word) => match courier.word(word, &control.machine, now()).await {
+                    Ok(Some(stored)) => stored,
+                    Ok(None) => continue,
+                    Err(over) => return over,
+                },
+                HubOutput::Output(piece) => match courier.piece(piece).await {
+                    Ok(()) => continue,
+                    Err(over) => return over,
+                },
                 HubOutput::Unsupported(what) => {
                     debug!(node = %identity.node, what, "the node is older and did not know a message");
                     continue;

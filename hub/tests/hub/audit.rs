@@ -265,7 +265,7 @@ async fn busy(database: &TestDatabase) -> World {
     let world = World::new(database).await;
     world.tenants.create(&"zeta".parse().expect("a tenant"), "Zeta", &Actor::system(), NOW).await.expect("a tenant");
     world.authorities.hub_server(NOW).await.expect("a server certificate");
-    world.authorities.introduce_root(&Actor::operator("ann"), NOW).await.expect("a next root");
+    crate::setup::rotate_root(&world.rotations, NOW).await;
     let access = Access::new(world.database.clone());
     for number in 0..9 {
         let now = at(number);
@@ -560,13 +560,16 @@ async fn certificate_past_the_log(db: &mut AnyConnection, random: &mut StdRng) -
         let next = pki::Authority::create_root(now, seconds(86_400)).expect("a root");
         let link = root.link(next.certificate_der(), now).expect("a link");
         let summary = pki::Summary::of(&link).expect("a certificate");
-        sqlx::query("INSERT INTO root_links (serial, certificate, not_after, created_at) VALUES ($3, $1, $2, 0)")
-            .bind(link.to_vec())
-            .bind(summary.not_after.millis())
-            .bind(summary.serial.clone())
-            .execute(db)
-            .await
-            .expect("put in");
+        sqlx::query(
+            "INSERT INTO root_links (serial, certificate, not_after, signer, introduced, told, created_at)
+                 SELECT $3, $1, $2, MIN(id), MIN(id), 1, 0 FROM authorities",
+        )
+        .bind(link.to_vec())
+        .bind(summary.not_after.millis())
+        .bind(summary.serial.clone())
+        .execute(db)
+        .await
+        .expect("put in");
         return data_encoding::HEXLOWER.encode(&summary.sha256);
     }
     let (der, sql) = if random.random_bool(0.5) {

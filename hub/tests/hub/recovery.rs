@@ -7,6 +7,7 @@ use hyperfactory_hub::audit::{Actor, action};
 use hyperfactory_hub::config::Config;
 use hyperfactory_hub::enrollment::Reason;
 use hyperfactory_hub::hub::Hub;
+use hyperfactory_hub::rotation::{Direction, Rotations};
 use pki::recovery::{Claim, EXPORTER_LABEL};
 use pki::tls::{node_config, recover_config, system_clock};
 use pki::{CertificateDer, NodeIdentity, PrivateKey, verify_request};
@@ -22,7 +23,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use transport::{Connection, Endpoint, StreamError};
 
-use crate::setup::{self, HERE, NOW, World, acme, first_renewal, identity, key};
+use crate::setup::{self, HERE, NOW, World, acme, first_renewal, identity, key, rotate_root, step};
 
 const DAY: Duration = Duration::from_secs(86_400);
 const EXPORTER: [u8; 32] = [4; 32];
@@ -31,8 +32,8 @@ const EXPORTER: [u8; 32] = [4; 32];
 pub(crate) struct State {
     key: PrivateKey,
     pub(crate) identity: NodeIdentity,
-    chain: Vec<CertificateDer<'static>>,
-    roots: Vec<CertificateDer<'static>>,
+    pub(crate) chain: Vec<CertificateDer<'static>>,
+    pub(crate) roots: Vec<CertificateDer<'static>>,
     sequence: u64,
 }
 
@@ -67,7 +68,12 @@ impl State {
 }
 
 /// Challenge and proof, without the wire.
-async fn recover(world: &World, state: &State, new: &PrivateKey, now: Timestamp) -> Result<Recovered, Refusal> {
+pub(crate) async fn recover(
+    world: &World,
+    state: &State,
+    new: &PrivateKey,
+    now: Timestamp,
+) -> Result<Recovered, Refusal> {
     let request = state.request(new);
     let asked = world.enrollment.challenge(request.clone(), HERE, now).await?;
     let nonce = asked.nonce();
@@ -274,38 +280,6 @@ on_both_engines! {
         world.close().await;
     }
 
-    async fn a_root_is_followed_by_the_next_in_steps_that_are_audited(database: TestDatabase) {
-        let world = World::new(database).await;
-        let (ann, first) = (Actor::operator("ann"), world.authorities.roots());
-        world.authorities.issue_from_next_root(&ann, NOW).await.expect_err("there is none");
-        world.authorities.introduce_root(&ann, NOW).await.expect("introduced");
-        world.authorities.introduce_root(&ann, NOW).await.expect_err("there is one");
-        let both = world.authorities.roots();
-        assert_eq!((both.trusted.len(), both.links.len(), &both.trusted[0]), (2, 2, &first.trusted[0]));
-        pki::roots::prove(&first.trusted, &both.trusted, &both.links, NOW).expect("linked");
-        let state = State::enrolled(&world, NOW).await;
-        assert_eq!(state.roots, both.trusted);
-
-        world.authorities.issue_from_next_root(&ann, NOW).await.expect("issues");
-        let now = world.authorities.roots();
-        assert_eq!((now.trusted[0].clone(), world.authorities.root_pin()), (both.trusted[1].clone(), both.pins[1]));
-        assert_ne!(State::enrolled(&world, NOW).await.chain[1], state.chain[1]);
-        let server = world.authorities.hub_server(NOW).await.expect("certified");
-        let chain = [server.chain.clone(), server.roots.links.clone()].concat();
-        assert!(pki::roots::leads_to(&first.trusted, &chain, NOW) && pki::roots::leads_to(&now.trusted[..1], &chain, NOW));
-
-        world.authorities.retire_roots(&ann, NOW).await.expect("retired");
-        let last = world.authorities.roots();
-        assert_eq!((last.trusted.as_slice(), last.links.len()), (&now.trusted[..1], 2));
-        let again = World::open(database).await;
-        assert_eq!(again.authorities.roots().trusted, last.trusted);
-        for (action, count) in [(action::ROOT_LINKED, 2), (action::ROOT_ISSUES, 1), (action::ROOTS_RETIRED, 1)] {
-            assert_eq!(world.audited(action).await.len(), count);
-        }
-        again.close().await;
-        world.close().await;
-    }
-
     async fn what_a_node_trusts_is_kept(database: TestDatabase) {
         let world = World::new(database).await;
         let state = State::enrolled(&world, NOW).await;
@@ -377,12 +351,8 @@ on_both_engines! {
         let then = now().minus(DAY * 3);
         let world = World::new_at(database, then).await;
         let state = State::enrolled(&world, then).await;
-        let ann = Actor::operator("ann");
         for days in [2, 1] {
-            let at = now().minus(DAY * days);
-            world.authorities.introduce_root(&ann, at).await.expect("introduced");
-            world.authorities.issue_from_next_root(&ann, at).await.expect("issues");
-            world.authorities.retire_roots(&ann, at).await.expect("retired");
+            rotate_root(&world.rotations, now().minus(DAY * days)).await;
         }
         world.close().await;
         let hub = Running::start(database).await;
@@ -404,14 +374,15 @@ on_both_engines! {
         world.close().await;
         let hub = Running::start(database).await;
         let mut session = hub.session(&state).await.expect("a session");
-        hub.authorities.introduce_root(&Actor::operator("ann"), now()).await.expect("introduced");
+        let rotation = hub.rotations.start(pki::Role::Root, "a test", &Actor::operator("ann"), now()).await.expect("begun");
+        let rotation = step(&hub.rotations, &rotation, Direction::Forward, now()).await.expect("both are trusted");
         let trust = loop {
             let message: ToNode = session.reader.recv().await.expect("a message").expect("a message");
             if let Some(to_node::Message::Trust(trust)) = message.message {
                 break trust;
             }
         };
-        assert_eq!((trust.roots.len(), trust.links.len()), (2, 2));
+        assert_eq!((trust.roots.len(), trust.links.len()), (2, 1));
         let pins = hub.authorities.roots().pins.clone();
         session.writer.send(&session.machine.trusts(&pins, String::new())).await.expect("sent");
         let kept = tokio::time::timeout(Duration::from_secs(20), async {
@@ -421,7 +392,7 @@ on_both_engines! {
         });
         kept.await.expect("the hub keeps the report");
         // A node of the new root gets in as well, once there is one.
-        hub.authorities.issue_from_next_root(&Actor::operator("ann"), now()).await.expect("issues");
+        step(&hub.rotations, &rotation, Direction::Forward, now()).await.expect("the new one issues");
         hub.session(&state).await.expect("a node of the old root");
         hub.stop().await;
     }
@@ -435,6 +406,7 @@ pub(crate) fn now() -> Timestamp {
 pub(crate) struct Running {
     address: SocketAddr,
     authorities: hyperfactory_hub::authorities::Authorities,
+    rotations: Rotations,
     pub(crate) enrollment: hyperfactory_hub::enrollment::Enrollment,
     shutdown: CancellationToken,
     task: JoinSet<anyhow::Result<()>>,
@@ -466,10 +438,11 @@ impl Running {
         let shutdown = CancellationToken::new();
         let hub = Hub::open(&config, &shutdown).await.expect("a hub");
         let (authorities, enrollment) = (hub.domain().authorities.clone(), hub.enrollment().clone());
+        let rotations = hub.domain().rotations.clone();
         let address = hub.endpoints().quic;
         let mut task = JoinSet::new();
         task.spawn(hub.run(shutdown.clone()));
-        Self { address, authorities, enrollment, shutdown, task, _directory: directory }
+        Self { address, authorities, rotations, enrollment, shutdown, task, _directory: directory }
     }
 
     pub(crate) async fn stop(mut self) {

@@ -8,6 +8,7 @@ use hyperfactory_hub::audit::{self, Actor, Entry, Filter};
 use hyperfactory_hub::authorities::Authorities;
 use hyperfactory_hub::enrollment::{Enrollment, NewToken, RecoveryBounds, Settings};
 use hyperfactory_hub::keys::{Keys, Master};
+use hyperfactory_hub::rotation::{Direction, Phase, Rotation, RotationError, Rotations, Wish};
 use hyperfactory_hub::schema::MIGRATIONS;
 use hyperfactory_hub::telemetry::state::Fleet;
 use hyperfactory_hub::tenants::Tenants;
@@ -41,6 +42,7 @@ pub(crate) struct World {
     pub(crate) database: Database,
     pub(crate) fleet: Fleet,
     pub(crate) authorities: Authorities,
+    pub(crate) rotations: Rotations,
     pub(crate) tenants: Tenants,
     pub(crate) enrollment: Enrollment,
     _tasks: JoinSet<()>,
@@ -83,7 +85,8 @@ impl World {
         let mut tasks = JoinSet::new();
         tasks.spawn(issuing);
         let tenants = Tenants::new(database.clone(), authorities.clone());
-        Self { database, fleet, authorities, tenants, enrollment, _tasks: tasks }
+        let rotations = Rotations::new(database.clone(), authorities.clone());
+        Self { database, fleet, authorities, rotations, tenants, enrollment, _tasks: tasks }
     }
 
     pub(crate) async fn token(&self, kind: NodeKind, name: Option<&str>) -> JoinToken {
@@ -128,6 +131,27 @@ impl World {
     pub(crate) async fn close(self) {
         self.database.close().await;
     }
+}
+
+/// A step of a rotation, whoever is not ready.
+pub(crate) async fn step(
+    rotations: &Rotations,
+    rotation: &Rotation,
+    direction: Direction,
+    now: Timestamp,
+) -> Result<Rotation, RotationError> {
+    let wish = Wish { leave: usize::MAX, brokers_updated: true, ..Wish::new(direction, rotation.phase) };
+    rotations.step(rotation.id, wish, &Actor::operator("ann"), now).await
+}
+
+/// A rotation of the fleet root from beginning to end, whoever is not ready.
+pub(crate) async fn rotate_root(rotations: &Rotations, now: Timestamp) -> Rotation {
+    let ann = Actor::operator("ann");
+    let mut rotation = rotations.start(pki::Role::Root, "a test", &ann, now).await.expect("begun");
+    while rotation.phase != Phase::Done {
+        rotation = step(rotations, &rotation, Direction::Forward, now).await.expect("a step");
+    }
+    rotation
 }
 
 /// The key file of every world.

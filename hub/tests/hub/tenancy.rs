@@ -96,6 +96,9 @@ impl Table {
         if self.owner.as_ref() == Some(&column.name) {
             return if tenant == "*" { "NULL".into() } else { format!("'{tenant}'") };
         }
+        if column.refers_to.as_ref().is_some_and(|(table, _)| *table == self.name) {
+            return "NULL".into();
+        }
         if let Some((table, other)) = &column.refers_to {
             let of = |owner: &str| rows.get(&(table.clone(), owner.to_owned()));
             let row = of(tenant).or_else(|| of("*"));

@@ -30,7 +30,7 @@ impl<'a> Browser<'a> {
     }
 
     /// Sends a form with the token of the page it is on.
-    async fn post(&self, page: &str, path: &str, fields: &[(&str, &str)]) -> Answer {
+    pub(crate) async fn post(&self, page: &str, path: &str, fields: &[(&str, &str)]) -> Answer {
         let csrf = between(&self.get(page).await.body, r#"name="csrf" value=""#, "\"").to_owned();
         let mut fields = fields.to_vec();
         fields.push(("csrf", &csrf));
@@ -38,7 +38,7 @@ impl<'a> Browser<'a> {
     }
 
     /// The live stream of a page.
-    async fn live(&self, page: &str) -> crate::Events {
+    pub(crate) async fn live(&self, page: &str) -> crate::Events {
         let url = live_url(&self.get(page).await.body);
         self.site.stream(&url, &[("cookie", &self.cookie)]).await
     }
@@ -60,7 +60,7 @@ fn live_url(page: &str) -> String {
     between(page, "data-live=\"", "\"").replace("&amp;", "&")
 }
 
-fn html(update: &str, id: &str) -> Option<String> {
+pub(crate) fn html(update: &str, id: &str) -> Option<String> {
     let update: Value = serde_json::from_str(update).expect("JSON");
     update["html"][id].as_str().map(str::to_owned)
 }

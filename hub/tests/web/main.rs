@@ -4,10 +4,12 @@
 
 mod api;
 mod audit;
+mod commands;
 mod dashboard;
 mod events;
 mod https;
 mod policy;
+mod rotation;
 mod tenancy;
 mod trust;
 
@@ -22,9 +24,11 @@ use hyperfactory_hub::access::{Access, Grant, Role};
 use hyperfactory_hub::alerts::{Alerts, Policy};
 use hyperfactory_hub::audit::Actor;
 use hyperfactory_hub::authorities::Authorities;
+use hyperfactory_hub::commands::{Commands, SteadyClock};
 use hyperfactory_hub::enrollment::{self, Enrollment, NewToken};
 use hyperfactory_hub::keys::{Keys, Master};
 use hyperfactory_hub::revocation_lists::RevocationLists;
+use hyperfactory_hub::rotation::Rotations;
 use hyperfactory_hub::schema;
 use hyperfactory_hub::telemetry::history::History;
 use hyperfactory_hub::telemetry::ingest::Ingest;
@@ -53,6 +57,7 @@ struct Site {
     authorities: Authorities,
     tenants: Tenants,
     enrollment: Enrollment,
+    rotations: Rotations,
     fleet: Fleet,
     /// Nodes that were asked to send every sample at once.
     watched: Arc<Mutex<Vec<NodeId>>>,
@@ -101,19 +106,25 @@ impl Site {
                 .await
                 .expect("alerts");
         tasks.spawn(judging);
+        let clock = SteadyClock::open(&database, now()).await.expect("a clock");
+        let (commands, keeping) = Commands::start(database.clone(), Arc::default(), clock, now, stop.clone());
+        tasks.spawn(keeping);
         let tenants = Tenants::new(database.clone(), authorities.clone());
+        let rotations = Rotations::new(database.clone(), authorities.clone());
         let access = Access::new(database.clone());
         let watched: Arc<Mutex<Vec<NodeId>>> = Arc::default();
         let router = web::router(AppState {
             database: database.clone(),
             tenants: tenants.clone(),
             authorities: authorities.clone(),
+            rotations: rotations.clone(),
             enrollment: enrollment.clone(),
             revocation_lists: RevocationLists::new(database.clone(), authorities.clone()),
             fleet: fleet.clone(),
             ingest,
             history: History::new(database.clone()),
             alerts,
+            commands,
             access: access.clone(),
             metrics: Arc::new(|| "hyperfactory_hub_sessions 0\n".into()),
             watch: Arc::new({
@@ -125,7 +136,7 @@ impl Site {
             clock: now,
             shutdown: stop,
         });
-        Self { router, database, access, authorities, tenants, enrollment, fleet, watched, tasks }
+        Self { router, database, access, authorities, tenants, enrollment, rotations, fleet, watched, tasks }
     }
 
     async fn tenant(&self, id: &str) -> TenantId {

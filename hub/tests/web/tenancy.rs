@@ -58,6 +58,10 @@ async fn whoever_is_bound_to_a_tenant_works_on_bound_connections_alone() {
         assert_eq!(owner.execute(sql).await.expect("a row").rows_affected(), 1);
     }
     owner.close().await.expect("closed");
+    let asked = json!({"action": "drain", "target": {"nodes": [node.to_string()]}});
+    let made = site.post("/api/v1/commands", &bound, asked.clone()).await;
+    assert_eq!(made.status, StatusCode::CREATED, "{}", made.body);
+    let command = made.json()["commands"][0]["id"].as_str().expect("an id").to_owned();
 
     let lists = [
         "tenants",
@@ -68,6 +72,8 @@ async fn whoever_is_bound_to_a_tenant_works_on_bound_connections_alone() {
         "authorities",
         "audit?action=token.",
         "audit/export",
+        "commands",
+        &format!("commands/{command}"),
     ];
     let mut paths: Vec<String> = lists.iter().map(|path| format!("/api/v1/{path}")).collect();
     paths.push(format!("/api/v1/nodes/{node}/coverage"));
@@ -102,6 +108,15 @@ async fn whoever_is_bound_to_a_tenant_works_on_bound_connections_alone() {
     for (path, mark) in pages.iter().zip(marks) {
         assert!(page(path).await.contains(mark), "{path}");
     }
+    let made = site.post("/api/v1/commands", &bound, asked).await;
+    assert_eq!(made.status, StatusCode::CREATED, "{}", made.body);
+    let cancelled = site.post(&format!("/api/v1/commands/{command}/cancel"), &bound, json!({})).await;
+    assert_eq!(
+        (cancelled.status, &cancelled.json()["state"]),
+        (StatusCode::OK, &json!("cancelled")),
+        "{}",
+        cancelled.body
+    );
     let made = site.post("/api/v1/tokens", &bound, json!({"tenant": "acme"})).await;
     assert_eq!(made.status, StatusCode::CREATED, "{}", made.body);
     let made = site.post("/api/v1/api-tokens", &bound, json!({"name": "x", "role": "viewer"})).await;

@@ -85,6 +85,11 @@ impl Renewal {
         self.at
     }
 
+    /// Makes it due at once.
+    pub(super) fn now(&mut self) {
+        self.at = self.hub_now();
+    }
+
     /// What went wrong the last time.
     pub(super) fn trouble(&self) -> Option<String> {
         self.trouble.clone()

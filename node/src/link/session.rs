@@ -6,6 +6,7 @@ use pki::Distrust;
 use protocol::message::{Refusal, RefusalCode, ToHub, ToNode, to_hub};
 use protocol::session::{NodeOutput, NodeSession, Welcomed};
 use protocol::{Timestamp, frame, version};
+use tokio::sync::mpsc;
 use tokio::time::Instant;
 use transport::{CloseCode, Closed, Connection, FrameReader, FrameWriter, StreamError};
 
@@ -13,6 +14,7 @@ use super::renewal::Renewal;
 use super::upload::{Stream, Upload};
 use super::{Actor, LinkState, Trouble, TroubleKind, trust};
 use crate::clock::Clock;
+use crate::commands::{self, Input};
 use crate::identity::Identity;
 
 /// How long a shutdown waits for the hub to store what is in flight.
@@ -113,9 +115,13 @@ impl Actor {
         };
         let mut upload = Upload::new(self, range, &welcomed);
         let mut renewal = Renewal::new(&self.options, &welcomed, self.renewed);
+        let mut outbox = match &self.options.commands {
+            Some(commands) => Some(commands.connect().await),
+            None => None,
+        };
         let ended = tokio::select! {
             biased;
-            ended = self.control(&connection, &mut control, &mut renewal) => ended.map(Some),
+            ended = self.control(&connection, &mut control, &mut renewal, &mut outbox) => ended.map(Some),
             ended = upload.run(&mut stream) => ended.map(|()| None),
             () = self.shut_down_and(DRAIN_WITHIN) => Ok(None),
         };
@@ -160,6 +166,9 @@ impl Actor {
                     | NodeOutput::Trust(_)
                     | NodeOutput::RenewalRefused(_)
                     | NodeOutput::RenewalUnanswered
+                    | NodeOutput::Command(_)
+                    | NodeOutput::Cancel(_)
+                    | NodeOutput::OutcomeStored(_)
                     | NodeOutput::LiveUntil(_) => {}
                 }
             }
@@ -191,11 +200,20 @@ impl Actor {
         connection: &Connection,
         control: &mut Control,
         renewal: &mut Renewal,
+        outbox: &mut Option<mpsc::Receiver<ToHub>>,
     ) -> Result<Identity, Failure> {
         loop {
             let outputs = tokio::select! {
                 biased;
                 outputs = control.next() => outputs?,
+                message = next(outbox) => {
+                    control.writer.send(&message).await?;
+                    continue;
+                }
+                () = self.options.renew.notified() => {
+                    renewal.now();
+                    Vec::new()
+                }
                 () = renewal.due() => {
                     if let Some((request, sequence)) = renewal.request().await
                         && let Some(message) = control.machine.renew(request, sequence, control.clock.now())
@@ -232,6 +250,20 @@ impl Actor {
                     }
                     NodeOutput::RenewalRefused(refusal) => renewal.refused(&refusal),
                     NodeOutput::RenewalUnanswered => renewal.unanswered(),
+                    NodeOutput::Command(order) => match &self.options.commands {
+                        Some(commands) => commands.give(Input::Order(Box::new(order))).await,
+                        None => control.writer.send(&commands::none(&order)).await?,
+                    },
+                    NodeOutput::Cancel(id) => {
+                        if let Some(commands) = &self.options.commands {
+                            commands.give(Input::Cancel(id)).await;
+                        }
+                    }
+                    NodeOutput::OutcomeStored(id) => {
+                        if let Some(commands) = &self.options.commands {
+                            commands.give(Input::Stored(id)).await;
+                        }
+                    }
                     NodeOutput::RenewalAdvised { renew_at, reason } => {
                         renewal.advised(renew_at);
                         tracing::info!(at = %renewal.at(), reason, "the hub advises to renew the certificate");
@@ -289,6 +321,17 @@ impl Control {
         let _ = tokio::time::timeout(GOODBYE_WITHIN, said).await;
         connection.close(CloseCode::Done, reason);
     }
+}
+
+/// The next message of the desk for commands, if there is one.
+async fn next(outbox: &mut Option<mpsc::Receiver<ToHub>>) -> ToHub {
+    if let Some(messages) = outbox
+        && let Some(message) = messages.recv().await
+    {
+        return message;
+    }
+    // A desk ends before its link does.
+    std::future::pending().await
 }
 
 fn ending(failure: Failure, lasted: Duration) -> Ending {

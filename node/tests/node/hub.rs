@@ -549,7 +549,7 @@ impl Shared {
                             Renewed { certificate_chain: chain, sequence: sequence + 1, ..Renewed::default() };
                         writer.send(&session.renewed(renewed)).await.map_err(text)?;
                     }
-                    HubOutput::Hello(_) | HubOutput::Unsupported(_) => {}
+                    HubOutput::Hello(_) | HubOutput::Unsupported(_) | HubOutput::Output(_) => {}
                 }
             }
         }

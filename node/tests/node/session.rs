@@ -53,6 +53,8 @@ impl TestNode {
             facts: NodeFacts { hostname: "plant-1".into(), ..NodeFacts::default() },
             process: 1,
             recorder: recorder.clone(),
+            commands: None,
+            renew: Arc::default(),
             clock,
         };
         let link = Link::start(options, &tasks, shutdown.clone());

@@ -4,10 +4,11 @@ use std::time::Duration;
 
 use super::{ClockReading, HELLO_DEADLINE, SessionError};
 use crate::message::{
-    Acknowledge, CommandOutcome, Goodbye, Hello, NodeFacts, Pace, Refusal, RefusalCode, RenewalAdvice, Renewed,
-    SpoolRange, ToHub, ToNode, Trust, Unsupported, VersionRange, Welcome, to_hub, to_node,
+    Acknowledge, CancelCommand, Command, CommandOutcome, CommandOutput, Goodbye, Hello, NodeFacts, OutcomeStored, Pace,
+    Refusal, RefusalCode, RenewalAdvice, Renewed, SpoolRange, ToHub, ToNode, Trust, Unsupported, VersionRange, Welcome,
+    to_hub, to_node,
 };
-use crate::{SessionId, Timestamp, version};
+use crate::{CommandId, SessionId, Timestamp, version};
 
 /// Roots of a report that are looked at; a node trusts at most 4.
 const MAX_ROOTS: usize = 8;
@@ -75,8 +76,10 @@ pub enum HubOutput {
         /// Why the node did not take the list it was sent; empty when it did.
         trouble: String,
     },
-    /// How a command went.
+    /// How a command stands, or went.
     Outcome(CommandOutcome),
+    /// What a command put out.
+    Output(CommandOutput),
     /// The node could not read something of ours; for the log.
     Unsupported(String),
     /// The session is over, for this reason; close the connection.
@@ -146,6 +149,7 @@ impl HubSession {
                 Ok(vec![HubOutput::Trusts { roots: hashes(&report.roots), trouble }])
             }
             (State::Running { .. }, Message::Outcome(outcome)) => Ok(vec![HubOutput::Outcome(outcome)]),
+            (State::Running { .. }, Message::Output(output)) => Ok(vec![HubOutput::Output(output)]),
         }
     }
 
@@ -219,6 +223,23 @@ impl HubSession {
     /// Tells the node which roots to trust; `None` unless the session is running.
     pub fn trust(&self, trust: Trust) -> Option<ToNode> {
         self.is_running().then(|| to_node::Message::Trust(trust).into())
+    }
+
+    /// Has the node carry out a command, or say how it stands; `None` unless the session is running.
+    pub fn command(&self, command: Command) -> Option<ToNode> {
+        self.is_running().then(|| to_node::Message::Command(command).into())
+    }
+
+    /// Has the node let go of a command; `None` unless the session is running.
+    pub fn cancel(&self, command: CommandId) -> Option<ToNode> {
+        let command_id = command.to_bytes().to_vec();
+        self.is_running().then(|| to_node::Message::Cancel(CancelCommand { command_id }).into())
+    }
+
+    /// Tells the node that a command's end is stored; `None` unless the session is running.
+    pub fn outcome_stored(&self, command: CommandId) -> Option<ToNode> {
+        let command_id = command.to_bytes().to_vec();
+        self.is_running().then(|| to_node::Message::OutcomeStored(OutcomeStored { command_id }).into())
     }
 
     /// Advises the node when to renew its certificate, and why; `None` unless the session is running.
@@ -299,5 +320,6 @@ fn name(message: &to_hub::Message) -> &'static str {
         Message::Unsupported(_) => "Unsupported",
         Message::Goodbye(_) => "Goodbye",
         Message::Trust(_) => "TrustReport",
+        Message::Output(_) => "CommandOutput",
     }
 }

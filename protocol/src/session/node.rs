@@ -3,11 +3,12 @@
 use std::time::Duration;
 
 use super::{ClockReading, HELLO_DEADLINE, MAX_LIVE, RENEW_DEADLINE, SessionError};
+use crate::command::{self, Order};
 use crate::message::{
-    Acknowledge, Command, CommandOutcome, CommandState, Goodbye, Hello, NodeFacts, Refusal, RenewRequest, Renewed,
-    SpoolRange, ToHub, ToNode, Trust, TrustReport, Unsupported, VersionRange, to_hub, to_node,
+    Acknowledge, Goodbye, Hello, NodeFacts, Refusal, RenewRequest, Renewed, SpoolRange, ToHub, ToNode, Trust,
+    TrustReport, Unsupported, VersionRange, to_hub, to_node,
 };
-use crate::{SessionId, Timestamp};
+use crate::{CommandId, SessionId, Timestamp};
 
 /// Characters of the hub's reason for an advice that are kept.
 const MAX_REASON: usize = 300;
@@ -65,6 +66,12 @@ pub enum NodeOutput {
     },
     /// Until then, send every sample at once.
     LiveUntil(Timestamp),
+    /// Carry this out.
+    Command(Order),
+    /// Let go of this command.
+    Cancel(CommandId),
+    /// The hub has stored how this command ended.
+    OutcomeStored(CommandId),
     /// The hub could not read something of ours; for the log.
     Unsupported(String),
     /// The hub ends the session.
@@ -180,7 +187,22 @@ impl NodeSession {
                 *renewing_since = None;
                 Ok(vec![renewal(renewed)])
             }
-            (State::Running { .. }, Message::Command(command)) => Ok(vec![NodeOutput::Send(unsupported(command))]),
+            (State::Running { .. }, Message::Command(command)) => {
+                let id = command_id("Command", &command.command_id)?;
+                Ok(vec![match Order::read(id, &command) {
+                    Ok(order) => NodeOutput::Command(order),
+                    Err(error) => {
+                        let outcome = command::unsupported(id, &command.action, &error);
+                        NodeOutput::Send(to_hub::Message::Outcome(outcome).into())
+                    }
+                }])
+            }
+            (State::Running { .. }, Message::Cancel(cancel)) => {
+                Ok(vec![NodeOutput::Cancel(command_id("CancelCommand", &cancel.command_id)?)])
+            }
+            (State::Running { .. }, Message::OutcomeStored(stored)) => {
+                Ok(vec![NodeOutput::OutcomeStored(command_id("OutcomeStored", &stored.command_id)?)])
+            }
             (State::Running { .. }, Message::Trust(trust)) => Ok(vec![NodeOutput::Trust(trust)]),
             (State::Running { .. }, Message::Renewal(advice)) => Ok(vec![NodeOutput::RenewalAdvised {
                 renew_at: time(advice.renew_at_ms),
@@ -269,14 +291,8 @@ fn renewal(renewed: Renewed) -> NodeOutput {
     }
 }
 
-fn unsupported(command: Command) -> ToHub {
-    let action: String = command.action.chars().take(64).collect();
-    let outcome = CommandOutcome {
-        command_id: command.command_id,
-        state: CommandState::Unsupported.into(),
-        message: format!("this node does not know the action {action:?}; update its software"),
-    };
-    to_hub::Message::Outcome(outcome).into()
+fn command_id(message: &'static str, bytes: &[u8]) -> Result<CommandId, SessionError> {
+    CommandId::from_bytes(bytes).map_err(|_| malformed(message, "its command's id is not 16 bytes"))
 }
 
 /// A time on the wire, where 0 stands for none.
@@ -304,6 +320,8 @@ fn name(message: &to_node::Message) -> &'static str {
         Message::Goodbye(_) => "Goodbye",
         Message::Pace(_) => "Pace",
         Message::Trust(_) => "Trust",
+        Message::Cancel(_) => "CancelCommand",
+        Message::OutcomeStored(_) => "OutcomeStored",
         Message::Renewal(_) => "RenewalAdvice",
     }
 }

@@ -2,8 +2,10 @@
 //! speak those bytes. New lines may be added; a line that is there stays as it is.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use prost::Message;
+use protocol::command::Action;
 use protocol::message::*;
 use protocol::telemetry::{Decoder, Encoder, Kind, Metric, Row, Schema, Unit};
 use protocol::{Timestamp, frame};
@@ -34,6 +36,13 @@ fn the_golden_samples_decode_to_what_was_measured() {
         decoder.decode(&bytes, |_, at, values| rows.push(Row { at, values: values.to_vec() })).expect("good");
     }
     assert_eq!(rows, golden_rows().concat());
+}
+
+/// An action's bytes, seen to be read back.
+fn ordered(action: Action) -> Vec<u8> {
+    let bytes = action.to_bytes();
+    assert_eq!(Action::from_bytes(&bytes), Ok(action));
+    bytes
 }
 
 fn bytes<M: Message + Default + PartialEq + std::fmt::Debug>(
@@ -129,6 +138,7 @@ fn messages() -> Vec<(&'static str, Vec<u8>)> {
                 command_id: vec![2; 16],
                 state: CommandState::Unsupported.into(),
                 message: "no".into(),
+                ..CommandOutcome::default()
             }),
         ),
         to_hub("to-hub-unsupported", to_hub::Message::Unsupported(unsupported())),
@@ -174,6 +184,7 @@ fn messages() -> Vec<(&'static str, Vec<u8>)> {
                 action: "restart".into(),
                 arguments: vec![9],
                 deadline_ms: 1_790_000_000_004,
+                ..Command::default()
             }),
         ),
         to_node("to-node-unsupported", to_node::Message::Unsupported(unsupported())),
@@ -218,6 +229,55 @@ fn messages() -> Vec<(&'static str, Vec<u8>)> {
         recover("recover-refusal", recover_reply::Reply::Refusal(refusal)),
         bytes("acknowledge", stored),
         bytes("batch-body", body(clock)),
+        to_hub(
+            "to-hub-outcome-with-output",
+            to_hub::Message::Outcome(CommandOutcome {
+                command_id: vec![2; 16],
+                state: CommandState::Cancelled.into(),
+                message: "stopped".into(),
+                output_bytes: 300,
+                output_dropped: 5,
+            }),
+        ),
+        to_hub(
+            "to-hub-output",
+            to_hub::Message::Output(CommandOutput { command_id: vec![2; 16], offset: 300, data: b"log".to_vec() }),
+        ),
+        to_node(
+            "to-node-command-timed",
+            to_node::Message::Command(Command {
+                command_id: vec![2; 16],
+                action: "service.restart".into(),
+                arguments: ordered(Action::ServiceRestart { stack: "shop".into(), service: "web".into() }),
+                deadline_ms: 1_790_000_000_004,
+                remaining_ms: 60_000,
+                priority: 7,
+                signature: None,
+            }),
+        ),
+        to_node(
+            "to-node-command-signed",
+            to_node::Message::Command(Command {
+                command_id: vec![2; 16],
+                signature: Some(OperatorSignature {
+                    public_key: vec![3; 32],
+                    signature: vec![4; 64],
+                    not_after_ms: 1_790_000_000_005,
+                }),
+                ..Command::default()
+            }),
+        ),
+        to_node("to-node-cancel", to_node::Message::Cancel(CancelCommand { command_id: vec![2; 16] })),
+        to_node("to-node-outcome-stored", to_node::Message::OutcomeStored(OutcomeStored { command_id: vec![2; 16] })),
+        ("action-start", ordered(Action::ServiceStart { stack: "shop".into(), service: "web".into() })),
+        ("action-stop", ordered(Action::ServiceStop { stack: "shop".into(), service: "web".into() })),
+        ("action-logs", ordered(Action::ServiceLogs { stack: "shop".into(), service: "web".into(), lines: 300 })),
+        ("action-diagnostics", ordered(Action::Diagnostics)),
+        ("action-interval", ordered(Action::TelemetryInterval { interval: Duration::from_secs(1) })),
+        ("action-renew", ordered(Action::RenewCertificate)),
+        ("action-drain", ordered(Action::Drain)),
+        ("action-backup", ordered(Action::Backup { stack: "shop".into() })),
+        ("action-script", ordered(Action::Script { name: "rotate".into() })),
     ]
 }
 

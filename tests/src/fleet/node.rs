@@ -3,10 +3,12 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use ::node::link::{Counted, Link, LinkOptions, LinkStatus};
-use ::node::{Backlog, Change, Clock, Identity, IdentityStore, Recorder};
+use ::node::commands::Work;
+use ::node::link::{Counted, Link, LinkOptions, LinkState, LinkStatus};
+use ::node::{Backlog, Change, Clock, Commands, Identity, IdentityStore, Recorder};
 use anyhow::Context;
-use protocol::message::{NodeFacts, Service, ServiceHealth, SpoolStatus};
+use protocol::command::Ending;
+use protocol::message::{CommandState, NodeFacts, Service, ServiceHealth, SpoolStatus};
 use protocol::{NodeId, SpoolEpoch};
 use rand::RngExt;
 use rand::rngs::SmallRng;
@@ -17,7 +19,10 @@ use tokio_util::task::TaskTracker;
 use transport::Endpoint;
 
 use super::tally::Tally;
-use super::{Options, Workload};
+use super::{Begun, Options, Workload};
+
+/// Troubles of a node that are kept.
+const MOST_TROUBLES: usize = 16;
 
 /// A node of the fleet, as a test or a benchmark steers it.
 pub struct SimulatedNode {
@@ -26,8 +31,13 @@ pub struct SimulatedNode {
     store: IdentityStore,
     endpoint: Endpoint,
     recorder: Recorder,
+    begun: Option<Begun>,
     workload: Mutex<Workload>,
     life: Mutex<Option<Life>>,
+    /// Whether it is to be there.
+    there: watch::Sender<bool>,
+    /// What kept it from the hub, or from a new certificate.
+    troubles: Mutex<Vec<String>>,
     /// Figures of the lives before this one.
     before: Mutex<Counted>,
 }
@@ -60,8 +70,11 @@ impl SimulatedNode {
             store,
             endpoint,
             recorder,
+            begun: options.begun.clone(),
             workload: Mutex::new(workload),
             life: Mutex::default(),
+            there: watch::Sender::new(true),
+            troubles: Mutex::default(),
             before: Mutex::default(),
         })
     }
@@ -100,6 +113,37 @@ impl SimulatedNode {
     /// Batches the hub has not acknowledged.
     pub fn pending(&self) -> u64 {
         self.spool().pending_batches
+    }
+
+    /// Switches it off, or on again.
+    pub fn set_there(&self, there: bool) {
+        self.there.send_replace(there);
+    }
+
+    /// Who it is by now, as its store has it.
+    ///
+    /// # Errors
+    /// When the store can't be read.
+    pub fn stored(&self) -> anyhow::Result<Identity> {
+        self.store.load()?.with_context(|| format!("node {} has lost its identity", self.index))
+    }
+
+    /// What kept it from the hub, or from a new certificate, so far: the first of it.
+    pub fn troubles(&self) -> Vec<String> {
+        lock(&self.troubles).clone()
+    }
+
+    fn note(&self, status: &LinkStatus) {
+        let waits = match &status.state {
+            LinkState::Waiting { trouble, .. } => Some(trouble.to_string()),
+            _ => None,
+        };
+        let mut troubles = lock(&self.troubles);
+        for trouble in waits.into_iter().chain(status.renewal_trouble.clone()) {
+            if troubles.len() < MOST_TROUBLES && !troubles.contains(&trouble) {
+                troubles.push(trouble);
+            }
+        }
     }
 
     /// Turns one of its services healthy or unhealthy.
@@ -151,6 +195,8 @@ impl SimulatedNode {
             facts: self.facts(),
             process: rand::random(),
             recorder: self.recorder.clone(),
+            commands: self.begun.as_ref().map(|begun| desk(begun.clone(), &tasks, &shutdown)),
+            renew: Arc::default(),
             clock: Clock::system(),
         };
         let link = Link::start(options, &tasks, shutdown.clone());
@@ -187,6 +233,15 @@ impl SimulatedNode {
     }
 }
 
+/// A desk whose journal is in memory, that has done everything as soon as it begins.
+fn desk(begun: Begun, tasks: &TaskTracker, shutdown: &CancellationToken) -> Commands {
+    let work: Work = Arc::new(move |job| {
+        (begun.0)(job.id);
+        Box::pin(async { Ending::new(CommandState::Succeeded, "") })
+    });
+    Commands::start(None, Arc::new(|_| Ok(())), work, tasks, shutdown.clone())
+}
+
 /// When a node does what.
 pub(super) struct Pace {
     interval: Duration,
@@ -213,12 +268,28 @@ pub(super) async fn run(node: Arc<SimulatedNode>, mut pace: Pace, tally: Arc<Tal
     let mut ticks = tokio::time::interval_at(first, pace.interval);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
     let mut down_since = None;
+    let mut there = node.there.subscribe();
     loop {
         tokio::select! {
             biased;
             () = shutdown.cancelled() => break,
+            Ok(()) = there.changed() => {
+                if *there.borrow_and_update() {
+                    continue;
+                }
+                node.end().await;
+                down_since = None;
+                if shutdown.run_until_cancelled(there.wait_for(|there| *there)).await.is_none() {
+                    return;
+                }
+                match node.start().await {
+                    Ok(next) => status = next,
+                    Err(error) => return tracing::error!(node = node.index, %error, "a node can't start again"),
+                }
+            }
             changed = status.changed() => {
-                let up = changed.is_ok() && status.borrow_and_update().is_up();
+                node.note(&status.borrow_and_update());
+                let up = changed.is_ok() && status.borrow().is_up();
                 match (up, down_since) {
                     (true, Some(since)) => {
                         tally.reconnected(Instant::now().duration_since(since));

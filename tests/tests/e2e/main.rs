@@ -3,6 +3,7 @@
 mod audit;
 mod bad_input;
 mod chaos;
+mod commands;
 mod dashboard;
 mod https;
 mod main_job;
@@ -10,5 +11,6 @@ mod offline;
 mod quickstart;
 mod recovery;
 mod revocation;
+mod rotation;
 mod scripts;
 mod service;

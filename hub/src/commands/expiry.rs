@@ -1,0 +1,136 @@
+//! Deadlines: one task for all of them, which judges rows and nothing else.
+
+use std::time::Duration;
+
+use protocol::{NodeId, Timestamp};
+use store::StoreError;
+use store::sqlx::{self, Row};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use super::{Commands, command_id, unreadable};
+
+/// At least this often it looks: a command whose node went away after its deadline is then given up.
+const LOOK_EVERY: Duration = Duration::from_secs(30);
+/// How long the nodes of a hub that just started have to come back, before it gives up what they have.
+const COME_BACK_WITHIN: Duration = Duration::from_secs(60);
+/// Commands looked at together.
+const AT_ONCE: i64 = 1_000;
+/// How long what has ended is kept.
+const KEPT_FOR: Duration = Duration::from_secs(90 * 86_400);
+/// Rows deleted together.
+const DELETED_AT_ONCE: i64 = 500;
+
+/// Expires what has not been handed over by its deadline, and gives up what is with a node that is away.
+pub(super) async fn keep(commands: Commands, now: impl Fn() -> Timestamp, stop: CancellationToken) {
+    let began = Instant::now();
+    loop {
+        let wait = match commands.judge(now(), began.elapsed() >= COME_BACK_WITHIN).await {
+            Ok(wait) => wait,
+            Err(error) => {
+                warn!(%error, "deadlines of commands were not judged");
+                LOOK_EVERY
+            }
+        };
+        if let Err(error) = commands.forget(now()).await {
+            warn!(%error, "old commands were not deleted");
+        }
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => return,
+            () = commands.0.sooner.notified() => {}
+            () = tokio::time::sleep(wait) => {}
+        }
+    }
+}
+
+impl Commands {
+    /// Judges all that is past its deadline, and says when to look again. `give_up`: what is with nodes that are away, too.
+    ///
+    /// # Errors
+    /// When it could not be stored.
+    pub async fn judge(&self, now: Timestamp, give_up: bool) -> Result<Duration, StoreError> {
+        let (steady, database) = (self.0.clock.now(), &self.0.database);
+        let mut changed: Vec<NodeId> = Vec::new();
+        let mut transaction = database.begin_write().await?;
+        let expired = sqlx::query(
+            "UPDATE commands SET state = 'expired', ended_at = $2, message = 'its node was not there in time'
+             WHERE state = 'queued' AND deadline <= $1 RETURNING node",
+        )
+        .bind(steady.millis())
+        .bind(now.millis())
+        .fetch_all(&mut *transaction)
+        .await?;
+        for row in &expired {
+            changed.push(row.try_get::<String, _>(0)?.parse().map_err(unreadable)?);
+        }
+        let overdue = sqlx::query(
+            "SELECT id, node FROM commands WHERE state IN ('delivered', 'running') AND deadline <= $1
+             ORDER BY deadline LIMIT $2",
+        )
+        .bind(steady.millis())
+        .bind(if give_up { AT_ONCE } else { 0 })
+        .fetch_all(&mut *transaction)
+        .await?;
+        for row in &overdue {
+            let id = command_id(&row.try_get::<String, _>(0)?)?;
+            let node: NodeId = row.try_get::<String, _>(1)?.parse().map_err(unreadable)?;
+            // A node that is there says itself how it goes.
+            if self.0.sessions.has(node) {
+                continue;
+            }
+            sqlx::query(
+                "UPDATE commands SET state = 'unknown', ended_at = $2,
+                   message = 'its node went away with it and has not told what came of it; when it is back, it will'
+                 WHERE id = $1",
+            )
+            .bind(id.to_string())
+            .bind(now.millis())
+            .execute(&mut *transaction)
+            .await?;
+            info!(command = %id, %node, "a command's node is away past its deadline");
+            changed.push(node);
+        }
+        let next: Option<i64> = sqlx::query(
+            "SELECT MIN(deadline) FROM commands WHERE state IN ('queued', 'delivered', 'running') AND deadline > $1",
+        )
+        .bind(steady.millis())
+        .fetch_one(&mut *transaction)
+        .await?
+        .try_get(0)?;
+        transaction.commit().await?;
+        for node in changed {
+            // Nobody listening is fine.
+            let _ = self.0.changes.send(node);
+        }
+        let next = next.map_or(LOOK_EVERY, |at| Timestamp::from_millis(at).since(steady));
+        Ok(next.clamp(Duration::from_millis(1), LOOK_EVERY))
+    }
+
+    /// Deletes some of what has ended long ago.
+    async fn forget(&self, now: Timestamp) -> Result<(), StoreError> {
+        const OLD: &str = "SELECT id FROM commands WHERE created_at < $1
+             AND state IN ('succeeded', 'failed', 'expired', 'cancelled', 'unknown') ORDER BY created_at LIMIT $2";
+        let before = now.minus(KEPT_FOR).millis();
+        let any = sqlx::query(OLD).bind(before).bind(1_i64).fetch_optional(self.0.database.reader()).await?;
+        if any.is_none() {
+            return Ok(());
+        }
+        let mut transaction = self.0.database.begin_write().await?;
+        for sql in [
+            format!("DELETE FROM command_outputs WHERE command IN ({OLD})"),
+            format!("DELETE FROM commands WHERE id IN ({OLD})"),
+        ] {
+            sqlx::query(sqlx::AssertSqlSafe(sql)).bind(before).bind(DELETED_AT_ONCE).execute(&mut *transaction).await?;
+        }
+        sqlx::query(
+            "DELETE FROM command_requests WHERE created_at < $1
+               AND NOT EXISTS (SELECT 1 FROM commands WHERE commands.request = command_requests.id)",
+        )
+        .bind(before)
+        .execute(&mut *transaction)
+        .await?;
+        Ok(transaction.commit().await?)
+    }
+}

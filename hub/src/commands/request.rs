@@ -1,0 +1,345 @@
+//! Asking for a command: for all the nodes that are meant, in one transaction with its audit record.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use pki::OperatorPublicKey;
+use protocol::command::{Action, LONGEST, Signature};
+use protocol::{CommandId, NodeId, TenantId, Timestamp};
+use serde_json::{Value, json};
+use store::sqlx::{self, Row};
+use store::{StoreError, Transaction};
+
+use super::{Commands, command_id, unreadable};
+use crate::audit::{self, Actor, Record, action};
+use crate::rows::{self, Insert};
+
+/// Most nodes of one request.
+const MOST_NODES: usize = 10_000;
+/// Most commands that may be open for one node: over it, requests are refused.
+const MOST_OPEN: i64 = 500;
+/// Longest reason, in characters.
+const REASON: usize = 500;
+/// Shortest time to a deadline.
+const SHORTEST: Duration = Duration::from_secs(1);
+/// A deadline nearer than this is looked at sooner than others.
+const NEAR: Duration = Duration::from_secs(30);
+/// Ids that were made for a preview are signed and sent back within this.
+const SIGNED_WITHIN: Duration = Duration::from_secs(1_800);
+
+/// What somebody asks for.
+#[derive(Clone, Debug)]
+pub struct NewRequest {
+    /// The nodes that are meant, and whose they are.
+    pub nodes: Vec<(NodeId, TenantId)>,
+    /// How they were chosen, for the audit log.
+    pub target: Value,
+    /// What to do.
+    pub action: Action,
+    /// What is greater goes first.
+    pub priority: u32,
+    /// For how long it may still start.
+    pub valid_for: Duration,
+    /// Why.
+    pub reason: String,
+    /// The only tenant the requester acts for.
+    pub scope: Option<TenantId>,
+    /// Who the requester is, for the key.
+    pub caller: String,
+    /// With the same key, the same request has one effect.
+    pub key: Option<String>,
+    /// What tells one request from another under the same key.
+    pub fingerprint: Vec<u8>,
+    /// An operator's signatures, one for each node.
+    pub signed: Option<Signed>,
+}
+
+/// An operator's signatures on the commands of a request.
+#[derive(Clone, Debug)]
+pub struct Signed {
+    /// By this key.
+    pub key: OperatorPublicKey,
+    /// Until when they count.
+    pub not_after: Timestamp,
+    /// The action as it was signed, byte for byte.
+    pub arguments: Vec<u8>,
+    /// For each node, the command's id and the signature.
+    pub of: HashMap<NodeId, (CommandId, [u8; 64])>,
+}
+
+/// What was asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Requested {
+    /// The request's id.
+    pub id: String,
+    /// Its commands, one for each node.
+    pub commands: Vec<(CommandId, NodeId)>,
+    /// It had been asked for before.
+    pub replayed: bool,
+}
+
+/// A request that is not taken.
+#[derive(Debug, thiserror::Error)]
+pub enum RequestError {
+    /// Nobody is meant.
+    #[error("no node is meant: see who there is with `hfctl node list`")]
+    Nobody,
+    /// Too many are.
+    #[error("{0} nodes are meant, and a request may be for {MOST_NODES}: narrow it down")]
+    TooManyNodes(usize),
+    /// The time makes no sense.
+    #[error("a command is valid for 1 second to 30 days")]
+    ValidFor,
+    /// The reason is too long.
+    #[error("a reason has at most {REASON} characters")]
+    Reason,
+    /// A node has too much to do already.
+    #[error("{0} has {1} commands open already: wait for them, or cancel some")]
+    Backlog(NodeId, i64),
+    /// Nobody known has signed.
+    #[error("the key {0} is not registered for these nodes, or was revoked: see `hfctl operator-key list`")]
+    Signer(OperatorPublicKey),
+    /// A signature is not good.
+    #[error("the signature for {0} is missing, or not for this command: sign what a new preview shows")]
+    Signature(NodeId),
+    /// The key was used for something else.
+    #[error("this Idempotency-Key was used for another request: use a new one")]
+    Key,
+    /// The database failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+impl From<sqlx::Error> for RequestError {
+    fn from(error: sqlx::Error) -> Self {
+        Self::Store(error.into())
+    }
+}
+
+/// One command, about to be written.
+struct Planned {
+    id: CommandId,
+    node: NodeId,
+    tenant: TenantId,
+    signature: Option<Vec<u8>>,
+}
+
+impl Commands {
+    /// An id for a command that may be made soon: what an operator signs.
+    pub fn propose(&self) -> CommandId {
+        CommandId::new(self.0.clock.now(), rand::random())
+    }
+
+    /// Asks for a command for each node that is meant. When this returns, the commands are stored; those whose nodes are
+    /// in session are on their way.
+    ///
+    /// # Errors
+    /// [`RequestError`]; nothing was stored then.
+    pub async fn request(&self, new: NewRequest, actor: &Actor, now: Timestamp) -> Result<Requested, RequestError> {
+        check(&new)?;
+        let mut transaction = self.0.database.within(new.scope.as_ref().map(TenantId::as_str)).begin_write().await?;
+        if let Some(key) = &new.key
+            && let Some(requested) = asked_before(&mut transaction, &new, key).await?
+        {
+            return Ok(requested);
+        }
+        backlog(&mut transaction, &new).await?;
+        let steady = self.0.clock.now();
+        let signer = match &new.signed {
+            Some(signed) => Some(judge(&mut transaction, &new, signed, steady).await?),
+            None => None,
+        };
+        let request = rows::uuid(now);
+        sqlx::query(
+            "INSERT INTO command_requests (id, tenant, caller, idempotency_key, fingerprint, created_at)
+             VALUES ($1, $2, $3, $4, $5, $6)",
+        )
+        .bind(&request)
+        .bind(new.scope.as_ref().map(ToString::to_string))
+        .bind(&new.caller)
+        .bind(new.key.clone())
+        .bind(new.fingerprint.clone())
+        .bind(now.millis())
+        .execute(&mut *transaction)
+        .await?;
+        // Ids are in the order of their making, however the wall clock is set: nodes count on it.
+        let mut ids: Vec<CommandId> = new.nodes.iter().map(|_| CommandId::new(steady, rand::random())).collect();
+        ids.sort_unstable();
+        let made = |(id, (node, tenant)): (CommandId, &(NodeId, TenantId))| {
+            let signed = new.signed.as_ref().and_then(|signed| signed.of.get(node));
+            let (id, signature) = signed.map_or((id, None), |(id, signature)| (*id, Some(signature.to_vec())));
+            Planned { id, node: *node, tenant: tenant.clone(), signature }
+        };
+        let commands: Vec<Planned> = ids.into_iter().zip(&new.nodes).map(made).collect();
+        let signed = new.signed.as_ref();
+        let arguments = signed.map_or_else(|| new.action.to_bytes(), |signed| signed.arguments.clone());
+        let name = new.action.name().as_str();
+        rows::write(&mut transaction, COMMANDS, &commands, |query, row| {
+            query
+                .bind(row.id.to_string())
+                .bind(request.clone())
+                .bind(row.tenant.to_string())
+                .bind(row.node.to_string())
+                .bind(name)
+                .bind(arguments.clone())
+                .bind(i64::from(new.priority))
+                .bind(new.reason.clone())
+                .bind(actor.to_string())
+                .bind("queued")
+                .bind(now.millis())
+                .bind(steady.plus(new.valid_for).millis())
+                .bind(signed.map(|signed| signed.key.to_bytes().to_vec()))
+                .bind(row.signature.clone())
+                .bind(signed.map(|signed| signed.not_after.millis()))
+        })
+        .await?;
+        audit::append_all(&mut transaction, now, records(&new, &request, &commands, signer.as_deref(), actor)).await?;
+        transaction.commit().await?;
+        for row in &commands {
+            self.changed(row.node);
+        }
+        if new.valid_for < NEAR {
+            self.0.sooner.notify_one();
+        }
+        let commands = commands.into_iter().map(|row| (row.id, row.node)).collect();
+        Ok(Requested { id: request, commands, replayed: false })
+    }
+}
+
+const COMMANDS: Insert = Insert {
+    into: "commands (id, request, tenant, node, action, arguments, priority, reason, requested_by, state, created_at, \
+           deadline, signer, signature, signed_until)",
+    columns: 15,
+    on_conflict: "",
+};
+
+fn check(new: &NewRequest) -> Result<(), RequestError> {
+    if new.nodes.is_empty() {
+        return Err(RequestError::Nobody);
+    }
+    if new.nodes.len() > MOST_NODES {
+        return Err(RequestError::TooManyNodes(new.nodes.len()));
+    }
+    if !(SHORTEST..=LONGEST).contains(&new.valid_for) {
+        return Err(RequestError::ValidFor);
+    }
+    if new.reason.chars().count() > REASON {
+        return Err(RequestError::Reason);
+    }
+    Ok(())
+}
+
+/// What this caller asked for under this key before.
+async fn asked_before(
+    transaction: &mut Transaction,
+    new: &NewRequest,
+    key: &str,
+) -> Result<Option<Requested>, RequestError> {
+    let row = sqlx::query("SELECT id, fingerprint FROM command_requests WHERE caller = $1 AND idempotency_key = $2")
+        .bind(&new.caller)
+        .bind(key)
+        .fetch_optional(&mut **transaction)
+        .await?;
+    let Some(row) = row else { return Ok(None) };
+    if row.try_get::<Vec<u8>, _>(1)? != new.fingerprint {
+        return Err(RequestError::Key);
+    }
+    let id: String = row.try_get(0)?;
+    let rows = sqlx::query("SELECT id, node FROM commands WHERE request = $1 ORDER BY id")
+        .bind(&id)
+        .fetch_all(&mut **transaction)
+        .await?;
+    let command = |row: &sqlx::any::AnyRow| {
+        let node = row.try_get::<String, _>(1)?.parse().map_err(unreadable)?;
+        Ok((command_id(&row.try_get::<String, _>(0)?)?, node))
+    };
+    let commands = rows.iter().map(command).collect::<Result<_, sqlx::Error>>()?;
+    Ok(Some(Requested { id, commands, replayed: true }))
+}
+
+/// Refuses signatures that no node would take; gives whose they are. What they are worth, nodes judge by their own keys.
+async fn judge(
+    transaction: &mut Transaction,
+    new: &NewRequest,
+    signed: &Signed,
+    steady: Timestamp,
+) -> Result<String, RequestError> {
+    let row = sqlx::query("SELECT name, tenant FROM operator_keys WHERE public_key = $1 AND revoked_at IS NULL")
+        .bind(signed.key.to_bytes().to_vec())
+        .fetch_optional(&mut **transaction)
+        .await?;
+    let row = row.ok_or(RequestError::Signer(signed.key))?;
+    let tenant: Option<String> = row.try_get(1)?;
+    let ours = |of: &TenantId| tenant.as_deref().is_none_or(|tenant| tenant == of.as_str());
+    if !new.nodes.iter().all(|(_, tenant)| ours(tenant)) {
+        return Err(RequestError::Signer(signed.key));
+    }
+    for (node, _) in &new.nodes {
+        let bad = || RequestError::Signature(*node);
+        let (id, signature) = signed.of.get(node).ok_or_else(bad)?;
+        let message = Signature::message(*node, *id, &signed.arguments, signed.not_after);
+        let made = id.made_at();
+        let fresh = made <= steady && steady.since(made) <= SIGNED_WITHIN;
+        if !fresh
+            || Action::from_bytes(&signed.arguments).as_ref() != Ok(&new.action)
+            || !signed.key.verifies(&message, signature)
+        {
+            return Err(bad());
+        }
+        let known = sqlx::query("SELECT 1 FROM commands WHERE id = $1").bind(id.to_string());
+        if known.fetch_optional(&mut **transaction).await?.is_some() {
+            return Err(bad());
+        }
+    }
+    Ok(row.try_get(0)?)
+}
+
+/// Refuses to pile up what a node will not get through.
+async fn backlog(transaction: &mut Transaction, new: &NewRequest) -> Result<(), RequestError> {
+    let rows = sqlx::query(
+        "SELECT node, COUNT(*) FROM commands
+         WHERE told_at IS NULL AND state IN ('queued', 'delivered', 'running', 'unknown')
+         GROUP BY node HAVING COUNT(*) >= $1",
+    )
+    .bind(MOST_OPEN)
+    .fetch_all(&mut **transaction)
+    .await?;
+    let full = rows.iter().map(|row| Ok((row.try_get::<String, _>(0)?, row.try_get::<i64, _>(1)?)));
+    let full: HashMap<String, i64> = full.collect::<Result<_, sqlx::Error>>()?;
+    let refused = new.nodes.iter().find_map(|(node, _)| Some((*node, *full.get(&node.to_string())?)));
+    refused.map_or(Ok(()), |(node, count)| Err(RequestError::Backlog(node, count)))
+}
+
+/// One record for each tenant, so that each finds in its own log what was asked of its nodes.
+fn records(new: &NewRequest, request: &str, commands: &[Planned], signer: Option<&str>, actor: &Actor) -> Vec<Record> {
+    let mut tenants: Vec<&TenantId> = commands.iter().map(|row| &row.tenant).collect();
+    tenants.sort();
+    tenants.dedup();
+    let record = |tenant: &TenantId| {
+        let ours: Vec<&Planned> = commands.iter().filter(|row| row.tenant == *tenant).collect();
+        // Of a few, each is named; of many, the request leads to them.
+        let named: Vec<Value> = ours
+            .iter()
+            .take(20)
+            .map(|row| json!({ "command": row.id.to_string(), "node": row.node.to_string() }))
+            .collect();
+        Record {
+            actor: actor.clone(),
+            action: action::COMMAND_REQUESTED,
+            tenant: Some(tenant.clone()),
+            subject: request.to_owned(),
+            detail: json!({
+                "action": new.action.name().as_str(),
+                "what": new.action.to_string(),
+                "why": new.reason,
+                "target": new.target,
+                "nodes": ours.len(),
+                "commands": named,
+                "valid_for_seconds": new.valid_for.as_secs(),
+                "signed_by": signer,
+            }),
+            remote: None,
+        }
+    };
+    tenants.into_iter().map(record).collect()
+}

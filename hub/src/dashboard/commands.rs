@@ -1,0 +1,334 @@
+//! What a node is told to do: the form that says first what will happen, the history below its services, and one command's
+//! page with what it put out.
+
+use axum::extract::State;
+use axum::response::{IntoResponse, Redirect, Response};
+use maud::{Markup, html};
+use protocol::{CommandId, NodeId};
+use serde::Deserialize;
+
+use super::format::{self, Clock};
+use super::layout::{Section, Viewer, csrf};
+use super::pages::{Asked, framed, may, still};
+use super::session::{Ours, Sent, Visitor};
+use super::{OrShown as _, Shown};
+use crate::access::{self, Principal};
+use crate::api::commands::{self, CommandRequest, Target};
+use crate::api::extract::{Path, Query};
+use crate::api::problem::Problem;
+use crate::api::resource::{Command, CommandDetail, CommandState, Node, NodeDetail, PresenceState, Role};
+use crate::commands::Filter;
+use crate::rows;
+use crate::web::App;
+
+/// Commands shown on a node's page.
+const OF_NODE: u32 = 20;
+/// How long a command of the dashboard may still start.
+const VALID_FOR: u64 = 600;
+
+/// What can be done to a service, with the word on its link.
+const OF_SERVICE: [(&str, &str); 4] =
+    [("service.restart", "Restart"), ("service.start", "Start"), ("service.stop", "Stop"), ("service.logs", "Log")];
+
+/// What can be done to a node, with the word on its link. A new certificate is asked for below, with the rest of its trust.
+const OF_THE_NODE: [(&str, &str); 2] = [("diagnostics", "Diagnostics"), ("drain", "Hand over telemetry")];
+
+/// Links to what can be done to a service, for whoever may.
+pub(super) fn service_actions(node: &NodeDetail, stack: &str, service: &str, running: bool) -> Markup {
+    html! {
+        @for (action, word) in OF_SERVICE {
+            @if running || !matches!(action, "service.restart" | "service.stop") {
+                @if !(running && action == "service.start") {
+                    a.act href={ "/nodes/" (node.node.id) "/command?action=" (action) "&stack=" (stack) "&service=" (service) } {
+                        (word) span.visually-hidden { " " (service) }
+                    }
+                    " "
+                }
+            }
+        }
+    }
+}
+
+/// The newest commands of a node.
+pub(super) fn history(node: &NodeDetail, commands: &[Command], viewer: &Viewer, clock: Clock) -> Markup {
+    html! {
+        section #commands aria-labelledby="commands-head" {
+            header {
+                h2 #commands-head { "Commands" }
+                @if viewer.role != Role::Viewer && node.node.revoked_at.is_none() {
+                    div.actions {
+                        @for (action, word) in OF_THE_NODE {
+                            a.button href={ "/nodes/" (node.node.id) "/command?action=" (action) } { (word) }
+                        }
+                    }
+                }
+            }
+            @if commands.is_empty() {
+                p.quiet { "Nothing has been asked of this node in the last 90 days." }
+            } @else {
+                div.card.wrap {
+                    table.cards {
+                        caption.visually-hidden { "Commands, newest first" }
+                        thead { tr { th scope="col" { "What" } th scope="col" { "State" } th scope="col" { "By" } th scope="col" { "Asked for" } th scope="col" { "What came of it" } } }
+                        tbody {
+                            @for command in commands {
+                                tr id={ "c-" (command.id) } {
+                                    th scope="row" { a href={ "/commands/" (command.id) } { (format::sentence("", &command.what)) } }
+                                    td.wide { (standing(command)) }
+                                    td data-name="By" { (command.requested_by) @if !command.reason.is_empty() { span.sub { (command.reason) } } }
+                                    td data-name="Asked for" { (clock.ago(command.created_at)) }
+                                    td.wide.said { (command.message) }
+                                }
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn standing(command: &Command) -> Markup {
+    let (class, said) = match command.state {
+        CommandState::Queued => ("away", "Waits for the node"),
+        CommandState::Delivered => ("notice", "Handed over"),
+        CommandState::Running => ("notice", "Runs"),
+        CommandState::Succeeded => ("ok", "Done"),
+        CommandState::Failed if command.refused => ("warning", "Refused by the node"),
+        CommandState::Failed => ("critical", "Failed"),
+        CommandState::Expired => ("warning", "Too late"),
+        CommandState::Cancelled => ("away", "Taken back"),
+        CommandState::Unknown => ("critical", "May have been done"),
+    };
+    html! { span class={ "state " (class) } { (format::mark(class)) (said) } }
+}
+
+/// The newest commands of a node, for whoever sees it.
+pub(super) async fn of_node(app: &App, who: &Principal, node: NodeId) -> Result<Vec<Command>, Problem> {
+    let filter = Filter { tenant: who.tenant.clone(), node: Some(node), limit: OF_NODE, ..Filter::default() };
+    Ok(commands::resources(app, who, app.state.commands.list(&filter, app.now()).await?))
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub(super) struct Wanted {
+    action: String,
+    #[serde(default)]
+    stack: String,
+    #[serde(default)]
+    service: String,
+}
+
+/// `GET /nodes/{node}/command`: says what will happen, and asks.
+pub(super) async fn ask(
+    State(app): State<App>,
+    visitor: Visitor,
+    id: Asked<Path<NodeId>>,
+    wanted: Asked<Query<Wanted>>,
+) -> Result<Response, Shown> {
+    let (Path(id), Query(wanted)) = (id.or_shown(&app)?, wanted.or_shown(&app)?);
+    may(&visitor, access::Role::Operator).or_shown(&app)?;
+    let (node, _) = app.roster.node(visitor.principal(), id).ok_or_else(unknown).or_shown(&app)?;
+    let what = request(id, &wanted, "").action().or_shown(&app)?.to_string();
+    let content = form(&node, &wanted, &what, &rows::uuid(app.now()), &visitor.viewer());
+    framed(&app, &visitor, &format::sentence("", &what), Section::Fleet, None, &content).await
+}
+
+/// `once` tells this form from the same one opened again: sent twice, it has one effect.
+fn form(node: &Node, wanted: &Wanted, what: &str, once: &str, viewer: &Viewer) -> Markup {
+    let what = format::sentence("", what);
+    html! {
+        div.head { div { h1 { (what) "?" } p { "On " a href={ "/nodes/" (node.id) } { (node.name) } " of " (node.tenant) } } }
+        div.card.pad {
+            form.form method="post" action={ "/nodes/" (node.id) "/command" } {
+                (csrf(&viewer.csrf))
+                input type="hidden" name="action" value=(wanted.action);
+                input type="hidden" name="stack" value=(wanted.stack);
+                input type="hidden" name="service" value=(wanted.service);
+                input type="hidden" name="once" value=(once);
+                p { (consequence(&wanted.action)) }
+                @if node.presence.state != PresenceState::Online {
+                    p { "The node has no session now. It is told when it is back, if that is within ten minutes." }
+                }
+                div { label for="why" { "Why, for the audit log" } input #why name="reason" maxlength="500" autocomplete="off" autofocus; }
+                div.actions {
+                    button type="submit" { (what) }
+                    a href={ "/nodes/" (node.id) } { "Leave it" }
+                }
+            }
+        }
+    }
+}
+
+fn consequence(action: &str) -> &'static str {
+    match action {
+        "service.restart" => {
+            "Each of its containers is stopped as its Compose file says, and started again. Until it is up, nobody is served by it."
+        }
+        "service.start" => "Its containers that exist are started.",
+        "service.stop" => {
+            "Each of its containers is stopped, and stays so until somebody starts it. The owner of the node must have allowed this."
+        }
+        "service.logs" => "The last 100 lines of its log are kept at the hub, for whoever sees this node, for 90 days.",
+        "diagnostics" => {
+            "Versions, the agent's configuration without secrets, its checks, the containers' states and its last log lines are kept at the hub for 90 days."
+        }
+        "drain" => "The agent hands over all telemetry it holds, and says when the hub has it. Nothing stops.",
+        "certificate.renew" => {
+            "The node makes a new key and gets a new certificate for it. Its session is opened anew."
+        }
+        _ => "The node carries it out if its owner has allowed it.",
+    }
+}
+
+#[derive(Deserialize)]
+pub(super) struct CommandForm {
+    csrf: String,
+    #[serde(flatten)]
+    wanted: Wanted,
+    once: String,
+    #[serde(default)]
+    reason: String,
+}
+
+/// `POST /nodes/{node}/command`
+pub(super) async fn order(
+    State(app): State<App>,
+    id: Asked<Path<NodeId>>,
+    sent: Sent<CommandForm>,
+) -> Result<Response, Shown> {
+    let Path(id) = id.or_shown(&app)?;
+    let Sent { visitor, form } = sent;
+    may(&visitor, access::Role::Operator).or_shown(&app)?;
+    let asked = request(id, &form.wanted, &form.reason);
+    let (ordered, _) = commands::order(&app, visitor.principal(), &asked, Some(form.once)).await.or_shown(&app)?;
+    let command = ordered.commands.into_iter().next().map(|command| command.id);
+    let to = command.map_or_else(|| format!("/nodes/{id}"), |command| format!("/commands/{command}"));
+    Ok(Redirect::to(&to).into_response())
+}
+
+/// `GET /commands/{command}`
+pub(super) async fn show(
+    State(app): State<App>,
+    visitor: Visitor,
+    id: Asked<Path<CommandId>>,
+) -> Result<Response, Shown> {
+    let Path(id) = id.or_shown(&app)?;
+    let detail = commands::detail(&app, visitor.principal(), id).await.or_shown(&app)?;
+    let clock = still(&app);
+    let content = html! { (view(&detail, &visitor.viewer(), clock)) };
+    let live = format!("command&id={id}");
+    let title = format::sentence("", &detail.command.what);
+    framed(&app, &visitor, &title, Section::Fleet, Some(live), &content).await
+}
+
+/// One command.
+pub(super) fn view(detail: &CommandDetail, viewer: &Viewer, clock: Clock) -> Markup {
+    let c = &detail.command;
+    let when =
+        |at: Option<crate::api::resource::Time>| html! { @match at { Some(at) => (clock.ago(at)), None => "–" } };
+    html! {
+        div #view {
+            ul.crumbs aria-label="Path" {
+                li { a href="/" { "Fleet" } }
+                li { a href={ "/tenants/" (c.tenant) } { (c.tenant) } }
+                li { a href={ "/nodes/" (c.node) } { (c.node_name.as_deref().unwrap_or(&c.node)) } }
+            }
+            div.head {
+                div { h1 { (format::sentence("", &c.what)) } p { (c.message) } }
+                div.actions { (standing(c)) }
+            }
+            @if c.state == CommandState::Unknown && !c.told {
+                div.notes { div.note.warning { span.state.warning { (format::mark("warning")) } p { "The node went away with it. When it is back, it says what came of it, and this page does." } } }
+            }
+            div.facts {
+                div.card {
+                    h3 { "Asked for" }
+                    dl {
+                        dt { "By" } dd { (c.requested_by) }
+                        @if !c.reason.is_empty() { dt { "Why" } dd { (c.reason) } }
+                        dt { "When" } dd { (clock.ago(c.created_at)) " " span.quiet { (format::exact(c.created_at)) } }
+                        dt { "May start until" } dd { (format::exact(c.deadline)) }
+                        @if let Some(by) = &c.cancelled_by { dt { "Taken back by" } dd { (by) } }
+                    }
+                }
+                div.card {
+                    h3 { "Went" }
+                    dl {
+                        dt { "To the node" } dd { (when(c.delivered_at)) }
+                        dt { "Began" } dd { (when(c.started_at)) }
+                        dt { "Ended" } dd { (when(c.ended_at)) }
+                        dt { "Command" } dd.mono.small { (c.id) }
+                    }
+                }
+            }
+            @if c.is_open() && c.cancelled_by.is_none() && viewer.role != Role::Viewer {
+                form method="post" action={ "/commands/" (c.id) "/cancel" } {
+                    (csrf(&viewer.csrf))
+                    button type="submit" { "Take it back" }
+                }
+            }
+            @if !detail.output.is_empty() {
+                section aria-labelledby="output-head" {
+                    header {
+                        h2 #output-head { "Output" }
+                        @if c.output_dropped > 0 { span.quiet { (format::bytes(c.output_dropped as f64)) " more were too many, and are not kept" } }
+                    }
+                    div.card.wrap { pre.output #output tabindex="0" { (detail.output) } }
+                }
+            }
+        }
+    }
+}
+
+#[derive(Deserialize)]
+pub(super) struct CancelForm {
+    csrf: String,
+}
+
+/// `POST /commands/{command}/cancel`
+pub(super) async fn cancel(
+    State(app): State<App>,
+    id: Asked<Path<CommandId>>,
+    sent: Sent<CancelForm>,
+) -> Result<Response, Shown> {
+    let Path(id) = id.or_shown(&app)?;
+    may(&sent.visitor, access::Role::Operator).or_shown(&app)?;
+    let who = sent.visitor.principal();
+    app.state.commands.cancel(id, who.tenant.as_ref(), "", &who.actor(), app.now()).await.or_shown(&app)?;
+    Ok(Redirect::to(&format!("/commands/{id}")).into_response())
+}
+
+/// The request behind the form.
+fn request(node: NodeId, wanted: &Wanted, reason: &str) -> CommandRequest {
+    let given = |text: &String| Some(text.clone()).filter(|text| !text.is_empty());
+    CommandRequest {
+        action: wanted.action.clone(),
+        stack: given(&wanted.stack),
+        service: given(&wanted.service),
+        lines: None,
+        interval_ms: None,
+        script: None,
+        target: Target { nodes: vec![node.to_string()], ..Target::default() },
+        reason: reason.to_owned(),
+        valid_for_seconds: Some(VALID_FOR),
+        priority: 0,
+        expected_nodes: None,
+        signed: None,
+    }
+}
+
+fn unknown() -> Problem {
+    Problem::not_found("There is no such node, or it is not yours to see.")
+}
+
+impl Ours for CommandForm {
+    fn csrf(&self) -> &str {
+        &self.csrf
+    }
+}
+
+impl Ours for CancelForm {
+    fn csrf(&self) -> &str {
+        &self.csrf
+    }
+}

@@ -1,0 +1,320 @@
+//! Commands as rows: what is said of one is true whenever the hub is killed, whatever the wall clock does.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::Duration;
+
+use hyperfactory_hub::audit::Actor;
+use hyperfactory_hub::commands::{Command, Commands, Filter, NewRequest, RequestError, Requested, Signed, SteadyClock};
+use hyperfactory_hub::operators;
+use pki::OperatorKey;
+use protocol::command::{Action, Signature, State};
+use protocol::message::{CommandOutcome, CommandOutput, CommandState};
+use protocol::{CommandId, NodeId, TenantId, Timestamp};
+use serde_json::json;
+use store::on_both_engines;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::setup::{NOW, World, acme, at, seconds};
+
+const DAY: u64 = 86_400;
+
+/// A hub's commands, with a clock that only the test moves.
+struct Desk {
+    commands: Commands,
+    steady: Arc<AtomicI64>,
+    #[expect(dead_code, reason = "its task ends with it")]
+    tasks: JoinSet<()>,
+}
+
+impl Desk {
+    /// As a hub that starts, its steady clock so many seconds after [`NOW`].
+    fn open(world: &World, after: u64) -> Self {
+        let steady = Arc::new(AtomicI64::new(at(after).millis()));
+        let clock = {
+            let steady = Arc::clone(&steady);
+            SteadyClock::new(move || Timestamp::from_millis(steady.load(Ordering::Relaxed)))
+        };
+        let stop = CancellationToken::new();
+        let wall = || NOW;
+        let (commands, task) = Commands::start(world.database.clone(), Arc::default(), clock, wall, stop);
+        let mut tasks = JoinSet::new();
+        tasks.spawn(task);
+        Self { commands, steady, tasks }
+    }
+
+    fn pass(&self, time: Duration) {
+        self.steady.fetch_add(time.as_millis() as i64, Ordering::Relaxed);
+    }
+
+    async fn ask(&self, node: NodeId) -> CommandId {
+        self.request(new(node), NOW).await.expect("taken").commands[0].0
+    }
+
+    async fn request(&self, new: NewRequest, now: Timestamp) -> Result<Requested, RequestError> {
+        self.commands.request(new, &Actor::operator("ann"), now).await
+    }
+
+    async fn one(&self, id: CommandId) -> Command {
+        self.commands.one(id, None, NOW).await.expect("an answer").expect("the command")
+    }
+
+    async fn state(&self, id: CommandId) -> State {
+        self.one(id).await.state
+    }
+
+    /// What a session does when it begins; what was left of each command's time.
+    async fn deliver(&self, node: NodeId) -> Vec<(CommandId, u64)> {
+        let due = self.commands.due(node, 32, NOW).await.expect("an answer");
+        let sent = self.commands.deliver(node, due, NOW).await.expect("stored");
+        sent.into_iter().map(|(id, message)| (id, message.remaining_ms)).collect()
+    }
+
+    async fn says(&self, node: NodeId, id: CommandId, state: CommandState, message: &str) {
+        let word = CommandOutcome { state: state.into(), message: message.into(), ..CommandOutcome::default() };
+        self.commands.word(node, id, word, at(5)).await.expect("stored");
+    }
+}
+
+fn new(node: NodeId) -> NewRequest {
+    NewRequest {
+        nodes: vec![(node, acme())],
+        target: json!({ "nodes": [node.to_string()] }),
+        action: Action::ServiceRestart { stack: "shop".into(), service: "web".into() },
+        priority: 0,
+        valid_for: seconds(60),
+        reason: "it hangs".into(),
+        scope: None,
+        caller: "ann".into(),
+        key: None,
+        fingerprint: vec![1],
+        signed: None,
+    }
+}
+
+on_both_engines! {
+    async fn a_command_is_a_row_before_a_packet_and_the_hub_may_be_killed_between_any_two(database: TestDatabase) {
+        let world = World::new(database).await;
+        let (node, _) = world.node().await;
+        let desk = Desk::open(&world, 0);
+        let id = desk.ask(node).await;
+        assert_eq!(desk.state(id).await, State::Queued);
+        let audited = world.audited("command.requested").await;
+        assert_eq!((audited.len(), &audited[0].detail["why"], &*audited[0].actor), (1, &json!("it hangs"), "operator:ann"));
+
+        // Each time another hub: it knows the rows alone.
+        let desk = Desk::open(&world, 1);
+        assert_eq!(desk.deliver(node).await, [(id, 59_000)]);
+        assert_eq!(desk.state(id).await, State::Delivered, "before the packet left");
+        let desk = Desk::open(&world, 2);
+        assert_eq!(desk.deliver(node).await, [(id, 58_000)], "nobody knows whether it arrived: it goes again");
+        desk.says(node, id, CommandState::Running, "").await;
+        let desk = Desk::open(&world, 3);
+        assert_eq!((desk.state(id).await, desk.deliver(node).await), (State::Running, vec![(id, 57_000)]));
+        desk.says(node, id, CommandState::Succeeded, "web restarted").await;
+        let desk = Desk::open(&world, 4);
+        let command = desk.one(id).await;
+        assert_eq!((command.state, &*command.message, command.told), (State::Succeeded, "web restarted", true));
+        assert_eq!(command.ended_at, Some(at(5)));
+        assert_eq!(desk.deliver(node).await, []);
+        world.close().await;
+    }
+
+    async fn a_wall_clock_that_jumps_by_a_day_changes_no_deadline(database: TestDatabase) {
+        let world = World::new(database).await;
+        let (node, _) = world.node().await;
+        let desk = Desk::open(&world, 0);
+        let id = desk.ask(node).await;
+        for wall in [at(DAY), NOW.minus(seconds(DAY))] {
+            desk.commands.judge(wall, true).await.expect("judged");
+            assert_eq!(desk.state(id).await, State::Queued);
+            let shown = desk.commands.one(id, None, wall).await.expect("an answer").expect("there").deadline;
+            assert_eq!(shown, wall.plus(seconds(60)), "what is left stays, and is shown by the clock as it is");
+        }
+        desk.pass(seconds(59));
+        let wait = desk.commands.judge(at(DAY), true).await.expect("judged");
+        assert_eq!((desk.state(id).await, wait), (State::Queued, seconds(1)));
+        desk.pass(seconds(1));
+        desk.commands.judge(NOW.minus(seconds(DAY)), true).await.expect("judged");
+        assert_eq!(desk.state(id).await, State::Expired);
+        assert_eq!(desk.deliver(node).await, [], "nobody is told any more");
+        world.close().await;
+    }
+
+    async fn what_a_node_went_away_with_is_unknown_at_its_deadline_and_told_when_it_is_back(database: TestDatabase) {
+        let world = World::new(database).await;
+        let (node, _) = world.node().await;
+        let desk = Desk::open(&world, 0);
+        let (done, never) = (desk.ask(node).await, desk.ask(node).await);
+        desk.deliver(node).await;
+        desk.pass(seconds(61));
+        desk.commands.judge(at(61), false).await.expect("judged");
+        assert_eq!(desk.state(done).await, State::Delivered, "the nodes of a hub that has just started may come back");
+        desk.commands.judge(at(61), true).await.expect("judged");
+        assert_eq!((desk.state(done).await, desk.one(done).await.told), (State::Unknown, false));
+        let mut asked = desk.deliver(node).await;
+        asked.sort();
+        assert_eq!(asked.iter().map(|(_, left)| *left).collect::<Vec<_>>(), [0, 0], "asked how it stands, not to begin");
+        desk.says(node, done, CommandState::Succeeded, "").await;
+        desk.says(node, never, CommandState::Expired, "").await;
+        assert_eq!((desk.state(done).await, desk.state(never).await), (State::Succeeded, State::Expired));
+        world.close().await;
+    }
+
+    async fn the_first_end_a_node_tells_stands_and_another_nodes_word_is_nothing(database: TestDatabase) {
+        let world = World::new(database).await;
+        let ((node, _), (other, _)) = (world.node().await, second_node(&world).await);
+        let desk = Desk::open(&world, 0);
+        let id = desk.ask(node).await;
+        desk.deliver(node).await;
+        desk.says(other, id, CommandState::Failed, "mine").await;
+        let piece = |data: &[u8]| CommandOutput { offset: 0, data: data.to_vec(), ..CommandOutput::default() };
+        desk.commands.piece(other, id, piece(b"forged")).await.expect("an answer");
+        assert_eq!(desk.state(id).await, State::Delivered);
+        desk.commands.piece(node, id, piece(b"line")).await.expect("stored");
+        desk.commands.piece(node, id, piece(b"line")).await.expect("told again");
+        desk.commands.piece(node, id, CommandOutput { offset: 4, ..piece(b" two") }).await.expect("stored");
+        desk.says(node, id, CommandState::Unknown, "").await;
+        desk.says(node, id, CommandState::Succeeded, "").await;
+        let command = desk.one(id).await;
+        assert_eq!((command.state, command.told), (State::Unknown, true));
+        assert_eq!(desk.commands.output(&command).await.expect("an answer"), b"line two");
+        world.close().await;
+    }
+
+    async fn what_a_nodes_policy_refuses_has_failed_and_is_audited(database: TestDatabase) {
+        let world = World::new(database).await;
+        let (node, _) = world.node().await;
+        let desk = Desk::open(&world, 0);
+        let id = desk.ask(node).await;
+        desk.deliver(node).await;
+        desk.says(node, id, CommandState::Refused, "not on this machine").await;
+        let command = desk.one(id).await;
+        assert_eq!((command.state, command.refused), (State::Failed, true));
+        let audited = world.audited("command.refused").await;
+        assert_eq!((audited.len(), &*audited[0].subject), (1, &*id.to_string()));
+        assert_eq!(audited[0].actor, format!("node:{node}"));
+        assert_eq!(audited[0].detail["reason"], json!("not on this machine"));
+        world.close().await;
+    }
+
+    async fn what_nobody_was_told_is_taken_back_at_once_and_the_rest_by_its_node(database: TestDatabase) {
+        let world = World::new(database).await;
+        let (node, _) = world.node().await;
+        let desk = Desk::open(&world, 0);
+        let told = desk.ask(node).await;
+        desk.deliver(node).await;
+        let queued = desk.ask(node).await;
+        let ann = Actor::operator("ann");
+        for _ in 0..2 {
+            for (id, state) in [(queued, State::Cancelled), (told, State::Delivered)] {
+                let command = desk.commands.cancel(id, Some(&acme()), "a mistake", &ann, NOW).await.expect("taken");
+                assert_eq!((command.state, command.cancelled_by.as_deref()), (state, Some("operator:ann")));
+            }
+        }
+        assert_eq!(world.audited("command.cancelled").await.len(), 2, "once each");
+        let other: TenantId = "other".parse().expect("an id");
+        assert!(desk.commands.cancel(told, Some(&other), "", &ann, NOW).await.is_err());
+        let due = desk.commands.due(node, 32, NOW).await.expect("an answer");
+        assert_eq!(due.iter().map(|due| (due.id, due.cancelled)).collect::<Vec<_>>(), [(told, true)]);
+        desk.says(node, told, CommandState::Succeeded, "it was too late").await;
+        assert_eq!(desk.state(told).await, State::Succeeded);
+        world.close().await;
+    }
+
+    async fn one_key_has_one_effect_also_after_a_restart(database: TestDatabase) {
+        let world = World::new(database).await;
+        let (node, _) = world.node().await;
+        let keyed = || NewRequest { key: Some("k".into()), ..new(node) };
+        let first = Desk::open(&world, 0).request(keyed(), NOW).await.expect("taken");
+        let desk = Desk::open(&world, 9);
+        let again = desk.request(keyed(), at(9)).await.expect("the same");
+        assert_eq!((again.replayed, &again.id, &again.commands), (true, &first.id, &first.commands));
+        let other = NewRequest { fingerprint: vec![2], ..keyed() };
+        assert!(matches!(desk.request(other, at(9)).await, Err(RequestError::Key)));
+        let somebody_else = NewRequest { caller: "bob".into(), ..keyed() };
+        assert!(!desk.request(somebody_else, at(9)).await.expect("taken").replayed);
+        let all = desk.commands.list(&Filter { limit: 10, ..Filter::default() }, NOW).await.expect("a list");
+        assert_eq!(all.len(), 2);
+        assert_eq!(world.audited("command.requested").await.len(), 2);
+        world.close().await;
+    }
+
+    async fn a_signature_of_a_known_key_goes_with_the_command_and_any_other_is_refused(database: TestDatabase) {
+        let world = World::new(database).await;
+        let (node, _) = world.node().await;
+        let desk = Desk::open(&world, 0);
+        let (key, until) = (OperatorKey::generate().expect("a key"), at(600));
+        let signed = |key: &OperatorKey, id: CommandId, action: &Action| {
+            let arguments = action.to_bytes();
+            let signature = key.sign(&Signature::message(node, id, &arguments, until));
+            let signed =
+                Signed { key: key.public(), not_after: until, arguments, of: HashMap::from([(node, (id, signature))]) };
+            NewRequest { signed: Some(signed), ..new(node) }
+        };
+        let id = desk.commands.propose();
+        let wanted = new(node).action;
+        let strange = desk.request(signed(&key, id, &wanted), NOW).await;
+        assert!(matches!(strange, Err(RequestError::Signer(_))), "{strange:?}");
+        let ann = Actor::operator("ann");
+        let registered = operators::register(&world.database, "ann", key.public(), None, &ann, NOW).await.expect("taken");
+        assert!(operators::register(&world.database, "bob", key.public(), None, &ann, NOW).await.is_err(), "once");
+
+        let made = desk.request(signed(&key, id, &wanted), NOW).await.expect("taken");
+        assert_eq!(made.commands, [(id, node)]);
+        assert_eq!(world.audited("command.requested").await[0].detail["signed_by"], json!("ann"));
+        let due = desk.commands.due(node, 32, NOW).await.expect("an answer");
+        let sent = desk.commands.deliver(node, due, NOW).await.expect("stored");
+        let passed = sent[0].1.signature.clone().expect("a signature");
+        assert_eq!((passed.public_key, passed.not_after_ms), (key.public().to_bytes().to_vec(), until.millis()));
+
+        let refused = [
+            signed(&key, id, &wanted),
+            signed(&key, desk.commands.propose(), &Action::Drain),
+            signed(&key, CommandId::new(NOW.minus(seconds(3_600)), [1; 10]), &wanted),
+            signed(&key, CommandId::new(at(60), [1; 10]), &wanted),
+        ];
+        for request in refused {
+            let answer = desk.request(request, NOW).await;
+            assert!(matches!(answer, Err(RequestError::Signature(_))), "{answer:?}");
+        }
+        let mut forged = signed(&key, desk.commands.propose(), &wanted);
+        forged.signed.as_mut().expect("signed").not_after = at(601);
+        assert!(matches!(desk.request(forged, NOW).await, Err(RequestError::Signature(_))));
+        operators::revoke(&world.database, &registered.id, None, &ann, at(1)).await.expect("revoked");
+        let late = desk.request(signed(&key, desk.commands.propose(), &wanted), NOW).await;
+        assert!(matches!(late, Err(RequestError::Signer(_))));
+        assert_eq!(world.audited("operator_key.revoked").await.len(), 1);
+        world.close().await;
+    }
+
+    async fn the_most_urgent_goes_first_and_what_is_too_much_is_refused(database: TestDatabase) {
+        let world = World::new(database).await;
+        let (node, _) = world.node().await;
+        let desk = Desk::open(&world, 0);
+        let (slow, urgent) = (desk.ask(node).await, NewRequest { priority: 9, ..new(node) });
+        let urgent = desk.request(urgent, NOW).await.expect("taken").commands[0].0;
+        assert_eq!(desk.deliver(node).await.iter().map(|(id, _)| *id).collect::<Vec<_>>(), [urgent, slow]);
+        let refused = [
+            NewRequest { nodes: vec![], ..new(node) },
+            NewRequest { valid_for: Duration::ZERO, ..new(node) },
+            NewRequest { valid_for: seconds(31 * DAY), ..new(node) },
+            NewRequest { reason: "x".repeat(501), ..new(node) },
+        ];
+        for new in refused {
+            assert!(desk.request(new, NOW).await.is_err());
+        }
+        let many = NewRequest { nodes: vec![(node, acme()); 498], ..new(node) };
+        desk.request(many, NOW).await.expect("room");
+        assert!(matches!(desk.request(new(node), NOW).await, Err(RequestError::Backlog(_, 500))));
+        world.close().await;
+    }
+}
+
+async fn second_node(world: &World) -> (NodeId, ()) {
+    let token = world.token(protocol::NodeKind::Agent, Some("plant-2")).await;
+    let enrolled = world.enroll(&token, &crate::setup::key(), NOW).await.expect("enrolled");
+    (crate::setup::identity(&enrolled.certificate_chain).node, ())
+}

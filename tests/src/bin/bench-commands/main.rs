@@ -1,0 +1,145 @@
+//! `./bench commands`: how soon a node accepts what is asked of it, the stored row included, beside request and reply over
+//! NATS; and a command for every node at once.
+
+mod nats;
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use clap::Parser;
+use hyperfactory_tests::fleet::{self, Begun, Fleet, Options, Tokens};
+use hyperfactory_tests::report::{Report, Target};
+use hyperfactory_tests::rig::{Hub, Postgres};
+use node::IdentityStore;
+use protocol::CommandId;
+use rand::RngExt;
+use serde_json::json;
+
+/// Measures commands on one hub with simulated nodes, whose journals are in memory.
+#[derive(Parser)]
+struct Arguments {
+    /// Writes the rows here as JSON.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Commands for each figure.
+    #[arg(long, default_value_t = 2_000)]
+    commands: usize,
+    /// Numbers of connected nodes.
+    #[arg(long, value_delimiter = ',', default_values_t = [100, 1_000, 5_000])]
+    nodes: Vec<usize>,
+}
+
+/// Longest wait for a fleet to come up, or for a command to arrive.
+const PATIENCE: Duration = Duration::from_secs(120);
+/// The p99 to reach, in ms, by number of nodes.
+const TARGETS: [(usize, f64); 2] = [(1_000, 3.0), (5_000, 10.0)];
+
+/// When each command was begun.
+type Arrivals = Arc<Mutex<HashMap<CommandId, Instant>>>;
+
+#[tokio::main(flavor = "multi_thread", worker_threads = 1)]
+async fn main() -> Result<()> {
+    let arguments = Arguments::parse();
+    let mut peers = HashMap::new();
+    for nodes in &arguments.nodes {
+        peers.insert(*nodes, nats::measure(*nodes, arguments.commands).await?);
+    }
+    let mut report = Report::default();
+    measure(&mut report, "SQLite", None, &arguments, &peers).await?;
+    let database = Postgres::from_environment()?.database()?;
+    measure(&mut report, "PostgreSQL", Some(database.url()), &arguments, &peers).await?;
+    report.finish(arguments.json.as_deref())
+}
+
+async fn measure(
+    report: &mut Report,
+    engine: &str,
+    database: Option<&str>,
+    arguments: &Arguments,
+    peers: &HashMap<usize, Vec<f64>>,
+) -> Result<()> {
+    let mut builder = Hub::builder().set("enrollments-per-second", "100000").set("enrollments-per-source", "100000");
+    if let Some(database) = database {
+        builder = builder.set("database", database);
+    }
+    let mut hub = builder.start()?;
+    hub.tenant("bench")?;
+    let most = arguments.nodes.iter().copied().max().unwrap_or(0);
+    let stores = fleet::identity_stores(None, most);
+    let api = fleet::Api::new(&hub.endpoints().http, hub.api().token().context("no token")?);
+    fleet::enroll(&stores, &Tokens::from_api(api, vec!["bench".into()])).await?;
+    for nodes in &arguments.nodes {
+        let stores = stores.get(..*nodes).context("too few identities")?;
+        let (one_by_one, at_once) = commands(&hub, stores, arguments.commands).await?;
+        let theirs = peers.get(nodes).context("no peer")?;
+        let target =
+            TARGETS.iter().find(|(count, _)| count == nodes).map_or(Target::Less, |(_, ms)| Target::AtMost(*ms));
+        let name = |what: &str| format!("{engine}: asked for to accepted, {what}, {nodes} connected");
+        let beside = "NATS request to reply, nothing stored";
+        report.beside(&name("p50"), "ms", percentile(&one_by_one, 0.5), beside, percentile(theirs, 0.5), Target::Less);
+        report.beside(&name("p99"), "ms", percentile(&one_by_one, 0.99), beside, percentile(theirs, 0.99), target);
+        if *nodes == 1_000 {
+            let name = format!("{engine}: a command for each of {nodes} nodes at once, all accepted");
+            report.figure(&name, "s", at_once.as_secs_f64(), Target::AtMost(1.0));
+        }
+    }
+    ensure!(hub.stop()?.success(), "the hub did not stop well");
+    Ok(())
+}
+
+/// Milliseconds of each of `count` commands, one after the other, and how long one for every node took.
+async fn commands(hub: &Hub, stores: &[IdentityStore], count: usize) -> Result<(Vec<f64>, Duration)> {
+    let arrivals = Arrivals::default();
+    let begun = {
+        let arrivals = Arc::clone(&arrivals);
+        Begun(Arc::new(move |id| {
+            lock(&arrivals).insert(id, Instant::now());
+        }))
+    };
+    let fleet = Fleet::start(&Options { begun: Some(begun), ..Options::default() }, stores)?;
+    ensure!(fleet.wait_for_sessions(stores.len(), PATIENCE).await, "{} of {} sessions", fleet.up(), stores.len());
+    let ids: Vec<String> = fleet.nodes().iter().map(|node| node.id().to_string()).collect();
+    let mut taken = Vec::with_capacity(count);
+    for _ in 0..count {
+        let node = ids.get(rand::rng().random_range(0..ids.len())).context("no nodes")?;
+        let asked = json!({ "action": "drain", "target": { "nodes": [node] } });
+        let (api, began) = (hub.api().clone(), Instant::now());
+        let made = tokio::task::spawn_blocking(move || api.post("/api/v1/commands", &asked)?.ok()).await??;
+        let id: CommandId = made["commands"][0]["id"].as_str().context("no command")?.parse()?;
+        let arrived = loop {
+            if let Some(at) = lock(&arrivals).get(&id) {
+                break *at;
+            }
+            ensure!(began.elapsed() < PATIENCE, "a command did not arrive");
+            tokio::task::yield_now().await;
+        };
+        taken.push(arrived.duration_since(began).as_secs_f64() * 1e3);
+    }
+    lock(&arrivals).clear();
+    // Only the nodes that are connected are named; a body holds a thousand of them.
+    let few: Vec<&String> = ids.iter().take(1_000).collect();
+    let asked = json!({ "action": "drain", "target": { "nodes": few } });
+    let (api, began) = (hub.api().clone(), Instant::now());
+    tokio::task::spawn_blocking(move || api.post("/api/v1/commands", &asked)?.ok()).await??;
+    while lock(&arrivals).len() < few.len() {
+        ensure!(began.elapsed() < PATIENCE, "{} of {} commands arrived", lock(&arrivals).len(), few.len());
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    let last = lock(&arrivals).values().max().copied().unwrap_or(began);
+    fleet.stop(PATIENCE).await;
+    Ok((taken, last.duration_since(began)))
+}
+
+fn percentile(values: &[f64], share: f64) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let place = (sorted.len() as f64 * share) as usize;
+    sorted.get(place.min(sorted.len().saturating_sub(1))).copied().unwrap_or(f64::NAN)
+}
+
+fn lock(arrivals: &Arrivals) -> std::sync::MutexGuard<'_, HashMap<CommandId, Instant>> {
+    arrivals.lock().unwrap_or_else(PoisonError::into_inner)
+}
