@@ -664,7 +664,7 @@ fn malformed(error: RequestError) -> Failure {
 /// The hub's own trouble: the node is told to come back, the log says what it was. One that is put off until its tenant's
 /// authority is signed is no denial: it is not in the audit log, which it would fill until then.
 fn internal(error: &Failure, what: &str) -> Refusal {
-    if let Some(error) = awaiting(error) {
+    if let Failure::Authorities(error @ AuthoritiesError::AwaitingSignature(_)) = error {
         tracing::warn!("a node could not {what}: {error}");
         return Refusal {
             code: RefusalCode::Busy.into(),
@@ -677,17 +677,5 @@ fn internal(error: &Failure, what: &str) -> Refusal {
         code: RefusalCode::Internal.into(),
         message: format!("the hub could not do it now: {error}"),
         retry_after_ms: 5_000,
-    }
-}
-
-/// That a tenant's authority is not signed yet, alone or within a group.
-fn awaiting(error: &Failure) -> Option<&AuthoritiesError> {
-    match error {
-        Failure::Authorities(error @ AuthoritiesError::AwaitingSignature(_)) => Some(error),
-        Failure::Group(GroupError::Store(error)) => match &**error {
-            StoreError::Act(failure) => awaiting(failure.downcast_ref()?),
-            _ => None,
-        },
-        _ => None,
     }
 }
