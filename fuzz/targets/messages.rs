@@ -2,6 +2,7 @@
 
 #![no_main]
 
+use protocol::command::Action;
 use protocol::frame::decode;
 use protocol::message::{
     Acknowledge, BatchBody, EnrollReply, EnrollRequest, RecoverProof, RecoverReply, RecoverRequest, ToHub, ToNode, Upload,
@@ -9,7 +10,7 @@ use protocol::message::{
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
     let Some((which, bytes)) = bytes.split_first() else { return };
-    match which % 10 {
+    match which % 11 {
         0 => drop(decode::<EnrollRequest>(bytes)),
         1 => drop(decode::<EnrollReply>(bytes)),
         2 => drop(decode::<ToHub>(bytes)),
@@ -19,6 +20,7 @@ libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
         6 => drop(decode::<RecoverRequest>(bytes)),
         7 => drop(decode::<RecoverReply>(bytes)),
         8 => drop(decode::<RecoverProof>(bytes)),
+        9 => drop(Action::from_bytes(bytes)),
         _ => drop(decode::<BatchBody>(bytes)),
     }
 });

@@ -161,7 +161,7 @@ async fn export(authorities: &Authorities, path: &Path, passphrase: PassphraseFr
         root => root?,
     };
     file::free(path)?;
-    let passphrase = passphrase.new()?;
+    let passphrase = passphrase.ask_new()?;
     file::write(path, Kind::Key, &KeyFile::lock(&root, &passphrase, now())?)?;
     let again = KeyFile::open(path, &passphrase);
     let shown = path.display();
@@ -274,13 +274,13 @@ impl KeyFile {
         };
         let (root, locked): (CertificateDer<'_>, _) = parts().ok_or_else(|| FileError::damaged(path))?;
         let unlocked = Authority::unlock(&root, &locked, passphrase);
-        Ok(unlocked.with_context(|| format!("the key in {} was not opened", path.display()))?)
+        unlocked.with_context(|| format!("the key in {} was not opened", path.display()))
     }
 }
 
 impl PassphraseFrom {
     /// For something new: asked twice, and not too short.
-    fn new(self) -> anyhow::Result<Passphrase> {
+    fn ask_new(self) -> anyhow::Result<Passphrase> {
         match &self.passphrase_file {
             Some(path) => Ok(verb::passphrase_in(path)?.fit()?),
             None => verb::new_passphrase().map_err(no_terminal),

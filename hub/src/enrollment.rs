@@ -30,6 +30,7 @@ use crate::gateway::Registry as Sessions;
 use crate::rows;
 use crate::telemetry::state::{Certificate, Fleet, Member};
 use group::{Enroll, Given, Operation, Renew, Writer};
+use keys::{STANDING, Standing};
 use registry::Registry;
 
 pub use advice::{ADVICE_WITHIN_MAX, ADVISED_PER_SECOND, AdviseError, Advised, Whom};
@@ -95,6 +96,8 @@ struct TokenRow {
     name: Option<String>,
     expires_at: Timestamp,
     used: bool,
+    /// How the key stands that came with it.
+    standing: Standing,
 }
 
 /// Why nothing was issued; becomes a [`Refusal`].
@@ -341,7 +344,7 @@ impl Enrollment {
         }
         let key = pki::verify_request(&request.certificate_request).map_err(malformed)?;
         let enroll = Enroll { request: request.clone(), key, remote, now };
-        let given = self.0.submitter.submit(Operation::Enroll(enroll)).await?.map_err(Failure::Refused)?;
+        let given = self.0.submitter.submit(Operation::Enroll(enroll)).await??;
         Ok(self.enrolled(&given.member, given.issued.chain))
     }
 
@@ -349,12 +352,11 @@ impl Enrollment {
     async fn admit(&self, transaction: &mut Transaction, enroll: &Enroll) -> Result<Given, Failure> {
         let Enroll { request, key, remote, now } = enroll;
         let (remote, now) = (*remote, *now);
-        let standing = keys::standing(transaction, key, None).await?;
-        let token = take_token(transaction, request).await?;
+        let token = take_token(transaction, request, key).await?;
         if token.used {
             return self.enroll_again(transaction, &token, key).await;
         }
-        standing.free()?;
+        token.standing.free()?;
         let wanted = NodeKind::try_from(request.kind()).ok();
         if wanted != Some(token.kind) {
             return Err(refused(
@@ -371,6 +373,8 @@ impl Enrollment {
                 format!("this token ended at {}: make a new one", token.expires_at),
             ));
         }
+        // Before anything is written: it may have to be waited for.
+        self.0.authorities.tenant(transaction, &token.tenant, now).await?;
         let name = name::choose(transaction, &token.tenant, token.name.as_deref(), &request.name, token.kind).await?;
         let node = NodeId::new(now, rand::random());
         let member = Member { node, tenant: token.tenant, kind: token.kind, name, enrolled_at: now };
@@ -456,7 +460,7 @@ impl Enrollment {
         let sequence = request.sequence + 1;
         let key = pki::verify_request(&request.certificate_request).map_err(malformed)?;
         let renew = Renew { identity: identity.clone(), key, sequence, now };
-        self.0.submitter.submit(Operation::Renew(renew)).await?.map_err(Failure::Refused)
+        self.0.submitter.submit(Operation::Renew(renew)).await?
     }
 
     /// Gives a node its next certificate, as part of a group.
@@ -464,13 +468,13 @@ impl Enrollment {
         let Renew { identity, key, sequence, now } = renew;
         let (sequence, now) = (*sequence, *now);
         // Takes the node's row, so that two requests with one key don't both find nothing.
-        let row = sqlx::query(
-            "UPDATE nodes SET software = software WHERE id = $1 AND removed_at IS NULL AND revoked_at IS NULL
-               AND frozen_at IS NULL RETURNING name, enrolled_at",
-        )
-        .bind(identity.node.to_string())
-        .fetch_optional(&mut **transaction)
-        .await?;
+        let sql = format!(
+            "SELECT name, enrolled_at FROM nodes WHERE id = $1 AND removed_at IS NULL AND revoked_at IS NULL
+               AND frozen_at IS NULL{}",
+            rows::for_update(transaction)
+        );
+        let row =
+            sqlx::query(AssertSqlSafe(sql)).bind(identity.node.to_string()).fetch_optional(&mut **transaction).await?;
         let Some(row) = row else { return Err(Failure::Refused(registry::unknown(identity.node))) };
         let member = Member {
             node: identity.node,
@@ -479,7 +483,7 @@ impl Enrollment {
             name: row.try_get(0)?,
             enrolled_at: Timestamp::from_millis(row.try_get(1)?),
         };
-        keys::standing(transaction, key, Some(identity.node)).await?.free()?;
+        keys::be_free(transaction, key, identity.node).await?;
         let before = sqlx::query(
             "SELECT c.certificate, a.certificate, a.id FROM certificates c JOIN authorities a ON a.id = c.authority
              WHERE c.node = $1 AND c.spki_sha256 = $2 AND c.kind IN ('agent', 'bridge') AND c.state IN ('issued', 'active')
@@ -599,9 +603,18 @@ impl Issued {
 
 /// The token with the request's secret, kept from others until the transaction ends: of two nodes that come with it at
 /// once, one gets it.
-async fn take_token(transaction: &mut Transaction, request: &EnrollRequest) -> Result<TokenRow, Failure> {
-    let sql = "SELECT id, tenant, kind, name, expires_at, used_at FROM join_tokens WHERE secret_hash = $1";
-    let row = sqlx::query(AssertSqlSafe(format!("{sql}{}", rows::for_update(transaction))))
+async fn take_token(
+    transaction: &mut Transaction,
+    request: &EnrollRequest,
+    key: &RequestedKey,
+) -> Result<TokenRow, Failure> {
+    let sql = format!(
+        "SELECT id, tenant, kind, name, expires_at, used_at, {STANDING} FROM join_tokens WHERE secret_hash = $3{}",
+        rows::for_update(transaction)
+    );
+    let row = sqlx::query(AssertSqlSafe(sql))
+        .bind(key.spki_sha256().to_vec())
+        .bind("")
         .bind(pki::token::secret_hash(&request.secret).to_vec())
         .fetch_optional(&mut **transaction)
         .await?;
@@ -619,6 +632,7 @@ async fn take_token(transaction: &mut Transaction, request: &EnrollRequest) -> R
         name: row.try_get(3)?,
         expires_at: Timestamp::from_millis(row.try_get(4)?),
         used: row.try_get::<Option<i64>, _>(5)?.is_some(),
+        standing: Standing::of(row.try_get(6)?)?,
     })
 }
 
@@ -650,8 +664,8 @@ fn malformed(error: RequestError) -> Failure {
 /// The hub's own trouble: the node is told to come back, the log says what it was. One that is put off until its tenant's
 /// authority is signed is no denial: it is not in the audit log, which it would fill until then.
 fn internal(error: &Failure, what: &str) -> Refusal {
-    if let Failure::Authorities(error @ AuthoritiesError::AwaitingSignature(tenant)) = error {
-        tracing::warn!(%tenant, "a node could not {what}: its tenant's authority waits for the fleet root's signature");
+    if let Failure::Authorities(error @ AuthoritiesError::AwaitingSignature(_)) = error {
+        tracing::warn!("a node could not {what}: {error}");
         return Refusal {
             code: RefusalCode::Busy.into(),
             message: format!("{error}. This node may come again with the same token; a service does by itself"),

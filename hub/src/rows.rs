@@ -15,7 +15,7 @@ pub(crate) fn uuid(now: Timestamp) -> String {
 /// the whole file.
 pub(crate) fn for_update(transaction: &Transaction) -> &'static str {
     match transaction.backend_name() {
-        "PostgreSQL" => " FOR UPDATE",
+        "PostgreSQL" => " FOR NO KEY UPDATE",
         _ => "",
     }
 }

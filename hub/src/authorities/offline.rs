@@ -277,6 +277,9 @@ async fn request(
     role: &Role,
     now: Timestamp,
 ) -> Result<(), AuthoritiesError> {
+    if awaits(transaction, role).await? {
+        return Ok(());
+    }
     let key = PrivateKey::generate().map_err(AuthorityError::from)?;
     let sealed = role.seal_key(&key, &keys.get(transaction, role.owner()).await?)?;
     let (kind, tenant) = place(role);

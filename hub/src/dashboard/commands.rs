@@ -30,9 +30,8 @@ const VALID_FOR: u64 = 600;
 const OF_SERVICE: [(&str, &str); 4] =
     [("service.restart", "Restart"), ("service.start", "Start"), ("service.stop", "Stop"), ("service.logs", "Log")];
 
-/// What can be done to a node, with the word on its link.
-const OF_THE_NODE: [(&str, &str); 3] =
-    [("diagnostics", "Diagnostics"), ("drain", "Hand over telemetry"), ("certificate.renew", "Renew certificate")];
+/// What can be done to a node, with the word on its link. A new certificate is asked for below, with the rest of its trust.
+const OF_THE_NODE: [(&str, &str); 2] = [("diagnostics", "Diagnostics"), ("drain", "Hand over telemetry")];
 
 /// Links to what can be done to a service, for whoever may.
 pub(super) fn service_actions(node: &NodeDetail, stack: &str, service: &str, running: bool) -> Markup {

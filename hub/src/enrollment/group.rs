@@ -9,12 +9,13 @@ use std::time::Duration;
 
 use pki::{NodeIdentity, RequestedKey};
 use protocol::Timestamp;
-use protocol::message::{EnrollRequest, Refusal};
+use protocol::message::EnrollRequest;
 use store::group::{Apply, Limits};
 use store::{StoreError, Transaction};
 
 use super::{Enrollment, Failure, Inner, Issued};
 use crate::audit::{self, Record};
+use crate::authorities::AuthoritiesError;
 use crate::telemetry::state::{Certificate, Member};
 
 /// Over a thousand that wait, a node waits with its request. A group holds SQLite's one writer for some 30 ms at most.
@@ -57,7 +58,7 @@ pub(super) struct Writer(pub(super) Weak<Inner>);
 
 impl Apply for Writer {
     type Operation = Operation;
-    type Outcome = Result<Given, Refusal>;
+    type Outcome = Result<Given, Failure>;
 
     async fn apply(
         &mut self,
@@ -73,11 +74,12 @@ impl Apply for Writer {
                 Operation::Enroll(enroll) => (door.admit(transaction, enroll).await, enroll.now),
                 Operation::Renew(renew) => (door.follow(transaction, renew).await, renew.now),
             };
-            // A refusal comes before anything is written. Any other failure may have left something: all is undone, and
-            // the others are tried without this one.
             let given = match given {
-                Ok(given) => Ok(given),
-                Err(Failure::Refused(refusal)) => Err(refusal),
+                // Nobody was refused or put off after anything was written of theirs. Any other failure may have left
+                // something: all is undone, and the others are tried without this one.
+                Ok(_) | Err(Failure::Refused(_) | Failure::Authorities(AuthoritiesError::AwaitingSignature(_))) => {
+                    given
+                }
                 Err(Failure::Store(error)) => return Err(error),
                 Err(failure) => return Err(StoreError::Act(Box::new(failure))),
             };

@@ -2,9 +2,9 @@
 
 use pki::RequestedKey;
 use protocol::NodeId;
-use protocol::message::{Refusal, RefusalCode};
+use protocol::message::RefusalCode;
 use store::Transaction;
-use store::sqlx;
+use store::sqlx::{self, AssertSqlSafe};
 
 use super::{Failure, refused};
 
@@ -17,40 +17,38 @@ pub(super) enum Standing {
     Taken,
 }
 
-/// Looks who has or had `key` beside `node`.
-///
-/// # Errors
-/// A refusal when it was denied: its certificate may be gone, but whoever has the key is still the same.
-pub(super) async fn standing(
-    transaction: &mut Transaction,
-    key: &RequestedKey,
-    node: Option<NodeId>,
-) -> Result<Standing, Failure> {
-    let found: i64 = sqlx::query_scalar(
-        "SELECT CASE WHEN EXISTS (SELECT 1 FROM revocations WHERE spki_sha256 = $1) THEN 2
-                     WHEN EXISTS (SELECT 1 FROM certificates WHERE spki_sha256 = $1 AND COALESCE(node, '') <> $2)
-                     THEN 1 ELSE 0 END",
-    )
-    .bind(key.spki_sha256().to_vec())
-    .bind(node.map_or_else(String::new, |node| node.to_string()))
-    .fetch_one(&mut **transaction)
-    .await?;
-    match found {
-        0 => Ok(Standing::Free),
-        1 => Ok(Standing::Taken),
-        _ => {
-            let message = "this key belonged to a node that has been revoked: delete the node's state directory, so \
-                           that it makes a new one, and enroll again";
-            Err(Failure::Refused(Refusal {
-                code: RefusalCode::NodeRevoked.into(),
-                message: message.into(),
-                retry_after_ms: 0,
-            }))
-        }
-    }
+/// An expression that gives a key's standing: `$1` is the SHA-256 of it, `$2` the node that comes with it, or nothing.
+pub(super) const STANDING: &str = "CASE WHEN EXISTS (SELECT 1 FROM revocations WHERE spki_sha256 = $1) THEN 2
+    WHEN EXISTS (SELECT 1 FROM certificates WHERE spki_sha256 = $1 AND COALESCE(node, '') <> $2) THEN 1 ELSE 0 END";
+
+/// Refuses a key that was denied, or that another than `node` has or had.
+pub(super) async fn be_free(transaction: &mut Transaction, key: &RequestedKey, node: NodeId) -> Result<(), Failure> {
+    let found: i64 = sqlx::query_scalar(AssertSqlSafe(format!("SELECT {STANDING}")))
+        .bind(key.spki_sha256().to_vec())
+        .bind(node.to_string())
+        .fetch_one(&mut **transaction)
+        .await?;
+    Standing::of(found)?.free()
 }
 
 impl Standing {
+    /// What [`STANDING`] gave.
+    ///
+    /// # Errors
+    /// A refusal when the key was denied: its certificate may be gone, but whoever has the key is still the same.
+    pub(super) fn of(found: i64) -> Result<Self, Failure> {
+        match found {
+            0 => Ok(Self::Free),
+            1 => Ok(Self::Taken),
+            _ => Err(refused(
+                RefusalCode::NodeRevoked,
+                "this key belonged to a node that has been revoked: delete the node's state directory, so that it makes a \
+                 new one, and enroll again"
+                    .into(),
+            )),
+        }
+    }
+
     /// Refuses a key that is not free.
     pub(super) fn free(self) -> Result<(), Failure> {
         match self {

@@ -188,7 +188,7 @@ impl Enrollment {
         if key.spki_sha256().as_slice() == asked.request.spki_sha256 {
             return Err(refused(RefusalCode::Malformed, "recovery takes a new key: update the node's program".into()));
         }
-        keys::standing(&mut transaction, &key, Some(asked.node)).await?.free()?;
+        keys::be_free(&mut transaction, &key, asked.node).await?;
         let row = sqlx::query(
             "UPDATE nodes SET software = software
              WHERE id = $1 AND removed_at IS NULL AND revoked_at IS NULL AND frozen_at IS NULL

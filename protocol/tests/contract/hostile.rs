@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use proptest::prelude::*;
 use prost::Message;
+use protocol::command::Action;
 use protocol::frame::{self, Head};
 use protocol::message::{
     Acknowledge, Batch, BatchBody, EnrollReply, EnrollRequest, Hello, SpoolRange, ToHub, ToNode, Upload, VersionRange,
@@ -47,6 +48,9 @@ proptest! {
         let _ = frame::decode::<Upload>(&bytes);
         let _ = frame::decode::<Acknowledge>(&bytes);
         let _ = frame::decode::<BatchBody>(&bytes);
+        if let Ok(action) = Action::from_bytes(&bytes) {
+            prop_assert_eq!(Action::from_bytes(&action.to_bytes()), Ok(action));
+        }
     }
 
     #[test]

@@ -17,9 +17,8 @@ pub(crate) fn issued_per_second(spend: Duration) -> Result<f64> {
     let day = Duration::from_secs(86_400);
     let root = Authority::create_root(now, day * 3650)?;
     let tenant = root.issue_tenant_intermediate(&"bench".parse()?, now, day * 365)?;
-    let requests = (0..64)
-        .map(|_| Ok(PrivateKey::generate()?.certificate_request()?))
-        .collect::<Result<Vec<_>, pki::KeyError>>()?;
+    let requests =
+        (0..64).map(|_| PrivateKey::generate()?.certificate_request()).collect::<Result<Vec<_>, pki::KeyError>>()?;
     core::there(|| {
         let (began, mut issued) = (processor_time()?, 0);
         loop {

@@ -33,7 +33,7 @@ pub(crate) async fn measure(
     let mut sessions = open(hub, stores).await?;
     let process = hub.process()?.id();
     let requests = (0..ROUNDS * sessions.len())
-        .map(|_| Ok(PrivateKey::generate()?.certificate_request()?))
+        .map(|_| PrivateKey::generate()?.certificate_request())
         .collect::<Result<Vec<_>, pki::KeyError>>()?;
     let (before, began) = (core::spent(process)?, Instant::now());
     for requests in requests.chunks(sessions.len()) {

@@ -99,16 +99,17 @@ async fn revoke(api: &Api, node: &Arc<SimulatedNode>) -> Result<Took> {
     let mut link = node.link().context("a node without a link")?;
     let (api, path) = (api.clone(), format!("/api/v1/nodes/{}/revoke", node.id()));
     let began = Instant::now();
-    let closed = tokio::spawn(async move {
+    let closed = async move {
         let ended = tokio::time::timeout(PATIENCE, link.wait_for(|status| !status.is_up())).await;
         ended.context("a revoked node's session did not end")??;
         anyhow::Ok(began.elapsed())
-    });
+    };
     let answered = tokio::task::spawn_blocking(move || {
         api.post(&path, &json!({ "reason": "key_compromise" }))?.ok()?;
         anyhow::Ok(began.elapsed())
     });
-    Ok(Took { answered: answered.await??, closed: closed.await?? })
+    let (answered, closed) = tokio::join!(answered, closed);
+    Ok(Took { answered: answered??, closed: closed? })
 }
 
 async fn sessions(stores: &[IdentityStore]) -> Result<Fleet> {

@@ -1,0 +1,151 @@
+//! The desk with a real journal: what a session hears, and what another process finds.
+
+use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use protocol::message::{CommandOutcome, to_hub};
+
+use super::*;
+
+const MINUTE: Duration = Duration::from_secs(60);
+
+/// A desk, as a process has it, and how often it has acted.
+struct Process {
+    commands: Commands,
+    acts: Arc<AtomicUsize>,
+    tasks: TaskTracker,
+    stop: CancellationToken,
+}
+
+impl Process {
+    /// One whose jobs put out a line and end well, or never end.
+    fn start(journal: &Path, ends: bool) -> Self {
+        let (acts, tasks, stop) = (Arc::<AtomicUsize>::default(), TaskTracker::new(), CancellationToken::new());
+        let counted = Arc::clone(&acts);
+        let work: Work = Arc::new(move |job| {
+            counted.fetch_add(1, Ordering::SeqCst);
+            Box::pin(async move {
+                job.output.write("done\n").await;
+                if !ends {
+                    std::future::pending::<()>().await;
+                }
+                Ending::new(CommandState::Succeeded, "as ordered")
+            })
+        });
+        let policy: Policy = Arc::new(|order| match order.action {
+            Action::Drain => Ok(()),
+            _ => Err("only drains here".into()),
+        });
+        let commands = Commands::start(Some(journal.to_owned()), policy, work, &tasks, stop.clone());
+        tasks.close();
+        Self { commands, acts, tasks, stop }
+    }
+
+    async fn order(&self, number: u8, action: Action) {
+        let arguments = action.to_bytes();
+        let order = Order { id: id(number), action, remaining: MINUTE, priority: 0, arguments, signature: None };
+        self.commands.give(Input::Order(Box::new(order))).await;
+    }
+
+    async fn stop(self) -> usize {
+        self.stop.cancel();
+        self.tasks.wait().await;
+        self.acts.load(Ordering::SeqCst)
+    }
+}
+
+fn id(number: u8) -> CommandId {
+    CommandId::new(Timestamp::from_millis(1_790_000_000_000), [number; 10])
+}
+
+/// What is told until a command has ended: its output, and how it ended.
+async fn heard(session: &mut mpsc::Receiver<ToHub>) -> (Vec<u8>, CommandOutcome) {
+    let mut output = Vec::new();
+    loop {
+        match session.recv().await.expect("the desk is there").message.expect("a message") {
+            to_hub::Message::Output(piece) => {
+                assert_eq!(piece.offset, output.len() as u64);
+                output.extend(piece.data);
+            }
+            to_hub::Message::Outcome(outcome) if outcome.state().is_end() => return (output, outcome),
+            to_hub::Message::Outcome(_) => {}
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_end_is_told_in_each_session_and_by_each_process_until_it_is_stored_and_the_act_is_one() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let journal = directory.path().join("commands");
+    let first = Process::start(&journal, true);
+    let mut session = first.commands.connect().await;
+    first.order(1, Action::Drain).await;
+    let told = heard(&mut session).await;
+    assert_eq!((&*told.0, told.1.state(), &*told.1.message), (&b"done\n"[..], CommandState::Succeeded, "as ordered"));
+    // The session breaks before the hub says that it is stored; the hub sends the command again.
+    let mut session = first.commands.connect().await;
+    first.order(1, Action::Drain).await;
+    assert_eq!(heard(&mut session).await, told);
+    assert_eq!(first.stop().await, 1);
+
+    let second = Process::start(&journal, true);
+    let mut session = second.commands.connect().await;
+    assert_eq!(heard(&mut session).await, told, "another process knows it all the same");
+    second.commands.give(Input::Stored(id(1))).await;
+    let mut session = second.commands.connect().await;
+    second.order(1, Action::Drain).await;
+    let again = heard(&mut session).await.1;
+    assert_eq!((again.state(), &*again.message), (CommandState::Succeeded, "told before"));
+    second.order(2, Action::Drain).await;
+    assert_eq!(heard(&mut session).await.1.command_id, id(2).to_bytes());
+    assert_eq!(second.stop().await, 1, "the second command alone");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_under_way_when_the_process_ends_is_unknown_to_the_next() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let journal = directory.path().join("commands");
+    let first = Process::start(&journal, false);
+    let mut session = first.commands.connect().await;
+    first.order(1, Action::Drain).await;
+    loop {
+        let message = session.recv().await.expect("the desk is there").message.expect("a message");
+        if matches!(&message, to_hub::Message::Outcome(outcome) if outcome.state() == CommandState::Running) {
+            break;
+        }
+    }
+    assert_eq!(first.stop().await, 1);
+    let second = Process::start(&journal, true);
+    let mut session = second.commands.connect().await;
+    second.order(1, Action::Drain).await;
+    let (_, outcome) = heard(&mut session).await;
+    assert_eq!(outcome.state(), CommandState::Unknown);
+    assert!(outcome.message.contains("may have been done"), "{}", outcome.message);
+    assert_eq!(second.stop().await, 0);
+}
+
+#[tokio::test]
+async fn what_the_policy_forbids_and_all_when_the_journal_is_damaged_is_refused() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let journal = directory.path().join("commands");
+    let process = Process::start(&journal, true);
+    let mut session = process.commands.connect().await;
+    process.order(1, Action::Diagnostics).await;
+    let (_, refused) = heard(&mut session).await;
+    assert_eq!((refused.state(), &*refused.message), (CommandState::Refused, "only drains here"));
+    process.order(2, Action::Drain).await;
+    heard(&mut session).await;
+    assert_eq!(process.stop().await, 1);
+
+    let mut bytes = std::fs::read(&journal).expect("a journal");
+    bytes[9] ^= 0xff;
+    std::fs::write(&journal, bytes).expect("damaged");
+    let process = Process::start(&journal, true);
+    let mut session = process.commands.connect().await;
+    process.order(3, Action::Drain).await;
+    let (_, refused) = heard(&mut session).await;
+    assert_eq!(refused.state(), CommandState::Refused);
+    assert!(refused.message.contains("is damaged at byte 0"), "{}", refused.message);
+    assert_eq!(process.stop().await, 0);
+}
