@@ -37,11 +37,10 @@ impl Authorities {
         now: Timestamp,
     ) -> Result<Succession, AuthoritiesError> {
         let (old, new, issuer) = match role {
-            Role::Root => (
-                self.root(transaction).await?.id,
-                Authority::create_root(now, self.fleet_policy().lifetime(Kind::Root))?,
-                None,
-            ),
+            Role::Root => {
+                let next = Authority::create_root(now, self.fleet_policy().lifetime(Kind::Root))?;
+                (active_root(transaction).await?, next, None)
+            }
             Role::Kafka(tenant) => {
                 let old = rows::active(transaction, role).await?;
                 let new = Authority::create_kafka_root(tenant, now, self.policy(tenant).lifetime(Kind::KafkaRoot))?;
@@ -278,6 +277,11 @@ impl Authorities {
     async fn signing(&self, transaction: &mut Transaction, id: i64) -> Result<Authority, AuthoritiesError> {
         self.by_number(transaction, id).await?.ok_or(AuthoritiesError::KeyElsewhere(id))
     }
+}
+
+/// The row of the root that issues, whether or not its key is here.
+async fn active_root(transaction: &mut Transaction) -> Result<i64, AuthoritiesError> {
+    Ok(rows::active(transaction, &Role::Root).await?.ok_or(AuthorityError::Certificate)?)
 }
 
 async fn set_state(transaction: &mut Transaction, id: i64, state: &'static str) -> Result<(), AuthoritiesError> {

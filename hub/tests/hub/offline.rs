@@ -5,8 +5,9 @@ use hyperfactory_hub::authorities::ceremony::{Answers, Request};
 use hyperfactory_hub::authorities::{Authorities, AuthoritiesError, Awaited, ImportError, Imported};
 use hyperfactory_hub::keys::Keys;
 use hyperfactory_hub::revocation_lists::RevocationLists;
+use hyperfactory_hub::rotation::{Direction, Phase};
 use pki::offline::read_list;
-use pki::{Authority, CertificateDer, pem};
+use pki::{Authority, Role, pem};
 use protocol::message::RefusalCode;
 use protocol::{NodeKind, TenantId, Timestamp};
 use store::on_both_engines;
@@ -14,7 +15,7 @@ use store::sqlx;
 use store::testing::TestDatabase;
 
 use crate::audit::{owner, verified};
-use crate::setup::{HERE, NOW, World, acme, at, key, master, request, seconds};
+use crate::setup::{HERE, NOW, World, acme, at, key, master, request, seconds, step};
 use hyperfactory_hub::enrollment::NewToken;
 
 fn days(days: u64) -> Timestamp {
@@ -253,35 +254,33 @@ on_both_engines! {
 
     async fn a_next_root_waits_for_its_introduction(database: TestDatabase) {
         let (world, root) = without_root(database).await;
-        let next = Authority::create_root(at(1), seconds(86_400 * 3650)).expect("a root");
-        let mut transaction = world.database.begin_write().await.expect("a transaction");
-        sqlx::query(
-            "INSERT INTO authorities (kind, generation, state, spki_sha256, certificate, not_after, created_at)
-             VALUES ('root', 2, 'pending', $1, $2, $3, 0)",
-        )
-        .bind(next.spki_sha256().to_vec())
-        .bind(next.certificate_der().to_vec())
-        .bind(next.not_after().millis())
-        .execute(&mut *transaction)
-        .await
-        .expect("a row");
-        transaction.commit().await.expect("committed");
+        let mut rotation = world.rotations.start(Role::Root, "a new root", &ann(), at(1)).await.expect("begun");
         assert_eq!(kinds(&world, at(2)).await, [("link", None)]);
+        let refused = step(&world.rotations, &rotation, Direction::Forward, at(2)).await.expect_err("not introduced");
+        assert!(refused.to_string().contains("hyperfactory-hub ca root requests"), "{refused}");
         let answers = ceremony(&world, &root, at(3)).await;
         let mut foreign = answers.clone();
-        foreign.links = vec![pem::certificates([&next.link(root.certificate_der(), at(3)).expect("a link")])];
+        let another = Authority::create_root(at(1), seconds(86_400 * 3650)).expect("a root");
+        foreign.links = vec![pem::certificates([&another.link(root.certificate_der(), at(3)).expect("a link")])];
         world.authorities.import(&foreign, &ann(), at(4)).await.map(|known| assert_eq!(known.links, 0)).expect("known");
         let imported = world.authorities.import(&answers, &ann(), at(4)).await.expect("imported");
         assert_eq!(imported.links, 1);
         assert_eq!(kinds(&world, at(5)).await, []);
-        let stored: Vec<Vec<u8>> = sqlx::query_scalar("SELECT certificate FROM root_links")
-            .fetch_all(world.database.reader())
-            .await
-            .expect("links");
-        let links: Vec<_> = stored.into_iter().map(CertificateDer::from).collect();
-        let (known, wanted) = ([root.certificate_der().clone()], [next.certificate_der().clone()]);
-        pki::roots::prove(&known, &wanted, &links, at(5)).expect("whoever knows the old one knows the next");
+        assert_eq!(world.authorities.roots().links.len(), 0, "nobody is told of it yet");
+
+        rotation = step(&world.rotations, &rotation, Direction::Forward, at(6)).await.expect("introduced");
+        let roots = world.authorities.roots();
+        let known = [root.certificate_der().clone()];
+        pki::roots::prove(&known, &roots.trusted, &roots.links, at(7)).expect("whoever knows the old one knows the next");
         assert_eq!(world.audited(action::ROOT_LINKED).await.len(), 1);
+        // The new root's key is here: it issues by itself, and the old one, which is away, can be called back all the same.
+        for direction in [Direction::Forward, Direction::Back, Direction::Forward, Direction::Forward, Direction::Forward] {
+            rotation = step(&world.rotations, &rotation, direction, at(8)).await.expect("a step");
+        }
+        assert_eq!(rotation.phase, Phase::Done);
+        assert!(!world.authorities.root_is_offline().await.expect("known"));
+        world.node().await;
         world.close().await;
+        assert_eq!(verified(&mut owner(database).await, &[]).await.findings, []);
     }
 }
