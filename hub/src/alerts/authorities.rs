@@ -12,6 +12,8 @@ use crate::telemetry::state::Level;
 
 /// So long after its time an authority may still be without a successor: the hub looks every hour.
 const PATIENCE: Duration = Duration::from_secs(2 * 3600);
+/// State of an authority that has a key and no certificate: it can't follow anything yet.
+const UNSIGNED: &str = "awaiting-signature";
 /// With less left than this, nodes will soon be locked out.
 const CRITICAL: Duration = Duration::from_secs(30 * 86_400);
 
@@ -61,15 +63,18 @@ impl Watch {
 /// What is wrong with an authority: it still issues, its time to be followed is over, and nothing is there to follow it.
 fn judge(one: &Listed, listed: &[Listed], now: Timestamp) -> Option<(Place, (Level, String))> {
     let (by, ends) = (one.renew_by?, one.not_after?);
-    if one.state != "active" || now < by.plus(PATIENCE) || one.is_followed(listed) {
+    if one.state != "active" || now < by.plus(PATIENCE) || one.followers(listed).any(|other| other.state != UNSIGNED) {
         return None;
     }
+    let unsigned = one.followers(listed).next().is_some();
     let (what, advice) = match one.kind.as_str() {
         "root" => ("the fleet's root", "rotate it: see `hfctl ca --help`"),
         "kafka" => ("the tenant's Kafka root", "rotate it: see `hfctl ca --help`"),
         "hub" => ("the hub's intermediate", "the hub could not make its successor: its log says why"),
         _ => ("the nodes' intermediate", "the hub could not make its successor: its log says why"),
     };
+    let advice =
+        if unsigned { "its successor awaits a signature: see `hyperfactory-hub ca root requests`" } else { advice };
     let tenant = one.tenant.as_deref().map(str::parse).transpose().ok()?;
     let level = if ends.since(now) < CRITICAL { Level::Critical } else { Level::Warning };
     let message = format!("{what} ends at {ends} and should have been followed by {by}: {advice}");
@@ -122,14 +127,23 @@ mod tests {
         let opened = [(true, None, "root/1", Level::Warning), (true, Some("acme"), "nodes/2", Level::Warning)];
         assert_eq!(told(&watch.observe(&all, late)), opened);
         assert_eq!(watch.observe(&all, late), []);
-        // A next root that waits for its signature, and a new intermediate that issues.
+        // A next root that is introduced, and a new intermediate that is trusted already.
         all[1].state = "trusted".into();
-        all.extend([one("root", None, 2, "awaiting-signature"), one("nodes", Some("acme"), 3, "trusted")]);
+        all.extend([one("root", None, 2, "pending"), one("nodes", Some("acme"), 3, "trusted")]);
         let closed = opened.map(|(_, tenant, subject, level)| (false, tenant, subject, level));
         assert_eq!(told(&watch.observe(&all, late)), closed);
         // One that was called off is none.
         all[2].state = "retired".into();
         assert_eq!(told(&watch.observe(&all, day(340))), [(true, None, "root/1", Level::Critical)]);
+    }
+
+    #[test]
+    fn a_successor_that_is_not_signed_is_none_and_that_is_said() {
+        let all = [one("nodes", Some("acme"), 1, "active"), one("nodes", Some("acme"), 2, UNSIGNED)];
+        let changes = Watch::default().observe(&all, day(256));
+        assert_eq!(told(&changes), [(true, Some("acme"), "nodes/1", Level::Warning)]);
+        let [Change::Opened(finding)] = changes.as_slice() else { panic!("{changes:?}") };
+        assert!(finding.message.contains("its successor awaits a signature"), "{}", finding.message);
     }
 
     #[test]

@@ -16,7 +16,9 @@ impl Authorities {
     pub async fn follow(&self, now: Timestamp) -> Result<(), AuthoritiesError> {
         let listed = self.list(None, now).await?;
         // One that is being rotated has its successor.
-        let due = listed.iter().filter(|one| one.followed_at.is_some_and(|at| at <= now) && !one.is_followed(&listed));
+        let due = listed
+            .iter()
+            .filter(|one| one.followed_at.is_some_and(|at| at <= now) && one.followers(&listed).next().is_none());
         let mut outcome = Ok(());
         for one in due {
             let followed = async {

@@ -36,14 +36,13 @@ pub struct Listed {
 }
 
 impl Listed {
-    /// Whether there is one of `all` that comes after it.
-    pub(crate) fn is_followed(&self, all: &[Self]) -> bool {
-        let follows = |other: &Self| {
+    /// Those of `all` that come after it, perhaps not signed yet.
+    pub(crate) fn followers<'a>(&self, all: &'a [Self]) -> impl Iterator<Item = &'a Self> {
+        all.iter().filter(|other| {
             (&other.kind, &other.tenant) == (&self.kind, &self.tenant)
                 && other.generation > self.generation
                 && other.state != "retired"
-        };
-        all.iter().any(follows)
+        })
     }
 }
 

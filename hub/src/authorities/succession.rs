@@ -280,11 +280,6 @@ impl Authorities {
     }
 }
 
-/// The row of the root that issues, whether or not its key is here.
-async fn active_root(transaction: &mut Transaction) -> Result<i64, AuthoritiesError> {
-    Ok(rows::active(transaction, &Role::Root).await?.ok_or(AuthorityError::Certificate)?)
-}
-
 async fn set_state(transaction: &mut Transaction, id: i64, state: &'static str) -> Result<(), AuthoritiesError> {
     sqlx::query("UPDATE authorities SET state = $2 WHERE id = $1")
         .bind(id)

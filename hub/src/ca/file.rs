@@ -12,7 +12,7 @@ use rustix::fs::{CWD, RenameFlags, renameat_with};
 use rustix::io::Errno;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use serde_json::{Value, json};
+use serde_json::Value;
 
 /// Largest file that is read: the requests of a hundred thousand tenants.
 const LARGEST: u64 = 64 * 1024 * 1024;
@@ -45,6 +45,15 @@ impl Kind {
             Self::Signed => "what a root has signed (ca root sign)",
         }
     }
+}
+
+/// A file. What it is comes first, so that one that was cut off still says so.
+#[derive(Serialize)]
+struct Whole<'a> {
+    hyperfactory: &'static str,
+    version: u64,
+    sha256: &'a str,
+    content: Value,
 }
 
 /// SHA-256 of a file's content.
@@ -88,8 +97,8 @@ pub(super) fn write(path: &Path, kind: Kind, content: &impl Serialize) -> Result
     let failed = |source| FileError::Write { path: path.to_owned(), source };
     let content = serde_json::to_value(content).map_err(|error| failed(error.into()))?;
     let sum = Sum::of(&content);
-    let whole = json!({ "hyperfactory": kind.name(), "version": VERSION, "sha256": sum.hex(), "content": content });
-    let text = format!("{whole:#}\n");
+    let whole = Whole { hyperfactory: kind.name(), version: VERSION, sha256: sum.hex(), content };
+    let text = serde_json::to_string_pretty(&whole).map_err(|error| failed(error.into()))? + "\n";
     let mut part = path.as_os_str().to_owned();
     part.push(".part");
     let part = PathBuf::from(part);
@@ -221,6 +230,8 @@ impl FileError {
 mod tests {
     use std::os::unix::fs::PermissionsExt as _;
 
+    use serde_json::json;
+
     use super::*;
 
     #[test]
@@ -256,6 +267,7 @@ mod tests {
             (whole.replace("\"version\": 1", "\"version\": 2"), true, "a later release"),
             (whole.replace("\"a\": 1", "\"a\": 2"), false, "damaged"),
             (whole[..whole.len() - 4].to_owned(), false, "damaged"),
+            (whole[..whole.len() / 2].to_owned(), false, "damaged"),
         ] {
             fs::write(&path, text).expect("written");
             let error = read::<Value>(&path, Kind::Signed).expect_err(part);
