@@ -373,11 +373,11 @@ impl Enrollment {
                 format!("this token ended at {}: make a new one", token.expires_at),
             ));
         }
-        // Before anything is written: it may have to be waited for.
-        self.0.authorities.tenant(transaction, &token.tenant, now).await?;
         let name = name::choose(transaction, &token.tenant, token.name.as_deref(), &request.name, token.kind).await?;
         let node = NodeId::new(now, rand::random());
         let member = Member { node, tenant: token.tenant, kind: token.kind, name, enrolled_at: now };
+        // Before anything is written: the authority may have to be waited for.
+        let issued = self.sign(transaction, key, &member, now).await?;
         insert_node(transaction, &member, &request.software).await?;
         sqlx::query("UPDATE join_tokens SET used_at = $2, used_spki = $3, node = $4 WHERE id = $1")
             .bind(&token.id)
@@ -386,7 +386,7 @@ impl Enrollment {
             .bind(node.to_string())
             .execute(&mut **transaction)
             .await?;
-        let issued = self.issue(transaction, key, &member, FIRST_SEQUENCE, false, now).await?;
+        issued.save(transaction, &member, FIRST_SEQUENCE, false, now).await?;
         let record = Record {
             actor: Actor::anonymous(),
             action: action::NODE_ENROLLED,
@@ -517,7 +517,8 @@ impl Enrollment {
                 retry_after_ms: UNUSED_WITHIN.as_millis() as u64,
             }));
         }
-        let issued = self.issue(transaction, key, &member, sequence, false, now).await?;
+        let issued = self.sign(transaction, key, &member, now).await?;
+        issued.save(transaction, &member, sequence, false, now).await?;
         let record = Record {
             actor: Actor::node(identity.node),
             action: action::CERTIFICATE_RENEWED,
@@ -529,30 +530,18 @@ impl Enrollment {
         Ok(Given { member, issued, sequence, record: Some(record) })
     }
 
-    async fn issue(
+    /// A certificate that is recorded by [`Issued::save`], and then may be given out.
+    async fn sign(
         &self,
         transaction: &mut Transaction,
         key: &RequestedKey,
         member: &Member,
-        sequence: u64,
-        recovered: bool,
         now: Timestamp,
     ) -> Result<Issued, Failure> {
         let issuing = self.0.authorities.tenant(transaction, &member.tenant, now).await?;
         let lifetime = self.0.authorities.policies().terms(Some(&member.tenant), member.kind.into()).lifetime;
         let leaf = issuing.authority.issue_node(key, member.node, member.kind, now, lifetime)?;
-        let issued = Issued::from_chain(vec![leaf, issuing.authority.certificate_der().to_vec()], issuing.id)?;
-        let certificate = Certified {
-            kind: member.kind.into(),
-            authority: issuing.id,
-            tenant: Some(&member.tenant),
-            node: Some(member.node),
-            certificate: &issued.chain[0],
-            sequence: Some(sequence),
-            recovered,
-        };
-        certificate.save(transaction, now).await?;
-        Ok(issued)
+        Ok(Issued::from_chain(vec![leaf, issuing.authority.certificate_der().to_vec()], issuing.id)?)
     }
 
     fn enrolled(&self, member: &Member, chain: Vec<Vec<u8>>) -> Enrolled {
@@ -592,6 +581,27 @@ impl Issued {
         let ders: Vec<CertificateDer<'_>> = chain.iter().map(|der| CertificateDer::from(&**der)).collect();
         let identity = pki::node_identity(&ders)?;
         Ok(Self { chain, identity, authority })
+    }
+
+    async fn save(
+        &self,
+        transaction: &mut Transaction,
+        member: &Member,
+        sequence: u64,
+        recovered: bool,
+        now: Timestamp,
+    ) -> Result<(), Failure> {
+        let certificate = Certified {
+            kind: member.kind.into(),
+            authority: self.authority,
+            tenant: Some(&member.tenant),
+            node: Some(member.node),
+            certificate: &self.chain[0],
+            sequence: Some(sequence),
+            recovered,
+        };
+        certificate.save(transaction, now).await?;
+        Ok(())
     }
 
     /// Half-way through its life it is no answer any more: a node asks because it wants a newer one.

@@ -212,7 +212,8 @@ impl Enrollment {
             name: row.try_get(0)?,
             enrolled_at: Timestamp::from_millis(row.try_get(2)?),
         };
-        let issued = self.issue(&mut transaction, &key, &member, sequence, true, now).await?;
+        let issued = self.sign(&mut transaction, &key, &member, now).await?;
+        issued.save(&mut transaction, &member, sequence, true, now).await?;
         let record = Record {
             actor: Actor::node(asked.node),
             action: action::NODE_RECOVERED,
