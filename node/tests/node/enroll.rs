@@ -99,7 +99,7 @@ async fn a_hub_of_another_root_never_sees_the_secret() {
     let (hub, (_directory, store)) = (TestHub::start(), store());
     let token = JoinToken::new(&hub.address(), [1; 32], hub.token().secret).expect("a token");
     let error = ask(&store, &token, PATIENCE).await.expect_err("another root");
-    assert!(error.to_string().contains("another key than the token pins"), "{error}");
+    assert!(error.to_string().contains("no root has the key that the token pins"), "{error}");
     assert!(!error.is_refusal());
     assert_eq!(hub.seen().enroll_requests, 0);
     hub.stop().await;
