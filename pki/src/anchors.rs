@@ -10,23 +10,31 @@ use rustls::server::WebPkiClientVerifier;
 use rustls::server::danger::ClientCertVerifier;
 use rustls::{CertificateError, Error, RootCertStore};
 
+use crate::profile;
 use crate::tls::{TlsError, provider};
-use crate::trust;
+use crate::trust::{self, TrustError};
 
-/// An anchor with its validity, which webpki does not look at.
+/// A fleet's root as an anchor. webpki looks neither at its validity nor at whether it is a root at all.
 #[derive(Clone, Debug)]
 pub(crate) struct Anchor {
     pub(crate) store: Arc<RootCertStore>,
+    certificate: CertificateDer<'static>,
     not_before: Timestamp,
     not_after: Timestamp,
 }
 
 impl Anchor {
     pub(crate) fn new(certificate: CertificateDer<'static>) -> Result<Self, TlsError> {
+        profile::check_root(&certificate).map_err(|_| TlsError::Root)?;
         let (not_before, not_after) = trust::validity(&certificate).map_err(|_| TlsError::Root)?;
         let mut store = RootCertStore::empty();
-        store.add(certificate).map_err(|_| TlsError::Root)?;
-        Ok(Self { store: Arc::new(store), not_before, not_after })
+        store.add(certificate.clone()).map_err(|_| TlsError::Root)?;
+        Ok(Self { store: Arc::new(store), certificate, not_before, not_after })
+    }
+
+    /// Checks what webpki leaves out of a chain that it has led here.
+    pub(crate) fn check_profile(&self, shown: &[CertificateDer<'_>]) -> Result<(), TrustError> {
+        profile::check(shown, &self.certificate)
     }
 
     fn check(&self, now: UnixTime) -> Result<(), CertificateError> {
@@ -49,7 +57,7 @@ pub struct TrustedRoots(Arc<RwLock<Arc<[NodeAnchor]>>>);
 
 /// A root and webpki's verifier of clients under it.
 pub(crate) struct NodeAnchor {
-    anchor: Anchor,
+    pub(crate) anchor: Anchor,
     pub(crate) webpki: Arc<dyn ClientCertVerifier>,
 }
 
@@ -67,7 +75,7 @@ impl AsRef<Anchor> for Anchor {
 
 impl TrustedRoots {
     /// # Errors
-    /// [`TlsError::Root`] when there is none, or one is not a certificate.
+    /// [`TlsError::Root`] when there is none, or one is no fleet's root.
     pub fn new(roots: &[CertificateDer<'_>]) -> Result<Self, TlsError> {
         Ok(Self(Arc::new(RwLock::new(node_anchors(roots)?))))
     }

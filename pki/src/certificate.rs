@@ -28,6 +28,8 @@ pub(crate) struct Facts<'a> {
     pub(crate) permitted: Vec<Option<&'a str>>,
     pub(crate) key_id: Option<&'a [u8]>,
     pub(crate) issuer_key_id: Option<&'a [u8]>,
+    /// Serial number of the issuer's certificate, where the key identifier names it.
+    issuer_serial: Option<&'a [u8]>,
 }
 
 impl<'a> Facts<'a> {
@@ -51,6 +53,7 @@ impl<'a> Facts<'a> {
             permitted: Vec::new(),
             key_id: None,
             issuer_key_id: None,
+            issuer_serial: None,
         };
         facts.organization = tbs.subject.iter_organization().next().and_then(|name| name.as_str().ok());
         facts.common_name = tbs.subject.iter_common_name().next().and_then(|name| name.as_str().ok());
@@ -74,6 +77,7 @@ impl<'a> Facts<'a> {
                 ParsedExtension::SubjectKeyIdentifier(id) => facts.key_id = Some(id.0),
                 ParsedExtension::AuthorityKeyIdentifier(id) => {
                     facts.issuer_key_id = id.key_identifier.as_ref().map(|id| id.0);
+                    facts.issuer_serial = id.authority_cert_serial;
                 }
                 _ => {}
             }
@@ -93,7 +97,9 @@ impl<'a> Facts<'a> {
     /// Whether `issuer` is, by name and key identifier, the certificate that signed this one. The signature itself
     /// is the verifier's business.
     pub(crate) fn names_as_issuer(&self, issuer: &Facts<'_>) -> bool {
-        self.issuer == issuer.subject && self.issuer_key_id.is_some() && self.issuer_key_id == issuer.key_id
+        let serial_fits = self.issuer_serial.is_none_or(|serial| serial == issuer.serial);
+        let key_fits = self.issuer_key_id.is_some() && self.issuer_key_id == issuer.key_id;
+        self.issuer == issuer.subject && key_fits && serial_fits
     }
 }
 

@@ -15,6 +15,7 @@ pub mod offline;
 pub mod operator;
 pub mod passphrase;
 pub mod pem;
+mod profile;
 pub mod recovery;
 pub mod renewal;
 pub mod request;

@@ -65,7 +65,7 @@ pub fn server_config(hub: HubTls) -> Result<Arc<ServerConfig>, TlsError> {
 /// An enrolled node's configuration for sessions. `chain` is its certificate and its tenant's intermediate.
 ///
 /// # Errors
-/// [`TlsError::Root`] when there is no root or one is not a certificate, [`TlsError::KeyPair`] when the key is not the
+/// [`TlsError::Root`] when there is no root or one is no fleet's root, [`TlsError::KeyPair`] when the key is not the
 /// chain's.
 pub fn node_config(
     chain: Vec<CertificateDer<'static>>,
@@ -90,7 +90,7 @@ pub fn enroll_config(root_pin: [u8; 32], clock: Arc<dyn TimeProvider>) -> Result
 /// A configuration for recovery: no certificate, since the one there is is taken no more, and a hub of these roots.
 ///
 /// # Errors
-/// [`TlsError::Root`] when there is no root or one is not a certificate.
+/// [`TlsError::Root`] when there is no root or one is no fleet's root.
 pub fn recover_config(
     roots: &[CertificateDer<'_>],
     clock: Arc<dyn TimeProvider>,
@@ -211,8 +211,8 @@ pub(crate) fn provider() -> Arc<CryptoProvider> {
 /// A TLS configuration that cannot be built.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
-    /// There is no root, or one is not a certificate.
-    #[error("a fleet root is missing or not a readable certificate; restore it from its backup")]
+    /// There is no root, or one is not a fleet's root.
+    #[error("a fleet root is missing, or a certificate in its place is no root; restore it from its backup")]
     Root,
     /// Certificate and key don't belong together.
     #[error("a certificate and its private key do not belong together")]

@@ -134,11 +134,14 @@ pub enum TrustError {
     /// Not DER, or with an extension twice or unreadable.
     #[error("a certificate is malformed")]
     Malformed,
+    /// A rule of RFC 5280 is broken.
+    #[error("a certificate of the chain is not as RFC 5280 has it: {0}")]
+    Profile(&'static str),
     /// Not leaf and intermediate.
     #[error("the chain has {0} certificates; a node sends two: its own and its tenant's intermediate")]
     ChainLength(usize),
-    /// The second certificate did not issue the first.
-    #[error("the chain's second certificate is not the authority that issued the first")]
+    /// A certificate did not issue the one before it.
+    #[error("a certificate of the chain was not issued by the one that follows it")]
     NotIssuer,
     /// The leaf is for more than client authentication, or says nothing of what it is for.
     #[error("the certificate is not for client authentication alone")]

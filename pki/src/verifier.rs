@@ -46,9 +46,12 @@ impl ClientCertVerifier for NodeVerifier {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, rustls::Error> {
-        let verified =
-            by_any(&self.roots.now(), now, |anchor| anchor.webpki.verify_client_cert(leaf, intermediates, now))?;
         let chain: Vec<_> = std::iter::once(leaf).chain(intermediates).cloned().collect();
+        let verified = by_any(&self.roots.now(), now, |root| {
+            let verified = root.webpki.verify_client_cert(leaf, intermediates, now)?;
+            root.anchor.check_profile(&chain).map_err(refused)?;
+            Ok(verified)
+        })?;
         let identity = node_identity(&chain).map_err(refused)?;
         if (self.denied)(&identity) {
             return Err(CertificateError::Revoked.into());
@@ -160,11 +163,13 @@ pub(crate) fn verify_hub(
     intermediates: &[CertificateDer<'_>],
     now: UnixTime,
 ) -> Result<(), rustls::Error> {
+    let shown: Vec<_> = std::iter::once(leaf).chain(intermediates).cloned().collect();
     let leaf = ParsedCertificate::try_from(leaf)?;
     let algorithms = provider().signature_verification_algorithms.all;
     verify_server_cert_signed_by_trust_anchor(&leaf, &anchor.store, intermediates, now, algorithms)?;
     let name = ServerName::try_from(HUB_SERVER_NAME).map_err(|_| CertificateError::NotValidForName)?;
-    verify_server_name(&leaf, &name)
+    verify_server_name(&leaf, &name)?;
+    anchor.check_profile(&shown).map_err(refused)
 }
 
 /// Chooses the error by the alert it becomes, because the alert is what [`Distrust`](crate::Distrust) is read from.

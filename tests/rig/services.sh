@@ -1,18 +1,20 @@
-# The real parts that tests run against: a Docker Engine with Compose, and PostgreSQL, of our own.
+# The real parts that tests run against: a Docker Engine with Compose, and PostgreSQL, of our own; and pkilint.
 #
 # Sourced by bash after packaging/setup.sh. Everything is started on loopback or on private
 # networks under one run's folder, known by its process id, and stopped by services_down; what is
 # fetched or made once is kept in the cache beside it. Nothing of the machine's own engine or
 # database is used or touched.
 
-# services_up ROOT: the engine and the database, and the environment by which tests find them:
+# services_up ROOT: the engine, the database and the linter, and the environment by which tests find them:
 #   HYPERFACTORY_TEST_DOCKER      the engine's socket (a path)
 #   HYPERFACTORY_TEST_DOCKER_CLI  the docker program that fits it
 #   HYPERFACTORY_TEST_IMAGE       an image that the engine has (busybox)
 #   HYPERFACTORY_TEST_POSTGRES    the database's URL, as a superuser
+#   HYPERFACTORY_TEST_PKILINT     a Python that has pkilint
 #   DOCKER_CONFIG                 a folder with the Compose plugin
 services_up() {
     rig_open "$1"
+    pkilint_ready
     engine_up "$1"
     postgres_up
 }
@@ -24,10 +26,10 @@ services_down() {
     rig_close
 }
 
-# need_services: the packages behind both.
+# need_services: the packages behind them, and the judges of certificates that run by themselves.
 need_services() {
     need_packages "docker.io" "docker-cli|docker.io" containerd iptables busybox-static iproute2 procps \
-        "postgresql-15|postgresql"
+        "postgresql-15|postgresql" python3-venv openssl gnutls-bin
     need_root "to run a Docker Engine and network namespaces for the tests"
 }
 
@@ -95,6 +97,25 @@ _wait() {
         fi
         sleep 0.1
     done
+}
+
+# --- pkilint ---------------------------------------------------------------------------------------
+
+# In a Python environment of its own, which is made once, and anew for another version.
+pkilint_ready() {
+    local version=0.13.3 home=$rig_cache/pkilint
+    export HYPERFACTORY_TEST_PKILINT=$home/bin/python
+    # Python itself may have been replaced since, and what was installed for the old one with it.
+    if [ "$(cat "$home/version" 2>/dev/null)" = "$version" ] && "$home/bin/python" -c 'import pkilint' 2>/dev/null; then return; fi
+    say "  pkilint $version (once; kept in $home) …"
+    rm -rf "$home"
+    if ! { python3 -m venv "$home" && "$home/bin/pip" install --quiet --disable-pip-version-check "pkilint==$version"; } \
+        >"$rig_cache/pkilint.log" 2>&1; then
+        fail "pkilint, which the tests judge certificates with, could not be installed: $(tail -n 1 "$rig_cache/pkilint.log")" \
+            "Look at the network, or at pip's settings for a package index; then run this again." \
+            "The whole log: $rig_cache/pkilint.log"
+    fi
+    echo "$version" >"$home/version"
 }
 
 # --- Docker Engine --------------------------------------------------------------------------------

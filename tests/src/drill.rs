@@ -69,6 +69,8 @@ pub async fn run(nodes: usize, renew_within: Duration, database: Option<&str>) -
     off.iter().for_each(|(_, node)| node.set_there(false));
     wait("the hub to miss those who are away", || Ok(sessions(&hub)? == nodes - away)).await?;
     let failed = metric(&hub, "hyperfactory_hub_handshakes_failed_total")?;
+    // When all came at once, some may have come twice.
+    on.iter().for_each(|(_, node)| drop(node.take_troubles()));
 
     let started = json!({ "kind": "root", "reason": "a drill" });
     let mut rotation = hub.api().post("/api/v1/rotations", &started)?.ok()?;
@@ -115,7 +117,7 @@ pub async fn run(nodes: usize, renew_within: Duration, database: Option<&str>) -
         rotation = step(missing)?.ok()?;
     }
     for (_, node) in &on {
-        outcome.troubles.extend(node.troubles());
+        outcome.troubles.extend(node.take_troubles());
         ensure!(node.is_up(), "a node that was there is not in session: {:?}", node.status());
     }
     outcome.refused = metric(&hub, "hyperfactory_hub_handshakes_failed_total")? - failed

@@ -121,6 +121,6 @@ impl Authorities {
     /// The root that issues.
     pub(super) async fn root(&self, transaction: &mut Transaction) -> Result<Issuing, AuthoritiesError> {
         let root = load(transaction, &Role::Root, &self.0.keys).await?;
-        Ok(root.ok_or(AuthoritiesError::RootOffline)?)
+        root.ok_or(AuthoritiesError::RootOffline)
     }
 }

@@ -89,7 +89,7 @@ on_both_engines! {
             let answer = site.post("/api/v1/rotations", token, body.clone()).await;
             assert_eq!(answer.status.as_u16(), status, "{body}: {}", answer.body);
         }
-        assert_eq!(site.get("/api/v1/rotations", &admin).await.ids(), [id.clone()]);
+        assert_eq!(site.get("/api/v1/rotations", &admin).await.ids(), std::slice::from_ref(&id));
         assert_eq!(site.get(&format!("/api/v1/rotations/{of_root}"), &admin).await.status, StatusCode::NOT_FOUND);
         let step = json!({ "from": "prepare" });
         let another = site.post(&format!("/api/v1/rotations/{of_root}/advance"), &admin, step.clone()).await;

@@ -1,13 +1,16 @@
 //! The tenant's Kafka plane over HTTP, and what anybody may fetch to trust.
 
+use std::path::Path;
 use std::process::Command;
 
 use axum::body::Body;
 use axum::http::{Request, StatusCode};
 use hyperfactory_hub::access::Role;
 use hyperfactory_hub::audit::Actor;
+use hyperfactory_hub::enrollment::Reason;
 use serde_json::json;
 use store::on_both_engines;
+use tower::ServiceExt as _;
 
 use crate::dashboard::Browser;
 use crate::{Site, now};
@@ -129,4 +132,60 @@ on_both_engines! {
         let browser = Browser::sign_in(&site, Role::Viewer, Some("acme")).await;
         assert!(!browser.get("/trust").await.body.contains("Signatures awaited"));
     }
+
+    async fn openssl_and_gnutls_verify_what_anybody_may_fetch(test: TestDatabase) {
+        let site = Site::open(test).await;
+        site.tenant("acme").await;
+        let node = site.node("acme", "plant-7").await;
+        let revoked = site.enrollment.revoke(node, Reason::KeyCompromise, "", &Actor::system(), now()).await;
+        assert_eq!(revoked.expect("revoked").certificates, 1);
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = |name: &str| folder.path().join(name);
+        for (file, from) in [
+            ("root.pem", "/pki/fleet-root.pem"),
+            ("nodes.pem", "/pki/acme/nodes-intermediate.pem"),
+            ("kafka.pem", "/pki/acme/kafka-root.pem"),
+        ] {
+            std::fs::write(path(file), site.get(from, "").await.body).expect("written");
+        }
+        for (anchor, certificate) in [("root.pem", "root.pem"), ("root.pem", "nodes.pem"), ("kafka.pem", "kafka.pem")] {
+            let (anchor, certificate) = (path(anchor), path(certificate));
+            judged("openssl", &["verify", "-x509_strict", "-check_ss_sig", "-CAfile"], &[&anchor, &certificate]);
+            judged("certtool", &["--verify", "--load-ca-certificate"], &[&anchor, "--infile".as_ref(), &certificate]);
+        }
+
+        let reader = site.token(Role::Viewer, None).await;
+        let authorities = site.get("/api/v1/authorities", &reader).await.json();
+        let mut seen = Vec::new();
+        for authority in authorities.as_array().expect("a list") {
+            let issuer = match authority["kind"].as_str() {
+                Some("root") => path("root.pem"),
+                Some("nodes") => path("nodes.pem"),
+                Some("kafka") => path("kafka.pem"),
+                // Its certificate is in no place for everybody.
+                _ => continue,
+            };
+            let request = Request::get(authority["revocation_list"].as_str().expect("a path")).body(Body::empty());
+            let answer = site.router.clone().oneshot(request.expect("a request")).await.expect("an answer");
+            assert_eq!(answer.headers()["content-type"], "application/pkix-crl");
+            let der = axum::body::to_bytes(answer.into_body(), 1 << 20).await.expect("a body");
+            let (list, pem) = (path("list.crl"), path("list.pem"));
+            std::fs::write(&list, &der).expect("written");
+            let text = judged("openssl", &["crl", "-inform", "DER", "-text", "-CAfile"], &[&issuer, "-in".as_ref(), &list, "-out".as_ref(), &pem]);
+            assert!(text.contains("verify OK"), "{text}");
+            judged("certtool", &["--verify-crl", "--load-ca-certificate"], &[&issuer, "--infile".as_ref(), &pem]);
+            let listed = std::fs::read_to_string(&pem).expect("read").contains("Key Compromise");
+            seen.push((authority["kind"].as_str().expect("a kind").to_owned(), listed));
+        }
+        seen.sort();
+        assert_eq!(seen, [("kafka".to_owned(), false), ("nodes".to_owned(), true), ("root".to_owned(), false)]);
+    }
+}
+
+/// What a program prints that is to accept what it is given.
+fn judged(program: &str, arguments: &[&str], paths: &[&Path]) -> String {
+    let output = Command::new(program).args(arguments).args(paths).output().expect("a judge that ./test installs");
+    let text = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+    assert!(output.status.success(), "{program} {arguments:?} {paths:?}: {text}");
+    text
 }

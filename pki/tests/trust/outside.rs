@@ -1,38 +1,26 @@
-//! Judges from outside: OpenSSL, and GnuTLS where it is installed, read our chains as we do.
+//! Judges from outside: OpenSSL and GnuTLS read our chains as we do.
 
-use std::ffi::OsStr;
-use std::io::ErrorKind;
-use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::slice::from_ref;
 use std::time::SystemTime;
 
-use data_encoding::BASE64;
 use hyperfactory_pki::{Authority, CertificateDer, PrivateKey};
 use protocol::Timestamp;
 
 use crate::fleet::{DAY, Fleet, Node, dns, forge_under, node_name};
+use crate::judges::{CLIENT, SERVER, Tools, Verdict, run};
 
 /// A fleet of today, for judges that take no other time, with its certificates as files.
 struct Files {
     fleet: Fleet,
     now: Timestamp,
-    directory: tempfile::TempDir,
+    tools: Tools,
 }
 
 impl Files {
     fn new() -> Self {
         let now = SystemTime::now().into();
-        Self { fleet: Fleet::at(now), now, directory: tempfile::tempdir().expect("a directory") }
-    }
-
-    fn write(&self, name: &str, certificates: &[CertificateDer<'_>]) -> PathBuf {
-        let path = self.directory.path().join(name);
-        let pem: String = certificates
-            .iter()
-            .map(|der| format!("-----BEGIN CERTIFICATE-----\n{}\n-----END CERTIFICATE-----\n", BASE64.encode(der)))
-            .collect();
-        std::fs::write(&path, pem).expect("written");
-        path
+        Self { fleet: Fleet::at(now), now, tools: Tools::new() }
     }
 
     /// A leaf of acme's key, valid today.
@@ -47,49 +35,13 @@ impl Files {
         })
     }
 
-    fn openssl(&self, chain: &[CertificateDer<'_>], root: &CertificateDer<'_>, more: &[&str]) -> Result<(), String> {
-        let root = self.write("root.pem", std::slice::from_ref(root));
-        let untrusted = self.write("untrusted.pem", &chain[1..]);
-        let leaf = self.write("leaf.pem", &chain[..1]);
-        let mut arguments: Vec<&OsStr> = vec![OsStr::new("verify"), OsStr::new("-x509_strict")];
-        arguments.extend([OsStr::new("-CAfile"), root.as_ref(), OsStr::new("-untrusted"), untrusted.as_ref()]);
-        arguments.extend(more.iter().map(OsStr::new));
-        arguments.push(leaf.as_ref());
-        run("openssl", &arguments).expect("openssl is installed: it is the judge of this test")
+    fn openssl(&self, chain: &[CertificateDer<'_>], root: &CertificateDer<'_>, more: &[&str]) -> Verdict {
+        self.tools.openssl(from_ref(root), chain, more)
     }
 
-    /// `None` where GnuTLS's tool is not installed.
-    fn certtool(
-        &self,
-        chain: &[CertificateDer<'_>],
-        root: &CertificateDer<'_>,
-        purpose: &str,
-    ) -> Option<Result<(), String>> {
-        let root = self.write("root.pem", std::slice::from_ref(root));
-        let chain = self.write("chain.pem", chain);
-        let arguments: [&OsStr; 7] = [
-            OsStr::new("--verify"),
-            OsStr::new("--load-ca-certificate"),
-            root.as_ref(),
-            OsStr::new("--infile"),
-            chain.as_ref(),
-            OsStr::new("--verify-purpose"),
-            OsStr::new(purpose),
-        ];
-        run("certtool", &arguments)
+    fn certtool(&self, chain: &[CertificateDer<'_>], root: &CertificateDer<'_>, purpose: &str) -> Verdict {
+        self.tools.certtool(from_ref(root), chain, &["--verify-purpose", purpose])
     }
-}
-
-const CLIENT: &str = "1.3.6.1.5.5.7.3.2";
-const SERVER: &str = "1.3.6.1.5.5.7.3.1";
-
-fn run(program: &str, arguments: &[&OsStr]) -> Option<Result<(), String>> {
-    let output = match Command::new(program).args(arguments).output() {
-        Err(error) if error.kind() == ErrorKind::NotFound => return None,
-        output => output.expect("it runs"),
-    };
-    let said = [output.stdout, output.stderr].concat();
-    Some(if output.status.success() { Ok(()) } else { Err(String::from_utf8_lossy(&said).into_owned()) })
 }
 
 fn openssl_accepts(files: &Files, chain: &[CertificateDer<'_>], more: &[&str]) {
@@ -110,9 +62,7 @@ fn both_judges_accept_a_nodes_chain_and_the_hubs() {
     openssl_accepts(&files, &node, &["-purpose", "sslclient"]);
     openssl_accepts(&files, &hub, &["-purpose", "sslserver", "-verify_hostname", "hub.hyperfactory.internal"]);
     for (chain, purpose) in [(node.as_slice(), CLIENT), (hub.as_slice(), SERVER)] {
-        if let Some(said) = files.certtool(chain, &root, purpose) {
-            assert_eq!(said, Ok(()));
-        }
+        assert_eq!(files.certtool(chain, &root, purpose), Ok(()));
     }
 }
 
@@ -124,9 +74,7 @@ fn both_judges_accept_a_hub_of_the_next_root_by_the_link_the_old_one_signed() {
     let chain = [next.hub_server(files.now).1, next.hub_der(), link];
     openssl_accepts(&files, &chain, &["-purpose", "sslserver"]);
     openssl_refuses(&files, &chain[..2], &[], "unable to get local issuer");
-    if let Some(said) = files.certtool(&chain, &files.fleet.root_der(), SERVER) {
-        assert_eq!(said, Ok(()));
-    }
+    assert_eq!(files.certtool(&chain, &files.fleet.root_der(), SERVER), Ok(()));
 }
 
 #[test]
@@ -135,9 +83,7 @@ fn both_judges_refuse_another_fleets_chain() {
     let foreign = Fleet::at(files.now);
     let chain = foreign.node(files.now).chain;
     openssl_refuses(&files, &chain, &[], "unable to get local issuer");
-    if let Some(said) = files.certtool(&chain, &files.fleet.root_der(), CLIENT) {
-        assert!(said.is_err());
-    }
+    assert!(files.certtool(&chain, &files.fleet.root_der(), CLIENT).is_err());
 }
 
 #[test]
@@ -148,12 +94,8 @@ fn both_judges_refuse_another_tenants_name() {
     let honest = files.forge(|_| {});
     openssl_accepts(&files, &honest.chain, &["-purpose", "sslclient"]);
     let root = files.fleet.root_der();
-    if let (Some(forged), Some(honest)) =
-        (files.certtool(&forged.chain, &root, CLIENT), files.certtool(&honest.chain, &root, CLIENT))
-    {
-        assert!(forged.is_err());
-        assert_eq!(honest, Ok(()));
-    }
+    assert!(files.certtool(&forged.chain, &root, CLIENT).is_err());
+    assert_eq!(files.certtool(&honest.chain, &root, CLIENT), Ok(()));
 }
 
 #[test]
@@ -163,9 +105,7 @@ fn both_judges_refuse_an_address_where_a_name_belongs() {
         params.subject_alt_names.push(rcgen::SanType::IpAddress(std::net::Ipv4Addr::LOCALHOST.into()));
     });
     openssl_refuses(&files, &forged.chain, &[], "excluded subtree violation");
-    if let Some(said) = files.certtool(&forged.chain, &files.fleet.root_der(), CLIENT) {
-        assert!(said.is_err());
-    }
+    assert!(files.certtool(&forged.chain, &files.fleet.root_der(), CLIENT).is_err());
 }
 
 #[test]
@@ -173,9 +113,7 @@ fn both_judges_refuse_a_certificate_for_the_other_purpose() {
     let files = Files::new();
     let node = files.fleet.node(files.now).chain;
     openssl_refuses(&files, &node, &["-purpose", "sslserver"], "unsuitable certificate purpose");
-    if let Some(said) = files.certtool(&node, &files.fleet.root_der(), SERVER) {
-        assert!(said.is_err());
-    }
+    assert!(files.certtool(&node, &files.fleet.root_der(), SERVER).is_err());
 }
 
 #[test]
@@ -197,9 +135,7 @@ fn both_judges_refuse_a_node_that_issues() {
     let leaf = params.signed_by(&hyperfactory_pki::PrivateKey::generate().expect("a key"), &issuer).expect("signed");
     let chain = [&[leaf.der().clone()], node.chain.as_slice()].concat();
     assert!(files.openssl(&chain, &files.fleet.root_der(), &[]).is_err());
-    if let Some(said) = files.certtool(&chain, &files.fleet.root_der(), CLIENT) {
-        assert!(said.is_err());
-    }
+    assert!(files.certtool(&chain, &files.fleet.root_der(), CLIENT).is_err());
 }
 
 #[test]
@@ -214,7 +150,7 @@ fn both_judges_trust_the_authority_for_https_with_the_hubs_names_and_no_others()
     for wanted in [["-verify_hostname", "hub.example"], ["-verify_ip", "192.0.2.7"], ["-verify_ip", "::1"]] {
         assert_eq!(files.openssl(&chain, &root, &[&["-purpose", "sslserver"], &wanted[..]].concat()), Ok(()));
     }
-    assert_eq!(files.certtool(&chain[..1], &root, SERVER).unwrap_or(Ok(())), Ok(()));
+    assert_eq!(files.certtool(&chain[..1], &root, SERVER), Ok(()));
 
     for name in [dns("bank.example"), rcgen::SanType::IpAddress(std::net::Ipv4Addr::new(192, 0, 2, 8).into())] {
         let forged = forge_under(&authority, |params| {
@@ -224,17 +160,16 @@ fn both_judges_trust_the_authority_for_https_with_the_hubs_names_and_no_others()
         });
         let said = files.openssl(&forged.chain, &root, &[]).expect_err("not its to name");
         assert!(said.contains("permitted subtree violation"), "{said}");
-        assert!(files.certtool(&forged.chain[..1], &root, SERVER).is_none_or(|judged| judged.is_err()));
+        assert!(files.certtool(&forged.chain[..1], &root, SERVER).is_err());
     }
 }
 
 #[test]
 fn openssl_reads_our_request_as_proof_of_possession() {
-    let directory = tempfile::tempdir().expect("a directory");
-    let path: &Path = &directory.path().join("request.der");
-    let request = hyperfactory_pki::PrivateKey::generate().expect("a key").certificate_request().expect("a request");
-    std::fs::write(path, request).expect("written");
-    let words = ["req", "-inform", "DER", "-verify", "-noout", "-in"].map(OsStr::new);
-    let arguments = [&words[..], &[path.as_os_str()]].concat();
-    assert_eq!(run("openssl", &arguments), Some(Ok(())));
+    let files = Files::new();
+    let path = files.tools.folder().join("request.der");
+    let request = PrivateKey::generate().expect("a key").certificate_request().expect("a request");
+    std::fs::write(&path, request).expect("written");
+    let mut command = Command::new("openssl");
+    assert_eq!(run(command.args(["req", "-inform", "DER", "-verify", "-noout", "-in"]).arg(path)), Ok(()));
 }

@@ -128,9 +128,9 @@ impl SimulatedNode {
         self.store.load()?.with_context(|| format!("node {} has lost its identity", self.index))
     }
 
-    /// What kept it from the hub, or from a new certificate, so far: the first of it.
-    pub fn troubles(&self) -> Vec<String> {
-        lock(&self.troubles).clone()
+    /// What has kept it from the hub, or from a new certificate, since this was asked last: the first of it.
+    pub fn take_troubles(&self) -> Vec<String> {
+        std::mem::take(&mut *lock(&self.troubles))
     }
 
     fn note(&self, status: &LinkStatus) {
