@@ -25,7 +25,7 @@ const NAMED: usize = 10;
 
 #[derive(Subcommand)]
 pub(crate) enum Command {
-    /// Has nodes do something. What each may do is up to its owner: see [commands] in its agent.toml.
+    /// Has nodes do something. What each may do is up to its owner: see the table "commands" in its agent.toml.
     Send(Send),
     /// Lists commands, newest first.
     List {
