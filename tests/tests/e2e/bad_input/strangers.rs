@@ -96,7 +96,7 @@ impl Loot {
             file("extensions"),
             format!(
                 "basicConstraints=critical,CA:FALSE\nkeyUsage=critical,digitalSignature\nextendedKeyUsage=clientAuth\n\
-                 authorityKeyIdentifier=keyid:always\nsubjectAltName=DNS:{name}\n"
+                 authorityKeyIdentifier=keyid:always\nsubjectAltName=critical,DNS:{name}\n"
             ),
         )?;
         let output = Command::new("openssl")
