@@ -20,6 +20,7 @@ use crate::telemetry::state::{Fleet, Level};
 pub use evaluator::{Change, Evaluator, Finding};
 pub use policy::Policy;
 pub use rules::Rule;
+pub(crate) use rules::ails;
 
 /// Changes a slow reader may fall behind; beyond it, it is told that it lagged and lists again.
 const CHANGES: usize = 1024;

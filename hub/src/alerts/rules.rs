@@ -230,6 +230,15 @@ pub(super) fn failed(service: &Service) -> Judgement {
     }
 }
 
+/// Whether something is wrong with a service, by the rules for its health and its end; `None`: it can't be told now.
+pub(crate) fn ails(service: &Service) -> Option<bool> {
+    match (unhealthy(service), failed(service)) {
+        (Judgement::Wrong { .. }, _) | (_, Judgement::Wrong { .. }) => Some(true),
+        (Judgement::Unclear, _) | (_, Judgement::Unclear) => None,
+        (Judgement::Well, Judgement::Well) => Some(false),
+    }
+}
+
 pub(super) fn restarting(restarts: usize, watched_long_enough: bool, policy: &Policy) -> Judgement {
     if restarts >= policy.restarts {
         let window = policy.restart_window.as_secs();
