@@ -363,7 +363,8 @@ impl Rollouts {
     ) -> Result<Vec<Participant>, StoreError> {
         let steady = self.commands.clock().now();
         let mut participants = rows::participants(connection, rollout.id, now, steady).await?;
-        for one in &mut participants {
+        // How the nodes of other waves are now is nobody's question.
+        for one in participants.iter_mut().filter(|one| one.member.wave == rollout.position.wave) {
             one.member.health = health::of(&self.fleet, one.member.node);
         }
         Ok(participants)

@@ -19,6 +19,8 @@ use crate::commands::{NewRequest, RequestError, Requested};
 
 /// How often it is looked while a rollout runs.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// After a look that took long, so many times as long passes before the next: large rollouts must not keep the hub busy.
+const REST: u32 = 9;
 /// How long the nodes of a hub that just started have to come back, before they count as lost.
 const COME_BACK_WITHIN: Duration = Duration::from_secs(60);
 /// Steps of one rollout before the others have their turn.
@@ -31,9 +33,10 @@ pub(super) async fn keep(rollouts: Rollouts, wall: impl Fn() -> Timestamp, stop:
     let began = Instant::now();
     loop {
         let fresh = began.elapsed() < COME_BACK_WITHIN;
+        let looking = Instant::now();
         let wait = match rollouts.look(wall(), fresh).await {
             Ok(0) => LONGEST_WAIT,
-            Ok(_) => LOOK_EVERY,
+            Ok(_) => LOOK_EVERY.max(looking.elapsed() * REST).min(LONGEST_WAIT),
             Err(error) => {
                 warn!(%error, "rollouts were not looked at");
                 LOOK_EVERY

@@ -205,7 +205,7 @@ pub(super) async fn participants(
             told_at: row.try_get::<Option<i64>, _>(8)?.map(told),
             was_well: row.try_get::<i64, _>(6)? != 0,
             accepted: row.try_get::<i64, _>(7)? != 0,
-            health: Health::Gone,
+            health: Health::Unclear,
         };
         Ok(Participant {
             member,

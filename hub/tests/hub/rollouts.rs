@@ -196,7 +196,13 @@ on_both_engines! {
                 let step = desk.rollouts.step(id, site.now(), false);
                 drop(tokio::time::timeout(Duration::from_micros(micros), step).await);
             }
-            site.open().rollouts.step(id, site.now(), false).await.expect("a step");
+            // Two hubs at once, each of which sees that a step is due.
+            let (one, other) = (site.open(), site.open());
+            let (one, other) = tokio::join!(
+                one.rollouts.step(id, site.now(), false),
+                other.rollouts.step(id, site.now(), false)
+            );
+            one.and(other).expect("a step");
             let asked = site.asked(&site.open()).await;
             assert!(asked.values().all(|commands| commands.len() == 1), "{asked:?}");
             let (rollout, nodes) = site.shown(id).await;
