@@ -11,6 +11,7 @@ mod offline;
 mod quickstart;
 mod recovery;
 mod revocation;
+mod rollouts;
 mod rotation;
 mod scripts;
 mod service;
