@@ -234,7 +234,7 @@ impl Hub {
         let (commands, keeping) =
             Commands::start(database.clone(), Arc::clone(&registry), clock, now, stop_storing.clone());
         storing.spawn(keeping);
-        let rollouts = Rollouts::new(database.clone(), commands.clone(), fleet.clone());
+        let rollouts = Rollouts::new(database.clone(), commands.clone(), fleet.clone(), alerts.clone());
         storing.spawn(rollouts.keep(now, stop_storing.clone()));
         let webhook = config.audit_heads_webhook.clone().map(Webhook::new).transpose()?;
         let file = config.audit_heads_file.clone();

@@ -19,9 +19,10 @@ use store::{Database, StoreError, Transaction};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
+use crate::alerts::{Alerts, Change, Finding, Rule};
 use crate::audit::{self, Actor, Record, action};
 use crate::commands::{Commands, NewRequest, RequestError};
-use crate::telemetry::state::Fleet;
+use crate::telemetry::state::{Fleet, Level};
 
 pub use plan::{Act, Cause, Health, Limits, Member, Moment, Position, Standing, State, Waiting, Wrong};
 pub use waves::{Reach, Waves, WavesError};
@@ -40,6 +41,7 @@ pub struct Rollouts {
     database: Database,
     commands: Commands,
     fleet: Fleet,
+    alerts: Alerts,
     /// There is something to do sooner than was thought.
     sooner: Arc<Notify>,
 }
@@ -158,9 +160,9 @@ impl From<sqlx::Error> for RolloutError {
 }
 
 impl Rollouts {
-    /// Those in `database`, of the nodes of `fleet`, by `commands`.
-    pub fn new(database: Database, commands: Commands, fleet: Fleet) -> Self {
-        Self { database, commands, fleet, sooner: Arc::default() }
+    /// Those in `database`, of the nodes of `fleet`, by `commands`; one that holds itself is among `alerts`.
+    pub fn new(database: Database, commands: Commands, fleet: Fleet, alerts: Alerts) -> Self {
+        Self { database, commands, fleet, alerts, sooner: Arc::default() }
     }
 
     /// The same for somebody who is bound to a tenant: nothing else is there.
@@ -323,8 +325,11 @@ impl Rollouts {
         (rollout.changed_at, rollout.changed_by) = (now, actor.to_string());
         rows::update(&mut transaction, &rollout).await?;
         records.push(rollout.record(done, actor, detail));
+        let over = if state == State::Halted { vec![Change::Closed(rollout.finding(now))] } else { Vec::new() };
+        self.alerts.put(&mut transaction, &over).await?;
         audit::append_all(&mut transaction, now, records).await?;
         transaction.commit().await?;
+        self.alerts.announce(over);
         tracing::info!(rollout = id, from = %state, to = %next, by = %actor, "rollout");
         self.commands.taken_back(&nodes);
         self.sooner.notify_one();
@@ -380,6 +385,21 @@ impl Rollout {
     /// What it does, for a person.
     pub fn what(&self) -> String {
         self.action.as_ref().map_or_else(|| self.name.clone(), ToString::to_string)
+    }
+
+    /// The alert that it holds itself.
+    fn finding(&self, at: Timestamp) -> Finding {
+        let message =
+            format!("the rollout of {} holds itself: {}; look, then resume or abort it", self.what(), self.why);
+        Finding {
+            tenant: self.tenant.clone(),
+            node: None,
+            rule: Rule::RolloutHalted,
+            subject: format!("rollout/{}", self.id),
+            level: Level::Critical,
+            message,
+            at,
+        }
     }
 
     fn record(&self, action: &'static str, actor: &Actor, detail: Value) -> Record {

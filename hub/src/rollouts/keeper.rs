@@ -14,6 +14,7 @@ use tracing::{info, warn};
 use super::plan::{self, Act, Cause, Member, State, Wrong};
 use super::window::LONGEST_WAIT;
 use super::{Participant, Rollout, RolloutError, Rollouts, rows};
+use crate::alerts::Change;
 use crate::audit::{self, Actor, Record, action};
 use crate::commands::{NewRequest, RequestError, Requested};
 
@@ -144,10 +145,14 @@ impl Rollouts {
             }
         };
         rows::update(&mut transaction, &rollout).await?;
+        let halted = rollout.position.state == State::Halted;
+        let alert = if halted { vec![Change::Opened(rollout.finding(now))] } else { Vec::new() };
+        self.alerts.put(&mut transaction, &alert).await?;
         if !records.is_empty() {
             audit::append_all(&mut transaction, now, records).await?;
         }
         transaction.commit().await?;
+        self.alerts.announce(alert);
         if let Some((new, requested)) = &asked {
             self.commands.placed(new, requested);
         }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
+use hyperfactory_hub::alerts::{self, Alerts, Policy};
 use hyperfactory_hub::audit::Actor;
 use hyperfactory_hub::commands::{Commands, Filter, NewRequest, SteadyClock};
 use hyperfactory_hub::rollouts::{
@@ -35,6 +36,7 @@ struct Site {
 struct Desk {
     commands: Commands,
     rollouts: Rollouts,
+    alerts: Alerts,
     #[expect(dead_code, reason = "its task ends with it")]
     tasks: JoinSet<()>,
 }
@@ -57,15 +59,21 @@ impl Site {
     }
 
     /// As a hub that starts.
-    fn open(&self) -> Desk {
+    async fn open(&self) -> Desk {
         let steady = Arc::clone(&self.steady);
         let clock = SteadyClock::new(move || Timestamp::from_millis(steady.load(Ordering::Relaxed)));
         let (database, stop) = (self.world.database.clone(), CancellationToken::new());
         let (commands, task) = Commands::start(database.clone(), Arc::default(), clock, || NOW, stop);
         let mut tasks = JoinSet::new();
         tasks.spawn(task);
-        let rollouts = Rollouts::new(database, commands.clone(), self.world.fleet.clone());
-        Desk { commands, rollouts, tasks }
+        let (fleet, authorities) = (self.world.fleet.clone(), self.world.authorities.clone());
+        let stop = CancellationToken::new();
+        let started =
+            Alerts::start(database.clone(), fleet.clone(), authorities, Policy::default(), || NOW, stop).await;
+        // Nobody judges nodes here.
+        let (alerts, _) = started.expect("alerts");
+        let rollouts = Rollouts::new(database, commands.clone(), fleet, alerts.clone());
+        Desk { commands, rollouts, alerts, tasks }
     }
 
     fn now(&self) -> Timestamp {
@@ -136,7 +144,7 @@ impl Site {
     }
 
     async fn start(&self, waves: &[&[usize]]) -> i64 {
-        self.open().rollouts.start(self.new_rollout(waves), &ann(), NOW).await.expect("started").id
+        self.open().await.rollouts.start(self.new_rollout(waves), &ann(), NOW).await.expect("started").id
     }
 
     /// The commands each node ever got.
@@ -152,7 +160,7 @@ impl Site {
     /// Goes on, each step by a hub that has just been started, until it waits.
     async fn until_it_waits(&self, id: i64) -> Act {
         for _ in 0..MANY {
-            let act = self.open().rollouts.step(id, self.now(), false).await.expect("a step");
+            let act = self.open().await.rollouts.step(id, self.now(), false).await.expect("a step");
             if matches!(act, Act::Wait(_)) {
                 return act;
             }
@@ -161,7 +169,7 @@ impl Site {
     }
 
     async fn shown(&self, id: i64) -> (Rollout, Vec<Participant>) {
-        self.open().rollouts.get(id, self.now()).await.expect("a rollout")
+        self.open().await.rollouts.get(id, self.now()).await.expect("a rollout")
     }
 
     async fn state(&self, id: i64) -> (State, u32) {
@@ -170,7 +178,7 @@ impl Site {
     }
 
     async fn act(&self, id: i64, verb: Verb) -> Result<Rollout, RolloutError> {
-        self.open().rollouts.act(id, verb, "looked at it", &ann(), self.now()).await
+        self.open().await.rollouts.act(id, verb, "looked at it", &ann(), self.now()).await
     }
 
     async fn actions(&self) -> Vec<String> {
@@ -192,18 +200,18 @@ on_both_engines! {
         loop {
             // Killed at every point of a step: a future that is dropped goes no further.
             for micros in [0, 100, 300, 700, 1_500, 3_000, 6_000] {
-                let desk = site.open();
+                let desk = site.open().await;
                 let step = desk.rollouts.step(id, site.now(), false);
                 drop(tokio::time::timeout(Duration::from_micros(micros), step).await);
             }
             // Two hubs at once, each of which sees that a step is due.
-            let (one, other) = (site.open(), site.open());
+            let (one, other) = (site.open().await, site.open().await);
             let (one, other) = tokio::join!(
                 one.rollouts.step(id, site.now(), false),
                 other.rollouts.step(id, site.now(), false)
             );
             one.and(other).expect("a step");
-            let asked = site.asked(&site.open()).await;
+            let asked = site.asked(&site.open().await).await;
             assert!(asked.values().all(|commands| commands.len() == 1), "{asked:?}");
             let (rollout, nodes) = site.shown(id).await;
             for one in &nodes {
@@ -213,12 +221,12 @@ on_both_engines! {
                 assert!(rollout.ended_at.is_some());
                 break;
             }
-            site.answer(&site.open(), CommandState::Succeeded).await;
+            site.answer(&site.open().await, CommandState::Succeeded).await;
             site.pass(seconds(10));
             patience += 1;
             assert!(patience < MANY, "{rollout:?}");
         }
-        assert_eq!(site.asked(&site.open()).await.len(), 5);
+        assert_eq!(site.asked(&site.open().await).await.len(), 5);
         assert_eq!(site.actions().await, ["started", "watched", "advanced", "watched", "advanced", "watched", "ended"]);
         let requested = site.world.audited("command.requested").await;
         assert_eq!((requested.len(), &*requested[0].actor), (3, "operator:ann"));
@@ -231,11 +239,11 @@ on_both_engines! {
         let site = Site::new(database, 6).await;
         let id = site.start(&[&[0], &[1, 2, 3], &[4, 5]]).await;
         site.until_it_waits(id).await;
-        site.answer(&site.open(), CommandState::Succeeded).await;
+        site.answer(&site.open().await, CommandState::Succeeded).await;
         site.until_it_waits(id).await;
         site.pass(seconds(30));
         site.until_it_waits(id).await;
-        site.answer(&site.open(), CommandState::Succeeded).await;
+        site.answer(&site.open().await, CommandState::Succeeded).await;
         site.until_it_waits(id).await;
         assert_eq!(site.state(id).await, (State::Running, 2));
         site.health(site.nodes[2], ServiceHealth::Unhealthy);
@@ -251,11 +259,20 @@ on_both_engines! {
         assert_eq!((audited.len(), audited[0].detail["reason"].as_str()), (1, Some(&*rollout.why)));
         assert_eq!((&*audited[0].actor, audited[0].tenant.as_deref()), ("system", Some("acme")));
         assert!(matches!(site.act(id, Verb::Pause).await, Err(RolloutError::Halted(_))));
+        let alerts = async |open| {
+            let filter = alerts::Filter { open: Some(open), ..alerts::Filter::default() };
+            let listed = site.open().await.alerts.list(&filter).await.expect("a list");
+            listed.into_iter().filter(|alert| alert.rule == "rollout.halted").collect::<Vec<_>>()
+        };
+        let open = alerts(true).await;
+        assert_eq!((open.len(), &*open[0].subject, open[0].tenant.clone()), (1, &*format!("rollout/{id}"), Some(acme())));
+        assert!(open[0].message.contains(&rollout.why), "{}", open[0].message);
 
         for _ in 0..2 {
             assert_eq!(site.act(id, Verb::Resume).await.expect("resumed").position.state, State::Running);
         }
         assert_eq!(site.world.audited("rollout.resumed").await.len(), 1, "once");
+        assert_eq!((alerts(true).await.len(), alerts(false).await.len()), (0, 1));
         site.until_it_waits(id).await;
         assert_eq!(site.state(id).await, (State::Running, 2), "what was accepted does not halt it, and is watched anew");
         site.health(site.nodes[3], ServiceHealth::Unhealthy);
@@ -276,13 +293,13 @@ on_both_engines! {
             for step in 0..steps {
                 site.act(id, Verb::Pause).await.expect("held");
                 let before = site.shown(id).await;
-                let held = site.open().rollouts.step(id, site.now(), false).await.expect("a step");
+                let held = site.open().await.rollouts.step(id, site.now(), false).await.expect("a step");
                 assert!(matches!(held, Act::Wait(_)), "held, it does nothing: {held:?}");
                 assert_eq!(site.shown(id).await.1, before.1);
                 site.act(id, Verb::Resume).await.expect("resumed");
-                site.open().rollouts.step(id, site.now(), false).await.expect("a step");
+                site.open().await.rollouts.step(id, site.now(), false).await.expect("a step");
                 if step % 2 == 1 {
-                    site.answer(&site.open(), CommandState::Succeeded).await;
+                    site.answer(&site.open().await, CommandState::Succeeded).await;
                     site.pass(seconds(30));
                 }
             }
@@ -301,7 +318,7 @@ on_both_engines! {
             let audited = site.world.audited("rollout.aborted").await;
             assert_eq!((audited.len(), &audited[0].detail["taken_back"]), (steps + 1, &json!(queued)));
             site.pass(seconds(600));
-            site.answer(&site.open(), CommandState::Succeeded).await;
+            site.answer(&site.open().await, CommandState::Succeeded).await;
             site.until_it_waits(id).await;
             assert_eq!(site.shown(id).await.1.iter().filter(|one| one.member.pending()).count(), after.iter().filter(|one| one.member.pending()).count());
             assert!(matches!(site.act(id, Verb::Resume).await, Err(RolloutError::Over { .. })));
@@ -315,7 +332,7 @@ on_both_engines! {
         site.lose(away);
         let id = site.start(&[&[0, 1], &[2, 3]]).await;
         site.until_it_waits(id).await;
-        site.answer(&site.open(), CommandState::Succeeded).await;
+        site.answer(&site.open().await, CommandState::Succeeded).await;
         site.pass(seconds(59));
         site.until_it_waits(id).await;
         assert_eq!(site.shown(id).await.0.position.soaking_since, None, "it has its time to come");
@@ -327,7 +344,7 @@ on_both_engines! {
         assert_eq!(site.state(id).await, (State::Running, 2), "and does not hold the wave for ever");
         site.pass(seconds(2_000));
         site.connect(away);
-        site.answer(&site.open(), CommandState::Succeeded).await;
+        site.answer(&site.open().await, CommandState::Succeeded).await;
         site.until_it_waits(id).await;
         site.pass(seconds(30));
         site.until_it_waits(id).await;
@@ -345,24 +362,24 @@ on_both_engines! {
             let new = site.new_rollout(&[&[0, 1], &[2]]);
             NewRollout { command: NewRequest { key: Some("k".into()), ..new.command.clone() }, ..new }
         };
-        let id = site.open().rollouts.start(keyed(), &ann(), NOW).await.expect("started").id;
-        assert_eq!(site.open().rollouts.start(keyed(), &ann(), NOW).await.expect("the same").id, id);
+        let id = site.open().await.rollouts.start(keyed(), &ann(), NOW).await.expect("started").id;
+        assert_eq!(site.open().await.rollouts.start(keyed(), &ann(), NOW).await.expect("the same").id, id);
         let mut other = keyed();
         other.command.fingerprint = vec![2];
-        assert!(matches!(site.open().rollouts.start(other, &ann(), NOW).await, Err(RolloutError::Request(_))));
+        assert!(matches!(site.open().await.rollouts.start(other, &ann(), NOW).await, Err(RolloutError::Request(_))));
         for reason in ["", " ", "a\nb"] {
             let mut silent = site.new_rollout(&[&[0]]);
             silent.command.reason = reason.into();
-            assert!(matches!(site.open().rollouts.start(silent, &ann(), NOW).await, Err(RolloutError::Reason)));
+            assert!(matches!(site.open().await.rollouts.start(silent, &ann(), NOW).await, Err(RolloutError::Reason)));
         }
         site.until_it_waits(id).await;
-        site.answer(&site.open(), CommandState::Failed).await;
+        site.answer(&site.open().await, CommandState::Failed).await;
         site.until_it_waits(id).await;
         let (rollout, nodes) = site.shown(id).await;
         assert_eq!(rollout.position.state, State::Halted);
         assert!(rollout.why.starts_with("in wave 1, 2 of 2 nodes failed, 0 of them because"), "{}", rollout.why);
         assert_eq!(nodes.iter().filter(|one| one.member.pending()).count(), 1);
-        assert_eq!(site.open().rollouts.list(None, 10).await.expect("a list").len(), 1);
+        assert_eq!(site.open().await.rollouts.list(None, 10).await.expect("a list").len(), 1);
         site.world.close().await;
     }
 }

@@ -111,7 +111,7 @@ impl Site {
         let clock = SteadyClock::open(&database, now()).await.expect("a clock");
         let (commands, keeping) = Commands::start(database.clone(), Arc::default(), clock, now, stop.clone());
         tasks.spawn(keeping);
-        let rollouts = Rollouts::new(database.clone(), commands.clone(), fleet.clone());
+        let rollouts = Rollouts::new(database.clone(), commands.clone(), fleet.clone(), alerts.clone());
         tasks.spawn(rollouts.keep(now, stop.clone()));
         let tenants = Tenants::new(database.clone(), authorities.clone());
         let rotations = Rotations::new(database.clone(), authorities.clone());
