@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result, ensure};
 use hyperfactory_tests::rig::{Agent, Browser, Engine, Hub, SOON, View, until_async};
-use thirtyfour::By;
+use thirtyfour::{By, Key};
 
 const SERVICES: &str = include_str!("../../../compose/test/compose.yaml");
 
@@ -104,6 +104,29 @@ async fn from_sign_in_to_a_service_that_turns_unhealthy_without_a_reload() -> Re
     reads(&browser, By::Tag("body"), "press-1").await?;
     fits(&browser, "fleet").await?;
 
+    // A rollout without the mouse.
+    browser.goto(format!("{base}/rollouts/new")).await?;
+    fits(&browser, "rollout-new").await?;
+    browser.find(By::Id("action")).await?.send_keys("Hand over").await?;
+    browser.find(By::Id("reason")).await?.send_keys("before the move" + Key::Return).await?;
+    reads(&browser, By::Tag("h1"), "on 1 node?").await?;
+    reads(&browser, By::Tag("table"), "press-1").await?;
+    fits(&browser, "rollout-confirm").await?;
+    browser.active_element().await?.send_keys("" + Key::Return).await?;
+    reads(&browser, By::Id("view"), "before the move").await?;
+    mark(&browser).await?;
+    reads(&browser, By::Id("w-1"), "watched").await?;
+    browser.find(By::Css("#act-pause summary")).await?.send_keys("" + Key::Return).await?;
+    browser.find(By::Id("why-pause")).await?.send_keys("lunch").await?;
+    fits(&browser, "rollout").await?;
+    ensure!(was_not_loaded_again(&browser).await?, "the rollout's page was loaded again");
+    browser.find(By::Id("why-pause")).await?.send_keys("" + Key::Return).await?;
+    reads(&browser, By::Id("view"), "lunch").await?;
+    browser.goto(format!("{base}/rollouts")).await?;
+    reads(&browser, By::Id("view"), "held").await?;
+    fits(&browser, "rollouts").await?;
+
+    browser.goto(&base).await?;
     browser.find(By::LinkText("press-1")).await?.click().await?;
     browser.find(By::XPath("//summary[contains(., 'Revoke')]")).await?.click().await?;
     fits(&browser, "node-revoke").await?;
