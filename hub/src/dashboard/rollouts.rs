@@ -241,7 +241,7 @@ fn troubled(nodes: &[RolloutNode]) -> Markup {
 fn limits(rollout: &Rollout) -> Markup {
     let long = |seconds: u64| format::duration(seconds as f64);
     html! {
-        div.facts {
+        section.facts aria-label="Plan" {
             div.card {
                 h3 { "Plan" }
                 dl {
@@ -455,7 +455,7 @@ fn form(wanted: &Wanted, error: Option<&str>, tenants: &[String]) -> Markup {
                 (field("waves", "Waves: how far each reaches", "1,10%,50%,100%"))
                 div.two { (field("soak", "Watch each wave for, minutes", "5")) (field("regressed", "Hold when so many are not well, percent", "10")) }
                 div.two { (field("settle", "A node has so long, minutes", "10")) (field("failed", "Hold when so many fail, percent", "10")) }
-                div.two { (field("rate", "Most commands a minute", "no limit")) (field("windows", "Only at these times", "Mon-Fri 22:00-04:00 +01:00; Sat")) }
+                div.two { (field("rate", "Most commands a minute", "no limit")) (field("windows", "Only at these times", "Mon-Fri 22:00-04:00 +01:00")) }
                 (field("valid_for", "Nodes that are away may still start within, hours", "1"))
                 div { label for="reason" { "Why, for the audit log" } input #reason name="reason" value=(wanted.reason) required maxlength="500" autocomplete="off"; }
                 div.actions { button type="submit" { "Show who is meant" } a href="/rollouts" { "Leave it" } }
