@@ -49,8 +49,9 @@ pub(super) async fn run(
     shutdown: CancellationToken,
 ) {
     let node = identity.node;
-    let greeted = tokio::time::timeout(HELLO_DEADLINE, greet(&gateway, &connection, &identity)).await;
-    let (session, mut control, intake) = match greeted {
+    // What is rare in a session is boxed, here and below: thousands of them would each keep room for it all their lives.
+    let greeted = tokio::time::timeout(HELLO_DEADLINE, Box::pin(greet(&gateway, &connection, &identity))).await;
+    let (session, mut control, mut intake) = match greeted {
         Ok(Ok(greeted)) => greeted,
         Ok(Err(trouble)) => {
             debug!(%node, remote = %connection.remote_address(), %trouble, "no session");
@@ -73,9 +74,9 @@ pub(super) async fn run(
     }
     info!(%node, tenant = %identity.tenant, %session, remote = %connection.remote_address(), "session opened");
     if let Some(displaced) = registered.displaced {
-        record_displacement(&gateway, &connection, &identity, displaced, session).await;
+        Box::pin(record_displacement(&gateway, &connection, &identity, displaced, session)).await;
     }
-    if let Err(error) = gateway.enrollment.seen(&identity, now()).await {
+    if let Err(error) = Box::pin(gateway.enrollment.seen(&identity, now())).await {
         // The older certificate then stays good a little longer: the next session retires it.
         warn!(%node, %error, "the use of a certificate was not recorded");
     }
@@ -83,9 +84,9 @@ pub(super) async fn run(
     let over = tokio::select! {
         biased;
         over = attend(&gateway, &identity, &mut control, registered, &shutdown) => over,
-        over = take_in(&connection, intake) => over,
+        over = take_in(&connection, &mut intake) => over,
     };
-    let ended = end(&connection, control, over).await;
+    let ended = Box::pin(end(&connection, control, over)).await;
     gateway.registry.remove(node, session);
     gateway.metrics.sessions.set(gateway.registry.len() as i64);
     info!(%node, %session, ?ended, "session closed");
@@ -262,7 +263,7 @@ async fn attend(
                 None => return Over::Close(CloseCode::Displaced, "this session no longer takes part".into()),
             },
             () = courier.due(&commands) => {
-                for message in courier.collect(&control.machine, now()).await {
+                for message in Box::pin(courier.collect(&control.machine, now())).await {
                     if control.writer.send(&message).await.is_err() {
                         return Over::Node(Ended::Lost);
                     }
@@ -285,25 +286,25 @@ async fn attend(
                 HubOutput::Send(answer) => answer,
                 HubOutput::Renew { certificate_request, sequence } => {
                     let request = RenewRequest { certificate_request, sequence };
-                    let renewed = gateway.enrollment.renew(identity, &request, now()).await;
+                    let renewed = Box::pin(gateway.enrollment.renew(identity, &request, now())).await;
                     control.machine.renewed(
                         renewed.unwrap_or_else(|refusal| Renewed { refusal: Some(refusal), ..Renewed::default() }),
                     )
                 }
                 HubOutput::Trusts { roots, trouble } => {
-                    trusting(gateway, identity, &roots, &trouble).await;
+                    Box::pin(trusting(gateway, identity, &roots, &trouble)).await;
                     continue;
                 }
                 HubOutput::Clock(reading) => {
                     gateway.fleet.clock(identity.node, reading.into());
                     continue;
                 }
-                HubOutput::Outcome(word) => match courier.word(word, &control.machine, now()).await {
+                HubOutput::Outcome(word) => match Box::pin(courier.word(word, &control.machine, now())).await {
                     Ok(Some(stored)) => stored,
                     Ok(None) => continue,
                     Err(over) => return over,
                 },
-                HubOutput::Output(piece) => match courier.piece(piece).await {
+                HubOutput::Output(piece) => match Box::pin(courier.piece(piece)).await {
                     Ok(()) => continue,
                     Err(over) => return over,
                 },
@@ -322,7 +323,7 @@ async fn attend(
 }
 
 /// The telemetry stream: everything that has arrived is committed together, then acknowledged.
-async fn take_in(connection: &Connection, mut intake: Intake) -> Over {
+async fn take_in(connection: &Connection, intake: &mut Intake) -> Over {
     let (mut writer, mut reader) = match connection.accept(MAX_TELEMETRY).await {
         Ok(stream) => stream,
         Err(_) => return Over::Node(Ended::Lost),
@@ -350,7 +351,7 @@ async fn take_in(connection: &Connection, mut intake: Intake) -> Over {
                 None => {}
             }
         }
-        match intake.commit(now()).await {
+        match Box::pin(intake.commit(now())).await {
             Ok(Some(acknowledge)) => {
                 if let Err(error) = writer.send(&acknowledge).await {
                     return broken(error);
