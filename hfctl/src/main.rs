@@ -55,6 +55,9 @@ enum Verb {
     /// Commands: what nodes are to do, and what came of it.
     #[command(subcommand)]
     Command(command::command::Command),
+    /// Rollouts: the same command over many nodes, in waves.
+    #[command(subcommand)]
+    Rollout(command::rollout::Rollout),
     /// Keys of people who sign commands.
     #[command(subcommand)]
     OperatorKey(command::operator_key::OperatorKey),
@@ -105,6 +108,7 @@ fn run(arguments: Arguments) -> Result<(), Failure> {
         Verb::Node(verb) => verb.run(&client()?, &mut output),
         Verb::Service(verb) => verb.run(&client()?, &mut output),
         Verb::Command(verb) => verb.run(&client()?, &mut output),
+        Verb::Rollout(verb) => verb.run(&client()?, &mut output),
         Verb::OperatorKey(verb) => verb.run(client, &mut output),
         Verb::Kafka(verb) => verb.run(&client()?, &mut output),
         Verb::Ca(verb) => verb.run(&client()?, &mut output),

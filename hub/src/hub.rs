@@ -33,6 +33,7 @@ use crate::gateway::{self, Gateway};
 use crate::keys::Keys;
 use crate::metrics::Metrics;
 use crate::revocation_lists::RevocationLists;
+use crate::rollouts::Rollouts;
 use crate::rotation::Rotations;
 use crate::schema;
 use crate::service::{self, Vitals};
@@ -233,6 +234,8 @@ impl Hub {
         let (commands, keeping) =
             Commands::start(database.clone(), Arc::clone(&registry), clock, now, stop_storing.clone());
         storing.spawn(keeping);
+        let rollouts = Rollouts::new(database.clone(), commands.clone(), fleet.clone(), alerts.clone());
+        storing.spawn(rollouts.keep(now, stop_storing.clone()));
         let webhook = config.audit_heads_webhook.clone().map(Webhook::new).transpose()?;
         let file = config.audit_heads_file.clone();
         let every = config.audit_heads_every.get();
@@ -268,6 +271,7 @@ impl Hub {
             tenants: domain.tenants.clone(),
             authorities: domain.authorities.clone(),
             rotations: domain.rotations.clone(),
+            rollouts,
             enrollment: gateway.enrollment.clone(),
             revocation_lists: RevocationLists::new(gateway.database.clone(), domain.authorities.clone()),
             fleet: fleet.clone(),

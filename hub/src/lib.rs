@@ -21,6 +21,7 @@ pub mod metrics;
 pub mod operators;
 pub mod quickstart;
 pub mod revocation_lists;
+pub mod rollouts;
 pub mod rotation;
 mod rows;
 pub mod schema;

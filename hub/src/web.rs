@@ -31,6 +31,7 @@ use crate::authorities::Authorities;
 use crate::commands::Commands;
 use crate::enrollment::Enrollment;
 use crate::revocation_lists::RevocationLists;
+use crate::rollouts::Rollouts;
 use crate::rotation::Rotations;
 use crate::telemetry::history::History;
 use crate::telemetry::ingest::Ingest;
@@ -72,6 +73,8 @@ pub struct AppState {
     pub authorities: Authorities,
     /// From one authority to the next.
     pub rotations: Rotations,
+    /// Commands over many nodes, in waves.
+    pub rollouts: Rollouts,
     /// Join tokens, and who is in.
     pub enrollment: Enrollment,
     /// What authorities no longer stand for.

@@ -11,6 +11,7 @@ pub(crate) mod login;
 pub(crate) mod node;
 pub(crate) mod operator_key;
 pub(crate) mod policy;
+pub(crate) mod rollout;
 pub(crate) mod tenant;
 pub(crate) mod token;
 pub(crate) mod trust;

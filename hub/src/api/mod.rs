@@ -21,6 +21,7 @@ pub(crate) mod problem;
 mod renewals;
 pub mod resource;
 mod revocation_lists;
+pub(crate) mod rollouts;
 pub(crate) mod roster;
 pub(crate) mod rotations;
 pub mod select;
@@ -112,6 +113,12 @@ fn described() -> (Router<App>, Value) {
         .routes(routes!(commands::preview))
         .routes(routes!(commands::show))
         .routes(routes!(commands::cancel))
+        .routes(routes!(rollouts::list, rollouts::create))
+        .routes(routes!(rollouts::show))
+        .routes(routes!(rollouts::nodes))
+        .routes(routes!(rollouts::pause))
+        .routes(routes!(rollouts::resume))
+        .routes(routes!(rollouts::abort))
         .routes(routes!(operator_keys::list, operator_keys::register))
         .routes(routes!(operator_keys::revoke))
         .routes(routes!(audit::list))
@@ -150,7 +157,7 @@ mod tests {
         let (_, described) = described();
         assert!(described["openapi"].as_str().expect("a version").starts_with("3.1"), "{}", described["openapi"]);
         let paths = described["paths"].as_object().expect("paths");
-        assert_eq!(paths.len(), 39);
+        assert_eq!(paths.len(), 45);
         for (path, operations) in paths {
             for (method, operation) in operations.as_object().expect("operations") {
                 let responses = operation["responses"].as_object().expect("responses");

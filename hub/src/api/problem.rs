@@ -16,6 +16,7 @@ use crate::commands::{CancelError, RequestError};
 use crate::enrollment::{AdviseError, RevokeError, TokenError, UnfreezeError};
 use crate::labels::LabelError;
 use crate::operators::OperatorsError;
+use crate::rollouts::{RolloutError, WavesError, WindowError};
 use crate::rotation::RotationError;
 use crate::telemetry::history::HistoryError;
 use crate::tenants::TenantError;
@@ -245,6 +246,30 @@ impl From<RequestError> for Problem {
             RequestError::Store(error) => error.into(),
             error => Self::invalid(error.to_string()),
         }
+    }
+}
+
+impl From<RolloutError> for Problem {
+    fn from(error: RolloutError) -> Self {
+        match error {
+            RolloutError::Unknown(_) => Self::not_found(error.to_string()),
+            RolloutError::Over { .. } | RolloutError::Halted(_) => Self::conflict(error.to_string()),
+            RolloutError::Reason | RolloutError::Limits(_) => Self::invalid(error.to_string()),
+            RolloutError::Request(error) => error.into(),
+            RolloutError::Store(error) => error.into(),
+        }
+    }
+}
+
+impl From<WavesError> for Problem {
+    fn from(error: WavesError) -> Self {
+        Self::invalid(error.to_string())
+    }
+}
+
+impl From<WindowError> for Problem {
+    fn from(error: WindowError) -> Self {
+        Self::invalid(error.to_string())
     }
 }
 

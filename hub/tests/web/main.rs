@@ -9,6 +9,7 @@ mod dashboard;
 mod events;
 mod https;
 mod policy;
+mod rollouts;
 mod rotation;
 mod tenancy;
 mod trust;
@@ -28,6 +29,7 @@ use hyperfactory_hub::commands::{Commands, SteadyClock};
 use hyperfactory_hub::enrollment::{self, Enrollment, NewToken};
 use hyperfactory_hub::keys::{Keys, Master};
 use hyperfactory_hub::revocation_lists::RevocationLists;
+use hyperfactory_hub::rollouts::Rollouts;
 use hyperfactory_hub::rotation::Rotations;
 use hyperfactory_hub::schema;
 use hyperfactory_hub::telemetry::history::History;
@@ -109,6 +111,8 @@ impl Site {
         let clock = SteadyClock::open(&database, now()).await.expect("a clock");
         let (commands, keeping) = Commands::start(database.clone(), Arc::default(), clock, now, stop.clone());
         tasks.spawn(keeping);
+        let rollouts = Rollouts::new(database.clone(), commands.clone(), fleet.clone(), alerts.clone());
+        tasks.spawn(rollouts.keep(now, stop.clone()));
         let tenants = Tenants::new(database.clone(), authorities.clone());
         let rotations = Rotations::new(database.clone(), authorities.clone());
         let access = Access::new(database.clone());
@@ -118,6 +122,7 @@ impl Site {
             tenants: tenants.clone(),
             authorities: authorities.clone(),
             rotations: rotations.clone(),
+            rollouts,
             enrollment: enrollment.clone(),
             revocation_lists: RevocationLists::new(database.clone(), authorities.clone()),
             fleet: fleet.clone(),

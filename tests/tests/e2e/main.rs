@@ -12,6 +12,7 @@ mod offline;
 mod quickstart;
 mod recovery;
 mod revocation;
+mod rollouts;
 mod rotation;
 mod scripts;
 mod service;
