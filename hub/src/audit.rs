@@ -61,6 +61,8 @@ pub mod action {
     pub const COMMAND_REQUESTED: &str = "command.requested";
     pub const COMMAND_CANCELLED: &str = "command.cancelled";
     pub const COMMAND_REFUSED: &str = "command.refused";
+    pub const TAIL_STARTED: &str = "tail.started";
+    pub const TAIL_REFUSED: &str = "tail.refused";
     pub const SESSION_DISPLACED: &str = "session.displaced";
     pub const SESSION_REFUSED: &str = "session.refused";
     pub const API_TOKEN_CREATED: &str = "api_token.created";

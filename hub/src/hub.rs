@@ -36,6 +36,7 @@ use crate::revocation_lists::RevocationLists;
 use crate::rotation::Rotations;
 use crate::schema;
 use crate::service::{self, Vitals};
+use crate::tails::Tails;
 use crate::telemetry::history::{History, Upkeep};
 use crate::telemetry::ingest::Ingest;
 use crate::telemetry::state::Fleet;
@@ -233,6 +234,7 @@ impl Hub {
         let (commands, keeping) =
             Commands::start(database.clone(), Arc::clone(&registry), clock, now, stop_storing.clone());
         storing.spawn(keeping);
+        let tails = Tails::new(database.clone(), Arc::clone(&registry));
         let webhook = config.audit_heads_webhook.clone().map(Webhook::new).transpose()?;
         let file = config.audit_heads_file.clone();
         let every = config.audit_heads_every.get();
@@ -257,6 +259,7 @@ impl Hub {
             enrollment,
             fleet: fleet.clone(),
             commands: commands.clone(),
+            tails: tails.clone(),
             ingest,
             registry,
             metrics,
@@ -275,6 +278,7 @@ impl Hub {
             history: History::new(gateway.database.clone()),
             alerts,
             commands,
+            tails,
             access: domain.access.clone(),
             metrics: Arc::new(move || metrics.text()),
             watch: Arc::new({

@@ -32,6 +32,7 @@ use crate::commands::Commands;
 use crate::enrollment::Enrollment;
 use crate::revocation_lists::RevocationLists;
 use crate::rotation::Rotations;
+use crate::tails::Tails;
 use crate::telemetry::history::History;
 use crate::telemetry::ingest::Ingest;
 use crate::telemetry::state::Fleet;
@@ -86,6 +87,8 @@ pub struct AppState {
     pub alerts: Alerts,
     /// What nodes are to do.
     pub commands: Commands,
+    /// What is read of nodes' logs.
+    pub tails: Tails,
     /// Who may.
     pub access: Access,
     /// `/metrics`, in the Prometheus text format.

@@ -8,6 +8,7 @@ mod commands;
 mod dashboard;
 mod events;
 mod https;
+mod logs;
 mod policy;
 mod rotation;
 mod tenancy;
@@ -30,6 +31,7 @@ use hyperfactory_hub::keys::{Keys, Master};
 use hyperfactory_hub::revocation_lists::RevocationLists;
 use hyperfactory_hub::rotation::Rotations;
 use hyperfactory_hub::schema;
+use hyperfactory_hub::tails::Tails;
 use hyperfactory_hub::telemetry::history::History;
 use hyperfactory_hub::telemetry::ingest::Ingest;
 use hyperfactory_hub::telemetry::state::{Fleet, Report, Services};
@@ -109,6 +111,7 @@ impl Site {
         let clock = SteadyClock::open(&database, now()).await.expect("a clock");
         let (commands, keeping) = Commands::start(database.clone(), Arc::default(), clock, now, stop.clone());
         tasks.spawn(keeping);
+        let tails = Tails::new(database.clone(), Arc::default());
         let tenants = Tenants::new(database.clone(), authorities.clone());
         let rotations = Rotations::new(database.clone(), authorities.clone());
         let access = Access::new(database.clone());
@@ -125,6 +128,7 @@ impl Site {
             history: History::new(database.clone()),
             alerts,
             commands,
+            tails,
             access: access.clone(),
             metrics: Arc::new(|| "hyperfactory_hub_sessions 0\n".into()),
             watch: Arc::new({

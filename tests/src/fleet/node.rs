@@ -196,6 +196,7 @@ impl SimulatedNode {
             process: rand::random(),
             recorder: self.recorder.clone(),
             commands: self.begun.as_ref().map(|begun| desk(begun.clone(), &tasks, &shutdown)),
+            tails: None,
             renew: Arc::default(),
             clock: Clock::system(),
         };

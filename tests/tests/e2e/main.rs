@@ -6,6 +6,7 @@ mod chaos;
 mod commands;
 mod dashboard;
 mod https;
+mod logs;
 mod main_job;
 mod offline;
 mod quickstart;
