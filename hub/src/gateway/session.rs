@@ -19,6 +19,7 @@ use super::Gateway;
 use super::courier::Courier;
 use super::rate::{Budget, Rate};
 use super::registry::{Directive, REVOKED, Registered};
+use super::relay::{Relay, take_logs};
 use crate::audit::{self, Actor, Record, action};
 use crate::telemetry::ingest::{IngestError, Intake};
 use crate::telemetry::state::Ended;
@@ -83,11 +84,12 @@ pub(super) async fn run(
 
     let over = tokio::select! {
         biased;
-        over = attend(&gateway, &identity, &mut control, registered, &shutdown) => over,
-        over = take_in(&connection, &mut intake) => over,
+        over = attend(&gateway, &identity, session, &mut control, registered, &shutdown) => over,
+        over = streams(&gateway, &connection, &identity, session, &mut intake) => over,
     };
     let ended = Box::pin(end(&connection, control, over)).await;
     gateway.registry.remove(node, session);
+    gateway.tails.session_ended(node, session, "the node's session has ended; start again once it is back");
     gateway.metrics.sessions.set(gateway.registry.len() as i64);
     info!(%node, %session, ?ended, "session closed");
     gateway.fleet.session_closed(node, session, ended, now());
@@ -227,14 +229,17 @@ async fn record_displacement(
 async fn attend(
     gateway: &Gateway,
     identity: &NodeIdentity,
+    session: SessionId,
     control: &mut Control,
     registered: Registered,
     shutdown: &CancellationToken,
 ) -> Over {
-    let Registered { mut directives, commands, .. } = registered;
+    let Registered { mut directives, commands, tails, .. } = registered;
     let mut courier = Courier::new(&gateway.commands, identity.node);
     // What waited for the node, and what an earlier session handed over.
     commands.notify_one();
+    let mut relay = Relay::new(&gateway.tails, session);
+    tails.notify_one();
     loop {
         let message = tokio::select! {
             biased;
@@ -264,6 +269,14 @@ async fn attend(
             },
             () = courier.due(&commands) => {
                 for message in Box::pin(courier.collect(&control.machine, now())).await {
+                    if control.writer.send(&message).await.is_err() {
+                        return Over::Node(Ended::Lost);
+                    }
+                }
+                continue;
+            }
+            () = tails.notified() => {
+                for message in relay.collect(identity, &control.machine) {
                     if control.writer.send(&message).await.is_err() {
                         return Over::Node(Ended::Lost);
                     }
@@ -310,6 +323,7 @@ async fn attend(
                 },
                 HubOutput::Unsupported(what) => {
                     debug!(node = %identity.node, what, "the node is older and did not know a message");
+                    relay.unsupported();
                     continue;
                 }
                 HubOutput::Over(reason) => return Over::Node(Ended::Goodbye(reason)),
@@ -322,12 +336,27 @@ async fn attend(
     }
 }
 
-/// The telemetry stream: everything that has arrived is committed together, then acknowledged.
-async fn take_in(connection: &Connection, intake: &mut Intake) -> Over {
-    let (mut writer, mut reader) = match connection.accept(MAX_TELEMETRY).await {
+/// The streams beside the control stream, in the order in which a node opens them.
+async fn streams(
+    gateway: &Gateway,
+    connection: &Connection,
+    identity: &NodeIdentity,
+    session: SessionId,
+    intake: &mut Intake,
+) -> Over {
+    let (writer, reader) = match connection.accept(MAX_TELEMETRY).await {
         Ok(stream) => stream,
         Err(_) => return Over::Node(Ended::Lost),
     };
+    tokio::select! {
+        biased;
+        over = take_in(writer, reader, intake) => over,
+        over = take_logs(gateway, connection, identity, session) => over,
+    }
+}
+
+/// The telemetry stream: everything that has arrived is committed together, then acknowledged.
+async fn take_in(mut writer: FrameWriter, mut reader: FrameReader, intake: &mut Intake) -> Over {
     let mut budget = Budget::new(UPLOADS, Instant::now());
     loop {
         let mut taken = 0;
@@ -441,6 +470,6 @@ impl Trouble {
     }
 }
 
-fn now() -> Timestamp {
+pub(super) fn now() -> Timestamp {
     SystemTime::now().into()
 }

@@ -204,6 +204,7 @@ impl SimulatedNode {
             process: rand::random(),
             recorder: self.recorder.clone(),
             commands: self.begun.as_ref().map(|begun| desk(begun.clone(), &tasks, &shutdown)),
+            tails: None,
             renew: Arc::clone(&self.renew),
             clock: Clock::system(),
         };

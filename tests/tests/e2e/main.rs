@@ -7,6 +7,7 @@ mod commands;
 mod dashboard;
 mod https;
 mod kills;
+mod logs;
 mod main_job;
 mod offline;
 mod quickstart;
