@@ -52,6 +52,8 @@ enum Verb {
     /// Services on nodes: start, stop, restart, logs.
     #[command(subcommand)]
     Service(command::command::Service),
+    /// Reads a service's log as it is written.
+    Logs(command::logs::Logs),
     /// Commands: what nodes are to do, and what came of it.
     #[command(subcommand)]
     Command(command::command::Command),
@@ -107,6 +109,7 @@ fn run(arguments: Arguments) -> Result<(), Failure> {
         Verb::Token(verb) => verb.run(&client()?, &mut output),
         Verb::Node(verb) => verb.run(&client()?, &mut output),
         Verb::Service(verb) => verb.run(&client()?, &mut output),
+        Verb::Logs(logs) => logs.run(&client()?, &mut output),
         Verb::Command(verb) => verb.run(&client()?, &mut output),
         Verb::Rollout(verb) => verb.run(&client()?, &mut output),
         Verb::OperatorKey(verb) => verb.run(client, &mut output),

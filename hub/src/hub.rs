@@ -37,6 +37,7 @@ use crate::rollouts::Rollouts;
 use crate::rotation::Rotations;
 use crate::schema;
 use crate::service::{self, Vitals};
+use crate::tails::Tails;
 use crate::telemetry::history::{History, Upkeep};
 use crate::telemetry::ingest::Ingest;
 use crate::telemetry::state::Fleet;
@@ -236,6 +237,7 @@ impl Hub {
         storing.spawn(keeping);
         let rollouts = Rollouts::new(database.clone(), commands.clone(), fleet.clone(), alerts.clone());
         storing.spawn(rollouts.keep(now, stop_storing.clone()));
+        let tails = Tails::new(database.clone(), Arc::clone(&registry));
         let webhook = config.audit_heads_webhook.clone().map(Webhook::new).transpose()?;
         let file = config.audit_heads_file.clone();
         let every = config.audit_heads_every.get();
@@ -260,6 +262,7 @@ impl Hub {
             enrollment,
             fleet: fleet.clone(),
             commands: commands.clone(),
+            tails: tails.clone(),
             ingest,
             registry,
             metrics,
@@ -279,6 +282,7 @@ impl Hub {
             history: History::new(gateway.database.clone()),
             alerts,
             commands,
+            tails,
             access: domain.access.clone(),
             metrics: Arc::new(move || metrics.text()),
             watch: Arc::new({

@@ -26,6 +26,7 @@ pub mod rotation;
 mod rows;
 pub mod schema;
 pub mod service;
+pub mod tails;
 pub mod telemetry;
 pub mod tenants;
 pub mod web;

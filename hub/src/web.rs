@@ -33,6 +33,7 @@ use crate::enrollment::Enrollment;
 use crate::revocation_lists::RevocationLists;
 use crate::rollouts::Rollouts;
 use crate::rotation::Rotations;
+use crate::tails::Tails;
 use crate::telemetry::history::History;
 use crate::telemetry::ingest::Ingest;
 use crate::telemetry::state::Fleet;
@@ -89,6 +90,8 @@ pub struct AppState {
     pub alerts: Alerts,
     /// What nodes are to do.
     pub commands: Commands,
+    /// What is read of nodes' logs.
+    pub tails: Tails,
     /// Who may.
     pub access: Access,
     /// `/metrics`, in the Prometheus text format.

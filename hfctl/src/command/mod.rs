@@ -8,6 +8,7 @@ pub(crate) mod cert;
 pub(crate) mod command;
 pub(crate) mod kafka;
 pub(crate) mod login;
+pub(crate) mod logs;
 pub(crate) mod node;
 pub(crate) mod operator_key;
 pub(crate) mod policy;

@@ -15,7 +15,8 @@ pub(crate) mod idempotency;
 mod kafka;
 mod labels;
 pub(crate) mod list;
-mod nodes;
+pub(crate) mod logs;
+pub(crate) mod nodes;
 mod operator_keys;
 pub(crate) mod problem;
 mod renewals;
@@ -108,6 +109,7 @@ fn described() -> (Router<App>, Value) {
         .routes(routes!(revocation_lists::show))
         .routes(routes!(nodes::history))
         .routes(routes!(nodes::coverage))
+        .routes(routes!(logs::read))
         .routes(routes!(alerts::list))
         .routes(routes!(commands::list, commands::request))
         .routes(routes!(commands::preview))
@@ -157,7 +159,7 @@ mod tests {
         let (_, described) = described();
         assert!(described["openapi"].as_str().expect("a version").starts_with("3.1"), "{}", described["openapi"]);
         let paths = described["paths"].as_object().expect("paths");
-        assert_eq!(paths.len(), 45);
+        assert_eq!(paths.len(), 46);
         for (path, operations) in paths {
             for (method, operation) in operations.as_object().expect("operations") {
                 let responses = operation["responses"].as_object().expect("responses");

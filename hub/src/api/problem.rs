@@ -18,6 +18,7 @@ use crate::labels::LabelError;
 use crate::operators::OperatorsError;
 use crate::rollouts::{RolloutError, WavesError, WindowError};
 use crate::rotation::RotationError;
+use crate::tails::TailsError;
 use crate::telemetry::history::HistoryError;
 use crate::tenants::TenantError;
 
@@ -317,6 +318,17 @@ impl From<CancelError> for Problem {
         match error {
             CancelError::Unknown(_) => Self::not_found(error.to_string()),
             CancelError::Store(error) => error.into(),
+        }
+    }
+}
+
+impl From<TailsError> for Problem {
+    fn from(error: TailsError) -> Self {
+        match error {
+            TailsError::Offline => Self::conflict(error.to_string()),
+            TailsError::Busy => Self::too_many(error.to_string(), Duration::from_secs(5)),
+            TailsError::Store(error) => error.into(),
+            TailsError::Tail(_) | TailsError::Reason => Self::invalid(error.to_string()),
         }
     }
 }

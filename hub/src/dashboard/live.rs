@@ -126,7 +126,7 @@ pub(super) async fn stream(State(app): State<App>, visitor: Result<Visitor, Away
     follow(live).into_response()
 }
 
-fn once(event: &'static str) -> Response {
+pub(super) fn once(event: &'static str) -> Response {
     Sse::new(stream::iter([Ok::<_, Infallible>(Event::default().event(event).data(""))])).into_response()
 }
 

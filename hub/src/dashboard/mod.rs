@@ -12,6 +12,7 @@ mod history;
 pub mod join;
 pub mod layout;
 mod live;
+mod logs;
 pub mod node;
 mod pages;
 mod pki;
@@ -43,6 +44,8 @@ pub(crate) fn router() -> Router<App> {
         .route("/nodes/{node}/revoke", post(trust::revoke))
         .route("/nodes/{node}/remove", post(trust::remove))
         .route("/nodes/{node}/command", get(commands::ask).post(commands::order))
+        .route("/nodes/{node}/logs", get(logs::page))
+        .route("/nodes/{node}/logs/live", get(logs::live))
         .route("/commands/{command}", get(commands::show))
         .route("/commands/{command}/cancel", post(commands::cancel))
         .route("/rollouts", get(rollouts::list).post(rollouts::start))

@@ -8,6 +8,7 @@ mod commands;
 mod dashboard;
 mod events;
 mod https;
+mod logs;
 mod policy;
 mod rollouts;
 mod rotation;
@@ -32,6 +33,7 @@ use hyperfactory_hub::revocation_lists::RevocationLists;
 use hyperfactory_hub::rollouts::Rollouts;
 use hyperfactory_hub::rotation::Rotations;
 use hyperfactory_hub::schema;
+use hyperfactory_hub::tails::Tails;
 use hyperfactory_hub::telemetry::history::History;
 use hyperfactory_hub::telemetry::ingest::Ingest;
 use hyperfactory_hub::telemetry::state::{Fleet, Report, Services};
@@ -113,6 +115,7 @@ impl Site {
         tasks.spawn(keeping);
         let rollouts = Rollouts::new(database.clone(), commands.clone(), fleet.clone(), alerts.clone());
         tasks.spawn(rollouts.keep(now, stop.clone()));
+        let tails = Tails::new(database.clone(), Arc::default());
         let tenants = Tenants::new(database.clone(), authorities.clone());
         let rotations = Rotations::new(database.clone(), authorities.clone());
         let access = Access::new(database.clone());
@@ -130,6 +133,7 @@ impl Site {
             history: History::new(database.clone()),
             alerts,
             commands,
+            tails,
             access: access.clone(),
             metrics: Arc::new(|| "hyperfactory_hub_sessions 0\n".into()),
             watch: Arc::new({

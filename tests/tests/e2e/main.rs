@@ -6,6 +6,8 @@ mod chaos;
 mod commands;
 mod dashboard;
 mod https;
+mod kills;
+mod logs;
 mod main_job;
 mod offline;
 mod quickstart;
