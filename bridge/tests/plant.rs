@@ -4,12 +4,16 @@
 
 #[path = "plant/rig.rs"]
 mod rig;
+#[path = "plant/tls.rs"]
+mod tls;
 
 use std::time::Duration;
 
+use protocol::NodeId;
 use rdkafka::mocking::MockCluster;
 use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
 use rig::{Bridge, Delivered, Mosquitto, Publisher};
+use tls::{Front, Plane};
 
 const ROUTES: &str = r#"
 [[route]]
@@ -170,4 +174,39 @@ fn retained_messages_are_marked_and_the_routes_are_explained() {
     assert_eq!(bridge.ask(&["explain", "other"]), ("by plant: nowhere: no route matches\n".into(), false));
     let (said, well) = bridge.ask(&["check"]);
     assert!(well && said.contains("subscribes to umh/v1/#, machines/#, forbidden/#"), "{said}");
+}
+
+#[test]
+fn certificates_change_while_messages_flow_and_none_is_lost_doubled_or_reordered() {
+    let (cluster, mosquitto) = (MockCluster::new(1).unwrap(), Mosquitto::start());
+    cluster.create_topic("machines", 4, 1).unwrap();
+    let (plane, foreign) = (Plane::of("acme"), Plane::of("other"));
+    let front = Front::before(&cluster.bootstrap_servers(), &plane);
+    let folder = tempfile::tempdir().unwrap();
+    let [ca, certificate, key] = ["ca.pem", "kafka.pem", "kafka.key"].map(|name| folder.path().join(name));
+    let node = NodeId::new(std::time::SystemTime::now().into(), [7; 10]);
+    plane.write_authority(&ca);
+    plane.write_client(node, &certificate, &key);
+    let routes = format!("ca = {ca:?}\ncertificate = {certificate:?}\nkey = {key:?}\n{ROUTES}");
+    let mut bridge = Bridge::start(&mosquitto, front.address(), &routes);
+    bridge.subscribed(1);
+    let publisher = Publisher::start(&mosquitto, &["machines/a", "machines/b"], Duration::from_millis(1));
+    for rotation in 1..=3 {
+        rig::until("the certificate at the broker", || (front.certificates() >= rotation).then_some(()));
+        plane.write_client(node, &certificate, &key);
+    }
+    rig::until("the last certificate", || (front.certificates() >= 4).then_some(()));
+    // Another tenant's is refused, and what is published meanwhile waits.
+    foreign.write_client(node, &certificate, &key);
+    bridge.said("sink: Kafka: ");
+    plane.write_client(node, &certificate, &key);
+    rig::until("a good certificate again", || (front.certificates() >= 5).then_some(()));
+
+    let published = publisher.finish();
+    let delivered = Delivered::wait(&cluster, &["machines"], &published);
+    delivered.assert_complete_and_in_order(&published);
+    assert!(delivered.twice().is_empty());
+    let (report, whole) = bridge.audit(&["machines"]);
+    assert!(whole && report.contains(" 0 doubled"), "{report}");
+    bridge.stop();
 }

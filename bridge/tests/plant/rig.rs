@@ -28,7 +28,7 @@ type Cluster = MockCluster<'static, DefaultProducerContext>;
 pub(crate) type Published = [(String, u64)];
 
 /// Waits until `what` gives something.
-fn until<T>(what: &str, mut check: impl FnMut() -> Option<T>) -> T {
+pub(crate) fn until<T>(what: &str, mut check: impl FnMut() -> Option<T>) -> T {
     let begun = Instant::now();
     loop {
         if let Some(found) = check() {
