@@ -5,7 +5,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::Context;
-use node::Clock;
+use node::{Clock, IdentityStore};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -13,8 +13,10 @@ use tokio_util::sync::CancellationToken;
 use crate::config::Config;
 use crate::counters::Counters;
 use crate::dead_letter::DeadLetters;
+use crate::enroll;
 use crate::intake::Intake;
 use crate::log::{Log, Writer};
+use crate::report::Report;
 use crate::route::Routes;
 use crate::sink::{self, Sink};
 use crate::source::{self, Source};
@@ -30,7 +32,13 @@ const TELL: Duration = Duration::from_secs(60);
 /// # Errors
 /// When it can't start: the configuration lacks something, or the state directory can't be used.
 pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> {
-    let bridge = config.name.clone().context("`name` is missing")?;
+    let (store, clock) = (IdentityStore::directory(&config.state_dir), Clock::system());
+    let enrolled = stop.run_until_cancelled(enroll::identity(&config, &store, &clock)).await;
+    let Some(identity) = enrolled.transpose()? else { return Ok(()) };
+    let bridge = config.name.clone().or_else(|| identity.as_ref().map(|identity| identity.node.to_string())).context(
+        "this bridge has no name: enroll it (hyperfactory-bridge enroll), or set `name` in the configuration; records \
+         carry it, so that several bridges can be told apart",
+    )?;
     let routes = Routes::new(&config.route)?;
     for lint in routes.lints() {
         tracing::warn!("{lint}");
@@ -43,6 +51,16 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
     }
 
     let counters = Arc::<Counters>::default();
+    let report = match identity {
+        Some(identity) => {
+            tracing::info!(node = %identity.node, tenant = %identity.tenant, hub = identity.hub, "reporting to the hub");
+            Some(Report::start(&config, store, identity, log.clone(), Arc::clone(&counters)).await?)
+        }
+        None => {
+            tracing::info!("not enrolled: reporting to no hub");
+            None
+        }
+    };
     let intake = Arc::<Intake>::default();
     let longest = log.spool().max_record();
     let (mut sources, sources_stop, mut durable) = (JoinSet::new(), CancellationToken::new(), Vec::new());
@@ -60,7 +78,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
             intake: Arc::clone(&intake),
             durable: told.subscribe(),
             counters: Arc::clone(&counters),
-            clock: Clock::system(),
+            clock: clock.clone(),
             longest,
         };
         connections.push(Source::new(mqtt.clone(), parts)?);
@@ -104,6 +122,9 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
         tracing::warn!("messages that the log has no room for stay at their brokers");
     }
     tell(&log, &counters);
+    if let Some(report) = report {
+        report.finish().await;
+    }
     Ok(())
 }
 

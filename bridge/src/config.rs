@@ -1,6 +1,7 @@
 //! The bridge's configuration: `/etc/hyperfactory/bridge.toml` and `HYPERFACTORY_BRIDGE_*`.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -19,8 +20,17 @@ pub const STATE_DIR: &str = "/var/lib/hyperfactory/bridge";
 pub struct Config {
     /// Directory of the log and the dead letters.
     pub state_dir: PathBuf,
-    /// The bridge's name in the headers of what it delivers; never change it while records are on their way.
+    /// The bridge's name in the headers of what it delivers; never change it while records are on their way. Default: the
+    /// id that it enrolled with.
     pub name: Option<String>,
+    /// A join token: a bridge that is not enrolled yet enrolls with it when it starts.
+    pub token: Option<Secret>,
+    /// Time from one report to the hub to the next.
+    pub interval: Period,
+    /// Most bytes of telemetry kept on disk while the hub can't be reached.
+    pub spool_size: Size,
+    /// TCP address of `/healthz`, `/readyz`, `/status` and `/metrics`, when it is enrolled.
+    pub health_listen: SocketAddr,
     /// Most bytes of records kept on disk while Kafka can't be reached; when they are used up, MQTT messages are no longer
     /// acknowledged, and wait at their broker.
     pub log_size: Size,
@@ -132,6 +142,10 @@ impl Default for Config {
         Self {
             state_dir: STATE_DIR.into(),
             name: None,
+            token: None,
+            interval: Period::seconds(15),
+            spool_size: Size::mebibytes(32),
+            health_listen: SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 7092),
             log_size: Size::mebibytes(1024),
             dead_letter_size: Size::mebibytes(64),
             log: "info".into(),
@@ -192,6 +206,12 @@ impl Config {
         let wrong = |key, why: &str| Err(ConfigError::Value { key, why: why.into() });
         if self.log_size < Size::mebibytes(1) {
             return wrong("log-size", "use 1MiB or more");
+        }
+        if self.spool_size < Size::mebibytes(1) {
+            return wrong("spool-size", "use 1MiB or more");
+        }
+        if !(Duration::from_millis(100)..=Duration::from_secs(3600)).contains(&self.interval.get()) {
+            return wrong("interval", "use from 100ms to 1h");
         }
         if self.dead_letter_size < Size::mebibytes(1) {
             return wrong("dead-letter-size", "use 1MiB or more");
@@ -262,9 +282,6 @@ impl Config {
     /// The first that is missing.
     pub fn complete(&self) -> Result<(), ConfigError> {
         let missing = |key, why: &str| Err(ConfigError::Value { key, why: why.into() });
-        if self.name.is_none() {
-            return missing("name", "it is missing: records carry it, so that several bridges can be told apart");
-        }
         if self.mqtt.is_empty() {
             return missing("mqtt", "there is no [[mqtt]]: nowhere to read from");
         }
@@ -359,7 +376,7 @@ mod tests {
             let refused = load(&text).unwrap_err().to_string();
             assert!(refused.contains(expected), "{text}: {refused}");
         }
-        assert!(load("").unwrap().complete().unwrap_err().to_string().contains("`name`"));
+        assert!(load("").unwrap().complete().unwrap_err().to_string().contains("`mqtt`"));
     }
 
     #[test]

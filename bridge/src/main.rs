@@ -7,7 +7,8 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::{Parser, Subcommand};
 use hyperfactory_bridge::config::{Config, ConfigError};
-use hyperfactory_bridge::{audit, bridge, show};
+use hyperfactory_bridge::{audit, bridge, enroll, show};
+use node::EnrollError;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -16,7 +17,7 @@ use tracing_subscriber::util::SubscriberInitExt;
 
 /// Carries MQTT messages of a plant to its tenant's Kafka bus, one way, and loses none.
 ///
-/// Exit codes: 0 done; 1 failed; 2 wrong usage or configuration.
+/// Exit codes: 0 done; 1 failed; 2 wrong usage or configuration; 3 refused by the hub.
 #[derive(Debug, Parser)]
 #[command(name = "hyperfactory-bridge", version)]
 struct Cli {
@@ -32,6 +33,17 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
+    /// Make this machine a node of the kind bridge, with a join token from the hub
+    ///
+    /// The token may also be in HYPERFACTORY_BRIDGE_TOKEN, or in a file that HYPERFACTORY_BRIDGE_TOKEN_FILE names.
+    Enroll {
+        /// The join token; every user of this machine sees it in `ps` while it works once: prefer --token-file -
+        #[arg(long, value_name = "TOKEN", conflicts_with = "token_file")]
+        token: Option<String>,
+        /// File with the join token; - is standard input
+        #[arg(long, value_name = "FILE")]
+        token_file: Option<PathBuf>,
+    },
     /// Carry messages until told to stop (SIGTERM or SIGINT)
     Run,
     /// Judge the configuration, and say what to do
@@ -73,7 +85,14 @@ fn main() -> ExitCode {
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
             let _ = writeln!(std::io::stderr(), "hyperfactory-bridge: {error:#}");
-            ExitCode::from(if error.is::<ConfigError>() { 2 } else { 1 })
+            let refused = error.downcast_ref::<EnrollError>().is_some_and(EnrollError::is_refusal);
+            ExitCode::from(if refused {
+                3
+            } else if error.is::<ConfigError>() {
+                2
+            } else {
+                1
+            })
         }
     }
 }
@@ -83,10 +102,13 @@ fn run(cli: Cli) -> anyhow::Result<bool> {
     let config = Config::load(cli.config.as_deref(), cli.state_dir)?;
     log_to_stderr(&config);
     match cli.verb {
+        Verb::Enroll { token, token_file } => {
+            let done = runtime()?.block_on(enroll::run(&config, token, token_file))?;
+            show(&format!("{done}\n")).map(|()| true)
+        }
         Verb::Run => {
             config.complete()?;
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(4).build();
-            runtime.context("the bridge can't start its runtime")?.block_on(async {
+            runtime()?.block_on(async {
                 let (stop, _signals) = stop_on_signal()?;
                 bridge::run(config, stop).await
             })?;
@@ -102,6 +124,12 @@ fn run(cli: Cli) -> anyhow::Result<bool> {
         Verb::Log(LogVerb::Verify) => show::verify(&config).and_then(|(text, well)| show(&text).map(|()| well)),
         Verb::Log(LogVerb::Dump { dead_letters }) => show::dump(&config, dead_letters, show).map(|()| true),
     }
+}
+
+/// One thread for connections; log and sink have their own.
+fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(4).build();
+    runtime.context("the bridge can't start its runtime")
 }
 
 fn show(text: &str) -> anyhow::Result<()> {

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use protocol::Timestamp;
 use rdkafka::error::RDKafkaErrorCode;
 use rdkafka::message::{Header, OwnedHeaders};
 use spool::{Entry, LostRange, Reader, SpoolError};
@@ -106,8 +107,8 @@ struct Slot {
 }
 
 enum State {
-    /// The producer has it.
-    UnderWay(Arc<Target>),
+    /// The producer has it, for there; received then.
+    UnderWay(Arc<Target>, Timestamp),
     /// Delivered, buried or lost.
     Done,
     /// Given up by the producer.
@@ -255,7 +256,7 @@ impl Sink {
                 return Ok(());
             }
             match self.send(producer, sequence, &bytes) {
-                Ok(target) => window.sent(sequence, target),
+                Ok((target, received)) => window.sent(sequence, target, received),
                 Err(Unsent::Full) => {
                     window.held = Some((sequence, bytes));
                     return Ok(());
@@ -269,7 +270,7 @@ impl Sink {
         }
     }
 
-    fn send(&mut self, producer: &Producer, sequence: u64, bytes: &[u8]) -> Result<Arc<Target>, Unsent> {
+    fn send(&mut self, producer: &Producer, sequence: u64, bytes: &[u8]) -> Result<(Arc<Target>, Timestamp), Unsent> {
         let refused = |error: &dyn std::fmt::Display| Unsent::Refused(error.to_string());
         let record = Record::decode(bytes).map_err(|error| refused(&error))?;
         let target = self.parts.routes.target(record.mqtt, record.topic).map_err(|error| refused(&error))?;
@@ -288,7 +289,7 @@ impl Sink {
             headers: self.headers(sequence, &record, &target),
         };
         match producer.send(outgoing) {
-            Ok(()) => Ok(target),
+            Ok(()) => Ok((target, record.received)),
             Err(RDKafkaErrorCode::QueueFull) => Err(Unsent::Full),
             Err(code) if is_about_record(code) => Err(Unsent::Refused(format!("{code}"))),
             Err(code) if is_about_topic(code) => {
@@ -329,10 +330,11 @@ impl Sink {
         sequence: u64,
         outcome: Result<(), RDKafkaErrorCode>,
     ) -> Result<(), RDKafkaErrorCode> {
-        let Some(target) = window.settle(sequence, outcome.is_ok()) else { return Ok(()) };
+        let Some((target, received)) = window.settle(sequence, outcome.is_ok()) else { return Ok(()) };
         match outcome {
             Ok(()) => {
                 self.parts.counters.delivered.add(1);
+                self.parts.counters.reached.set(received.millis());
                 self.suspects.remove(&sequence);
                 return Ok(());
             }
@@ -406,24 +408,24 @@ impl Window {
         Self { reader, held: None, slots: VecDeque::new(), under_way: 0 }
     }
 
-    fn sent(&mut self, sequence: u64, target: Arc<Target>) {
+    fn sent(&mut self, sequence: u64, target: Arc<Target>, received: Timestamp) {
         self.under_way += 1;
-        self.slots.push_back(Slot { last: sequence, state: State::UnderWay(target) });
+        self.slots.push_back(Slot { last: sequence, state: State::UnderWay(target, received) });
     }
 
     fn done(&mut self, last: u64) {
         self.slots.push_back(Slot { last, state: State::Done });
     }
 
-    /// Notes the report on a record, and gives where that was to go; `None` when it is not awaited.
-    fn settle(&mut self, sequence: u64, delivered: bool) -> Option<Arc<Target>> {
+    /// Notes the report on a record, and gives where that was to go and when it was received; `None` when it is not awaited.
+    fn settle(&mut self, sequence: u64, delivered: bool) -> Option<(Arc<Target>, Timestamp)> {
         let at = self.slots.partition_point(|slot| slot.last < sequence);
         let slot = self.slots.get_mut(at).filter(|slot| slot.last == sequence)?;
         let state = if delivered { State::Done } else { State::Failed };
         match std::mem::replace(&mut slot.state, state) {
-            State::UnderWay(target) => {
+            State::UnderWay(target, received) => {
                 self.under_way -= 1;
-                Some(target)
+                Some((target, received))
             }
             settled => {
                 slot.state = settled;
@@ -490,7 +492,7 @@ mod tests {
     fn what_is_delivered_before_another_is_not_let_go_before_it() {
         let mut window = window();
         for sequence in 1..=4 {
-            window.sent(sequence, target());
+            window.sent(sequence, target(), Timestamp::from_millis(0));
         }
         window.done(9);
         assert!(window.settle(3, true).is_some() && window.settle(2, false).is_some());

@@ -47,6 +47,7 @@ pub struct Source {
     submitted: u64,
     /// Messages that wait for the log, oldest first: acknowledgements have to come in the order of the messages.
     unacknowledged: VecDeque<(u64, Publish)>,
+    up: bool,
     /// Numbers of messages that the connection before left unacknowledged, by their packet ids.
     under_way: HashMap<u16, u64>,
 }
@@ -92,6 +93,7 @@ impl Source {
             longest,
             submitted: 0,
             unacknowledged: VecDeque::new(),
+            up: false,
             under_way: HashMap::new(),
         })
     }
@@ -110,6 +112,7 @@ impl Source {
                 }
                 Some(Ok(Event::Outgoing(_))) => {}
                 Some(Err(error)) => {
+                    self.is_up(false);
                     // An acknowledgement that is late would be taken for another message's. These come again.
                     let left = self.unacknowledged.drain(..).map(|(number, publish)| (publish.pkid, number));
                     self.under_way.extend(left);
@@ -144,10 +147,14 @@ impl Source {
     }
 
     async fn take(&mut self, packet: Packet) {
-        let name = &self.config.name;
+        if let Packet::Publish(publish) = packet {
+            return self.submit(publish).await;
+        }
+        let name = self.config.name.clone();
         match packet {
             Packet::ConnAck(connack) => {
                 self.counters.connections.add(1);
+                self.is_up(true);
                 if !connack.session_present {
                     self.under_way.clear();
                 }
@@ -178,9 +185,12 @@ impl Source {
                     }
                 }
             }
-            Packet::Publish(publish) => self.submit(publish).await,
             _ => {}
         }
+    }
+
+    fn is_up(&mut self, up: bool) {
+        self.counters.connected.shift(i64::from(up) - i64::from(std::mem::replace(&mut self.up, up)));
     }
 
     async fn submit(&mut self, publish: Publish) {
