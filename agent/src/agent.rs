@@ -30,6 +30,7 @@ use crate::host;
 use crate::recent::Recent;
 use crate::sample::Sampler;
 use crate::service;
+use crate::tail::Tailer;
 
 /// Name and version of this program.
 pub const SOFTWARE: &str = concat!("hyperfactory-agent ", env!("CARGO_PKG_VERSION"));
@@ -110,6 +111,7 @@ pub async fn run(config: Config, recent: Recent, stop: CancellationToken) -> Res
         link: link_known,
         recent,
     };
+    let tailer = Tailer { config: Arc::clone(&config), engine: carrier.engine.clone(), followed };
     let (desks, commands) = commands(carrier, identity.node, clock.clone(), sources_stop.clone());
     let options = LinkOptions {
         endpoint: endpoint.clone(),
@@ -119,6 +121,7 @@ pub async fn run(config: Config, recent: Recent, stop: CancellationToken) -> Res
         process: rand::random(),
         recorder: recorder.clone(),
         commands: Some(commands),
+        tails: Some(tailer.source()),
         renew,
         clock,
     };

@@ -2,7 +2,7 @@
 
 mod diagnostics;
 mod script;
-mod service;
+pub(crate) mod service;
 
 use std::sync::Arc;
 use std::time::Duration;

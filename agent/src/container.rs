@@ -252,34 +252,9 @@ impl Event {
     }
 }
 
-/// RFC 3339 with any fraction and offset, as the engine writes it; `None` for its zero time, the year 1.
+/// A time as the engine writes it; `None` for its zero time, the year 1.
 pub(crate) fn time(text: &str) -> Option<Timestamp> {
-    let (date, rest) = text.split_once('T')?;
-    let mut date = date.splitn(3, '-').map(|part| part.parse::<i64>().ok());
-    let (year, month, day) = (date.next()??, date.next()??, date.next()??);
-    let zone = rest.rfind(['Z', '+', '-'])?;
-    let (clock, zone) = rest.split_at_checked(zone)?;
-    let (clock, fraction) = clock.split_once('.').unwrap_or((clock, "0"));
-    let mut clock = clock.splitn(3, ':').map(|part| part.parse::<i64>().ok());
-    let (hour, minute, second) = (clock.next()??, clock.next()??, clock.next()??);
-    let offset = match zone.strip_prefix(['+', '-']).and_then(|offset| offset.split_once(':')) {
-        Some((hours, minutes)) => {
-            let minutes = hours.parse::<i64>().ok()?.checked_mul(60)?.checked_add(minutes.parse().ok()?)?;
-            if zone.starts_with('-') { -minutes } else { minutes }
-        }
-        None => 0,
-    };
-    let millis: i64 = format!("{fraction:0<3}").get(..3)?.parse().ok()?;
-    if !(1970..=9999).contains(&year) || !(1..=12).contains(&month) || !(1..=31).contains(&day) {
-        return None;
-    }
-    // Hinnant, "chrono-Compatible Low-Level Date Algorithms": days_from_civil, for years after 0.
-    let (year_of_march, month_of_march) = if month > 2 { (year, month - 3) } else { (year - 1, month + 9) };
-    let (era, of_era) = (year_of_march / 400, year_of_march % 400);
-    let of_year = (153 * month_of_march + 2) / 5 + day - 1;
-    let days = era * 146_097 + of_era * 365 + of_era / 4 - of_era / 100 + of_year - 719_468;
-    let seconds = days * 86_400 + hour * 3600 + (minute - offset) * 60 + second;
-    Some(Timestamp::from_millis(seconds * 1000 + millis))
+    Timestamp::parse(text)
 }
 
 #[cfg(test)]

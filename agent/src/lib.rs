@@ -20,3 +20,4 @@ pub mod sample;
 pub mod service;
 pub mod services;
 pub mod stats;
+pub mod tail;

@@ -122,6 +122,22 @@ impl Policy {
         Ok(())
     }
 
+    /// Why a service's log is not read live here; `Ok` when it is. What takes a signature is done by commands alone.
+    ///
+    /// # Errors
+    /// A sentence for the person who asked for it.
+    pub fn allows_tail(&self, stack: &str, service: &str) -> Result<(), String> {
+        self.accepts(&Action::ServiceLogs { stack: stack.to_owned(), service: service.to_owned(), lines: 1 })?;
+        if self.require_signature.iter().any(|required| required == Name::ServiceLogs.as_str()) {
+            return Err(
+                "this machine's agent shows logs only with an operator's signature, which a live view has none of: use hfctl \
+                 service logs --sign-with"
+                    .into(),
+            );
+        }
+        Ok(())
+    }
+
     /// Why an action is not accepted here.
     fn accepts(&self, action: &Action) -> Result<(), String> {
         let name = action.name();
@@ -194,6 +210,18 @@ mod tests {
         };
         assert!(scripts("rotate", "bin/rotate").checked().is_err());
         assert!(scripts("a b", "/bin/rotate").checked().is_err());
+    }
+
+    #[test]
+    fn a_log_is_read_live_where_it_may_be_read_without_a_signature() {
+        let tail = |policy: Policy| policy.allows_tail("shop", "web");
+        assert_eq!(tail(Policy::default()), Ok(()));
+        assert!(
+            tail(Policy { accept: vec!["drain".into()], ..Policy::default() }).unwrap_err().contains("service.logs")
+        );
+        assert!(tail(Policy { projects: vec!["other".into()], ..Policy::default() }).unwrap_err().contains("shop"));
+        let signed = Policy { require_signature: vec!["service.logs".into()], ..Policy::default() };
+        assert!(tail(signed).unwrap_err().contains("--sign-with"));
     }
 
     const NOW: Timestamp = Timestamp::from_millis(1_790_000_000_000);

@@ -52,9 +52,14 @@ enum Verb {
     /// Services on nodes: start, stop, restart, logs.
     #[command(subcommand)]
     Service(command::command::Service),
+    /// Reads a service's log as it is written.
+    Logs(command::logs::Logs),
     /// Commands: what nodes are to do, and what came of it.
     #[command(subcommand)]
     Command(command::command::Command),
+    /// Rollouts: the same command over many nodes, in waves.
+    #[command(subcommand)]
+    Rollout(command::rollout::Rollout),
     /// Keys of people who sign commands.
     #[command(subcommand)]
     OperatorKey(command::operator_key::OperatorKey),
@@ -104,7 +109,9 @@ fn run(arguments: Arguments) -> Result<(), Failure> {
         Verb::Token(verb) => verb.run(&client()?, &mut output),
         Verb::Node(verb) => verb.run(&client()?, &mut output),
         Verb::Service(verb) => verb.run(&client()?, &mut output),
+        Verb::Logs(logs) => logs.run(&client()?, &mut output),
         Verb::Command(verb) => verb.run(&client()?, &mut output),
+        Verb::Rollout(verb) => verb.run(&client()?, &mut output),
         Verb::OperatorKey(verb) => verb.run(client, &mut output),
         Verb::Kafka(verb) => verb.run(&client()?, &mut output),
         Verb::Ca(verb) => verb.run(&client()?, &mut output),

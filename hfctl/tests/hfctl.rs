@@ -299,6 +299,26 @@ fn empty_lists_say_what_to_do_and_are_still_json_for_programs() {
 }
 
 #[test]
+fn a_rollout_says_who_is_meant_before_it_asks_and_has_a_reason() {
+    let site = Site::start();
+    let start = |more: &[&str]| {
+        let mut arguments = vec!["rollout", "start", "drain", "--all", "--reason", "a test"];
+        arguments.extend(more);
+        site.admin(&arguments)
+    };
+    let preview = start(&["--dry-run"]);
+    assert!(preview.code == 0 && preview.err.contains("on 0 nodes, in 0 waves"), "{preview:?}");
+    start(&[]).fails(2, &["nobody can be asked whether this is meant"]);
+    start(&["--yes"]).fails(2, &["no node is meant"]);
+    start(&["--yes", "--waves", "1,50%"]).fails(2, &["the last wave"]);
+    site.admin(&["rollout", "start", "drain", "--all"]).fails(2, &["--reason"]);
+    site.admin(&["rollout", "show", "7"]).fails(1, &["there is no rollout 7"]);
+    site.admin(&["rollout", "abort", "7", "--reason", "a test"]).fails(1, &["there is no rollout 7"]);
+    let none = site.admin(&["rollout", "list"]);
+    assert!(none.code == 0 && none.err.contains("no rollouts"), "{none:?}");
+}
+
+#[test]
 fn the_quickstarts_hub_is_asked_without_a_login() {
     let site = Site::start();
     let directory = site.home.path().join(".local/state/hyperfactory/quickstart");

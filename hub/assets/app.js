@@ -207,6 +207,82 @@
     });
   });
 
+  // ---- a log as it is written: bounded on screen, searched where it is written ------------------------------------
+  const logs = () => {
+    const view = $("#logs");
+    if (!view) return;
+    const list = $("#logs-lines"), form = $("#logs-form"), state = $("#logs-state"), pause = $("#logs-pause");
+    const most = 5000; // lines on screen; the oldest give way
+    let source = null, waiting = [], missed = 0, drawing = 0, follow = true, shownLines = 0, left = 0;
+    const say = text => { if (state.textContent !== text) state.textContent = text; };
+    const count = () => say(`${shownLines.toLocaleString()} ${shownLines === 1 ? "line" : "lines"}${left ? `, ${left.toLocaleString()} dropped` : ""}${pause.ariaPressed === "true" ? `, paused${waiting.length || missed ? " with more to come" : ""}` : ""}`);
+    const item = (name, text) => Object.assign(document.createElement("li"), { className: name, textContent: text });
+    const gap = n => item("gap", `${n.toLocaleString()} ${n === 1 ? "line" : "lines"} dropped: more than can be read live`);
+    const line = ({ at, number, error, text, cut }) => {
+      const row = item(error ? "error" : "", "");
+      const time = Object.assign(document.createElement("time"), { dateTime: at, textContent: at.slice(11, 23) });
+      row.append(time, number > 1 ? ` #${number} ` : " ", text.replace(/\x1b\[[0-9;?]*[ -/]*[@-~]/g, ""), cut ? ` … ${cut} bytes more` : "");
+      return row;
+    };
+    const draw = () => {
+      drawing = 0;
+      if (pause.ariaPressed === "true") return count();
+      const rows = document.createDocumentFragment();
+      if (missed) { rows.append(gap(missed)); left += missed; missed = 0; }
+      for (const { lines, dropped } of waiting) {
+        for (const one of lines) {
+          if (one.dropped) { rows.append(gap(one.dropped)); left += one.dropped; }
+          rows.append(line(one)); shownLines++;
+        }
+        if (dropped) { rows.append(gap(dropped)); left += dropped; }
+      }
+      waiting = [];
+      list.append(rows);
+      while (list.childElementCount > most) list.firstElementChild.remove();
+      if (follow) list.scrollTop = list.scrollHeight;
+      count();
+    };
+    const take = batch => {
+      waiting.push(batch);
+      // Paused for long, the oldest of what waits give way as well, and are counted.
+      let held = waiting.reduce((sum, { lines }) => sum + lines.length, 0);
+      while (held > most) {
+        const { lines, dropped } = waiting.shift();
+        held -= lines.length;
+        missed += dropped + lines.reduce((sum, one) => sum + 1 + one.dropped, 0);
+      }
+      drawing ||= requestAnimationFrame(draw);
+    };
+    const over = text => { source?.close(); source = null; draw(); list.append(item("gap", text)); if (follow) list.scrollTop = list.scrollHeight; say("Ended. Press Enter in the search box to read on."); };
+    const read = () => {
+      source?.close();
+      const asked = new URLSearchParams([...new FormData(form)].filter(([, value]) => value));
+      list.replaceChildren(); waiting = []; missed = shownLines = left = 0; follow = true;
+      say("Connecting…");
+      const opened = source = new EventSource(`${view.dataset.logs}&${asked}`);
+      opened.onopen = count;
+      opened.addEventListener("lines", event => take(JSON.parse(event.data)));
+      opened.addEventListener("end", event => { const end = JSON.parse(event.data); if (end.dropped) take({ lines: [], dropped: end.dropped }); over(end.message || "The end of the log."); });
+      opened.addEventListener("reload", () => location.reload());
+      // Not again by itself: each reading is one in the audit log.
+      opened.onerror = () => { if (source === opened) over("The connection to the hub broke off."); };
+    };
+    const hold = () => { pause.ariaPressed = String(pause.ariaPressed !== "true"); pause.textContent = pause.ariaPressed === "true" ? "Go on" : "Pause"; draw(); };
+    const end = () => { follow = true; list.scrollTop = list.scrollHeight; };
+    list.addEventListener("scroll", () => { follow = list.scrollHeight - list.scrollTop - list.clientHeight < 24; });
+    pause.addEventListener("click", hold);
+    $("#logs-end").addEventListener("click", end);
+    form.addEventListener("submit", event => { event.preventDefault(); read(); });
+    $("#logs-since").addEventListener("change", read);
+    document.addEventListener("keydown", event => {
+      if (event.ctrlKey || event.metaKey || event.altKey || event.target.matches?.("input, select, textarea")) return;
+      const does = { "/": () => { $("#logs-grep").focus(); $("#logs-grep").select(); }, p: hold, End: end, c: () => { list.replaceChildren(); }, PageUp: () => { list.focus(); list.scrollBy(0, -list.clientHeight * 0.9); }, PageDown: () => list.scrollBy(0, list.clientHeight * 0.9) }[event.key];
+      if (does) { event.preventDefault(); does(); }
+    });
+    addEventListener("pagehide", () => source?.close());
+    read();
+  };
+
   // ---- keys: / to the filter, j and k along the rows ---------------------------------------------------------------
   document.addEventListener("keydown", event => {
     if (event.ctrlKey || event.metaKey || event.altKey) return;
@@ -227,4 +303,5 @@
   tick();
   charts();
   open();
+  logs();
 })();

@@ -1,4 +1,4 @@
-//! Alerts: what at a node, or of an authority, needs somebody's attention, when it began and when it was over.
+//! Alerts: what at a node, of an authority or of a rollout, needs somebody's attention, when it began and when it was over.
 
 mod authorities;
 mod evaluator;
@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use protocol::{NodeId, TenantId, Timestamp};
 use store::sqlx::{self, Row, any::AnyRow};
-use store::{Database, StoreError};
+use store::{Database, StoreError, Transaction};
 use tokio::sync::broadcast;
 use tokio_util::sync::CancellationToken;
 
@@ -20,6 +20,7 @@ use crate::telemetry::state::{Fleet, Level};
 pub use evaluator::{Change, Evaluator, Finding};
 pub use policy::Policy;
 pub use rules::Rule;
+pub(crate) use rules::ails;
 
 /// Changes a slow reader may fall behind; beyond it, it is told that it lagged and lists again.
 const CHANGES: usize = 1024;
@@ -45,11 +46,11 @@ pub struct Alert {
     pub id: i64,
     /// Whose node or authority; `None`: the fleet's.
     pub tenant: Option<TenantId>,
-    /// The node; `None`: it is about an authority.
+    /// The node; `None`: it is about an authority or a rollout.
     pub node: Option<NodeId>,
     /// The rule, such as `node.lost`.
     pub rule: String,
-    /// The service, `stack/service/number`, or the authority, `kind/generation`; empty for the node itself.
+    /// The service, `stack/service/number`, or the authority, `kind/generation`, or the rollout, `rollout/number`; empty for the node itself.
     pub subject: String,
     /// How urgent.
     pub level: Level,
@@ -149,6 +150,12 @@ impl Alerts {
 
     async fn write(&self, changes: &[Change]) -> Result<(), StoreError> {
         let mut transaction = self.database.begin_write().await?;
+        self.put(&mut transaction, changes).await?;
+        Ok(transaction.commit().await?)
+    }
+
+    /// Writes changes as part of a transaction; once it has committed, [`Alerts::announce`] tells of them.
+    pub(crate) async fn put(&self, transaction: &mut Transaction, changes: &[Change]) -> Result<(), StoreError> {
         for change in changes {
             match change {
                 Change::Opened(finding) => {
@@ -165,7 +172,7 @@ impl Alerts {
                     .bind(finding.level.as_str())
                     .bind(&finding.message)
                     .bind(finding.at.millis())
-                    .execute(&mut *transaction)
+                    .execute(&mut **transaction)
                     .await?;
                 }
                 Change::Closed(finding) => {
@@ -179,12 +186,20 @@ impl Alerts {
                     .bind(&finding.subject)
                     .bind(finding.at.millis())
                     .bind(finding.tenant.as_ref().map_or("", TenantId::as_str))
-                    .execute(&mut *transaction)
+                    .execute(&mut **transaction)
                     .await?;
                 }
             }
         }
-        Ok(transaction.commit().await?)
+        Ok(())
+    }
+
+    /// Tells whoever listens what has been written.
+    pub(crate) fn announce(&self, changes: Vec<Change>) {
+        for change in changes {
+            // Nobody listening is fine.
+            drop(self.changes.send(change));
+        }
     }
 }
 
@@ -288,10 +303,8 @@ impl Watcher {
         }
         match self.alerts.write(changes).await {
             Ok(()) => {
-                for change in self.unwritten.drain(..) {
-                    // Nobody listening is fine.
-                    drop(self.alerts.changes.send(change));
-                }
+                let written = self.unwritten.drain(..).collect();
+                self.alerts.announce(written);
             }
             Err(error) => tracing::warn!(%error, waiting = changes.len(), "alerts could not be written"),
         }

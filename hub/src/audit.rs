@@ -61,6 +61,17 @@ pub mod action {
     pub const COMMAND_REQUESTED: &str = "command.requested";
     pub const COMMAND_CANCELLED: &str = "command.cancelled";
     pub const COMMAND_REFUSED: &str = "command.refused";
+    pub const ROLLOUT_STARTED: &str = "rollout.started";
+    pub const ROLLOUT_LEFT_OUT: &str = "rollout.left_out";
+    pub const ROLLOUT_WATCHED: &str = "rollout.watched";
+    pub const ROLLOUT_ADVANCED: &str = "rollout.advanced";
+    pub const ROLLOUT_HALTED: &str = "rollout.halted";
+    pub const ROLLOUT_PAUSED: &str = "rollout.paused";
+    pub const ROLLOUT_RESUMED: &str = "rollout.resumed";
+    pub const ROLLOUT_ABORTED: &str = "rollout.aborted";
+    pub const ROLLOUT_ENDED: &str = "rollout.ended";
+    pub const TAIL_STARTED: &str = "tail.started";
+    pub const TAIL_REFUSED: &str = "tail.refused";
     pub const SESSION_DISPLACED: &str = "session.displaced";
     pub const SESSION_REFUSED: &str = "session.refused";
     pub const API_TOKEN_CREATED: &str = "api_token.created";
@@ -98,6 +109,11 @@ impl Actor {
     /// A node, by its certificate.
     pub fn node(node: NodeId) -> Self {
         Self::named(format!("node:{node}"))
+    }
+
+    /// Whoever a row names: on their behalf, the hub goes on with what they began.
+    pub(crate) fn again(name: &str) -> Self {
+        Self::named(name.to_owned())
     }
 
     /// Somebody who has shown nothing.

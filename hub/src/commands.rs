@@ -141,6 +141,11 @@ impl Commands {
         })
     }
 
+    /// The clock that deadlines are of.
+    pub(crate) fn clock(&self) -> &SteadyClock {
+        &self.0.clock
+    }
+
     /// The nodes whose commands change from now on.
     pub fn changes(&self) -> broadcast::Receiver<NodeId> {
         self.0.changes.subscribe()
@@ -345,7 +350,7 @@ impl Commands {
     }
 
     /// What the wall clock is ahead of the steady one, in ms: whole seconds, so that what is shown does not tremble.
-    fn shift(&self, now: Timestamp) -> i64 {
+    pub(crate) fn shift(&self, now: Timestamp) -> i64 {
         let ahead = now.millis().saturating_sub(self.0.clock.now().millis());
         ahead.saturating_add(500).div_euclid(1_000) * 1_000
     }

@@ -5,6 +5,7 @@ mod courier;
 mod pulse;
 mod rate;
 mod registry;
+mod relay;
 mod session;
 
 use std::sync::Arc;
@@ -14,6 +15,7 @@ use store::Database;
 use crate::commands::Commands;
 use crate::enrollment::Enrollment;
 use crate::metrics::Metrics;
+use crate::tails::Tails;
 use crate::telemetry::ingest::Ingest;
 use crate::telemetry::state::Fleet;
 
@@ -35,6 +37,8 @@ pub struct Gateway {
     pub fleet: Fleet,
     /// What nodes are to do.
     pub commands: Commands,
+    /// What is read of nodes' logs.
+    pub tails: Tails,
     /// Where telemetry goes.
     pub ingest: Ingest,
     /// Live sessions.

@@ -33,9 +33,11 @@ use crate::gateway::{self, Gateway};
 use crate::keys::Keys;
 use crate::metrics::Metrics;
 use crate::revocation_lists::RevocationLists;
+use crate::rollouts::Rollouts;
 use crate::rotation::Rotations;
 use crate::schema;
 use crate::service::{self, Vitals};
+use crate::tails::Tails;
 use crate::telemetry::history::{History, Upkeep};
 use crate::telemetry::ingest::Ingest;
 use crate::telemetry::state::Fleet;
@@ -233,6 +235,9 @@ impl Hub {
         let (commands, keeping) =
             Commands::start(database.clone(), Arc::clone(&registry), clock, now, stop_storing.clone());
         storing.spawn(keeping);
+        let rollouts = Rollouts::new(database.clone(), commands.clone(), fleet.clone(), alerts.clone());
+        storing.spawn(rollouts.keep(now, stop_storing.clone()));
+        let tails = Tails::new(database.clone(), Arc::clone(&registry));
         let webhook = config.audit_heads_webhook.clone().map(Webhook::new).transpose()?;
         let file = config.audit_heads_file.clone();
         let every = config.audit_heads_every.get();
@@ -257,6 +262,7 @@ impl Hub {
             enrollment,
             fleet: fleet.clone(),
             commands: commands.clone(),
+            tails: tails.clone(),
             ingest,
             registry,
             metrics,
@@ -268,6 +274,7 @@ impl Hub {
             tenants: domain.tenants.clone(),
             authorities: domain.authorities.clone(),
             rotations: domain.rotations.clone(),
+            rollouts,
             enrollment: gateway.enrollment.clone(),
             revocation_lists: RevocationLists::new(gateway.database.clone(), domain.authorities.clone()),
             fleet: fleet.clone(),
@@ -275,6 +282,7 @@ impl Hub {
             history: History::new(gateway.database.clone()),
             alerts,
             commands,
+            tails,
             access: domain.access.clone(),
             metrics: Arc::new(move || metrics.text()),
             watch: Arc::new({

@@ -123,9 +123,13 @@ fn main() -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => return told(&error.into(), FAILED),
     };
-    match runtime.block_on(run(arguments.verb, &config)) {
-        Ok(code) => code,
-        Err(error) => {
+    // On a worker: the allocator keeps memory by thread, and what a start takes to load a fleet would lie idle ever after
+    // where only this thread could have it.
+    let running = runtime.spawn(async move { run(arguments.verb, &config).await });
+    match runtime.block_on(running) {
+        Err(panicked) => told(&panicked.into(), FAILED),
+        Ok(Ok(code)) => code,
+        Ok(Err(error)) => {
             let misconfigured = matches!(error.downcast_ref(), Some(store::StoreError::Url { .. }))
                 || error.downcast_ref::<PairError>().is_some()
                 || ca::is_usage(&error);

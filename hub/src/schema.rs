@@ -368,6 +368,62 @@ CREATE TABLE command_outputs (
     PRIMARY KEY (command, start)
 );
 
+-- The same command over many nodes, in waves (see rollouts/plan.rs). tenant: whose nodes all of them are. state: running,
+-- paused, halted, aborted, done. arguments is the wire's Action. Durations are seconds, shares percent. soaking_since and
+-- asked_at are of the steady clock (commands/clock.rs), all other times are of the wall clock.
+CREATE TABLE rollouts (
+    id {ID},
+    tenant TEXT REFERENCES tenants (id),
+    caller TEXT NOT NULL,
+    idempotency_key TEXT,
+    fingerprint {BLOB} NOT NULL,
+    action TEXT NOT NULL,
+    arguments {BLOB} NOT NULL,
+    priority BIGINT NOT NULL,
+    valid_for BIGINT NOT NULL,
+    target TEXT NOT NULL,
+    reason TEXT NOT NULL,
+    started_by TEXT NOT NULL,
+    started_at BIGINT NOT NULL,
+    ended_at BIGINT,
+    waves TEXT NOT NULL,
+    rate BIGINT,
+    windows TEXT NOT NULL,
+    settle BIGINT NOT NULL,
+    soak BIGINT NOT NULL,
+    most_failed BIGINT NOT NULL,
+    most_regressed BIGINT NOT NULL,
+    state TEXT NOT NULL,
+    wave BIGINT NOT NULL,
+    wave_count BIGINT NOT NULL,
+    soaking_since BIGINT,
+    -- Why it stands as it does, and since when and by whom.
+    why TEXT NOT NULL,
+    changed_at BIGINT NOT NULL,
+    changed_by TEXT NOT NULL
+);
+CREATE UNIQUE INDEX rollouts_key ON rollouts (caller, idempotency_key);
+CREATE INDEX rollouts_running ON rollouts (id) WHERE state = 'running';
+
+-- state: pending (not asked yet), skipped, or that of its command, which is kept here for when the command is not any more.
+CREATE TABLE rollout_nodes (
+    rollout BIGINT NOT NULL REFERENCES rollouts (id),
+    place BIGINT NOT NULL,
+    node TEXT NOT NULL REFERENCES nodes (id),
+    tenant TEXT NOT NULL REFERENCES tenants (id),
+    wave BIGINT NOT NULL,
+    state TEXT NOT NULL,
+    command TEXT,
+    asked_at BIGINT,
+    -- It was well when its command was made.
+    was_well BIGINT NOT NULL DEFAULT 0,
+    -- Somebody let the rollout go on, whatever is wrong with it.
+    accepted BIGINT NOT NULL DEFAULT 0,
+    PRIMARY KEY (rollout, node)
+);
+CREATE UNIQUE INDEX rollout_nodes_command ON rollout_nodes (command);
+CREATE INDEX rollout_nodes_open ON rollout_nodes (command) WHERE state IN ('queued', 'delivered', 'running', 'unknown');
+
 -- A chain (see audit/chain.md): each entry's hash covers its columns and the hash before it. audit_head is the one
 -- place numbers come from, and holds the newest entry's hash. Both refuse to be rewritten.
 CREATE TABLE audit (

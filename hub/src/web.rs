@@ -31,7 +31,9 @@ use crate::authorities::Authorities;
 use crate::commands::Commands;
 use crate::enrollment::Enrollment;
 use crate::revocation_lists::RevocationLists;
+use crate::rollouts::Rollouts;
 use crate::rotation::Rotations;
+use crate::tails::Tails;
 use crate::telemetry::history::History;
 use crate::telemetry::ingest::Ingest;
 use crate::telemetry::state::Fleet;
@@ -72,6 +74,8 @@ pub struct AppState {
     pub authorities: Authorities,
     /// From one authority to the next.
     pub rotations: Rotations,
+    /// Commands over many nodes, in waves.
+    pub rollouts: Rollouts,
     /// Join tokens, and who is in.
     pub enrollment: Enrollment,
     /// What authorities no longer stand for.
@@ -86,6 +90,8 @@ pub struct AppState {
     pub alerts: Alerts,
     /// What nodes are to do.
     pub commands: Commands,
+    /// What is read of nodes' logs.
+    pub tails: Tails,
     /// Who may.
     pub access: Access,
     /// `/metrics`, in the Prometheus text format.

@@ -9,6 +9,7 @@ mod file;
 pub mod health;
 pub mod identity;
 pub mod link;
+pub mod tails;
 pub mod telemetry;
 
 pub use backlog::Backlog;

@@ -1,6 +1,7 @@
 //! The node's connection to its hub: dials, holds the session, renews the certificate, and comes back.
 
 mod dial;
+mod logs;
 mod recovery;
 mod renewal;
 mod session;
@@ -24,6 +25,7 @@ use transport::{Backoff, ConnectError, Endpoint};
 use crate::clock::Clock;
 use crate::commands::Commands;
 use crate::identity::{Identity, IdentityStore};
+use crate::tails::Source;
 use crate::telemetry::Recorder;
 
 pub use dial::DialError;
@@ -60,6 +62,8 @@ pub struct LinkOptions {
     pub recorder: Recorder,
     /// Where commands go; `None`: this node carries out none, and says so.
     pub commands: Option<Commands>,
+    /// What reads services' logs; `None`: this node has none, and says so.
+    pub tails: Option<Source>,
     /// Notified, it has the certificate renewed now.
     pub renew: Arc<Notify>,
     /// The wall clock.

@@ -16,6 +16,7 @@ mod signature;
 
 use std::time::Duration;
 
+pub(crate) use action::named;
 pub use action::{Action, ActionError, Name};
 pub use hub::{State, StateError};
 pub use node::{Ending, NodeCommands, Phase, Record, Step, TooMany};

@@ -9,6 +9,9 @@ pub const MAX_CONTROL: usize = 64 * 1024;
 /// Largest frame of a telemetry stream: a key batch of some 20,000 series.
 pub const MAX_TELEMETRY: usize = 1024 * 1024;
 
+/// Largest frame of a log stream: some 16 KiB of lines, and one more of the longest.
+pub const MAX_LOG: usize = 32 * 1024;
+
 /// Most bytes a length may take.
 const MAX_LENGTH_BYTES: usize = 4;
 

@@ -113,6 +113,11 @@ uuid_id!(
     CommandId,
     Command
 );
+uuid_id!(
+    /// One reading of a service's log.
+    TailId,
+    Tail
+);
 
 /// What a node is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -218,6 +223,42 @@ impl Timestamp {
         Self(millis)
     }
 
+    /// From RFC 3339 with any fraction and offset; `None` when it is none, or not of the years 1970 to 9999.
+    pub fn parse(text: &str) -> Option<Self> {
+        let (date, rest) = text.split_once('T')?;
+        let mut date = date.splitn(3, '-').map(|part| part.parse::<i64>().ok());
+        let (year, month, day) = (date.next()??, date.next()??, date.next()??);
+        let zone = rest.rfind(['Z', '+', '-'])?;
+        let (clock, zone) = rest.split_at_checked(zone)?;
+        let (clock, fraction) = clock.split_once('.').unwrap_or((clock, "0"));
+        let mut clock = clock.splitn(3, ':').map(|part| part.parse::<i64>().ok());
+        let (hour, minute, second) = (clock.next()??, clock.next()??, clock.next()??);
+        let offset = match zone.strip_prefix(['+', '-']).and_then(|offset| offset.split_once(':')) {
+            Some((hours, minutes)) => {
+                let minutes = hours.parse::<i64>().ok()?.checked_mul(60)?.checked_add(minutes.parse().ok()?)?;
+                if zone.starts_with('-') { -minutes } else { minutes }
+            }
+            None => 0,
+        };
+        let millis: i64 = format!("{fraction:0<3}").get(..3)?.parse().ok()?;
+        if !(1970..=9999).contains(&year) || !(1..=12).contains(&month) || !(1..=31).contains(&day) {
+            return None;
+        }
+        if !(0..=23).contains(&hour) || !(0..=59).contains(&minute) || !(0..=60).contains(&second) {
+            return None;
+        }
+        if !(-1440..=1440).contains(&offset) {
+            return None;
+        }
+        // Hinnant, "chrono-Compatible Low-Level Date Algorithms": days_from_civil, for years after 0.
+        let (year_of_march, month_of_march) = if month > 2 { (year, month - 3) } else { (year - 1, month + 9) };
+        let (era, of_era) = (year_of_march / 400, year_of_march % 400);
+        let of_year = (153 * month_of_march + 2) / 5 + day - 1;
+        let days = era * 146_097 + of_era * 365 + of_era / 4 - of_era / 100 + of_year - 719_468;
+        let seconds = days * 86_400 + hour * 3600 + (minute - offset) * 60 + second;
+        Some(Self(seconds * 1000 + millis))
+    }
+
     /// Milliseconds since the Unix epoch.
     pub const fn millis(self) -> i64 {
         self.0
@@ -286,6 +327,9 @@ pub enum IdError {
     /// Not a command id.
     #[error("{0:?} is not a command id")]
     Command(String),
+    /// Not a tail's id.
+    #[error("{0:?} is not the id of a tail")]
+    Tail(String),
     /// Not a node kind.
     #[error("{0:?} is not a node kind: use agent or bridge")]
     Kind(String),
@@ -333,6 +377,24 @@ mod tests {
         ];
         for (millis, text) in cases {
             assert_eq!(Timestamp::from_millis(millis).to_string(), text);
+        }
+    }
+
+    #[test]
+    fn timestamps_are_read_from_rfc_3339_and_from_nothing_else() {
+        let cases = [
+            ("2000-02-29T12:34:56.789Z", Some(951_827_696_789)),
+            ("2000-02-29T13:34:56.7891234+01:00", Some(951_827_696_789)),
+            ("0001-01-01T00:00:00Z", None),
+            ("2000-02-29T24:00:00Z", None),
+            ("2000-02-29T00:60:00Z", None),
+            ("2000-02-29T9223372036854775807:00:00Z", None),
+            ("2000-02-29T00:00:00+9223372036854775:00", None),
+            ("2000-02-29", None),
+            ("", None),
+        ];
+        for (text, millis) in cases {
+            assert_eq!(Timestamp::parse(text).map(Timestamp::millis), millis, "{text}");
         }
     }
 

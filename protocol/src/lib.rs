@@ -8,7 +8,8 @@ pub mod id;
 pub mod message;
 pub mod metrics;
 pub mod session;
+pub mod tail;
 pub mod telemetry;
 pub mod version;
 
-pub use id::{CommandId, NodeId, NodeKind, Sequence, SessionId, SpoolEpoch, TenantId, Timestamp};
+pub use id::{CommandId, NodeId, NodeKind, Sequence, SessionId, SpoolEpoch, TailId, TenantId, Timestamp};

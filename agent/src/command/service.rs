@@ -23,7 +23,7 @@ use super::{failed, succeeded, unknown};
 use crate::container::{Key, PROJECT_LABEL, SERVICE_LABEL};
 
 /// Longest wait for the engine's answer to a question.
-pub(super) const ANSWER: Duration = Duration::from_secs(10);
+pub(crate) const ANSWER: Duration = Duration::from_secs(10);
 /// Longest wait for one thing that the engine is told to do: a service may take its time to stop, and the engine waits for
 /// it.
 pub(super) const LONGEST: Duration = Duration::from_secs(900);
@@ -52,10 +52,12 @@ impl Verb {
 }
 
 /// One container, as people call it.
-struct Container {
-    id: String,
-    name: String,
-    running: bool,
+pub(crate) struct Container {
+    pub(crate) id: String,
+    pub(crate) name: String,
+    /// Compose's number of it.
+    pub(crate) number: u32,
+    pub(crate) running: bool,
 }
 
 /// Does it to every container of the service, one after the other.
@@ -229,7 +231,7 @@ fn cut(text: &mut Vec<u8>, room: usize) {
 }
 
 /// The containers of a service.
-async fn find(engine: &Docker, stack: &str, service: &str) -> Result<Vec<Container>, Ending> {
+pub(crate) async fn find(engine: &Docker, stack: &str, service: &str) -> Result<Vec<Container>, Ending> {
     let labels = vec![format!("{PROJECT_LABEL}={stack}"), format!("{SERVICE_LABEL}={service}")];
     match list(engine, labels).await {
         Ok(containers) if containers.is_empty() => Err(failed(format!(
@@ -255,7 +257,9 @@ fn read(summary: ContainerSummary) -> Option<(Key, Container)> {
     let key = Key::of(summary.labels.as_ref()?)?;
     let name = summary.names.and_then(|names| names.into_iter().next()).unwrap_or_default();
     let running = summary.state.is_some_and(|state| state.to_string() == "running");
-    Some((key, Container { id: summary.id?, name: name.trim_start_matches('/').to_owned(), running }))
+    let name = name.trim_start_matches('/').to_owned();
+    let container = Container { id: summary.id?, name, number: key.number, running };
+    Some((key, container))
 }
 
 /// The engine was told to do something, and this came of it: a no is a no, and silence may be anything.

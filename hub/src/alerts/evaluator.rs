@@ -215,7 +215,8 @@ impl Look<'_> {
             | Rule::SpoolFault
             | Rule::CertificateOverdue
             | Rule::CertificateExpiring
-            | Rule::AuthorityEnding => (Duration::ZERO, Duration::ZERO),
+            | Rule::AuthorityEnding
+            | Rule::RolloutHalted => (Duration::ZERO, Duration::ZERO),
         }
     }
 

@@ -33,10 +33,12 @@ pub enum Rule {
     CertificateExpiring,
     /// An authority was not followed by another in its window. About no node.
     AuthorityEnding,
+    /// A rollout holds itself. About no node.
+    RolloutHalted,
 }
 
 impl Rule {
-    pub(super) const ALL: [Self; 12] = [
+    pub(super) const ALL: [Self; 13] = [
         Self::NodeLost,
         Self::NodeCloned,
         Self::ServiceUnhealthy,
@@ -49,6 +51,7 @@ impl Rule {
         Self::CertificateOverdue,
         Self::CertificateExpiring,
         Self::AuthorityEnding,
+        Self::RolloutHalted,
     ];
 
     /// Its name in the API and the tables.
@@ -66,6 +69,7 @@ impl Rule {
             Self::CertificateOverdue => "certificate.overdue",
             Self::CertificateExpiring => "certificate.expiring",
             Self::AuthorityEnding => "authority.ending",
+            Self::RolloutHalted => "rollout.halted",
         }
     }
 
@@ -227,6 +231,15 @@ pub(super) fn failed(service: &Service) -> Judgement {
         },
         ServiceState::Created | ServiceState::Restarting | ServiceState::Removing => Judgement::Unclear,
         _ => Judgement::Well,
+    }
+}
+
+/// Whether something is wrong with a service, by the rules for its health and its end; `None`: it can't be told now.
+pub(crate) fn ails(service: &Service) -> Option<bool> {
+    match (unhealthy(service), failed(service)) {
+        (Judgement::Wrong { .. }, _) | (_, Judgement::Wrong { .. }) => Some(true),
+        (Judgement::Unclear, _) | (_, Judgement::Unclear) => None,
+        (Judgement::Well, Judgement::Well) => Some(false),
     }
 }
 

@@ -28,7 +28,7 @@ use crate::labels::{self, Label};
 use crate::web::App;
 
 /// How long a command may still start when nothing is asked for.
-const VALID_FOR: u64 = 3_600;
+pub(super) const VALID_FOR: u64 = 3_600;
 
 /// What to do, and on which nodes. Takes the role operator.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
@@ -328,7 +328,7 @@ fn ordered(node: &Node, id: CommandId) -> OrderedCommand {
     }
 }
 
-fn meant(node: &Node) -> Result<(NodeId, TenantId), Problem> {
+pub(super) fn meant(node: &Node) -> Result<(NodeId, TenantId), Problem> {
     let unreadable = |error: protocol::id::IdError| Problem::internal(&error);
     Ok((node.id.parse().map_err(unreadable)?, node.tenant.parse().map_err(unreadable)?))
 }
@@ -371,7 +371,7 @@ impl CommandRequest {
 
 impl Target {
     /// The nodes that are meant, by tenant and name.
-    async fn nodes(&self, app: &App, who: &Principal) -> Result<Vec<Arc<Node>>, Problem> {
+    pub(super) async fn nodes(&self, app: &App, who: &Principal) -> Result<Vec<Arc<Node>>, Problem> {
         let filters = self.tenant.is_some() || !self.labels.is_empty() || self.query.is_some() || self.all;
         if self.nodes.is_empty() != filters {
             return Err(Problem::invalid(

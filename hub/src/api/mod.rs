@@ -15,12 +15,14 @@ pub(crate) mod idempotency;
 mod kafka;
 mod labels;
 pub(crate) mod list;
-mod nodes;
+pub(crate) mod logs;
+pub(crate) mod nodes;
 mod operator_keys;
 pub(crate) mod problem;
 mod renewals;
 pub mod resource;
 mod revocation_lists;
+pub(crate) mod rollouts;
 pub(crate) mod roster;
 pub(crate) mod rotations;
 pub mod select;
@@ -107,11 +109,18 @@ fn described() -> (Router<App>, Value) {
         .routes(routes!(revocation_lists::show))
         .routes(routes!(nodes::history))
         .routes(routes!(nodes::coverage))
+        .routes(routes!(logs::read))
         .routes(routes!(alerts::list))
         .routes(routes!(commands::list, commands::request))
         .routes(routes!(commands::preview))
         .routes(routes!(commands::show))
         .routes(routes!(commands::cancel))
+        .routes(routes!(rollouts::list, rollouts::create))
+        .routes(routes!(rollouts::show))
+        .routes(routes!(rollouts::nodes))
+        .routes(routes!(rollouts::pause))
+        .routes(routes!(rollouts::resume))
+        .routes(routes!(rollouts::abort))
         .routes(routes!(operator_keys::list, operator_keys::register))
         .routes(routes!(operator_keys::revoke))
         .routes(routes!(audit::list))
@@ -150,7 +159,7 @@ mod tests {
         let (_, described) = described();
         assert!(described["openapi"].as_str().expect("a version").starts_with("3.1"), "{}", described["openapi"]);
         let paths = described["paths"].as_object().expect("paths");
-        assert_eq!(paths.len(), 39);
+        assert_eq!(paths.len(), 46);
         for (path, operations) in paths {
             for (method, operation) in operations.as_object().expect("operations") {
                 let responses = operation["responses"].as_object().expect("responses");

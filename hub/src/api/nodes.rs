@@ -168,6 +168,6 @@ pub(crate) async fn unfreeze(
     Ok(StatusCode::NO_CONTENT)
 }
 
-pub(super) fn unknown(id: NodeId) -> Problem {
+pub(crate) fn unknown(id: NodeId) -> Problem {
     Problem::not_found(format!("There is no node {id}: see `hfctl node list`."))
 }

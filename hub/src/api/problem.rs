@@ -16,7 +16,9 @@ use crate::commands::{CancelError, RequestError};
 use crate::enrollment::{AdviseError, RevokeError, TokenError, UnfreezeError};
 use crate::labels::LabelError;
 use crate::operators::OperatorsError;
+use crate::rollouts::{RolloutError, WavesError, WindowError};
 use crate::rotation::RotationError;
+use crate::tails::TailsError;
 use crate::telemetry::history::HistoryError;
 use crate::tenants::TenantError;
 
@@ -248,6 +250,30 @@ impl From<RequestError> for Problem {
     }
 }
 
+impl From<RolloutError> for Problem {
+    fn from(error: RolloutError) -> Self {
+        match error {
+            RolloutError::Unknown(_) => Self::not_found(error.to_string()),
+            RolloutError::Over { .. } | RolloutError::Halted(_) => Self::conflict(error.to_string()),
+            RolloutError::Reason | RolloutError::Limits(_) => Self::invalid(error.to_string()),
+            RolloutError::Request(error) => error.into(),
+            RolloutError::Store(error) => error.into(),
+        }
+    }
+}
+
+impl From<WavesError> for Problem {
+    fn from(error: WavesError) -> Self {
+        Self::invalid(error.to_string())
+    }
+}
+
+impl From<WindowError> for Problem {
+    fn from(error: WindowError) -> Self {
+        Self::invalid(error.to_string())
+    }
+}
+
 impl From<AdviseError> for Problem {
     fn from(error: AdviseError) -> Self {
         match error {
@@ -292,6 +318,17 @@ impl From<CancelError> for Problem {
         match error {
             CancelError::Unknown(_) => Self::not_found(error.to_string()),
             CancelError::Store(error) => error.into(),
+        }
+    }
+}
+
+impl From<TailsError> for Problem {
+    fn from(error: TailsError) -> Self {
+        match error {
+            TailsError::Offline => Self::conflict(error.to_string()),
+            TailsError::Busy => Self::too_many(error.to_string(), Duration::from_secs(5)),
+            TailsError::Store(error) => error.into(),
+            TailsError::Tail(_) | TailsError::Reason => Self::invalid(error.to_string()),
         }
     }
 }

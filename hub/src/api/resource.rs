@@ -9,6 +9,7 @@ mod figures;
 mod history;
 mod join_token;
 mod node;
+mod rollout;
 mod service;
 mod tenant;
 mod view;
@@ -30,6 +31,7 @@ pub use node::{
     Attention, AttentionLevel, Certificate, Clock, ClockState, Engine, EngineState, Host, Kind, Node, NodeDetail,
     Presence, PresenceState, Reason, Spool,
 };
+pub use rollout::{Rollout, RolloutNode, RolloutPreview, RolloutState, Wave, WaveCounts, WavePreview, WaveState};
 pub use service::{Service, ServiceCounts, ServiceHealth, ServiceState};
 pub use tenant::{NodeCounts, Tenant};
 

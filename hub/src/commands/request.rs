@@ -1,6 +1,6 @@
 //! Asking for a command: for all the nodes that are meant, in one transaction with its audit record.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
 use pki::OperatorPublicKey;
@@ -22,6 +22,8 @@ const MOST_OPEN: i64 = 500;
 const REASON: usize = 500;
 /// Shortest time to a deadline.
 const SHORTEST: Duration = Duration::from_secs(1);
+/// Nodes that an audit record names one by one; more are counted.
+const NAMED: usize = 20;
 /// A deadline nearer than this is looked at sooner than others.
 const NEAR: Duration = Duration::from_secs(30);
 /// Ids that were made for a preview are signed and sent back within this.
@@ -136,17 +138,38 @@ impl Commands {
     /// # Errors
     /// [`RequestError`]; nothing was stored then.
     pub async fn request(&self, new: NewRequest, actor: &Actor, now: Timestamp) -> Result<Requested, RequestError> {
-        check(&new)?;
         let mut transaction = self.0.database.within(new.scope.as_ref().map(TenantId::as_str)).begin_write().await?;
-        if let Some(key) = &new.key
-            && let Some(requested) = asked_before(&mut transaction, &new, key).await?
-        {
-            return Ok(requested);
+        let (requested, records) = self.place(&mut transaction, &new, actor, now).await?;
+        if !records.is_empty() {
+            audit::append_all(&mut transaction, now, records).await?;
         }
-        backlog(&mut transaction, &new).await?;
+        transaction.commit().await?;
+        self.placed(&new, &requested);
+        Ok(requested)
+    }
+
+    /// The same as part of a transaction, which is to end with the audit records that this gives. Once it has committed,
+    /// [`Commands::placed`] sends them on their way.
+    ///
+    /// # Errors
+    /// [`RequestError`]; but for one of the database's, nothing was written then.
+    pub(crate) async fn place(
+        &self,
+        transaction: &mut Transaction,
+        new: &NewRequest,
+        actor: &Actor,
+        now: Timestamp,
+    ) -> Result<(Requested, Vec<Record>), RequestError> {
+        new.check()?;
+        if let Some(key) = &new.key
+            && let Some(requested) = asked_before(transaction, new, key).await?
+        {
+            return Ok((requested, Vec::new()));
+        }
+        backlog(transaction, new).await?;
         let steady = self.0.clock.now();
         let signer = match &new.signed {
-            Some(signed) => Some(judge(&mut transaction, &new, signed, steady).await?),
+            Some(signed) => Some(judge(transaction, new, signed, steady).await?),
             None => None,
         };
         let request = rows::uuid(now);
@@ -160,7 +183,7 @@ impl Commands {
         .bind(new.key.clone())
         .bind(new.fingerprint.clone())
         .bind(now.millis())
-        .execute(&mut *transaction)
+        .execute(&mut **transaction)
         .await?;
         // Ids are in the order of their making, however the wall clock is set: nodes count on it.
         let mut ids: Vec<CommandId> = new.nodes.iter().map(|_| CommandId::new(steady, rand::random())).collect();
@@ -174,7 +197,7 @@ impl Commands {
         let signed = new.signed.as_ref();
         let arguments = signed.map_or_else(|| new.action.to_bytes(), |signed| signed.arguments.clone());
         let name = new.action.name().as_str();
-        rows::write(&mut transaction, COMMANDS, &commands, |query, row| {
+        rows::write(transaction, COMMANDS, &commands, |query, row| {
             query
                 .bind(row.id.to_string())
                 .bind(request.clone())
@@ -193,16 +216,65 @@ impl Commands {
                 .bind(signed.map(|signed| signed.not_after.millis()))
         })
         .await?;
-        audit::append_all(&mut transaction, now, records(&new, &request, &commands, signer.as_deref(), actor)).await?;
-        transaction.commit().await?;
-        for row in &commands {
-            self.changed(row.node);
+        let records = records(new, &request, &commands, signer.as_deref(), actor);
+        let commands = commands.into_iter().map(|row| (row.id, row.node)).collect();
+        Ok((Requested { id: request, commands, replayed: false }, records))
+    }
+
+    /// Sends on their way what a committed transaction has placed.
+    pub(crate) fn placed(&self, new: &NewRequest, requested: &Requested) {
+        for (_, node) in &requested.commands {
+            self.changed(*node);
         }
         if new.valid_for < NEAR {
             self.0.sooner.notify_one();
         }
-        let commands = commands.into_iter().map(|row| (row.id, row.node)).collect();
-        Ok(Requested { id: request, commands, replayed: false })
+    }
+
+    /// Takes back, as part of a transaction, what a rollout has asked for and nobody was told. Gives the nodes, of which
+    /// [`Commands::taken_back`] is to be told once it has committed, and the audit records.
+    pub(crate) async fn take_back(
+        &self,
+        transaction: &mut Transaction,
+        rollout: i64,
+        reason: &str,
+        actor: &Actor,
+        now: Timestamp,
+    ) -> Result<(Vec<NodeId>, Vec<Record>), StoreError> {
+        let rows = sqlx::query(
+            "UPDATE commands SET state = 'cancelled', cancelled_by = $2, ended_at = $3
+             WHERE state = 'queued' AND id IN (SELECT command FROM rollout_nodes WHERE rollout = $1)
+             RETURNING node, tenant",
+        )
+        .bind(rollout)
+        .bind(actor.to_string())
+        .bind(now.millis())
+        .fetch_all(&mut **transaction)
+        .await?;
+        let mut nodes = Vec::with_capacity(rows.len());
+        let mut tenants: BTreeMap<String, Vec<String>> = BTreeMap::new();
+        for row in &rows {
+            let node: String = row.try_get(0)?;
+            nodes.push(node.parse().map_err(unreadable)?);
+            tenants.entry(row.try_get(1)?).or_default().push(node);
+        }
+        let record = |(tenant, nodes): (String, Vec<String>)| {
+            let named: Vec<&String> = nodes.iter().take(NAMED).collect();
+            Ok(Record {
+                actor: actor.clone(),
+                action: action::COMMAND_CANCELLED,
+                tenant: Some(tenant.parse().map_err(unreadable)?),
+                subject: format!("rollout {rollout}"),
+                detail: json!({ "rollout": rollout, "state": "queued", "nodes": nodes.len(), "named": named, "reason": reason }),
+                remote: None,
+            })
+        };
+        Ok((nodes, tenants.into_iter().map(record).collect::<Result<_, sqlx::Error>>()?))
+    }
+
+    /// Tells whoever looks that commands of these nodes were taken back.
+    pub(crate) fn taken_back(&self, nodes: &[NodeId]) {
+        nodes.iter().for_each(|node| self.changed(*node));
     }
 }
 
@@ -213,20 +285,26 @@ const COMMANDS: Insert = Insert {
     on_conflict: "",
 };
 
-fn check(new: &NewRequest) -> Result<(), RequestError> {
-    if new.nodes.is_empty() {
-        return Err(RequestError::Nobody);
+impl NewRequest {
+    /// Whether it may be asked for at all.
+    ///
+    /// # Errors
+    /// [`RequestError`], and never one of the database's.
+    pub(crate) fn check(&self) -> Result<(), RequestError> {
+        if self.nodes.is_empty() {
+            return Err(RequestError::Nobody);
+        }
+        if self.nodes.len() > MOST_NODES {
+            return Err(RequestError::TooManyNodes(self.nodes.len()));
+        }
+        if !(SHORTEST..=LONGEST).contains(&self.valid_for) {
+            return Err(RequestError::ValidFor);
+        }
+        if self.reason.chars().count() > REASON {
+            return Err(RequestError::Reason);
+        }
+        Ok(())
     }
-    if new.nodes.len() > MOST_NODES {
-        return Err(RequestError::TooManyNodes(new.nodes.len()));
-    }
-    if !(SHORTEST..=LONGEST).contains(&new.valid_for) {
-        return Err(RequestError::ValidFor);
-    }
-    if new.reason.chars().count() > REASON {
-        return Err(RequestError::Reason);
-    }
-    Ok(())
 }
 
 /// What this caller asked for under this key before.
@@ -320,7 +398,7 @@ fn records(new: &NewRequest, request: &str, commands: &[Planned], signer: Option
         // Of a few, each is named; of many, the request leads to them.
         let named: Vec<Value> = ours
             .iter()
-            .take(20)
+            .take(NAMED)
             .map(|row| json!({ "command": row.id.to_string(), "node": row.node.to_string() }))
             .collect();
         Record {

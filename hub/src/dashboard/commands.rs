@@ -9,6 +9,7 @@ use serde::Deserialize;
 
 use super::format::{self, Clock};
 use super::layout::{Section, Viewer, csrf};
+use super::logs;
 use super::pages::{Asked, framed, may, still};
 use super::session::{Ours, Sent, Visitor};
 use super::{OrShown as _, Shown};
@@ -27,8 +28,8 @@ const OF_NODE: u32 = 20;
 const VALID_FOR: u64 = 600;
 
 /// What can be done to a service, with the word on its link.
-const OF_SERVICE: [(&str, &str); 4] =
-    [("service.restart", "Restart"), ("service.start", "Start"), ("service.stop", "Stop"), ("service.logs", "Log")];
+const OF_SERVICE: [(&str, &str); 3] =
+    [("service.restart", "Restart"), ("service.start", "Start"), ("service.stop", "Stop")];
 
 /// What can be done to a node, with the word on its link. A new certificate is asked for below, with the rest of its trust.
 const OF_THE_NODE: [(&str, &str); 2] = [("diagnostics", "Diagnostics"), ("drain", "Hand over telemetry")];
@@ -46,6 +47,7 @@ pub(super) fn service_actions(node: &NodeDetail, stack: &str, service: &str, run
                 }
             }
         }
+        a.act href=(logs::address(&node.node.id, stack, service)) { "Log" span.visually-hidden { " of " (service) } }
     }
 }
 

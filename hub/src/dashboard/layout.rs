@@ -13,6 +13,8 @@ pub enum Section {
     Fleet,
     /// Customers.
     Tenants,
+    /// Commands over many nodes.
+    Rollouts,
     /// What went wrong.
     Alerts,
     /// Who did what.
@@ -86,6 +88,7 @@ impl Frame<'_> {
                             ul {
                                 (item(Section::Fleet, "/", html! { "Fleet" }))
                                 (item(Section::Tenants, "/tenants", html! { "Tenants" }))
+                                (item(Section::Rollouts, "/rollouts", html! { "Rollouts" }))
                                 (item(Section::Alerts, "/alerts", html! { "Alerts" (alert_pill(self.open_alerts)) }))
                                 (item(Section::Trust, "/trust", html! { "Trust" }))
                                 (item(Section::Audit, "/audit", html! { "Audit" }))

@@ -29,7 +29,7 @@ use super::pages::{
     tenant_list, version,
 };
 use super::session::{Away, Visitor};
-use super::{alerts, audit, commands, fleet, history, join, layout, node, rotation, tenants};
+use super::{alerts, audit, commands, fleet, history, join, layout, node, rollouts, rotation, tenants};
 use crate::alerts::Change;
 use crate::api::follow::{Follow, follow};
 use crate::api::problem::Problem;
@@ -57,6 +57,8 @@ enum Watched {
     Audit(AuditQuery),
     Join { token: String },
     Rotation { id: i64 },
+    Rollouts,
+    Rollout { id: i64 },
 }
 
 #[derive(Deserialize)]
@@ -124,7 +126,7 @@ pub(super) async fn stream(State(app): State<App>, visitor: Result<Visitor, Away
     follow(live).into_response()
 }
 
-fn once(event: &'static str) -> Response {
+pub(super) fn once(event: &'static str) -> Response {
     Sse::new(stream::iter([Ok::<_, Infallible>(Event::default().event(event).data(""))])).into_response()
 }
 
@@ -158,6 +160,8 @@ impl Watched {
             "audit" => Self::Audit(read(uri)?),
             "join" => Self::Join { token: read::<Tokened>(uri)?.token },
             "rotation" => Self::Rotation { id: read::<NumberedBy>(uri)?.id },
+            "rollouts" => Self::Rollouts,
+            "rollout" => Self::Rollout { id: read::<NumberedBy>(uri)?.id },
             other => return Err(Problem::malformed(format!("There is no live page {other:?}."))),
         })
     }
@@ -255,7 +259,12 @@ impl Live {
             }
             let looks = matches!(
                 self.watched,
-                Watched::Audit(_) | Watched::Join { .. } | Watched::Node { .. } | Watched::Rotation { .. }
+                Watched::Audit(_)
+                    | Watched::Join { .. }
+                    | Watched::Node { .. }
+                    | Watched::Rotation { .. }
+                    | Watched::Rollouts
+                    | Watched::Rollout { .. }
             );
             if looks {
                 until = until.min(self.looked + LOOK_EVERY);
@@ -282,7 +291,9 @@ impl Live {
                 },
                 change = self.commands.recv() => match (change, &self.watched) {
                     (Ok(node), Watched::Node { id, .. }) => self.dirty |= node == *id,
-                    (Ok(_) | Err(RecvError::Lagged(_)), Watched::Node { .. } | Watched::Command { .. }) => self.dirty = true,
+                    (Ok(_) | Err(RecvError::Lagged(_)), Watched::Node { .. } | Watched::Command { .. } | Watched::Rollout { .. }) => {
+                        self.dirty = true;
+                    }
                     (Err(RecvError::Closed), _) => return None,
                     _ => {}
                 },
@@ -306,6 +317,8 @@ impl Live {
             // The one it waits for is not known yet.
             Watched::Join { .. } => true,
             Watched::Alerts(_) | Watched::Audit(_) | Watched::Command { .. } | Watched::Rotation { .. } => false,
+            // It is looked at again by itself: not for every sample of every node.
+            Watched::Rollouts | Watched::Rollout { .. } => false,
         }
     }
 
@@ -368,6 +381,15 @@ impl Live {
             Watched::Alerts(query) => {
                 let (found, older) = alert_list(app, who, query).await?;
                 out.put("view", alerts::view(&found, query.state, older, clock));
+            }
+            Watched::Rollouts => {
+                let (found, older) = rollouts::listed(app, &self.visitor, None).await?;
+                out.put("view", rollouts::table(&found, older, clock));
+            }
+            Watched::Rollout { id } => {
+                let shown = crate::api::rollouts::shown(app, who, *id).await?;
+                out.put("view", rollouts::view(&shown, clock));
+                out.put("acts", rollouts::acts(&shown, &self.visitor.viewer()));
             }
             Watched::Rotation { id } => {
                 out.put("view", rotation::view(&rotations::shown(app, who, *id).await?, clock));

@@ -12,10 +12,12 @@ mod history;
 pub mod join;
 pub mod layout;
 mod live;
+mod logs;
 pub mod node;
 mod pages;
 mod pki;
 mod renewal;
+mod rollouts;
 mod rotation;
 mod session;
 pub mod sign_in;
@@ -42,8 +44,16 @@ pub(crate) fn router() -> Router<App> {
         .route("/nodes/{node}/revoke", post(trust::revoke))
         .route("/nodes/{node}/remove", post(trust::remove))
         .route("/nodes/{node}/command", get(commands::ask).post(commands::order))
+        .route("/nodes/{node}/logs", get(logs::page))
+        .route("/nodes/{node}/logs/live", get(logs::live))
         .route("/commands/{command}", get(commands::show))
         .route("/commands/{command}/cancel", post(commands::cancel))
+        .route("/rollouts", get(rollouts::list).post(rollouts::start))
+        .route("/rollouts/new", get(rollouts::new))
+        .route("/rollouts/{rollout}", get(rollouts::show))
+        .route("/rollouts/{rollout}/pause", post(rollouts::pause))
+        .route("/rollouts/{rollout}/resume", post(rollouts::resume))
+        .route("/rollouts/{rollout}/abort", post(rollouts::abort))
         .route("/nodes/{node}/renew", post(renewal::renew_node))
         .route("/trust", get(pages::trust))
         .route("/trust/renew", post(renewal::renew))

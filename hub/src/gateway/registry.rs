@@ -41,6 +41,7 @@ struct Live {
     session: SessionId,
     directives: mpsc::Sender<Directive>,
     commands: Arc<Notify>,
+    tails: Arc<Notify>,
 }
 
 /// A session's place in the registry.
@@ -49,6 +50,8 @@ pub(super) struct Registered {
     pub(super) directives: mpsc::Receiver<Directive>,
     /// Notified when the node's commands have changed, however often.
     pub(super) commands: Arc<Notify>,
+    /// Notified when other logs of the node are to be read than before, however often.
+    pub(super) tails: Arc<Notify>,
     /// The session of the same node that this one displaced.
     pub(super) displaced: Option<SessionId>,
 }
@@ -57,8 +60,8 @@ impl Registry {
     /// Puts a new session in its node's place and ends the one that was there.
     pub(super) fn register(&self, node: NodeId, session: SessionId) -> Registered {
         let (sender, directives) = mpsc::channel(DIRECTIVES_BOUND);
-        let commands = Arc::<Notify>::default();
-        let live = Live { session, directives: sender, commands: Arc::clone(&commands) };
+        let (commands, tails) = (Arc::<Notify>::default(), Arc::<Notify>::default());
+        let live = Live { session, directives: sender, commands: Arc::clone(&commands), tails: Arc::clone(&tails) };
         let displaced = self.live().insert(node, live).map(|old| {
             // A full queue means the old session is stuck; dropping its sender ends it as well.
             let _ = old.directives.try_send(Directive::Close(
@@ -67,7 +70,7 @@ impl Registry {
             ));
             old.session
         });
-        Registered { directives, commands, displaced }
+        Registered { directives, commands, tails, displaced }
     }
 
     /// Takes a session out, unless another has taken its place. True when it was the node's current one.
@@ -97,6 +100,13 @@ impl Registry {
     pub(crate) fn wake(&self, node: NodeId) {
         if let Some(entry) = self.live().get(&node) {
             entry.commands.notify_one();
+        }
+    }
+
+    /// Has a node's session look which logs are to be read. Nothing when the node has none here.
+    pub(crate) fn wake_tails(&self, node: NodeId) {
+        if let Some(entry) = self.live().get(&node) {
+            entry.tails.notify_one();
         }
     }
 

@@ -19,6 +19,7 @@ use super::Gateway;
 use super::courier::Courier;
 use super::rate::{Budget, Rate};
 use super::registry::{Directive, REVOKED, Registered};
+use super::relay::{Relay, take_logs};
 use crate::audit::{self, Actor, Record, action};
 use crate::telemetry::ingest::{IngestError, Intake};
 use crate::telemetry::state::Ended;
@@ -49,8 +50,9 @@ pub(super) async fn run(
     shutdown: CancellationToken,
 ) {
     let node = identity.node;
-    let greeted = tokio::time::timeout(HELLO_DEADLINE, greet(&gateway, &connection, &identity)).await;
-    let (session, mut control, intake) = match greeted {
+    // What is rare in a session is boxed, here and below: thousands of them would each keep room for it all their lives.
+    let greeted = tokio::time::timeout(HELLO_DEADLINE, Box::pin(greet(&gateway, &connection, &identity))).await;
+    let (session, mut control, mut intake) = match greeted {
         Ok(Ok(greeted)) => greeted,
         Ok(Err(trouble)) => {
             debug!(%node, remote = %connection.remote_address(), %trouble, "no session");
@@ -73,20 +75,21 @@ pub(super) async fn run(
     }
     info!(%node, tenant = %identity.tenant, %session, remote = %connection.remote_address(), "session opened");
     if let Some(displaced) = registered.displaced {
-        record_displacement(&gateway, &connection, &identity, displaced, session).await;
+        Box::pin(record_displacement(&gateway, &connection, &identity, displaced, session)).await;
     }
-    if let Err(error) = gateway.enrollment.seen(&identity, now()).await {
+    if let Err(error) = Box::pin(gateway.enrollment.seen(&identity, now())).await {
         // The older certificate then stays good a little longer: the next session retires it.
         warn!(%node, %error, "the use of a certificate was not recorded");
     }
 
     let over = tokio::select! {
         biased;
-        over = attend(&gateway, &identity, &mut control, registered, &shutdown) => over,
-        over = take_in(&connection, intake) => over,
+        over = attend(&gateway, &identity, session, &mut control, registered, &shutdown) => over,
+        over = streams(&gateway, &connection, &identity, session, &mut intake) => over,
     };
-    let ended = end(&connection, control, over).await;
+    let ended = Box::pin(end(&connection, control, over)).await;
     gateway.registry.remove(node, session);
+    gateway.tails.session_ended(node, session, "the node's session has ended; start again once it is back");
     gateway.metrics.sessions.set(gateway.registry.len() as i64);
     info!(%node, %session, ?ended, "session closed");
     gateway.fleet.session_closed(node, session, ended, now());
@@ -226,14 +229,17 @@ async fn record_displacement(
 async fn attend(
     gateway: &Gateway,
     identity: &NodeIdentity,
+    session: SessionId,
     control: &mut Control,
     registered: Registered,
     shutdown: &CancellationToken,
 ) -> Over {
-    let Registered { mut directives, commands, .. } = registered;
+    let Registered { mut directives, commands, tails, .. } = registered;
     let mut courier = Courier::new(&gateway.commands, identity.node);
     // What waited for the node, and what an earlier session handed over.
     commands.notify_one();
+    let mut relay = Relay::new(&gateway.tails, session);
+    tails.notify_one();
     loop {
         let message = tokio::select! {
             biased;
@@ -262,7 +268,15 @@ async fn attend(
                 None => return Over::Close(CloseCode::Displaced, "this session no longer takes part".into()),
             },
             () = courier.due(&commands) => {
-                for message in courier.collect(&control.machine, now()).await {
+                for message in Box::pin(courier.collect(&control.machine, now())).await {
+                    if control.writer.send(&message).await.is_err() {
+                        return Over::Node(Ended::Lost);
+                    }
+                }
+                continue;
+            }
+            () = tails.notified() => {
+                for message in relay.collect(identity, &control.machine) {
                     if control.writer.send(&message).await.is_err() {
                         return Over::Node(Ended::Lost);
                     }
@@ -285,30 +299,31 @@ async fn attend(
                 HubOutput::Send(answer) => answer,
                 HubOutput::Renew { certificate_request, sequence } => {
                     let request = RenewRequest { certificate_request, sequence };
-                    let renewed = gateway.enrollment.renew(identity, &request, now()).await;
+                    let renewed = Box::pin(gateway.enrollment.renew(identity, &request, now())).await;
                     control.machine.renewed(
                         renewed.unwrap_or_else(|refusal| Renewed { refusal: Some(refusal), ..Renewed::default() }),
                     )
                 }
                 HubOutput::Trusts { roots, trouble } => {
-                    trusting(gateway, identity, &roots, &trouble).await;
+                    Box::pin(trusting(gateway, identity, &roots, &trouble)).await;
                     continue;
                 }
                 HubOutput::Clock(reading) => {
                     gateway.fleet.clock(identity.node, reading.into());
                     continue;
                 }
-                HubOutput::Outcome(word) => match courier.word(word, &control.machine, now()).await {
+                HubOutput::Outcome(word) => match Box::pin(courier.word(word, &control.machine, now())).await {
                     Ok(Some(stored)) => stored,
                     Ok(None) => continue,
                     Err(over) => return over,
                 },
-                HubOutput::Output(piece) => match courier.piece(piece).await {
+                HubOutput::Output(piece) => match Box::pin(courier.piece(piece)).await {
                     Ok(()) => continue,
                     Err(over) => return over,
                 },
                 HubOutput::Unsupported(what) => {
                     debug!(node = %identity.node, what, "the node is older and did not know a message");
+                    relay.unsupported();
                     continue;
                 }
                 HubOutput::Over(reason) => return Over::Node(Ended::Goodbye(reason)),
@@ -321,12 +336,27 @@ async fn attend(
     }
 }
 
-/// The telemetry stream: everything that has arrived is committed together, then acknowledged.
-async fn take_in(connection: &Connection, mut intake: Intake) -> Over {
-    let (mut writer, mut reader) = match connection.accept(MAX_TELEMETRY).await {
+/// The streams beside the control stream, in the order in which a node opens them.
+async fn streams(
+    gateway: &Gateway,
+    connection: &Connection,
+    identity: &NodeIdentity,
+    session: SessionId,
+    intake: &mut Intake,
+) -> Over {
+    let (writer, reader) = match connection.accept(MAX_TELEMETRY).await {
         Ok(stream) => stream,
         Err(_) => return Over::Node(Ended::Lost),
     };
+    tokio::select! {
+        biased;
+        over = take_in(writer, reader, intake) => over,
+        over = take_logs(gateway, connection, identity, session) => over,
+    }
+}
+
+/// The telemetry stream: everything that has arrived is committed together, then acknowledged.
+async fn take_in(mut writer: FrameWriter, mut reader: FrameReader, intake: &mut Intake) -> Over {
     let mut budget = Budget::new(UPLOADS, Instant::now());
     loop {
         let mut taken = 0;
@@ -350,7 +380,7 @@ async fn take_in(connection: &Connection, mut intake: Intake) -> Over {
                 None => {}
             }
         }
-        match intake.commit(now()).await {
+        match Box::pin(intake.commit(now())).await {
             Ok(Some(acknowledge)) => {
                 if let Err(error) = writer.send(&acknowledge).await {
                     return broken(error);
@@ -440,6 +470,6 @@ impl Trouble {
     }
 }
 
-fn now() -> Timestamp {
+pub(super) fn now() -> Timestamp {
     SystemTime::now().into()
 }

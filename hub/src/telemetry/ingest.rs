@@ -3,6 +3,7 @@
 mod coverage;
 mod writer;
 
+use std::cell::RefCell;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -278,6 +279,20 @@ fn storable(first: u64, last: u64) -> Result<(), DeliveryError> {
     if last > i64::MAX as u64 { Err(DeliveryError::Number { first, last }) } else { Ok(()) }
 }
 
+/// Rows while a batch is decoded. Each batch would otherwise leave holes of their size between rows that are kept for minutes.
+#[derive(Default)]
+struct Scratch {
+    row: Vec<Option<i64>>,
+    /// The newest two, the newest last.
+    newest: [(Timestamp, Vec<Option<i64>>); 2],
+    /// How many of them are of this batch.
+    count: usize,
+}
+
+thread_local! {
+    static SCRATCH: RefCell<Scratch> = RefCell::default();
+}
+
 /// What a body says, and the times of its first and last row. A body whose samples can't be read is stored all the
 /// same: what arrived is not thrown away, and the node would only send it again.
 fn decode(
@@ -287,30 +302,29 @@ fn decode(
     node: NodeId,
 ) -> (Report, Option<(Timestamp, Timestamp)>) {
     let mut span = None;
-    let mut newest: Vec<(Timestamp, Vec<Option<i64>>)> = Vec::new();
+    let mut samples = Vec::new();
     if !body.samples.is_empty() {
-        let decoded = decoder.decode(&body.samples, |_, at, values| {
-            let (first, last) = span.unwrap_or((at, at));
-            span = Some((at.min(first), at.max(last)));
-            if newest.len() == 2 {
+        SCRATCH.with_borrow_mut(|Scratch { row, newest, count }| {
+            *count = 0;
+            let decoded = decoder.decode_with(&body.samples, row, |_, at, values| {
+                let (first, last) = span.unwrap_or((at, at));
+                span = Some((at.min(first), at.max(last)));
                 newest.swap(0, 1);
                 let (kept_at, kept) = &mut newest[1];
                 *kept_at = at;
                 kept.clear();
                 kept.extend_from_slice(values);
-            } else {
-                newest.push((at, values.to_vec()));
+                *count = (*count + 1).min(2);
+            });
+            if let Err(error) = decoded {
+                tracing::warn!(%node, %error, "a batch's samples can't be read; it is stored unread");
+            }
+            if let Some(schema) = decoder.schema() {
+                let kept = newest.iter().skip(2 - *count);
+                samples = kept.map(|(at, row)| Sample::new(*at, Arc::clone(schema), row.iter().copied())).collect();
             }
         });
-        if let Err(error) = decoded {
-            tracing::warn!(%node, %error, "a batch's samples can't be read; it is stored unread");
-        }
     }
-    let schema = decoder.schema();
-    let samples = newest
-        .into_iter()
-        .filter_map(|(at, values)| Some(Sample::new(at, Arc::clone(schema?), values.into_iter())))
-        .collect();
     let report = Report {
         current,
         complete: body.key,

@@ -18,6 +18,7 @@ mod offline;
 mod recovery;
 mod renewal;
 mod revocation;
+mod rollouts;
 mod rotation;
 mod setup;
 mod state;

@@ -8,7 +8,9 @@ mod commands;
 mod dashboard;
 mod events;
 mod https;
+mod logs;
 mod policy;
+mod rollouts;
 mod rotation;
 mod tenancy;
 mod trust;
@@ -28,8 +30,10 @@ use hyperfactory_hub::commands::{Commands, SteadyClock};
 use hyperfactory_hub::enrollment::{self, Enrollment, NewToken};
 use hyperfactory_hub::keys::{Keys, Master};
 use hyperfactory_hub::revocation_lists::RevocationLists;
+use hyperfactory_hub::rollouts::Rollouts;
 use hyperfactory_hub::rotation::Rotations;
 use hyperfactory_hub::schema;
+use hyperfactory_hub::tails::Tails;
 use hyperfactory_hub::telemetry::history::History;
 use hyperfactory_hub::telemetry::ingest::Ingest;
 use hyperfactory_hub::telemetry::state::{Fleet, Report, Services};
@@ -109,6 +113,9 @@ impl Site {
         let clock = SteadyClock::open(&database, now()).await.expect("a clock");
         let (commands, keeping) = Commands::start(database.clone(), Arc::default(), clock, now, stop.clone());
         tasks.spawn(keeping);
+        let rollouts = Rollouts::new(database.clone(), commands.clone(), fleet.clone(), alerts.clone());
+        tasks.spawn(rollouts.keep(now, stop.clone()));
+        let tails = Tails::new(database.clone(), Arc::default());
         let tenants = Tenants::new(database.clone(), authorities.clone());
         let rotations = Rotations::new(database.clone(), authorities.clone());
         let access = Access::new(database.clone());
@@ -118,6 +125,7 @@ impl Site {
             tenants: tenants.clone(),
             authorities: authorities.clone(),
             rotations: rotations.clone(),
+            rollouts,
             enrollment: enrollment.clone(),
             revocation_lists: RevocationLists::new(database.clone(), authorities.clone()),
             fleet: fleet.clone(),
@@ -125,6 +133,7 @@ impl Site {
             history: History::new(database.clone()),
             alerts,
             commands,
+            tails,
             access: access.clone(),
             metrics: Arc::new(|| "hyperfactory_hub_sessions 0\n".into()),
             watch: Arc::new({

@@ -63,6 +63,14 @@ async fn whoever_is_bound_to_a_tenant_works_on_bound_connections_alone() {
     assert_eq!(made.status, StatusCode::CREATED, "{}", made.body);
     let command = made.json()["commands"][0]["id"].as_str().expect("an id").to_owned();
 
+    let rolled = json!({"command": {"action": "drain", "reason": "x", "target": {"nodes": [node.to_string()]}}, "waves": ["100%"]});
+    let rollout = site.post("/api/v1/rollouts", &bound, rolled.clone()).await.json()["id"].to_string();
+    // What is over stays as it is.
+    let abort = async |rollout: &str| {
+        site.post(&format!("/api/v1/rollouts/{rollout}/abort"), &bound, json!({"reason": "x"})).await
+    };
+    assert_eq!(abort(&rollout).await.status, StatusCode::OK);
+
     let lists = [
         "tenants",
         "tenants/acme",
@@ -74,6 +82,9 @@ async fn whoever_is_bound_to_a_tenant_works_on_bound_connections_alone() {
         "audit/export",
         "commands",
         &format!("commands/{command}"),
+        "rollouts",
+        &format!("rollouts/{rollout}"),
+        &format!("rollouts/{rollout}/nodes"),
     ];
     let mut paths: Vec<String> = lists.iter().map(|path| format!("/api/v1/{path}")).collect();
     paths.push(format!("/api/v1/nodes/{node}/coverage"));
@@ -110,6 +121,9 @@ async fn whoever_is_bound_to_a_tenant_works_on_bound_connections_alone() {
     }
     let made = site.post("/api/v1/commands", &bound, asked).await;
     assert_eq!(made.status, StatusCode::CREATED, "{}", made.body);
+    let made = site.post("/api/v1/rollouts", &bound, rolled).await;
+    assert_eq!(made.status, StatusCode::CREATED, "{}", made.body);
+    assert_eq!(abort(&made.json()["id"].to_string()).await.status, StatusCode::OK);
     let cancelled = site.post(&format!("/api/v1/commands/{command}/cancel"), &bound, json!({})).await;
     assert_eq!(
         (cancelled.status, &cancelled.json()["state"]),

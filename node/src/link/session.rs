@@ -10,6 +10,7 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 use transport::{CloseCode, Closed, Connection, FrameReader, FrameWriter, StreamError};
 
+use super::logs::{self, Tails};
 use super::renewal::Renewal;
 use super::upload::{Stream, Upload};
 use super::{Actor, LinkState, Trouble, TroubleKind, trust};
@@ -119,10 +120,12 @@ impl Actor {
             Some(commands) => Some(commands.connect().await),
             None => None,
         };
+        let (mut tails, mut log) = logs::tails(self.options.tails.clone());
         let ended = tokio::select! {
             biased;
-            ended = self.control(&connection, &mut control, &mut renewal, &mut outbox) => ended.map(Some),
+            ended = self.control(&connection, &mut control, &mut renewal, &mut outbox, &mut tails) => ended.map(Some),
             ended = upload.run(&mut stream) => ended.map(|()| None),
+            () = log.run(&connection) => Ok(None),
             () = self.shut_down_and(DRAIN_WITHIN) => Ok(None),
         };
         drop(upload);
@@ -169,6 +172,8 @@ impl Actor {
                     | NodeOutput::Command(_)
                     | NodeOutput::Cancel(_)
                     | NodeOutput::OutcomeStored(_)
+                    | NodeOutput::StartTail(_)
+                    | NodeOutput::StopTail(_)
                     | NodeOutput::LiveUntil(_) => {}
                 }
             }
@@ -201,6 +206,7 @@ impl Actor {
         control: &mut Control,
         renewal: &mut Renewal,
         outbox: &mut Option<mpsc::Receiver<ToHub>>,
+        tails: &mut Tails,
     ) -> Result<Identity, Failure> {
         loop {
             let outputs = tokio::select! {
@@ -264,6 +270,8 @@ impl Actor {
                             commands.give(Input::Stored(id)).await;
                         }
                     }
+                    NodeOutput::StartTail(tail) => tails.start(tail),
+                    NodeOutput::StopTail(id) => tails.stop(id),
                     NodeOutput::RenewalAdvised { renew_at, reason } => {
                         renewal.advised(renew_at);
                         tracing::info!(at = %renewal.at(), reason, "the hub advises to renew the certificate");

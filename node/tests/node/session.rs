@@ -54,6 +54,7 @@ impl TestNode {
             process: 1,
             recorder: recorder.clone(),
             commands: None,
+            tails: None,
             renew: Arc::default(),
             clock,
         };

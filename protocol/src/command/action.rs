@@ -232,7 +232,7 @@ impl fmt::Display for Action {
 }
 
 /// Stacks, services and scripts have names that could not pass for anything else.
-fn named(what: &'static str, name: &str) -> Result<(), ActionError> {
+pub(crate) fn named(what: &'static str, name: &str) -> Result<(), ActionError> {
     let good = (1..=NAME).contains(&name.len())
         && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.'));
     if good { Ok(()) } else { Err(ActionError::Argument(what, "use 1 to 100 letters, digits, '-', '_' and '.'")) }

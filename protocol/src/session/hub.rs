@@ -5,10 +5,11 @@ use std::time::Duration;
 use super::{ClockReading, HELLO_DEADLINE, SessionError};
 use crate::message::{
     Acknowledge, CancelCommand, Command, CommandOutcome, CommandOutput, Goodbye, Hello, NodeFacts, OutcomeStored, Pace,
-    Refusal, RefusalCode, RenewalAdvice, Renewed, SpoolRange, ToHub, ToNode, Trust, Unsupported, VersionRange, Welcome,
-    to_hub, to_node,
+    Refusal, RefusalCode, RenewalAdvice, Renewed, SpoolRange, StopTail, ToHub, ToNode, Trust, Unsupported,
+    VersionRange, Welcome, to_hub, to_node,
 };
-use crate::{CommandId, SessionId, Timestamp, version};
+use crate::tail::Tail;
+use crate::{CommandId, SessionId, TailId, Timestamp, version};
 
 /// Roots of a report that are looked at; a node trusts at most 4.
 const MAX_ROOTS: usize = 8;
@@ -240,6 +241,17 @@ impl HubSession {
     pub fn outcome_stored(&self, command: CommandId) -> Option<ToNode> {
         let command_id = command.to_bytes().to_vec();
         self.is_running().then(|| to_node::Message::OutcomeStored(OutcomeStored { command_id }).into())
+    }
+
+    /// Has the node read a service's log; `None` unless the session is running.
+    pub fn start_tail(&self, tail: &Tail) -> Option<ToNode> {
+        self.is_running().then(|| to_node::Message::StartTail(tail.message()).into())
+    }
+
+    /// Has the node end a tail; `None` unless the session is running.
+    pub fn stop_tail(&self, tail: TailId) -> Option<ToNode> {
+        let tail_id = tail.to_bytes().to_vec();
+        self.is_running().then(|| to_node::Message::StopTail(StopTail { tail_id }).into())
     }
 
     /// Advises the node when to renew its certificate, and why; `None` unless the session is running.

@@ -8,7 +8,8 @@ use crate::message::{
     Acknowledge, Goodbye, Hello, NodeFacts, Refusal, RenewRequest, Renewed, SpoolRange, ToHub, ToNode, Trust,
     TrustReport, Unsupported, VersionRange, to_hub, to_node,
 };
-use crate::{CommandId, SessionId, Timestamp};
+use crate::tail::Tail;
+use crate::{CommandId, SessionId, TailId, Timestamp};
 
 /// Characters of the hub's reason for an advice that are kept.
 const MAX_REASON: usize = 300;
@@ -72,6 +73,10 @@ pub enum NodeOutput {
     Cancel(CommandId),
     /// The hub has stored how this command ended.
     OutcomeStored(CommandId),
+    /// Read a service's log, and tell it on the log stream.
+    StartTail(Tail),
+    /// Nobody reads this one any more.
+    StopTail(TailId),
     /// The hub could not read something of ours; for the log.
     Unsupported(String),
     /// The hub ends the session.
@@ -203,6 +208,19 @@ impl NodeSession {
             (State::Running { .. }, Message::OutcomeStored(stored)) => {
                 Ok(vec![NodeOutput::OutcomeStored(command_id("OutcomeStored", &stored.command_id)?)])
             }
+            (State::Running { .. }, Message::StartTail(start)) => {
+                let id = tail_id("StartTail", &start.tail_id)?;
+                Ok(vec![match Tail::read(id, start) {
+                    Ok(tail) => NodeOutput::StartTail(tail),
+                    Err(error) => {
+                        let message = format!("a tail that can't be: {error}");
+                        NodeOutput::Send(to_hub::Message::Unsupported(Unsupported { message }).into())
+                    }
+                }])
+            }
+            (State::Running { .. }, Message::StopTail(stop)) => {
+                Ok(vec![NodeOutput::StopTail(tail_id("StopTail", &stop.tail_id)?)])
+            }
             (State::Running { .. }, Message::Trust(trust)) => Ok(vec![NodeOutput::Trust(trust)]),
             (State::Running { .. }, Message::Renewal(advice)) => Ok(vec![NodeOutput::RenewalAdvised {
                 renew_at: time(advice.renew_at_ms),
@@ -295,6 +313,10 @@ fn command_id(message: &'static str, bytes: &[u8]) -> Result<CommandId, SessionE
     CommandId::from_bytes(bytes).map_err(|_| malformed(message, "its command's id is not 16 bytes"))
 }
 
+fn tail_id(message: &'static str, bytes: &[u8]) -> Result<TailId, SessionError> {
+    TailId::from_bytes(bytes).map_err(|_| malformed(message, "its tail's id is not 16 bytes"))
+}
+
 /// A time on the wire, where 0 stands for none.
 fn time(millis: i64) -> Option<Timestamp> {
     (millis != 0).then_some(Timestamp::from_millis(millis))
@@ -322,6 +344,8 @@ fn name(message: &to_node::Message) -> &'static str {
         Message::Trust(_) => "Trust",
         Message::Cancel(_) => "CancelCommand",
         Message::OutcomeStored(_) => "OutcomeStored",
+        Message::StartTail(_) => "StartTail",
+        Message::StopTail(_) => "StopTail",
         Message::Renewal(_) => "RenewalAdvice",
     }
 }

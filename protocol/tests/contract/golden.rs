@@ -269,6 +269,46 @@ fn messages() -> Vec<(&'static str, Vec<u8>)> {
         ),
         to_node("to-node-cancel", to_node::Message::Cancel(CancelCommand { command_id: vec![2; 16] })),
         to_node("to-node-outcome-stored", to_node::Message::OutcomeStored(OutcomeStored { command_id: vec![2; 16] })),
+        to_node(
+            "to-node-start-tail",
+            to_node::Message::StartTail(StartTail {
+                tail_id: vec![3; 16],
+                target: Some(ServiceTarget { stack: "shop".into(), service: "web".into() }),
+                since_ms: 1_790_000_000_000,
+                until_ms: 0,
+                grep: "error".into(),
+                lines: 100,
+                follow: true,
+            }),
+        ),
+        to_node("to-node-stop-tail", to_node::Message::StopTail(StopTail { tail_id: vec![3; 16] })),
+        bytes(
+            "tail-upload-lines",
+            TailUpload {
+                message: Some(tail_upload::Message::Lines(TailLines {
+                    tail_id: vec![3; 16],
+                    lines: vec![TailLine {
+                        at_ms: 1_790_000_000_001,
+                        number: 2,
+                        error: true,
+                        text: b"no pressure".to_vec(),
+                        cut: 7,
+                        dropped: 300,
+                    }],
+                    dropped: 9,
+                })),
+            },
+        ),
+        bytes(
+            "tail-upload-end",
+            TailUpload {
+                message: Some(tail_upload::Message::End(TailEnd {
+                    tail_id: vec![3; 16],
+                    reason: TailEndReason::Refused.into(),
+                    message: "no".into(),
+                })),
+            },
+        ),
         ("action-start", ordered(Action::ServiceStart { stack: "shop".into(), service: "web".into() })),
         ("action-stop", ordered(Action::ServiceStop { stack: "shop".into(), service: "web".into() })),
         ("action-logs", ordered(Action::ServiceLogs { stack: "shop".into(), service: "web".into(), lines: 300 })),

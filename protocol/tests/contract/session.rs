@@ -4,13 +4,15 @@ use std::time::Duration;
 
 use protocol::message::{
     Acknowledge, Command, CommandState, Goodbye, Hello, Pace, Refusal, RefusalCode, RenewRequest, RenewalAdvice,
-    Renewed, SpoolRange, ToHub, ToNode, Trust, TrustReport, Unsupported, VersionRange, Welcome, to_hub, to_node,
+    Renewed, SpoolRange, StartTail, ToHub, ToNode, Trust, TrustReport, Unsupported, VersionRange, Welcome, to_hub,
+    to_node,
 };
 use protocol::session::{
     ClockReading, HELLO_DEADLINE, HubOutput, HubSession, MAX_LIVE, NodeOutput, NodeSession, RENEW_DEADLINE,
     SessionError,
 };
-use protocol::{SessionId, Timestamp};
+use protocol::tail::Tail;
+use protocol::{SessionId, TailId, Timestamp};
 
 const V1: VersionRange = VersionRange { oldest: 1, newest: 1 };
 const SPOOL: SpoolRange = SpoolRange { epoch: 7, first: 3, last: 9 };
@@ -193,6 +195,34 @@ fn an_unknown_command_gets_its_outcome() {
     let [HubOutput::Outcome(outcome)] = &outputs[..] else { panic!("{outputs:?}") };
     assert_eq!((outcome.state(), &outcome.command_id[..]), (CommandState::Unsupported, &[9; 16][..]));
     assert!(outcome.message.len() < 160, "an action is not echoed at length: {}", outcome.message);
+}
+
+#[test]
+fn a_tail_is_begun_and_ended_and_one_that_makes_no_sense_is_answered() {
+    let (mut node, hub) = running();
+    let tail = Tail {
+        id: TailId::new(at(0), [7; 10]),
+        stack: "shop".into(),
+        service: "web".into(),
+        since: None,
+        until: None,
+        grep: None,
+        lines: 10,
+        follow: true,
+    };
+    let start = hub.start_tail(&tail).expect("running");
+    assert_eq!(node.receive(start, at(1)), Ok(vec![NodeOutput::StartTail(tail.clone())]));
+    let stop = hub.stop_tail(tail.id).expect("running");
+    assert_eq!(node.receive(stop, at(2)), Ok(vec![NodeOutput::StopTail(tail.id)]));
+
+    let wrong = Tail { stack: "../shop".into(), ..tail };
+    let answer = node.receive(hub.start_tail(&wrong).expect("running"), at(3)).expect("tolerated");
+    let [NodeOutput::Send(ToHub { message: Some(to_hub::Message::Unsupported(why)) })] = &answer[..] else {
+        panic!("{answer:?}")
+    };
+    assert!(why.message.contains("stack"), "{}", why.message);
+    let unread = StartTail { tail_id: vec![1; 3], ..StartTail::default() };
+    assert!(node.receive(to_node::Message::StartTail(unread).into(), at(4)).is_err());
 }
 
 #[test]

@@ -12,7 +12,7 @@ use protocol::message::{CommandState, NodeFacts, Service, ServiceHealth, SpoolSt
 use protocol::{NodeId, SpoolEpoch};
 use rand::RngExt;
 use rand::rngs::SmallRng;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -32,6 +32,8 @@ pub struct SimulatedNode {
     endpoint: Endpoint,
     recorder: Recorder,
     begun: Option<Begun>,
+    /// Notified, it renews its certificate.
+    renew: Arc<Notify>,
     workload: Mutex<Workload>,
     life: Mutex<Option<Life>>,
     /// Whether it is to be there.
@@ -71,6 +73,7 @@ impl SimulatedNode {
             endpoint,
             recorder,
             begun: options.begun.clone(),
+            renew: Arc::default(),
             workload: Mutex::new(workload),
             life: Mutex::default(),
             there: watch::Sender::new(true),
@@ -118,6 +121,11 @@ impl SimulatedNode {
     /// Switches it off, or on again.
     pub fn set_there(&self, there: bool) {
         self.there.send_replace(there);
+    }
+
+    /// Has it renew its certificate now, or as soon as it has a session.
+    pub fn renew(&self) {
+        self.renew.notify_one();
     }
 
     /// Who it is by now, as its store has it.
@@ -196,7 +204,8 @@ impl SimulatedNode {
             process: rand::random(),
             recorder: self.recorder.clone(),
             commands: self.begun.as_ref().map(|begun| desk(begun.clone(), &tasks, &shutdown)),
-            renew: Arc::default(),
+            tails: None,
+            renew: Arc::clone(&self.renew),
             clock: Clock::system(),
         };
         let link = Link::start(options, &tasks, shutdown.clone());

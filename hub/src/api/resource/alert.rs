@@ -19,13 +19,14 @@ pub struct Alert {
     /// Whose; absent: the fleet's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tenant: Option<String>,
-    /// Which node; absent: it is about an authority.
+    /// Which node; absent: it is about an authority or a rollout.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub node: Option<String>,
     /// That node's name.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub node_name: Option<String>,
-    /// What of the node: a service, or empty. Of an authority: its kind and generation, as `nodes/3`.
+    /// What of the node: a service, or empty. Of an authority: its kind and generation, as `nodes/3`. Of a
+    /// rollout: `rollout/7`.
     pub subject: String,
     /// What is wrong and what to do.
     pub message: String,

@@ -1,0 +1,26 @@
+//! How a node is, as far as a rollout cares: whether it is there, and whether its services are well.
+
+use protocol::NodeId;
+
+use super::plan::Health;
+use crate::alerts::ails;
+use crate::telemetry::state::{Fleet, Presence};
+
+/// How a node is now.
+pub(super) fn of(fleet: &Fleet, node: NodeId) -> Health {
+    let Some(view) = fleet.node(node).filter(|view| view.revoked_at.is_none()) else { return Health::Gone };
+    match view.presence {
+        Presence::Lost { .. } => return Health::Lost,
+        Presence::Left { .. } | Presence::NeverSeen => return Health::Away,
+        Presence::Online { .. } => {}
+    }
+    let mut health = Health::Well;
+    for service in view.services.iter() {
+        match ails(&service) {
+            Some(true) => return Health::Unwell,
+            None => health = Health::Unclear,
+            Some(false) => {}
+        }
+    }
+    health
+}

@@ -1,0 +1,264 @@
+//! Takes the steps of rollouts: looks what is due, and does it, one transaction each. It remembers nothing, so that it does
+//! not matter when a hub ends, or that another one begins.
+
+use std::time::Duration;
+
+use protocol::{NodeId, Timestamp};
+use serde_json::json;
+use store::sqlx::{self, Row};
+use store::{StoreError, Transaction};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use super::plan::{self, Act, Cause, Member, State, Wrong};
+use super::window::LONGEST_WAIT;
+use super::{Participant, Rollout, RolloutError, Rollouts, rows};
+use crate::alerts::Change;
+use crate::audit::{self, Actor, Record, action};
+use crate::commands::{NewRequest, RequestError, Requested};
+
+/// How often it is looked while a rollout runs.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// After a look that took long, so many times as long passes before the next: large rollouts must not keep the hub busy.
+const REST: u32 = 9;
+/// How long the nodes of a hub that just started have to come back, before they count as lost.
+const COME_BACK_WITHIN: Duration = Duration::from_secs(60);
+/// Steps of one rollout before the others have their turn.
+const STEPS: usize = 32;
+/// Nodes that a sentence names; more are counted.
+const NAMED: usize = 5;
+
+/// Takes steps until `stop`.
+pub(super) async fn keep(rollouts: Rollouts, wall: impl Fn() -> Timestamp, stop: CancellationToken) {
+    let began = Instant::now();
+    loop {
+        let fresh = began.elapsed() < COME_BACK_WITHIN;
+        let looking = Instant::now();
+        let wait = match rollouts.look(wall(), fresh).await {
+            Ok(0) => LONGEST_WAIT,
+            Ok(_) => LOOK_EVERY.max(looking.elapsed() * REST).min(LONGEST_WAIT),
+            Err(error) => {
+                warn!(%error, "rollouts were not looked at");
+                LOOK_EVERY
+            }
+        };
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => return,
+            () = rollouts.sooner.notified() => {}
+            () = tokio::time::sleep(wait) => {}
+        }
+    }
+}
+
+impl Rollouts {
+    /// Takes every step that is due; gives how many rollouts run. `fresh`: the hub has just started.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn look(&self, now: Timestamp, fresh: bool) -> Result<usize, StoreError> {
+        rows::mirror(&self.database).await?;
+        let running = sqlx::query("SELECT id FROM rollouts WHERE state = 'running' ORDER BY id")
+            .fetch_all(self.database.reader())
+            .await?;
+        for row in &running {
+            let id: i64 = row.try_get(0)?;
+            for _ in 0..STEPS {
+                match self.step(id, now, fresh).await {
+                    Ok(Act::Wait(_)) => break,
+                    Ok(_) => {}
+                    Err(error) => {
+                        warn!(rollout = id, %error, "a rollout's step was not taken; it will be tried again");
+                        break;
+                    }
+                }
+            }
+        }
+        Ok(running.len())
+    }
+
+    /// Takes the step that is due, if one is.
+    ///
+    /// # Errors
+    /// [`RolloutError`]; nothing has changed then.
+    pub async fn step(&self, id: i64, now: Timestamp, fresh: bool) -> Result<Act, RolloutError> {
+        // Most looks find nothing to do, and need not keep others from writing.
+        let (seen, participants) = self.get(id, now).await?;
+        let moment = self.moment(now, fresh);
+        if let wait @ Act::Wait(_) = plan::step(&seen.position, &seen.limits, &members(&participants), moment) {
+            return Ok(wait);
+        }
+        let bound = self.within(seen.tenant.as_ref());
+        let mut transaction = bound.database.begin_write().await?;
+        let rollout = rows::take(&mut transaction, id, None).await?;
+        let mut rollout = rollout.ok_or(RolloutError::Unknown(id))?;
+        let participants = self.participants(&mut transaction, &rollout, now).await?;
+        let act = plan::step(&rollout.position, &rollout.limits, &members(&participants), moment);
+        let mut asked = None;
+        let records = match &act {
+            Act::Wait(_) => return Ok(act),
+            Act::Ask(_) if rollout.action.is_none() => {
+                self.halt(&mut rollout, "this version of the hub does not know the rollout's action", now)
+            }
+            Act::Ask(nodes) => match self.ask(&mut transaction, &rollout, &participants, nodes, now).await {
+                Ok((new, requested, records)) => {
+                    asked = Some((new, requested));
+                    records
+                }
+                Err(RolloutError::Request(error)) if !matches!(error, RequestError::Store(_)) => {
+                    self.halt(&mut rollout, &error.to_string(), now)
+                }
+                Err(error) => return Err(error),
+            },
+            Act::Skip(nodes) => {
+                rows::skip(&mut transaction, id, nodes).await?;
+                let named: Vec<String> = nodes.iter().map(ToString::to_string).take(plan::AT_ONCE).collect();
+                let detail = json!({ "wave": rollout.position.wave, "nodes": nodes.len(), "named": named });
+                vec![rollout.record(action::ROLLOUT_LEFT_OUT, &Actor::system(), detail)]
+            }
+            Act::Soak => {
+                rollout.position.soaking_since = Some(moment.steady);
+                let detail = json!({
+                    "wave": rollout.position.wave, "soak_seconds": rollout.limits.soak.as_secs(),
+                    "nodes": tally(&rollout, &participants),
+                });
+                vec![rollout.record(action::ROLLOUT_WATCHED, &Actor::system(), detail)]
+            }
+            Act::Next => {
+                rollout.position.wave += 1;
+                rollout.position.soaking_since = None;
+                let detail = json!({ "wave": rollout.position.wave, "of": rollout.position.waves });
+                vec![rollout.record(action::ROLLOUT_ADVANCED, &Actor::system(), detail)]
+            }
+            Act::Finish => {
+                rollout.position.state = State::Done;
+                rollout.ended_at = Some(now);
+                (rollout.changed_at, rollout.changed_by) = (now, Actor::system().to_string());
+                rollout.why = "every wave is through".to_owned();
+                let detail = json!({ "waves": rollout.position.waves, "nodes": tally(&rollout, &participants) });
+                vec![rollout.record(action::ROLLOUT_ENDED, &Actor::system(), detail)]
+            }
+            Act::Halt(cause) => {
+                let why = self.sentence(cause);
+                self.halt(&mut rollout, &why, now)
+            }
+        };
+        rows::update(&mut transaction, &rollout).await?;
+        let halted = rollout.position.state == State::Halted;
+        let alert = if halted { vec![Change::Opened(rollout.finding(now))] } else { Vec::new() };
+        self.alerts.put(&mut transaction, &alert).await?;
+        if !records.is_empty() {
+            audit::append_all(&mut transaction, now, records).await?;
+        }
+        transaction.commit().await?;
+        self.alerts.announce(alert);
+        if let Some((new, requested)) = &asked {
+            self.commands.placed(new, requested);
+        }
+        let (wave, state) = (rollout.position.wave, rollout.position.state);
+        match state {
+            State::Halted => warn!(rollout = id, wave, why = rollout.why, "a rollout holds itself"),
+            _ => info!(rollout = id, wave, %state, asked = asked.map(|(new, _)| new.nodes.len()), "rollout"),
+        }
+        Ok(act)
+    }
+
+    /// Makes the commands of some nodes, as anybody's are made.
+    async fn ask(
+        &self,
+        transaction: &mut Transaction,
+        rollout: &Rollout,
+        participants: &[Participant],
+        nodes: &[NodeId],
+        now: Timestamp,
+    ) -> Result<(NewRequest, Requested, Vec<Record>), RolloutError> {
+        let id = rollout.id;
+        let action = rollout.action.clone().ok_or(RolloutError::Limits("there is nothing to ask for"))?;
+        let asked: Vec<&Participant> = participants.iter().filter(|one| nodes.contains(&one.member.node)).collect();
+        let first = asked.first().map(|one| one.member.node.to_string());
+        let new = NewRequest {
+            nodes: asked.iter().map(|one| (one.member.node, one.tenant.clone())).collect(),
+            target: json!({ "rollout": id, "wave": rollout.position.wave }),
+            action,
+            priority: rollout.priority,
+            valid_for: rollout.valid_for,
+            reason: rollout.reason.clone(),
+            scope: rollout.tenant.clone(),
+            caller: format!("rollout {id}"),
+            // A node is asked once in a rollout, so it is the first one of at most one request.
+            key: first,
+            fingerprint: Vec::new(),
+            signed: None,
+        };
+        let actor = Actor::again(&rollout.started_by);
+        let (requested, records) = self.commands.place(transaction, &new, &actor, now).await?;
+        let steady = self.commands.clock().now();
+        for (command, node) in &requested.commands {
+            let was_well = asked.iter().any(|one| one.member.node == *node && one.member.health == plan::Health::Well);
+            let updated = sqlx::query(
+                "UPDATE rollout_nodes SET state = 'queued', command = $3, asked_at = $4, was_well = $5
+                 WHERE rollout = $1 AND node = $2 AND command IS NULL",
+            )
+            .bind(id)
+            .bind(node.to_string())
+            .bind(command.to_string())
+            .bind(steady.millis())
+            .bind(i64::from(was_well))
+            .execute(&mut **transaction)
+            .await?;
+            if updated.rows_affected() != 1 {
+                return Err(RolloutError::Limits("a node was asked already: nothing is asked twice"));
+            }
+        }
+        Ok((new, requested, records))
+    }
+
+    /// Holds a rollout, and says why.
+    fn halt(&self, rollout: &mut Rollout, why: &str, now: Timestamp) -> Vec<Record> {
+        rollout.position.state = State::Halted;
+        rollout.why = why.to_owned();
+        (rollout.changed_at, rollout.changed_by) = (now, Actor::system().to_string());
+        let detail = json!({
+            "wave": rollout.position.wave, "of": rollout.position.waves, "reason": why, "started_by": rollout.started_by,
+        });
+        vec![rollout.record(action::ROLLOUT_HALTED, &Actor::system(), detail)]
+    }
+
+    fn sentence(&self, cause: &Cause) -> String {
+        let (wave, count, of) = (cause.wave, cause.nodes.len(), cause.of);
+        let name = |node: &NodeId| match self.fleet.node(*node) {
+            Some(view) => format!("{} of {}", view.name, view.tenant),
+            None => node.to_string(),
+        };
+        let mut named: Vec<String> = cause.nodes.iter().take(NAMED).map(name).collect();
+        if count > NAMED {
+            named.push(format!("and {} more", count - NAMED));
+        }
+        let named = named.join(", ");
+        match cause.what {
+            Wrong::Failed { timed_out, most } => format!(
+                "in wave {wave}, {count} of {of} nodes failed, {timed_out} of them because they did not come to an end in \
+                 time; that is more than {most} %: {named}"
+            ),
+            Wrong::Regressed { lost, most } => format!(
+                "in wave {wave}, {count} of {of} nodes were well before and are not now, {lost} of them because they are \
+                 lost; that is more than {most} %: {named}"
+            ),
+            Wrong::Nobody => format!("in wave {wave}, none of {of} nodes was there to show how it goes: {named}"),
+        }
+    }
+}
+
+fn members(participants: &[Participant]) -> Vec<Member> {
+    participants.iter().map(|one| one.member).collect()
+}
+
+/// How the nodes of the waves so far stand, counted.
+fn tally(rollout: &Rollout, participants: &[Participant]) -> serde_json::Value {
+    let mut counts = std::collections::BTreeMap::<&str, usize>::new();
+    for one in participants.iter().filter(|one| one.member.wave == rollout.position.wave) {
+        *counts.entry(one.member.standing.as_str()).or_default() += 1;
+    }
+    json!(counts)
+}

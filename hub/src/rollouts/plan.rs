@@ -1,0 +1,420 @@
+//! What a rollout does next: its rows, the nodes' health and the time in, one act out. No I/O and no clock, so that whoever
+//! asks again, also after a kill, is told the same.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::str::FromStr;
+use std::time::Duration;
+
+use protocol::command::State as Command;
+use protocol::{NodeId, Timestamp};
+
+use super::Window;
+
+/// Commands made in one step; the rest follows in the next one.
+pub const AT_ONCE: usize = 500;
+/// What a rate is counted over.
+const MINUTE: Duration = Duration::from_secs(60);
+
+/// How a rollout stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    /// It goes on by itself.
+    Running,
+    /// Somebody holds it; what was asked for goes on.
+    Paused,
+    /// It holds itself.
+    Halted,
+    /// Given up.
+    Aborted,
+    /// Every wave is through.
+    Done,
+}
+
+impl State {
+    const ALL: [Self; 5] = [Self::Running, Self::Paused, Self::Halted, Self::Aborted, Self::Done];
+
+    /// As stored and in the API.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Running => "running",
+            Self::Paused => "paused",
+            Self::Halted => "halted",
+            Self::Aborted => "aborted",
+            Self::Done => "done",
+        }
+    }
+
+    /// Whether it may still ask for something.
+    pub const fn is_open(self) -> bool {
+        !matches!(self, Self::Aborted | Self::Done)
+    }
+}
+
+impl fmt::Display for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl FromStr for State {
+    type Err = StateError;
+
+    fn from_str(text: &str) -> Result<Self, StateError> {
+        Self::ALL.into_iter().find(|state| state.as_str() == text).ok_or(StateError)
+    }
+}
+
+/// Not a state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("states of a rollout are running, paused, halted, aborted and done")]
+pub struct StateError;
+
+/// What holds a rollout back.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Most new commands in a minute; `None`: as fast as it goes.
+    pub rate: Option<u32>,
+    /// When commands may be made; none: at any time.
+    pub windows: Vec<Window>,
+    /// How long a node has for its command before it counts as timed out.
+    pub settle: Duration,
+    /// How long a wave is watched before the next one.
+    pub soak: Duration,
+    /// Over this share of a wave, percent, failures and time-outs halt it.
+    pub most_failed: u8,
+    /// Over this share of a wave, percent, nodes that have become unhealthy halt it.
+    pub most_regressed: u8,
+}
+
+/// Where a rollout stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Position {
+    /// Whether it goes on.
+    pub state: State,
+    /// The wave that is under way, from 1.
+    pub wave: u32,
+    /// How many there are.
+    pub waves: u32,
+    /// Since when that wave is only watched, by the steady clock.
+    pub soaking_since: Option<Timestamp>,
+}
+
+/// How far one node is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// Not asked yet.
+    Pending,
+    /// Revoked or removed before its turn.
+    Skipped,
+    /// Asked: how its command stands.
+    Asked(Command),
+}
+
+impl Standing {
+    /// As stored.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Pending => "pending",
+            Self::Skipped => "skipped",
+            Self::Asked(state) => state.as_str(),
+        }
+    }
+}
+
+impl FromStr for Standing {
+    type Err = protocol::command::StateError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Ok(match text {
+            "pending" => Self::Pending,
+            "skipped" => Self::Skipped,
+            command => Self::Asked(command.parse()?),
+        })
+    }
+}
+
+/// How a node is now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Health {
+    /// It has a session, and its services are well.
+    Well,
+    /// It has a session, and a service of it is not well.
+    Unwell,
+    /// It has a session, and a service of it is on its way.
+    Unclear,
+    /// Its session broke off.
+    Lost,
+    /// It has none, and has said so or never had one.
+    Away,
+    /// Revoked or removed.
+    Gone,
+}
+
+impl Health {
+    /// Whether it has a session.
+    pub fn is_there(self) -> bool {
+        matches!(self, Self::Well | Self::Unwell | Self::Unclear)
+    }
+}
+
+/// One node of a rollout.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Member {
+    /// Which.
+    pub node: NodeId,
+    /// Its wave, from 1.
+    pub wave: u32,
+    /// How far it is.
+    pub standing: Standing,
+    /// When its command was made, by the steady clock.
+    pub asked_at: Option<Timestamp>,
+    /// When its command was handed over, by the steady clock.
+    pub told_at: Option<Timestamp>,
+    /// It was well when its command was made.
+    pub was_well: bool,
+    /// Somebody has seen what is wrong with it and let the rollout go on.
+    pub accepted: bool,
+    /// How it is now.
+    pub health: Health,
+}
+
+/// The moment of the look.
+#[derive(Clone, Copy, Debug)]
+pub struct Moment {
+    /// The steady clock's time: of everything but windows.
+    pub steady: Timestamp,
+    /// The wall clock's time: of windows.
+    pub wall: Timestamp,
+    /// The hub has just started: who has no session may only not be back yet.
+    pub fresh: bool,
+}
+
+/// What to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Act {
+    /// Leave these out: they are part of the fleet no more.
+    Skip(Vec<NodeId>),
+    /// Make a command for each of these.
+    Ask(Vec<NodeId>),
+    /// All of the wave have answered, or had their time: watch them from now on.
+    Soak,
+    /// Go on to the next wave.
+    Next,
+    /// That was the last one.
+    Finish,
+    /// Hold, for this cause.
+    Halt(Cause),
+    /// Nothing now.
+    Wait(Waiting),
+}
+
+/// What is waited for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Waiting {
+    /// Somebody to let it go on; or nothing more.
+    Person,
+    /// The nodes of a hub that has just started.
+    Sessions,
+    /// A maintenance window, which opens then by the wall clock; `None`: it never does.
+    Window(Option<Timestamp>),
+    /// The rate to allow another command.
+    Rate(Timestamp),
+    /// The nodes that were asked, until then at the latest.
+    Answers(Timestamp),
+    /// The end of the time in which a wave is watched.
+    Soak(Timestamp),
+}
+
+/// Why a rollout holds itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cause {
+    /// The wave it is about.
+    pub wave: u32,
+    /// What of it is wrong.
+    pub what: Wrong,
+    /// So many of its nodes had a say.
+    pub of: usize,
+    /// The nodes it is about.
+    pub nodes: Vec<NodeId>,
+}
+
+/// What is wrong with a wave.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wrong {
+    /// Too many failed or timed out.
+    Failed {
+        /// So many of them timed out.
+        timed_out: usize,
+        /// More than this share, percent.
+        most: u8,
+    },
+    /// Too many that were well are not.
+    Regressed {
+        /// So many of them are away.
+        lost: usize,
+        /// More than this share, percent.
+        most: u8,
+    },
+    /// None of its nodes was there to show how it goes.
+    Nobody,
+}
+
+/// What to do now.
+pub fn step(position: &Position, limits: &Limits, members: &[Member], now: Moment) -> Act {
+    if position.state != State::Running {
+        return Act::Wait(Waiting::Person);
+    }
+    let wave: Vec<&Member> = members.iter().filter(|member| member.wave == position.wave).collect();
+    if let Some(cause) = judge(position, limits, members, now) {
+        return Act::Halt(cause);
+    }
+    // Of those who are not back yet nobody knows whether they are well, or lost.
+    let unknown = now.fresh && wave.iter().any(|member| matches!(member.health, Health::Lost));
+    if let Some(since) = position.soaking_since {
+        let end = since.plus(limits.soak);
+        return match position.wave < position.waves {
+            _ if now.steady < end => Act::Wait(Waiting::Soak(end)),
+            _ if unknown => Act::Wait(Waiting::Sessions),
+            true => Act::Next,
+            false => Act::Finish,
+        };
+    }
+    let gone: Vec<NodeId> = of(&wave, |member| member.pending() && member.health == Health::Gone);
+    if !gone.is_empty() {
+        return Act::Skip(gone);
+    }
+    let pending: Vec<NodeId> = of(&wave, Member::pending);
+    if pending.is_empty() {
+        let last = wave.iter().filter_map(|member| member.until(limits.settle)).max();
+        return match last {
+            Some(until) if now.steady < until => Act::Wait(Waiting::Answers(until)),
+            // What it did while the hub was away, a node tells when it is back.
+            _ if unknown || (now.fresh && wave.iter().any(|member| member.is_at_it())) => Act::Wait(Waiting::Sessions),
+            _ => nobody(position, &wave).map_or(Act::Soak, Act::Halt),
+        };
+    }
+    if unknown {
+        return Act::Wait(Waiting::Sessions);
+    }
+    if !limits.windows.is_empty() && !limits.windows.iter().any(|window| window.holds(now.wall)) {
+        let opens = limits.windows.iter().filter_map(|window| window.opens_after(now.wall)).min();
+        return Act::Wait(Waiting::Window(opens));
+    }
+    let mut room = AT_ONCE;
+    if let Some(rate) = limits.rate {
+        let recent = |at: &Timestamp| now.steady.since(*at) < MINUTE;
+        let asked: Vec<Timestamp> = members.iter().filter_map(|member| member.asked_at).filter(recent).collect();
+        room = room.min((rate as usize).saturating_sub(asked.len()));
+        if room == 0 {
+            return Act::Wait(Waiting::Rate(asked.iter().min().copied().unwrap_or(now.steady).plus(MINUTE)));
+        }
+    }
+    Act::Ask(pending.into_iter().take(room).collect())
+}
+
+/// What is wrong so far: with the commands of any wave, or with the health of the one that is watched.
+pub fn judge(position: &Position, limits: &Limits, members: &[Member], now: Moment) -> Option<Cause> {
+    let mut waves: BTreeMap<u32, Vec<&Member>> = BTreeMap::new();
+    for member in members.iter().filter(|member| member.wave <= position.wave) {
+        waves.entry(member.wave).or_default().push(member);
+    }
+    for (number, wave) in &waves {
+        let with_a_say = wave.iter().filter(|member| member.has_a_say(limits.settle, now.steady)).count();
+        let failed: Vec<NodeId> = of(wave, |member| member.failed(limits.settle, now));
+        if exceeds(failed.len(), limits.most_failed, with_a_say) {
+            let timed_out =
+                wave.iter().filter(|member| !member.accepted && member.timed_out(limits.settle, now)).count();
+            let what = Wrong::Failed { timed_out, most: limits.most_failed };
+            return Some(Cause { wave: *number, what, of: with_a_say, nodes: failed });
+        }
+        let regressed: Vec<NodeId> = of(wave, |member| member.regressed(now));
+        let watched = *number == position.wave && position.soaking_since.is_some();
+        if watched && exceeds(regressed.len(), limits.most_regressed, with_a_say) {
+            let lost = wave.iter().filter(|member| member.regressed(now) && member.health == Health::Lost).count();
+            let what = Wrong::Regressed { lost, most: limits.most_regressed };
+            return Some(Cause { wave: *number, what, of: with_a_say, nodes: regressed });
+        }
+    }
+    None
+}
+
+/// A wave that says nothing at all of how it goes.
+fn nobody(position: &Position, wave: &[&Member]) -> Option<Cause> {
+    let silent = |member: &Member| matches!(member.standing, Standing::Asked(_)) && member.told_at.is_none();
+    let nodes = of(wave, |member| silent(member) && !member.accepted);
+    let all = !nodes.is_empty() && wave.iter().all(|member| silent(member) || member.standing == Standing::Skipped);
+    all.then_some(Cause { wave: position.wave, what: Wrong::Nobody, of: nodes.len(), nodes })
+}
+
+fn of(wave: &[&Member], which: impl Fn(&Member) -> bool) -> Vec<NodeId> {
+    wave.iter().filter(|member| which(member)).map(|member| member.node).collect()
+}
+
+fn exceeds(count: usize, most: u8, of: usize) -> bool {
+    count > 0 && count * 100 > usize::from(most) * of
+}
+
+impl Member {
+    /// Its turn is still to come.
+    pub fn pending(&self) -> bool {
+        self.standing == Standing::Pending
+    }
+
+    /// Asked, and not there to hear of it: it does when it is back, until its own deadline.
+    pub fn waits(&self) -> bool {
+        self.standing == Standing::Asked(Command::Queued)
+    }
+
+    /// When its time is over; `None` when there is nothing to wait for.
+    fn until(&self, settle: Duration) -> Option<Timestamp> {
+        let Standing::Asked(state) = self.standing else { return None };
+        let from = self.told_at.or(self.asked_at)?;
+        state.is_open().then(|| from.plus(settle))
+    }
+
+    /// It has its command, and has not told the end.
+    fn is_at_it(&self) -> bool {
+        matches!(self.standing, Standing::Asked(Command::Delivered | Command::Running))
+    }
+
+    /// It was told, and did not come to its end in time.
+    pub fn timed_out(&self, settle: Duration, now: Moment) -> bool {
+        match (self.standing, self.told_at) {
+            (Standing::Asked(Command::Unknown | Command::Expired), Some(_)) => true,
+            (_, Some(told)) => self.is_at_it() && !now.fresh && now.steady.since(told) >= settle,
+            _ => false,
+        }
+    }
+
+    /// It failed or timed out, and nobody has accepted that.
+    pub fn failed(&self, settle: Duration, now: Moment) -> bool {
+        let failed = self.standing == Standing::Asked(Command::Failed) || self.timed_out(settle, now);
+        failed && !self.accepted
+    }
+
+    /// It was well before, and is not now, and nobody has accepted that.
+    pub fn regressed(&self, now: Moment) -> bool {
+        let unwell = match self.health {
+            Health::Unwell => true,
+            Health::Lost => !now.fresh,
+            _ => false,
+        };
+        unwell && self.told_at.is_some() && self.was_well && !self.accepted
+    }
+
+    /// Whether it counts among those whose share is judged: not who is left out, taken back, or not there.
+    fn has_a_say(&self, settle: Duration, now: Timestamp) -> bool {
+        match self.standing {
+            Standing::Skipped | Standing::Asked(Command::Cancelled) => false,
+            Standing::Asked(Command::Queued | Command::Expired) if self.told_at.is_none() => {
+                self.standing == Standing::Asked(Command::Queued)
+                    && self.asked_at.is_none_or(|asked| now.since(asked) < settle)
+            }
+            _ => true,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

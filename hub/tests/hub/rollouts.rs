@@ -1,0 +1,385 @@
+//! Rollouts as rows: whenever the hub is killed, nobody is asked twice, and who is not to be asked is not.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::Duration;
+
+use hyperfactory_hub::alerts::{self, Alerts, Policy};
+use hyperfactory_hub::audit::Actor;
+use hyperfactory_hub::commands::{Commands, Filter, NewRequest, SteadyClock};
+use hyperfactory_hub::rollouts::{
+    Act, Limits, NewRollout, Participant, Rollout, RolloutError, Rollouts, Standing, State, Verb,
+};
+use hyperfactory_hub::telemetry::state::{Ended, Report, Services};
+use protocol::command::{Action, State as Stands};
+use protocol::message::{CommandOutcome, CommandState, NodeFacts, ServiceHealth, ServiceState};
+use protocol::{CommandId, NodeId, NodeKind, SessionId, Timestamp};
+use serde_json::json;
+use store::on_both_engines;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::setup::{NOW, World, acme, identity, key, seconds, service};
+
+/// Steps that no rollout here takes.
+const MANY: usize = 200;
+
+/// A fleet, and a hub that can be killed: what it knows of rollouts is in the database.
+struct Site {
+    world: World,
+    steady: Arc<AtomicI64>,
+    nodes: Vec<NodeId>,
+    sessions: HashMap<NodeId, SessionId>,
+}
+
+struct Desk {
+    commands: Commands,
+    rollouts: Rollouts,
+    alerts: Alerts,
+    #[expect(dead_code, reason = "its task ends with it")]
+    tasks: JoinSet<()>,
+}
+
+impl Site {
+    /// With so many nodes, all of them there and well.
+    async fn new(database: &store::testing::TestDatabase, count: usize) -> Self {
+        let world = World::new(database).await;
+        let mut site =
+            Self { world, steady: Arc::new(AtomicI64::new(NOW.millis())), nodes: vec![], sessions: HashMap::new() };
+        for number in 0..count {
+            let token = site.world.token(NodeKind::Agent, Some(&format!("plant-{number}"))).await;
+            let enrolled = site.world.enroll(&token, &key(), NOW).await.expect("enrolled");
+            let node = identity(&enrolled.certificate_chain).node;
+            site.nodes.push(node);
+            site.connect(node);
+            site.health(node, ServiceHealth::Healthy);
+        }
+        site
+    }
+
+    /// As a hub that starts.
+    async fn open(&self) -> Desk {
+        let steady = Arc::clone(&self.steady);
+        let clock = SteadyClock::new(move || Timestamp::from_millis(steady.load(Ordering::Relaxed)));
+        let (database, stop) = (self.world.database.clone(), CancellationToken::new());
+        let (commands, task) = Commands::start(database.clone(), Arc::default(), clock, || NOW, stop);
+        let mut tasks = JoinSet::new();
+        tasks.spawn(task);
+        let (fleet, authorities) = (self.world.fleet.clone(), self.world.authorities.clone());
+        let stop = CancellationToken::new();
+        let started =
+            Alerts::start(database.clone(), fleet.clone(), authorities, Policy::default(), || NOW, stop).await;
+        // Nobody judges nodes here.
+        let (alerts, _) = started.expect("alerts");
+        let rollouts = Rollouts::new(database, commands.clone(), fleet, alerts.clone());
+        Desk { commands, rollouts, alerts, tasks }
+    }
+
+    fn now(&self) -> Timestamp {
+        Timestamp::from_millis(self.steady.load(Ordering::Relaxed))
+    }
+
+    fn pass(&self, time: Duration) {
+        self.steady.fetch_add(time.as_millis() as i64, Ordering::Relaxed);
+    }
+
+    fn connect(&mut self, node: NodeId) {
+        let session = SessionId::new(NOW, rand::random());
+        let remote = "192.0.2.1:4000".parse().expect("an address");
+        self.world.fleet.session_opened(node, session, remote, NodeFacts::default(), NOW);
+        self.sessions.insert(node, session);
+    }
+
+    fn lose(&mut self, node: NodeId) {
+        let session = self.sessions.remove(&node).expect("a session");
+        self.world.fleet.session_closed(node, session, Ended::Lost, NOW);
+    }
+
+    fn health(&self, node: NodeId, health: ServiceHealth) {
+        let mut web = service("web", ServiceState::Running);
+        web.health = health.into();
+        let report = Report { current: true, services: Services::new(vec![web]), ..Report::default() };
+        self.world.fleet.report(node, vec![report], NOW);
+    }
+
+    /// The nodes that are there do what they are asked.
+    async fn answer(&self, desk: &Desk, end: CommandState) {
+        for node in self.sessions.keys() {
+            let due = desk.commands.due(*node, 32, self.now()).await.expect("an answer");
+            for (id, _) in desk.commands.deliver(*node, due, self.now()).await.expect("stored") {
+                let word = CommandOutcome { state: end.into(), ..CommandOutcome::default() };
+                desk.commands.word(*node, id, word, self.now()).await.expect("stored");
+            }
+        }
+    }
+
+    fn new_rollout(&self, waves: &[&[usize]]) -> NewRollout {
+        let named = |wave: &&[usize]| wave.iter().map(|place| (self.nodes[*place], acme())).collect();
+        NewRollout {
+            waves: waves.iter().map(named).collect(),
+            shape: "as the test says".into(),
+            limits: Limits {
+                rate: None,
+                windows: vec![],
+                settle: seconds(60),
+                soak: seconds(30),
+                most_failed: 20,
+                most_regressed: 20,
+            },
+            command: NewRequest {
+                nodes: vec![],
+                target: json!({ "all": true }),
+                action: Action::ServiceRestart { stack: "shop".into(), service: "web".into() },
+                priority: 0,
+                valid_for: seconds(3_600),
+                reason: "a new image".into(),
+                scope: None,
+                caller: "ann".into(),
+                key: None,
+                fingerprint: vec![1],
+                signed: None,
+            },
+        }
+    }
+
+    async fn start(&self, waves: &[&[usize]]) -> i64 {
+        self.open().await.rollouts.start(self.new_rollout(waves), &ann(), NOW).await.expect("started").id
+    }
+
+    /// The commands each node ever got.
+    async fn asked(&self, desk: &Desk) -> BTreeMap<NodeId, Vec<CommandId>> {
+        let filter = Filter { limit: 1_000, ..Filter::default() };
+        let mut asked: BTreeMap<NodeId, Vec<CommandId>> = BTreeMap::new();
+        for command in desk.commands.list(&filter, NOW).await.expect("a list") {
+            asked.entry(command.node).or_default().push(command.id);
+        }
+        asked
+    }
+
+    /// Goes on, each step by a hub that has just been started, until it waits.
+    async fn until_it_waits(&self, id: i64) -> Act {
+        for _ in 0..MANY {
+            let act = self.open().await.rollouts.step(id, self.now(), false).await.expect("a step");
+            if matches!(act, Act::Wait(_)) {
+                return act;
+            }
+        }
+        panic!("it goes on for ever");
+    }
+
+    async fn shown(&self, id: i64) -> (Rollout, Vec<Participant>) {
+        self.open().await.rollouts.get(id, self.now()).await.expect("a rollout")
+    }
+
+    async fn state(&self, id: i64) -> (State, u32) {
+        let position = self.shown(id).await.0.position;
+        (position.state, position.wave)
+    }
+
+    async fn act(&self, id: i64, verb: Verb) -> Result<Rollout, RolloutError> {
+        self.open().await.rollouts.act(id, verb, "looked at it", &ann(), self.now()).await
+    }
+
+    async fn actions(&self) -> Vec<String> {
+        let mut entries = self.world.audited("rollout.").await;
+        entries.reverse();
+        entries.into_iter().map(|entry| entry.action.trim_start_matches("rollout.").to_owned()).collect()
+    }
+}
+
+fn ann() -> Actor {
+    Actor::operator("ann")
+}
+
+on_both_engines! {
+    async fn it_goes_wave_by_wave_however_often_the_hub_is_killed_and_nobody_is_asked_twice(database: TestDatabase) {
+        let site = Site::new(database, 5).await;
+        let id = site.start(&[&[0], &[1, 2], &[3, 4]]).await;
+        let mut patience = 0;
+        loop {
+            // Killed at every point of a step: a future that is dropped goes no further.
+            for micros in [0, 100, 300, 700, 1_500, 3_000, 6_000] {
+                let desk = site.open().await;
+                let step = desk.rollouts.step(id, site.now(), false);
+                drop(tokio::time::timeout(Duration::from_micros(micros), step).await);
+            }
+            // Two hubs at once, each of which sees that a step is due.
+            let (one, other) = (site.open().await, site.open().await);
+            let (one, other) = tokio::join!(
+                one.rollouts.step(id, site.now(), false),
+                other.rollouts.step(id, site.now(), false)
+            );
+            one.and(other).expect("a step");
+            let asked = site.asked(&site.open().await).await;
+            assert!(asked.values().all(|commands| commands.len() == 1), "{asked:?}");
+            let (rollout, nodes) = site.shown(id).await;
+            for one in &nodes {
+                assert!(one.member.pending() || one.member.wave <= rollout.position.wave, "{one:?}");
+            }
+            if rollout.position.state == State::Done {
+                assert!(rollout.ended_at.is_some());
+                break;
+            }
+            site.answer(&site.open().await, CommandState::Succeeded).await;
+            site.pass(seconds(10));
+            patience += 1;
+            assert!(patience < MANY, "{rollout:?}");
+        }
+        assert_eq!(site.asked(&site.open().await).await.len(), 5);
+        assert_eq!(site.actions().await, ["started", "watched", "advanced", "watched", "advanced", "watched", "ended"]);
+        let requested = site.world.audited("command.requested").await;
+        assert_eq!((requested.len(), &*requested[0].actor), (3, "operator:ann"));
+        assert_eq!(requested[0].detail["target"], json!({ "rollout": id, "wave": 3 }));
+        assert_eq!(requested[0].detail["why"], json!("a new image"));
+        site.world.close().await;
+    }
+
+    async fn a_wave_that_gets_unwell_halts_it_the_rest_is_untouched_and_resumed_it_goes_on(database: TestDatabase) {
+        let site = Site::new(database, 6).await;
+        let id = site.start(&[&[0], &[1, 2, 3], &[4, 5]]).await;
+        site.until_it_waits(id).await;
+        site.answer(&site.open().await, CommandState::Succeeded).await;
+        site.until_it_waits(id).await;
+        site.pass(seconds(30));
+        site.until_it_waits(id).await;
+        site.answer(&site.open().await, CommandState::Succeeded).await;
+        site.until_it_waits(id).await;
+        assert_eq!(site.state(id).await, (State::Running, 2));
+        site.health(site.nodes[2], ServiceHealth::Unhealthy);
+        site.pass(seconds(300));
+        site.until_it_waits(id).await;
+        let (rollout, nodes) = site.shown(id).await;
+        assert_eq!((rollout.position.state, rollout.position.wave), (State::Halted, 2));
+        assert!(rollout.why.contains("in wave 2, 1 of 3 nodes were well before and are not now"), "{}", rollout.why);
+        assert!(rollout.why.contains("plant-2 of acme"), "{}", rollout.why);
+        let untouched = |nodes: &[Participant]| nodes.iter().filter(|one| one.member.pending()).count();
+        assert_eq!(untouched(&nodes), 2);
+        let audited = site.world.audited("rollout.halted").await;
+        assert_eq!((audited.len(), audited[0].detail["reason"].as_str()), (1, Some(&*rollout.why)));
+        assert_eq!((&*audited[0].actor, audited[0].tenant.as_deref()), ("system", Some("acme")));
+        assert!(matches!(site.act(id, Verb::Pause).await, Err(RolloutError::Halted(_))));
+        let alerts = async |open| {
+            let filter = alerts::Filter { open: Some(open), ..alerts::Filter::default() };
+            let listed = site.open().await.alerts.list(&filter).await.expect("a list");
+            listed.into_iter().filter(|alert| alert.rule == "rollout.halted").collect::<Vec<_>>()
+        };
+        let open = alerts(true).await;
+        assert_eq!((open.len(), &*open[0].subject, open[0].tenant.clone()), (1, &*format!("rollout/{id}"), Some(acme())));
+        assert!(open[0].message.contains(&rollout.why), "{}", open[0].message);
+
+        for _ in 0..2 {
+            assert_eq!(site.act(id, Verb::Resume).await.expect("resumed").position.state, State::Running);
+        }
+        assert_eq!(site.world.audited("rollout.resumed").await.len(), 1, "once");
+        assert_eq!((alerts(true).await.len(), alerts(false).await.len()), (0, 1));
+        site.until_it_waits(id).await;
+        assert_eq!(site.state(id).await, (State::Running, 2), "what was accepted does not halt it, and is watched anew");
+        site.health(site.nodes[3], ServiceHealth::Unhealthy);
+        site.until_it_waits(id).await;
+        assert_eq!(site.state(id).await, (State::Halted, 2), "what gets worse does");
+        site.act(id, Verb::Resume).await.expect("resumed");
+        site.pass(seconds(30));
+        site.until_it_waits(id).await;
+        assert_eq!((site.state(id).await, untouched(&site.shown(id).await.1)), ((State::Running, 3), 0));
+        site.world.close().await;
+    }
+
+    async fn it_can_be_held_resumed_and_given_up_at_every_step(database: TestDatabase) {
+        // How many steps before it is given up: each time another rollout, of a hub that ends after each step.
+        let site = Site::new(database, 4).await;
+        for steps in 0..9 {
+            let id = site.start(&[&[0], &[1, 2], &[3]]).await;
+            for step in 0..steps {
+                site.act(id, Verb::Pause).await.expect("held");
+                let before = site.shown(id).await;
+                let held = site.open().await.rollouts.step(id, site.now(), false).await.expect("a step");
+                assert!(matches!(held, Act::Wait(_)), "held, it does nothing: {held:?}");
+                assert_eq!(site.shown(id).await.1, before.1);
+                site.act(id, Verb::Resume).await.expect("resumed");
+                site.open().await.rollouts.step(id, site.now(), false).await.expect("a step");
+                if step % 2 == 1 {
+                    site.answer(&site.open().await, CommandState::Succeeded).await;
+                    site.pass(seconds(30));
+                }
+            }
+            let (before, nodes) = site.shown(id).await;
+            let queued = nodes.iter().filter(|one| one.member.waits()).count();
+            assert_eq!(before.position.state, State::Running, "{steps}: {}", before.why);
+            for _ in 0..2 {
+                let given_up = site.act(id, Verb::Abort).await.expect("given up");
+                assert_eq!(given_up.position.state, State::Aborted);
+            }
+            let (_, after) = site.shown(id).await;
+            for (one, was) in after.iter().zip(&nodes) {
+                let expected = if was.member.waits() { Standing::Asked(Stands::Cancelled) } else { was.member.standing };
+                assert_eq!(one.member.standing, expected, "what nobody was told is taken back, and nothing else");
+            }
+            let audited = site.world.audited("rollout.aborted").await;
+            assert_eq!((audited.len(), &audited[0].detail["taken_back"]), (steps + 1, &json!(queued)));
+            site.pass(seconds(600));
+            site.answer(&site.open().await, CommandState::Succeeded).await;
+            site.until_it_waits(id).await;
+            assert_eq!(site.shown(id).await.1.iter().filter(|one| one.member.pending()).count(), after.iter().filter(|one| one.member.pending()).count());
+            assert!(matches!(site.act(id, Verb::Resume).await, Err(RolloutError::Over { .. })));
+        }
+        site.world.close().await;
+    }
+
+    async fn who_is_away_joins_later_under_its_own_deadline_and_who_is_gone_is_left_out(database: TestDatabase) {
+        let mut site = Site::new(database, 4).await;
+        let (away, gone) = (site.nodes[1], site.nodes[3]);
+        site.lose(away);
+        let id = site.start(&[&[0, 1], &[2, 3]]).await;
+        site.until_it_waits(id).await;
+        site.answer(&site.open().await, CommandState::Succeeded).await;
+        site.pass(seconds(59));
+        site.until_it_waits(id).await;
+        assert_eq!(site.shown(id).await.0.position.soaking_since, None, "it has its time to come");
+        site.pass(seconds(1));
+        site.until_it_waits(id).await;
+        site.world.fleet.revoked(gone, NOW);
+        site.pass(seconds(30));
+        site.until_it_waits(id).await;
+        assert_eq!(site.state(id).await, (State::Running, 2), "and does not hold the wave for ever");
+        site.pass(seconds(2_000));
+        site.connect(away);
+        site.answer(&site.open().await, CommandState::Succeeded).await;
+        site.until_it_waits(id).await;
+        site.pass(seconds(30));
+        site.until_it_waits(id).await;
+        let (rollout, nodes) = site.shown(id).await;
+        assert_eq!(rollout.position.state, State::Done, "{}", rollout.why);
+        let standing = |node| nodes.iter().find(|one| one.member.node == node).expect("there").member.standing;
+        assert_eq!((standing(away), standing(gone)), (Standing::Asked(Stands::Succeeded), Standing::Skipped));
+        assert_eq!(site.world.audited("rollout.left_out").await.len(), 1);
+        site.world.close().await;
+    }
+
+    async fn failures_halt_it_at_once_and_one_key_starts_it_once(database: TestDatabase) {
+        let site = Site::new(database, 3).await;
+        let keyed = || {
+            let new = site.new_rollout(&[&[0, 1], &[2]]);
+            NewRollout { command: NewRequest { key: Some("k".into()), ..new.command.clone() }, ..new }
+        };
+        let id = site.open().await.rollouts.start(keyed(), &ann(), NOW).await.expect("started").id;
+        assert_eq!(site.open().await.rollouts.start(keyed(), &ann(), NOW).await.expect("the same").id, id);
+        let mut other = keyed();
+        other.command.fingerprint = vec![2];
+        assert!(matches!(site.open().await.rollouts.start(other, &ann(), NOW).await, Err(RolloutError::Request(_))));
+        for reason in ["", " ", "a\nb"] {
+            let mut silent = site.new_rollout(&[&[0]]);
+            silent.command.reason = reason.into();
+            assert!(matches!(site.open().await.rollouts.start(silent, &ann(), NOW).await, Err(RolloutError::Reason)));
+        }
+        site.until_it_waits(id).await;
+        site.answer(&site.open().await, CommandState::Failed).await;
+        site.until_it_waits(id).await;
+        let (rollout, nodes) = site.shown(id).await;
+        assert_eq!(rollout.position.state, State::Halted);
+        assert!(rollout.why.starts_with("in wave 1, 2 of 2 nodes failed, 0 of them because"), "{}", rollout.why);
+        assert_eq!(nodes.iter().filter(|one| one.member.pending()).count(), 1);
+        assert_eq!(site.open().await.rollouts.list(None, 10).await.expect("a list").len(), 1);
+        site.world.close().await;
+    }
+}
