@@ -210,7 +210,8 @@ need_build() {
     want=$(_rust_wanted "$1")
     [ "$(printf '%s\n%s\n' "$want" "$have" | sort -V | head -n 1)" = "$want" ] ||
         fail "Rust $want or newer is needed; here is $have." "Update it: rustup update stable"
-    need_packages gcc libc6-dev ca-certificates
+    # The Kafka client of the bridge is built from C and C++, against the machine's OpenSSL.
+    need_packages gcc g++ libc6-dev make pkg-config libssl-dev ca-certificates
 }
 
 # need_room FOLDER MEGABYTES WHAT ADVICE: refuses to start what would run out of disk halfway.

@@ -9,10 +9,9 @@ const SEGMENT: u64 = 4096;
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
     let directory = tempfile::tempdir_in("/dev/shm").expect("a directory");
     let options = Options {
-        directory: directory.path().to_owned(),
-        capacity_bytes: 8 * SEGMENT,
         segment_bytes: SEGMENT,
         reserve_bytes: 2 * SEGMENT,
+        ..Options::new(directory.path(), 8 * SEGMENT)
     };
     let (mut spool, _) = Spool::open(options.clone(), 1).expect("opened");
     for number in 0..60u8 {

@@ -91,6 +91,20 @@ known! {
     SPOOL_PENDING = "spool.pending", Count, Gauge, 0;
     /// Bytes of the spool on disk.
     SPOOL_BYTES = "spool.bytes", Bytes, Gauge, 0;
+    /// Messages a bridge received from MQTT.
+    BRIDGE_RECEIVED = "bridge.received", Count, Counter, 0;
+    /// Records of a bridge that Kafka confirmed.
+    BRIDGE_DELIVERED = "bridge.delivered", Count, Counter, 0;
+    /// Records of a bridge that became dead letters, and messages too large to be kept.
+    BRIDGE_REFUSED = "bridge.refused", Count, Counter, 0;
+    /// Records on a bridge's disk that Kafka has not confirmed.
+    BRIDGE_PENDING = "bridge.pending", Count, Gauge, 0;
+    /// Bytes of the log that holds them.
+    BRIDGE_BYTES = "bridge.bytes", Bytes, Gauge, 0;
+    /// How long ago a bridge received what Kafka confirmed last, while there is more; else 0.
+    BRIDGE_LAG = "bridge.lag", Milliseconds, Gauge, 0;
+    /// Connections to MQTT brokers that are up.
+    BRIDGE_CONNECTED = "bridge.connected", Count, Gauge, 0;
 }
 
 /// The metric of this name, when this version knows it.

@@ -8,14 +8,11 @@ use crate::error::SpoolError;
 use crate::file::{Directory, SpoolFile};
 use crate::ledger::Ledger;
 use crate::lost::LostReason;
-use crate::options::Options;
+use crate::options::{Options, Overflow};
 use crate::room::Room;
 use crate::segment::{self, HEADER, PAGE, Seed, SegmentHeader};
 use crate::walk::Walk;
 
-/// Most bytes that wait in memory for a sync. An append that would pass it writes first; when the disk refuses, the
-/// new record is lost.
-const MAX_GROUP: usize = 1 << 20;
 /// Memory a group keeps while there is nothing in it.
 const IDLE_GROUP: usize = 64 << 10;
 /// Segments tried for one group before the disk is taken for broken.
@@ -77,6 +74,8 @@ pub(crate) struct Group {
 /// Why a write failed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Failure {
+    /// All the room that the spool may take is used: no fault of the disk's.
+    Capacity,
     Full,
     Io(String),
 }
@@ -88,7 +87,7 @@ impl DiskLog {
 
     /// Longest record.
     pub(crate) fn max_record(&self) -> usize {
-        self.options.max_record().min(MAX_GROUP / 2)
+        self.options.max_record()
     }
 
     /// Numbers a record and keeps it for the next sync; the caller has checked its length.
@@ -100,9 +99,14 @@ impl DiskLog {
             return Err(SpoolError::NeedsKey);
         }
         let rolls = !fits || (key && self.planned_end() >= self.options.full_at());
-        let overflows = self.group.bytes.len() as u64 + size > MAX_GROUP as u64;
-        if (rolls || overflows) && self.flush().is_err() {
-            return Ok(self.lose_new());
+        // What would pass the group's bound writes first.
+        let overflows = self.group.bytes.len() as u64 + size > self.options.group_bytes as u64;
+        if rolls || overflows {
+            match (self.flush(), self.options.overflow) {
+                (Ok(()), _) => {}
+                (Err(_), Overflow::DropOldest) => return Ok(self.lose_new()),
+                (Err(error), Overflow::Refuse) => return Err(error),
+            }
         }
         if rolls {
             self.active = None;
@@ -313,7 +317,8 @@ impl DiskLog {
             let segments = self.segment_bytes();
             match self.room.take(&self.directory, &self.options, segments)? {
                 Some(taken) => break taken,
-                None => self.drop_oldest()?,
+                None if self.options.overflow == Overflow::DropOldest => self.drop_oldest()?,
+                None => return Err(SpoolError::Full { capacity: self.options.capacity_bytes }),
             }
         };
         let (epoch, first, starts_with_key) = (self.ledger.epoch, self.group.first, self.group.starts_with_key);
@@ -389,6 +394,7 @@ impl Group {
 impl Failure {
     fn of(error: &SpoolError) -> Self {
         match error {
+            SpoolError::Full { .. } => Self::Capacity,
             SpoolError::NoSpace { .. } => Self::Full,
             other => {
                 let cause = std::error::Error::source(other).map(|cause| format!(": {cause}"));

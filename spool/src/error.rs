@@ -24,6 +24,12 @@ pub enum SpoolError {
         /// The directory.
         path: PathBuf,
     },
+    /// All the room the spool may take is used, and it drops nothing.
+    #[error("the spool holds as much as it may, {capacity} bytes: it takes more when some is acknowledged")]
+    Full {
+        /// Bytes it may take.
+        capacity: u64,
+    },
     /// The disk is full.
     #[error("the disk that holds the spool directory {path} is full: free some space; writing goes on by itself", path = path.display())]
     NoSpace {

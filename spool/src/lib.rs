@@ -48,7 +48,7 @@ mod tests;
 
 pub use error::SpoolError;
 pub use lost::{LostRange, LostReason};
-pub use options::Options;
+pub use options::{Options, Overflow};
 pub use reader::{Entry, Reader};
 pub use recovery::Recovery;
 pub use spool::Spool;

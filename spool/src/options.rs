@@ -9,6 +9,8 @@ use crate::segment::PAGE;
 const MIN_SEGMENT: u64 = PAGE;
 /// Largest segment: it is what is lost at once when all room is used.
 const MAX_SEGMENT: u64 = 1 << 30;
+/// Most bytes that wait in memory for a sync, unless told otherwise.
+const GROUP: usize = 1 << 20;
 /// Fewest segments: one written, one spare, two of backlog, so that dropping the oldest leaves something.
 const MIN_SEGMENTS: u64 = 4;
 
@@ -24,13 +26,36 @@ pub struct Options {
     /// Bytes kept allocated at all times, so that a disk filled by others does not stop the spool at once. The
     /// segment being written counts.
     pub reserve_bytes: u64,
+    /// Most bytes that wait in memory for a sync; half of it is the longest record that is taken.
+    pub group_bytes: usize,
+    /// What gives way when all room is used.
+    pub overflow: Overflow,
+}
+
+/// What gives way when a spool's capacity is used up, or its disk.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Overflow {
+    /// The oldest segment; with a full disk the new record. Both are lost, and reported as lost.
+    #[default]
+    DropOldest,
+    /// Nothing: the new record is refused and uses up no number. Its sender keeps it, and tries again when some of the
+    /// backlog is acknowledged, or the disk has room.
+    Refuse,
 }
 
 impl Options {
-    /// A spool of `capacity_bytes` in segments of a sixteenth of it (64 KiB to 16 MiB), with two of them in reserve.
+    /// A spool of `capacity_bytes` in segments of a sixteenth of it (64 KiB to 16 MiB), with two of them in reserve, that
+    /// drops the oldest when it is full.
     pub fn new(directory: impl Into<PathBuf>, capacity_bytes: u64) -> Self {
         let segment_bytes = (capacity_bytes / 16 / PAGE * PAGE).clamp(64 << 10, 16 << 20);
-        Self { directory: directory.into(), capacity_bytes, segment_bytes, reserve_bytes: 2 * segment_bytes }
+        Self {
+            directory: directory.into(),
+            capacity_bytes,
+            segment_bytes,
+            reserve_bytes: 2 * segment_bytes,
+            group_bytes: GROUP,
+            overflow: Overflow::DropOldest,
+        }
     }
 
     /// Refuses sizes that cannot work.
@@ -58,9 +83,10 @@ impl Options {
         usize::try_from(self.reserve_bytes.div_ceil(self.segment_bytes).saturating_sub(1)).unwrap_or(usize::MAX)
     }
 
-    /// Longest record: two have to fit a segment.
+    /// Longest record: two have to fit a segment, and a group.
     pub(crate) fn max_record(&self) -> usize {
-        usize::try_from(self.segment_bytes / 2 - PAGE / 8).unwrap_or(usize::MAX)
+        let segment = usize::try_from(self.segment_bytes / 2 - PAGE / 8).unwrap_or(usize::MAX);
+        segment.min(self.group_bytes / 2)
     }
 
     /// Bytes after which a segment takes no more deltas; the last eighth makes it rare that one does not fit before.

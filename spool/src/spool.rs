@@ -8,7 +8,7 @@ use crate::ledger::Ledger;
 use crate::lost::{LostRange, LostReason};
 use crate::memory::MemoryLog;
 use crate::open;
-use crate::options::Options;
+use crate::options::{Options, Overflow};
 use crate::reader::{self, Reader};
 use crate::recovery::Recovery;
 use crate::segment::MAX_NUMBER;
@@ -87,7 +87,8 @@ impl Spool {
     /// Gives `record` the next number. It is durable after [`Self::sync`], and only then handed out by a [`Reader`].
     ///
     /// When the disk is full the record waits in memory for it; beyond a bound its number is lost instead
-    /// ([`LostReason::DiskFull`]), which [`Self::status`] shows.
+    /// ([`LostReason::DiskFull`]), which [`Self::status`] shows. With [`Overflow::Refuse`] it is refused there, with
+    /// the error of the disk or [`SpoolError::Full`], and no number is used up.
     ///
     /// # Errors
     /// [`SpoolError::NeedsKey`] when the record is no key and has to be one, which [`Self::needs_key`] says in most
@@ -152,6 +153,18 @@ impl Spool {
         }
     }
 
+    /// Makes durable what is acknowledged. Without it that is durable once a segment is given back, and what was
+    /// acknowledged since is pending again after a crash.
+    ///
+    /// # Errors
+    /// When the disk fails.
+    pub fn save_acknowledged(&mut self) -> Result<(), SpoolError> {
+        match &mut self.store {
+            Store::Disk(log) => log.save(),
+            Store::Memory(_) => Ok(()),
+        }
+    }
+
     /// A reader that begins with `number`. For delta records begin at [`Self::last_key_at_or_before`].
     pub fn read_from(&self, number: u64) -> Reader {
         Reader::new(number)
@@ -205,15 +218,19 @@ fn fault(log: &DiskLog) -> Option<Fault> {
     let fault = |kind, message| Some(Fault { kind, message });
     match &log.failure {
         Some(Failure::Full) => {
+            let then = match log.options.overflow {
+                Overflow::DropOldest => "lost",
+                Overflow::Refuse => "refused",
+            };
             return fault(
                 FaultKind::DiskFull,
                 format!(
-                    "the disk that holds {place} is full and new records are kept in memory, then lost: free some space"
+                    "the disk that holds {place} is full and new records are kept in memory, then {then}: free some space"
                 ),
             );
         }
         Some(Failure::Io(what)) => return fault(FaultKind::Io, what.clone()),
-        None => {}
+        Some(Failure::Capacity) | None => {}
     }
     if log.short {
         let missing = log.options.reserve_bytes;

@@ -15,7 +15,7 @@ const EPOCH: u64 = 0xfeed_beef_cafe_f00d;
 
 /// A spool of 8 segments of 4 KiB, two of them in reserve.
 pub(crate) fn small(directory: &Path) -> Options {
-    Options { directory: directory.to_owned(), capacity_bytes: 8 * 4096, segment_bytes: 4096, reserve_bytes: 2 * 4096 }
+    Options { segment_bytes: 4096, reserve_bytes: 2 * 4096, ..Options::new(directory, 8 * 4096) }
 }
 
 pub(crate) fn scratch() -> TempDir {

@@ -34,7 +34,7 @@ impl Disk {
 
     fn options(&self) -> Options {
         let directory = self.directory.path().join("spool");
-        Options { directory, capacity_bytes: 32 * SEGMENT, segment_bytes: SEGMENT, reserve_bytes: 2 * SEGMENT }
+        Options { segment_bytes: SEGMENT, reserve_bytes: 2 * SEGMENT, ..Options::new(directory, 32 * SEGMENT) }
     }
 
     fn open(&self) -> Spool {

@@ -26,10 +26,11 @@ services_down() {
     rig_close
 }
 
-# need_services: the packages behind them, and the judges of certificates that run by themselves.
+# need_services: the packages behind them, the judges of certificates that run by themselves, and an MQTT broker that tests
+# start on their own.
 need_services() {
     need_packages "docker.io" "docker-cli|docker.io" containerd iptables busybox-static iproute2 procps \
-        "postgresql-15|postgresql" python3-venv openssl gnutls-bin
+        "postgresql-15|postgresql" python3-venv openssl gnutls-bin mosquitto
     need_root "to run a Docker Engine and network namespaces for the tests"
 }
 

@@ -2,7 +2,7 @@
 
 use super::{EPOCH, drain, fill, keys, lost, named, open, record, scratch, segments, small};
 use crate::segment::{self, HEADER, PAGE, Seed, SegmentHeader};
-use crate::{Entry, LostReason, Options, Spool, SpoolError};
+use crate::{Entry, LostReason, Options, Overflow, Spool, SpoolError};
 
 fn taken(directory: &std::path::Path) -> u64 {
     let bytes = |path: &std::path::PathBuf| std::fs::metadata(path).expect("metadata").len();
@@ -53,6 +53,50 @@ fn a_full_spool_drops_its_oldest_segment_and_says_so() {
     spool.acknowledge(last).expect("acknowledged");
     assert_eq!((spool.lost(), spool.status().lost), (&[][..], lost[0].len()));
     fill(&mut spool, 5, 7);
+}
+
+#[test]
+fn a_spool_that_refuses_keeps_every_record_and_takes_more_when_some_are_acknowledged() {
+    let directory = scratch();
+    let options = Options { overflow: Overflow::Refuse, ..small(directory.path()) };
+    let (mut spool, _) = Spool::open(options, EPOCH).expect("opened");
+    let refused = loop {
+        let number = spool.last() + 1;
+        match spool.append(&record(number), true).and_then(|_| spool.sync()) {
+            Ok(()) => assert!(taken(directory.path()) <= 8 * 4096),
+            Err(error) => break error,
+        }
+    };
+    assert!(matches!(refused, SpoolError::Full { capacity: 32768 }), "{refused}");
+    let last = spool.last();
+    assert_eq!((spool.lost(), spool.status().lost, spool.status().fault), (&[][..], 0, None));
+    // The one that waits in memory is tried again, in vain.
+    assert!(matches!(spool.sync(), Err(SpoolError::Full { .. })));
+    assert_eq!(drain(&mut spool, 1).len() as u64, last - 1);
+
+    spool.acknowledge(last / 2).expect("acknowledged");
+    spool.sync().expect("there is room again");
+    assert_eq!(drain(&mut spool, last / 2).last().expect("some").next_sequence(), last + 1);
+    spool.acknowledge(last).expect("acknowledged");
+    spool.save_acknowledged().expect("saved");
+    assert_eq!(spool.append(&record(last + 1), true).expect("taken"), last + 1);
+}
+
+#[test]
+fn what_is_acknowledged_and_saved_is_not_pending_after_a_crash() {
+    let directory = scratch();
+    let (mut spool, _) = open(directory.path());
+    fill(&mut spool, 10, 1);
+    spool.acknowledge(4).expect("acknowledged");
+    spool.save_acknowledged().expect("saved");
+    spool.acknowledge(7).expect("acknowledged");
+    let copy = scratch();
+    for name in std::fs::read_dir(directory.path()).expect("listed") {
+        let from = name.expect("an entry").path();
+        std::fs::copy(&from, copy.path().join(from.file_name().expect("a name"))).expect("copied");
+    }
+    let (spool, _) = open(copy.path());
+    assert_eq!((spool.first(), spool.last()), (5, 10));
 }
 
 #[test]

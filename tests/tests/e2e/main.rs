@@ -2,6 +2,7 @@
 
 mod audit;
 mod bad_input;
+mod bridge;
 mod chaos;
 mod commands;
 mod dashboard;

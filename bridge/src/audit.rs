@@ -1,0 +1,189 @@
+//! The verb `audit`: reads what is in Kafka, and says what is missing, doubled or out of order.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fmt::Write;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::message::{BorrowedMessage, Headers};
+use rdkafka::{Message, Offset, TopicPartitionList};
+
+use crate::config::KafkaConfig;
+use crate::header;
+use crate::producer::client;
+
+/// How long brokers may take to answer.
+const PATIENCE: Duration = Duration::from_secs(15);
+/// Gaps that are listed one by one.
+const MOST_LISTED: usize = 20;
+
+/// What is known of the records of all bridges.
+#[derive(Debug, Default)]
+pub struct Ledger {
+    streams: BTreeMap<(String, String), Stream>,
+    /// Records without the bridge's headers.
+    foreign: u64,
+}
+
+/// The records of one bridge and epoch.
+#[derive(Debug, Default)]
+struct Stream {
+    /// Ranges seen, last number by first.
+    seen: BTreeMap<u64, u64>,
+    records: u64,
+    doubled: u64,
+    /// The highest number of each MQTT topic.
+    latest: HashMap<Box<str>, u64>,
+    disordered: u64,
+}
+
+impl Ledger {
+    /// Takes a record, in the order of its partition.
+    pub fn take(&mut self, bridge: &str, epoch: &str, sequence: u64, topic: &str) {
+        let stream = self.streams.entry((bridge.to_owned(), epoch.to_owned())).or_default();
+        stream.records += 1;
+        if !stream.note(sequence) {
+            stream.doubled += 1;
+            return;
+        }
+        match stream.latest.get_mut(topic) {
+            Some(latest) if *latest > sequence => stream.disordered += 1,
+            Some(latest) => *latest = sequence,
+            None => drop(stream.latest.insert(topic.into(), sequence)),
+        }
+    }
+
+    /// Whether no number is missing and the records of each topic are in order. Numbers may be doubled.
+    pub fn is_whole(&self) -> bool {
+        self.streams.values().all(|stream| stream.gaps().next().is_none() && stream.disordered == 0)
+    }
+
+    /// What was found, for a person.
+    pub fn report(&self) -> String {
+        let mut text = String::new();
+        for ((bridge, epoch), stream) in &self.streams {
+            let last = stream.seen.last_key_value().map_or(0, |(_, last)| *last);
+            let missing: u64 = stream.gaps().map(|(first, last)| last - first + 1).sum();
+            let Stream { records, doubled, disordered, .. } = stream;
+            let _ = writeln!(
+                text,
+                "{bridge} {epoch}: {records} records, numbers to {last}: {missing} missing, {doubled} doubled, \
+                 {disordered} out of order"
+            );
+            for (first, last) in stream.gaps().take(MOST_LISTED) {
+                let _ = writeln!(text, "  missing {first} to {last}: see the bridge's log dump --dead-letters");
+            }
+        }
+        if self.foreign > 0 {
+            let _ = writeln!(text, "{} records are not of a bridge", self.foreign);
+        }
+        if text.is_empty() {
+            text.push_str("no records\n");
+        }
+        text
+    }
+
+    fn message(&mut self, message: &BorrowedMessage<'_>) {
+        let value = |name: &str| {
+            let headers = message.headers()?;
+            let found = headers.iter().find(|header| header.key == name)?;
+            std::str::from_utf8(found.value?).ok().map(str::to_owned)
+        };
+        let sequence = value(header::SEQUENCE).and_then(|sequence| sequence.parse().ok());
+        match (value(header::BRIDGE), value(header::EPOCH), sequence, value(header::TOPIC)) {
+            (Some(bridge), Some(epoch), Some(sequence), Some(topic)) => self.take(&bridge, &epoch, sequence, &topic),
+            _ => self.foreign += 1,
+        }
+    }
+}
+
+impl Stream {
+    /// Notes a number; whether it is new.
+    fn note(&mut self, number: u64) -> bool {
+        let before = self.seen.range(..=number).next_back().map(|(first, last)| (*first, *last));
+        if before.is_some_and(|(_, last)| last >= number) {
+            return false;
+        }
+        let first = before.filter(|(_, last)| last + 1 == number).map_or(number, |(first, _)| first);
+        let last = self.seen.remove(&(number + 1)).unwrap_or(number);
+        self.seen.insert(first, last);
+        true
+    }
+
+    fn gaps(&self) -> impl Iterator<Item = (u64, u64)> {
+        let ends = std::iter::once(0).chain(self.seen.values().copied());
+        ends.zip(self.seen.keys()).filter(|(last, first)| last + 1 < **first).map(|(last, first)| (last + 1, first - 1))
+    }
+}
+
+/// Reads all that is in `topics` now, and gives what was found. Blocks.
+///
+/// # Errors
+/// When Kafka can't be read.
+pub fn run(config: &KafkaConfig, topics: &[String]) -> anyhow::Result<Ledger> {
+    let mut settings = client(config);
+    settings
+        .set("group.id", "hyperfactory-bridge-audit")
+        .set("enable.auto.commit", "false")
+        .set("auto.offset.reset", "earliest");
+    let consumer: BaseConsumer = settings.create().context("no connection to Kafka can be made")?;
+    let (mut assignment, mut ends) = (TopicPartitionList::new(), HashMap::new());
+    for topic in topics {
+        let metadata = consumer.fetch_metadata(Some(topic), PATIENCE).context("Kafka does not answer")?;
+        for partition in metadata.topics().iter().flat_map(|topic| topic.partitions()) {
+            let (low, high) = consumer.fetch_watermarks(topic, partition.id(), PATIENCE)?;
+            if low < high {
+                assignment.add_partition_offset(topic, partition.id(), Offset::Offset(low))?;
+                ends.insert((topic.clone(), partition.id()), high);
+            }
+        }
+    }
+    consumer.assign(&assignment)?;
+    let (mut ledger, mut heard) = (Ledger::default(), Instant::now());
+    while !ends.is_empty() {
+        let Some(message) = consumer.poll(Duration::from_millis(200)) else {
+            anyhow::ensure!(heard.elapsed() < PATIENCE, "Kafka gives no more records although there are some");
+            continue;
+        };
+        let message = message.context("Kafka can't be read")?;
+        heard = Instant::now();
+        ledger.message(&message);
+        let place = (message.topic().to_owned(), message.partition());
+        if ends.get(&place).is_some_and(|end| message.offset() + 1 >= *end) {
+            ends.remove(&place);
+        }
+    }
+    Ok(ledger)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ledger(records: &[(u64, &str)]) -> Ledger {
+        let mut ledger = Ledger::default();
+        for (sequence, topic) in records {
+            ledger.take("b", "e", *sequence, topic);
+        }
+        ledger
+    }
+
+    #[test]
+    fn what_came_twice_is_whole() {
+        let ledger = ledger(&[(2, "b"), (1, "a"), (3, "a"), (1, "a"), (3, "a"), (4, "b")]);
+        assert!(ledger.is_whole());
+        assert!(ledger.report().contains("numbers to 4: 0 missing, 2 doubled, 0 out of order"), "{}", ledger.report());
+    }
+
+    #[test]
+    fn gaps_and_disorder_are_found() {
+        let gap = ledger(&[(1, "a"), (2, "a"), (5, "a"), (7, "a")]);
+        assert!(!gap.is_whole());
+        assert!(gap.report().contains("3 missing") && gap.report().contains("missing 3 to 4"), "{}", gap.report());
+        assert!(ledger(&[(2, "a")]).report().contains("missing 1 to 1"));
+        let disorder = ledger(&[(2, "a"), (1, "a")]);
+        assert!(!disorder.is_whole() && disorder.report().contains("1 out of order"));
+        assert!(Ledger::default().is_whole());
+    }
+}

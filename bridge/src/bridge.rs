@@ -1,0 +1,151 @@
+//! The running bridge: builds its parts, runs them, and drains within a deadline.
+
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use anyhow::Context;
+use node::{Clock, IdentityStore};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::config::Config;
+use crate::counters::Counters;
+use crate::dead_letter::DeadLetters;
+use crate::enroll;
+use crate::intake::Intake;
+use crate::log::{Log, Writer};
+use crate::report::Report;
+use crate::route::Routes;
+use crate::sink::{self, Sink};
+use crate::source::{self, Source};
+
+/// Name and version of this program.
+pub const SOFTWARE: &str = concat!("hyperfactory-bridge ", env!("CARGO_PKG_VERSION"));
+
+/// How often what was done is logged.
+const TELL: Duration = Duration::from_secs(60);
+
+/// Runs until `stop`, then drains.
+///
+/// # Errors
+/// When it can't start: the configuration lacks something, or the state directory can't be used.
+pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> {
+    let (store, clock) = (IdentityStore::directory(&config.state_dir), Clock::system());
+    let enrolled = stop.run_until_cancelled(enroll::identity(&config, &store, &clock)).await;
+    let Some(identity) = enrolled.transpose()? else { return Ok(()) };
+    let bridge = config.name.clone().or_else(|| identity.as_ref().map(|identity| identity.node.to_string())).context(
+        "this bridge has no name: enroll it (hyperfactory-bridge enroll), or set `name` in the configuration; records \
+         carry it, so that several bridges can be told apart",
+    )?;
+    let routes = Routes::new(&config.route)?;
+    for lint in routes.lints() {
+        tracing::warn!("{lint}");
+    }
+    let (log, recovery) = Log::open(config.log_dir(), config.log_size.bytes())?;
+    tracing::info!(name = bridge, "starting {SOFTWARE}; log: {recovery}");
+    let (dead_letters, recovery) = DeadLetters::open(config.dead_letter_dir(), config.dead_letter_size.bytes())?;
+    if !recovery.is_clean() {
+        tracing::warn!("dead letters: {recovery}");
+    }
+
+    let counters = Arc::<Counters>::default();
+    let report = match identity {
+        Some(identity) => {
+            tracing::info!(node = %identity.node, tenant = %identity.tenant, hub = identity.hub, "reporting to the hub");
+            Some(Report::start(&config, store, identity, log.clone(), Arc::clone(&counters)).await?)
+        }
+        None => {
+            tracing::info!("not enrolled: reporting to no hub");
+            None
+        }
+    };
+    let intake = Arc::<Intake>::default();
+    let longest = log.spool().max_record();
+    let (mut sources, sources_stop, mut durable) = (JoinSet::new(), CancellationToken::new(), Vec::new());
+    let mut connections = Vec::new();
+    for (index, mqtt) in config.mqtt.iter().enumerate() {
+        let told = watch::Sender::new(0);
+        let filters = routes.filters(&mqtt.name);
+        if filters.is_empty() {
+            tracing::warn!(mqtt = mqtt.name, "no route is for this connection");
+        }
+        let parts = source::Parts {
+            index,
+            bridge: bridge.clone(),
+            filters,
+            intake: Arc::clone(&intake),
+            durable: told.subscribe(),
+            counters: Arc::clone(&counters),
+            clock: clock.clone(),
+            longest,
+        };
+        connections.push(Source::new(mqtt.clone(), parts)?);
+        durable.push(told);
+    }
+    let writer = Writer::start(log.clone(), Arc::clone(&intake), durable, Arc::clone(&counters))
+        .context("the log's thread can't be started")?;
+    let parts = sink::Parts {
+        log: log.clone(),
+        config: config.kafka.clone(),
+        bridge,
+        routes,
+        dead_letters,
+        counters: Arc::clone(&counters),
+    };
+    let sink_stop = CancellationToken::new();
+    let sink = Sink::start(parts, sink_stop.clone()).context("the sink's thread can't be started")?;
+    for connection in connections {
+        sources.spawn(connection.run(sources_stop.clone()));
+    }
+
+    let mut telling = tokio::time::interval(TELL);
+    telling.tick().await;
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => break,
+            _ = telling.tick() => tell(&log, &counters),
+            // None of them ends by itself; without it the bridge is no use, and the service manager starts it anew.
+            Some(ended) = sources.join_next() => anyhow::bail!("a connection ended unexpectedly: {ended:?}"),
+        }
+        anyhow::ensure!(!writer.is_finished() && !sink.is_finished(), "a thread of the bridge ended unexpectedly");
+    }
+    tracing::info!("stopping");
+    sources_stop.cancel();
+    while sources.join_next().await.is_some() {}
+    intake.close();
+    sink_stop.cancel();
+    join(sink).await;
+    // The writer may wait for room that does not come any more: what it has is not acknowledged, and comes again.
+    if tokio::time::timeout(Duration::from_secs(1), join(writer)).await.is_err() {
+        tracing::warn!("messages that the log has no room for stay at their brokers");
+    }
+    tell(&log, &counters);
+    if let Some(report) = report {
+        report.finish().await;
+    }
+    Ok(())
+}
+
+async fn join(thread: JoinHandle<()>) {
+    while !thread.is_finished() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+fn tell(log: &Log, counters: &Counters) {
+    let status = log.spool().status();
+    tracing::info!(
+        received = counters.received.now(),
+        stored = counters.stored.now(),
+        delivered = counters.delivered.now(),
+        dead = counters.refused.now(),
+        pending = status.pending,
+        bytes = status.bytes,
+        "so far"
+    );
+    if let Some(fault) = status.fault {
+        tracing::warn!("{}", fault.message);
+    }
+}

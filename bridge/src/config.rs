@@ -1,0 +1,398 @@
+//! The bridge's configuration: `/etc/hyperfactory/bridge.toml` and `HYPERFACTORY_BRIDGE_*`.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::Deserialize;
+use settings::{Period, Secret, Size};
+use tracing_subscriber::filter::{LevelFilter, Targets};
+
+use crate::route::{RouteError, Routes};
+
+/// Where the bridge keeps its state unless told otherwise.
+pub const STATE_DIR: &str = "/var/lib/hyperfactory/bridge";
+
+/// Every key of the configuration.
+#[derive(Debug, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Config {
+    /// Directory of the log and the dead letters.
+    pub state_dir: PathBuf,
+    /// The bridge's name in the headers of what it delivers; never change it while records are on their way. Default: the
+    /// id that it enrolled with.
+    pub name: Option<String>,
+    /// A join token: a bridge that is not enrolled yet enrolls with it when it starts.
+    pub token: Option<Secret>,
+    /// Time from one report to the hub to the next.
+    pub interval: Period,
+    /// Most bytes of telemetry kept on disk while the hub can't be reached.
+    pub spool_size: Size,
+    /// TCP address of `/healthz`, `/readyz`, `/status` and `/metrics`, when it is enrolled.
+    pub health_listen: SocketAddr,
+    /// Most bytes of records kept on disk while Kafka can't be reached; when they are used up, MQTT messages are no longer
+    /// acknowledged, and wait at their broker.
+    pub log_size: Size,
+    /// Most bytes of records kept that Kafka refused for good; the oldest give way.
+    pub dead_letter_size: Size,
+    /// What is logged: a level, or levels for parts, as in `info,hyperfactory_bridge=debug`.
+    pub log: String,
+    /// Where messages come from.
+    pub mqtt: Vec<MqttConfig>,
+    /// Where they go.
+    pub kafka: KafkaConfig,
+    /// Which message goes where; the first that matches counts.
+    pub route: Vec<RouteConfig>,
+}
+
+/// A connection to an MQTT broker.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct MqttConfig {
+    /// What it is called here and in headers.
+    pub name: String,
+    /// `host:port` of the broker.
+    pub address: String,
+    /// The client id, which names the session that the broker keeps. Default: from the names of bridge and connection.
+    pub client_id: Option<String>,
+    /// User name.
+    pub username: Option<String>,
+    /// Password.
+    pub password: Option<Secret>,
+    /// Authority of the broker's certificate, in PEM; with it the connection is TLS.
+    pub ca: Option<PathBuf>,
+    /// Quality of service to subscribe with: 0 or 1.
+    #[serde(default = "qos")]
+    pub qos: u8,
+    /// Time without traffic after which a ping is sent.
+    #[serde(default = "keep_alive")]
+    pub keep_alive: Period,
+}
+
+/// The tenant's Kafka bus.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct KafkaConfig {
+    /// `host:port` of brokers to begin with.
+    pub brokers: Vec<String>,
+    /// How batches are compressed.
+    pub compression: Compression,
+    /// How long a record waits for others to share its batch.
+    pub linger: Period,
+    /// Largest record with its headers; the brokers have to take it (`max.message.bytes`).
+    pub max_record: Size,
+    /// Authority of the brokers' certificates, in PEM; with it the connection is TLS.
+    pub ca: Option<PathBuf>,
+    /// The bridge's certificate, in PEM. When the file changes, the next connection shows the new one.
+    pub certificate: Option<PathBuf>,
+    /// Its key, in PEM.
+    pub key: Option<PathBuf>,
+}
+
+/// A way of compressing.
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "kebab-case")]
+pub enum Compression {
+    /// As it is.
+    None,
+    /// Fast.
+    #[default]
+    Lz4,
+    /// Small.
+    Zstd,
+}
+
+/// A route.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct RouteConfig {
+    /// The MQTT topics it is for: a topic filter.
+    pub from: Option<String>,
+    /// The one connection it is for. Default: all.
+    pub mqtt: Option<String>,
+    /// A mapping that is built in, in place of `to` and `key`.
+    pub preset: Option<Preset>,
+    /// The Kafka topic: a template.
+    pub to: Option<String>,
+    /// The key: a template. Default: the MQTT topic.
+    pub key: Option<String>,
+    /// Headers to add: templates by name.
+    pub headers: BTreeMap<String, String>,
+}
+
+/// A mapping that is built in.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "kebab-case")]
+pub enum Preset {
+    /// The Unified Namespace of the United Manufacturing Hub.
+    Umh,
+}
+
+fn qos() -> u8 {
+    1
+}
+
+fn keep_alive() -> Period {
+    Period::seconds(30)
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            state_dir: STATE_DIR.into(),
+            name: None,
+            token: None,
+            interval: Period::seconds(15),
+            spool_size: Size::mebibytes(32),
+            health_listen: SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 7092),
+            log_size: Size::mebibytes(1024),
+            dead_letter_size: Size::mebibytes(64),
+            log: "info".into(),
+            mqtt: Vec::new(),
+            kafka: KafkaConfig::default(),
+            route: Vec::new(),
+        }
+    }
+}
+
+impl Default for KafkaConfig {
+    fn default() -> Self {
+        Self {
+            brokers: Vec::new(),
+            compression: Compression::default(),
+            linger: Period(Duration::from_millis(5)),
+            max_record: Size(1_000_000),
+            ca: None,
+            certificate: None,
+            key: None,
+        }
+    }
+}
+
+/// A configuration that can't be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// A file, a key or a value.
+    #[error(transparent)]
+    Settings(#[from] settings::SettingsError),
+    /// A route.
+    #[error(transparent)]
+    Route(#[from] RouteError),
+    /// A value that is of the right kind and makes no sense.
+    #[error("`{key}` is not usable: {why}")]
+    Value {
+        /// The key.
+        key: &'static str,
+        /// What is wrong, and what would be right.
+        why: String,
+    },
+}
+
+impl Config {
+    /// Reads file and environment; `state_dir` is what `--state-dir` said and wins over both.
+    ///
+    /// # Errors
+    /// [`ConfigError`]: a sentence for the person who wrote the configuration.
+    pub fn load(file: Option<&Path>, state_dir: Option<PathBuf>) -> Result<Self, ConfigError> {
+        let mut config: Self = settings::load("bridge", file, std::env::vars_os())?;
+        if let Some(state_dir) = state_dir {
+            config.state_dir = state_dir;
+        }
+        config.checked()
+    }
+
+    fn checked(self) -> Result<Self, ConfigError> {
+        let wrong = |key, why: &str| Err(ConfigError::Value { key, why: why.into() });
+        if self.log_size < Size::mebibytes(1) {
+            return wrong("log-size", "use 1MiB or more");
+        }
+        if self.spool_size < Size::mebibytes(1) {
+            return wrong("spool-size", "use 1MiB or more");
+        }
+        if !(Duration::from_millis(100)..=Duration::from_secs(3600)).contains(&self.interval.get()) {
+            return wrong("interval", "use from 100ms to 1h");
+        }
+        if self.dead_letter_size < Size::mebibytes(1) {
+            return wrong("dead-letter-size", "use 1MiB or more");
+        }
+        // A lone word that is no level would count as the name of a part, and all else would be silent.
+        let is_level = |part: &str| part.contains('=') || part.trim().parse::<LevelFilter>().is_ok();
+        if self.log.parse::<Targets>().is_err() || !self.log.split(',').all(is_level) {
+            return wrong("log", "use off, error, warn, info, debug or trace, or part=level, with commas between");
+        }
+        if self.name.as_deref().is_some_and(|name| !is_name(name)) {
+            return wrong("name", NAME);
+        }
+        let mut names = BTreeSet::new();
+        for mqtt in &self.mqtt {
+            if !is_name(&mqtt.name) {
+                return wrong("mqtt.name", NAME);
+            }
+            if !names.insert(mqtt.name.as_str()) {
+                return wrong("mqtt.name", &format!("{} is given twice", mqtt.name));
+            }
+            if mqtt.host_and_port().is_none() {
+                return wrong(
+                    "mqtt.address",
+                    &format!("{:?} is not host:port, like \"broker.plant:1883\"", mqtt.address),
+                );
+            }
+            if mqtt.qos > 1 {
+                return wrong(
+                    "mqtt.qos",
+                    "use 0 or 1; messages published with 2 come with 1, and the sequence in the headers of the records \
+                     tells what was delivered twice",
+                );
+            }
+            if !(Duration::from_secs(1)..=Duration::from_secs(3600)).contains(&mqtt.keep_alive.get()) {
+                return wrong("mqtt.keep-alive", "use from 1s to 1h");
+            }
+            if mqtt.client_id.as_deref().is_some_and(str::is_empty) {
+                return wrong("mqtt.client-id", "a session that the broker keeps has a name");
+            }
+        }
+        for route in &self.route {
+            if let Some(mqtt) = route.mqtt.as_deref().filter(|mqtt| !names.contains(mqtt)) {
+                return wrong("route.mqtt", &format!("there is no [[mqtt]] with the name {mqtt:?}"));
+            }
+        }
+        if self.kafka.certificate.is_some() != self.kafka.key.is_some() {
+            return wrong("kafka.certificate", "`kafka.certificate` and `kafka.key` go together");
+        }
+        if self.kafka.certificate.is_some() && self.kafka.ca.is_none() {
+            return wrong(
+                "kafka.ca",
+                "a certificate is shown over TLS only: name the authority of the brokers' certificates",
+            );
+        }
+        if !(Size(1024)..=Size(100_000_000)).contains(&self.kafka.max_record) {
+            return wrong("kafka.max-record", "use from 1KiB to 100MB");
+        }
+        if self.kafka.linger.get() > Duration::from_secs(1) {
+            return wrong("kafka.linger", "use up to 1s");
+        }
+        Routes::new(&self.route)?;
+        Ok(self)
+    }
+
+    /// Whether it says all that a running bridge needs.
+    ///
+    /// # Errors
+    /// The first that is missing.
+    pub fn complete(&self) -> Result<(), ConfigError> {
+        let missing = |key, why: &str| Err(ConfigError::Value { key, why: why.into() });
+        if self.mqtt.is_empty() {
+            return missing("mqtt", "there is no [[mqtt]]: nowhere to read from");
+        }
+        if self.kafka.brokers.is_empty() {
+            return missing("kafka.brokers", "there is none: nowhere to deliver to");
+        }
+        if self.route.is_empty() {
+            return missing("route", "there is no [[route]]: nothing to read");
+        }
+        Ok(())
+    }
+
+    /// What is logged.
+    pub fn log(&self) -> Targets {
+        self.log.parse().unwrap_or_default()
+    }
+
+    /// Directory of the records that are on their way.
+    pub fn log_dir(&self) -> PathBuf {
+        self.state_dir.join("log")
+    }
+
+    /// Directory of the records that Kafka refused.
+    pub fn dead_letter_dir(&self) -> PathBuf {
+        self.state_dir.join("dead-letters")
+    }
+}
+
+impl MqttConfig {
+    /// The address in its two parts.
+    pub fn host_and_port(&self) -> Option<(&str, u16)> {
+        let (host, port) = self.address.rsplit_once(':')?;
+        let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
+        Some((host, port.parse().ok().filter(|port| *port > 0)?)).filter(|(host, _)| !host.is_empty())
+    }
+}
+
+const NAME: &str = "use 1 to 64 letters, digits, '-', '_' and '.'";
+
+fn is_name(name: &str) -> bool {
+    (1..=64).contains(&name.len()) && name.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(text: &str) -> Result<Config, ConfigError> {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("bridge.toml");
+        std::fs::write(&file, text).unwrap();
+        settings::load_from::<Config>(directory.path(), "bridge", Some(&file), [])?.checked()
+    }
+
+    #[test]
+    fn the_example_is_a_configuration_that_runs() {
+        let example = Path::new(env!("CARGO_MANIFEST_DIR")).join("../packaging/bridge.toml");
+        let text = std::fs::read_to_string(example).unwrap();
+        let config = load(&text).unwrap();
+        config.complete().unwrap();
+        assert!(Routes::new(&config.route).unwrap().lints().is_empty());
+        // What is commented out are the defaults, or examples: it has to be readable, too.
+        let all: String = text
+            .lines()
+            .map(|line| line.strip_prefix('#').filter(|rest| !rest.starts_with(' ')).unwrap_or(line))
+            .fold(String::new(), |all, line| all + line + "\n");
+        let config = load(&all).unwrap();
+        let defaults = Config::default();
+        assert_eq!((config.log_size, config.dead_letter_size), (defaults.log_size, defaults.dead_letter_size));
+        assert_eq!((config.kafka.linger, config.kafka.max_record), (defaults.kafka.linger, defaults.kafka.max_record));
+        assert_eq!((config.kafka.compression, config.log), (defaults.kafka.compression, defaults.log));
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_refused_with_what_would() {
+        let mqtt = "[[mqtt]]\nname = 'a'\naddress = 'broker:1883'\n";
+        for (text, expected) in [
+            ("log-size = '1KiB'".to_owned(), "use 1MiB or more"),
+            ("log = 'loud'".to_owned(), "`log` is not usable"),
+            (format!("{mqtt}{mqtt}"), "a is given twice"),
+            (format!("{mqtt}qos = 2"), "use 0 or 1"),
+            (format!("{mqtt}keep-alive = '10ms'"), "from 1s to 1h"),
+            (format!("{mqtt}nmae = 'b'"), "nmae"),
+            ("[[mqtt]]\nname = 'a'\naddress = 'broker'".to_owned(), "is not host:port"),
+            ("[[mqtt]]\nname = 'a b'\naddress = 'b:1'".to_owned(), "letters, digits"),
+            ("[[route]]\nfrom = 'a'\nto = 'b'\nmqtt = 'c'".to_owned(), "no [[mqtt]] with the name \"c\""),
+            ("[[route]]\nfrom = 'a'".to_owned(), "route 1 is not usable"),
+            ("[kafka]\nkey = '/k'".to_owned(), "go together"),
+            ("[kafka]\nkey = '/k'\ncertificate = '/c'".to_owned(), "over TLS only"),
+            ("[kafka]\nbroker = []".to_owned(), "kafka.broker"),
+        ] {
+            let refused = load(&text).unwrap_err().to_string();
+            assert!(refused.contains(expected), "{text}: {refused}");
+        }
+        assert!(load("").unwrap().complete().unwrap_err().to_string().contains("`mqtt`"));
+    }
+
+    #[test]
+    fn addresses_have_two_parts() {
+        let of = |address: &str| MqttConfig {
+            name: "a".into(),
+            address: address.into(),
+            client_id: None,
+            username: None,
+            password: None,
+            ca: None,
+            qos: 1,
+            keep_alive: keep_alive(),
+        };
+        assert_eq!(of("[::1]:1883").host_and_port(), Some(("::1", 1883)));
+        assert_eq!(of("broker:0").host_and_port(), None);
+        assert_eq!(of(":1883").host_and_port(), None);
+    }
+}

@@ -1,0 +1,63 @@
+//! What the bridge counts, for log lines and whoever asks.
+
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+
+/// Counts since the start of the process.
+#[derive(Debug, Default)]
+pub struct Counters {
+    /// Messages received from MQTT.
+    pub received: Counter,
+    /// Records made durable.
+    pub stored: Counter,
+    /// Records that Kafka confirmed.
+    pub delivered: Counter,
+    /// Records that became dead letters.
+    pub refused: Counter,
+    /// Messages too large to be stored, which are dropped.
+    pub oversize: Counter,
+    /// Connections to MQTT brokers that came up.
+    pub connections: Counter,
+    /// Connections to MQTT brokers that are up.
+    pub connected: Level,
+    /// Kafka producers that were begun.
+    pub producers: Counter,
+    /// When the record was received that Kafka confirmed last, in milliseconds since the Unix epoch; 0 before the first.
+    pub reached: Level,
+}
+
+/// One count.
+#[derive(Debug, Default)]
+pub struct Counter(AtomicU64);
+
+impl Counter {
+    /// Adds `count`.
+    pub fn add(&self, count: u64) {
+        self.0.fetch_add(count, Ordering::Relaxed);
+    }
+
+    /// What it stands at.
+    pub fn now(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// What goes up and down.
+#[derive(Debug, Default)]
+pub struct Level(AtomicI64);
+
+impl Level {
+    /// Moves it by `step`.
+    pub fn shift(&self, step: i64) {
+        self.0.fetch_add(step, Ordering::Relaxed);
+    }
+
+    /// Sets it.
+    pub fn set(&self, value: i64) {
+        self.0.store(value, Ordering::Relaxed);
+    }
+
+    /// What it stands at.
+    pub fn now(&self) -> i64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}

@@ -1,0 +1,26 @@
+//! Headers of the records in Kafka: by them whoever reads can prove that nothing is missing, and drop what came twice.
+//!
+//! Records of one bridge and epoch are numbered from 1 without a hole over all topics. A number that comes twice is the
+//! same record, sent again.
+
+/// Name of the bridge.
+pub const BRIDGE: &str = "hf-bridge";
+/// The life of its log that the sequence belongs to, in hexadecimal.
+pub const EPOCH: &str = "hf-epoch";
+/// The record's number, in decimal.
+pub const SEQUENCE: &str = "hf-sequence";
+/// Name of the MQTT connection that it came by.
+pub const MQTT: &str = "hf-mqtt";
+/// Its MQTT topic.
+pub const TOPIC: &str = "hf-topic";
+/// When the bridge received it, in milliseconds since the Unix epoch.
+pub const RECEIVED: &str = "hf-received";
+/// `true` when the broker had kept it from before: a state, and no news.
+pub const RETAINED: &str = "hf-retained";
+/// `true` when the broker could not tell whether it delivered the message before: it may be in another record too.
+pub const DUPLICATE: &str = "hf-duplicate";
+
+/// An epoch as the header has it.
+pub fn epoch(epoch: u64) -> String {
+    format!("{epoch:016x}")
+}

@@ -1,0 +1,115 @@
+//! The queue between the connections, which must not block, and the one thread that writes the log, which does.
+
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+
+/// Bytes that wait to be written. When they are used up, connections are no longer read, and the broker keeps what comes.
+const MOST_BYTES: usize = 8 << 20;
+/// How long a group waits for others to share its sync: a sync for each message would cost more than the messages.
+const GATHER: Duration = Duration::from_millis(2);
+/// A group of this many bytes waits no longer.
+const ENOUGH: usize = 256 << 10;
+
+/// A message on its way to the log.
+#[derive(Debug)]
+pub struct Submission {
+    /// Index of its connection.
+    pub mqtt: usize,
+    /// Its number within the connection.
+    pub number: u64,
+    /// An encoded [`crate::record::Record`]; nothing for a message that is passed over.
+    pub record: Vec<u8>,
+}
+
+/// The queue.
+#[derive(Debug, Default)]
+pub struct Intake {
+    waiting: Mutex<Waiting>,
+    filled: Condvar,
+    drained: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Waiting {
+    submissions: Vec<Submission>,
+    bytes: usize,
+    closed: bool,
+}
+
+impl Intake {
+    /// Puts a message in, when there is room for it.
+    pub async fn put(&self, submission: Submission) {
+        loop {
+            let drained = self.drained.notified();
+            tokio::pin!(drained);
+            drained.as_mut().enable();
+            {
+                let mut waiting = self.waiting();
+                if waiting.submissions.is_empty() || waiting.bytes + submission.record.len() <= MOST_BYTES {
+                    waiting.bytes += submission.record.len();
+                    waiting.submissions.push(submission);
+                    self.filled.notify_one();
+                    return;
+                }
+            }
+            drained.await;
+        }
+    }
+
+    /// Waits for messages and takes all there are; `None` when it is closed and empty.
+    pub fn take(&self) -> Option<Vec<Submission>> {
+        let mut waiting = self.waiting();
+        while waiting.submissions.is_empty() {
+            if waiting.closed {
+                return None;
+            }
+            waiting = self.filled.wait(waiting).unwrap_or_else(PoisonError::into_inner);
+        }
+        if waiting.bytes < ENOUGH && !waiting.closed {
+            drop(waiting);
+            std::thread::sleep(GATHER);
+            waiting = self.waiting();
+        }
+        waiting.bytes = 0;
+        let taken = std::mem::take(&mut waiting.submissions);
+        drop(waiting);
+        self.drained.notify_waiters();
+        Some(taken)
+    }
+
+    /// Ends it: what is in it is still taken.
+    pub fn close(&self) {
+        self.waiting().closed = true;
+        self.filled.notify_one();
+    }
+
+    fn waiting(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn submission(number: u64, bytes: usize) -> Submission {
+        Submission { mqtt: 0, number, record: vec![0; bytes] }
+    }
+
+    #[tokio::test]
+    async fn a_full_intake_waits_until_it_is_taken() {
+        let intake = Intake::default();
+        // One that is larger than all the room still goes in alone.
+        intake.put(submission(1, MOST_BYTES + 1)).await;
+        let second = intake.put(submission(2, 1));
+        tokio::pin!(second);
+        assert!(tokio::time::timeout(Duration::from_millis(1), second.as_mut()).await.is_err());
+        assert_eq!(intake.take().unwrap().len(), 1);
+        second.await;
+        intake.close();
+        assert_eq!(intake.take().unwrap()[0].number, 2);
+        assert!(intake.take().is_none());
+    }
+}

@@ -1,0 +1,25 @@
+//! Carries MQTT messages of a plant to its tenant's Kafka bus, one way, and loses none.
+//!
+//! A message is acknowledged to its MQTT broker once it is on disk ([`log`]), and let go of once Kafka has confirmed it
+//! ([`sink`]). Between the two it has a number; numbers have no hole, and travel in the [`header`]s.
+
+pub mod audit;
+pub mod bridge;
+pub mod config;
+pub mod counters;
+pub mod dead_letter;
+pub mod enroll;
+pub mod filter;
+pub mod header;
+pub mod host;
+pub mod intake;
+pub mod log;
+pub mod producer;
+pub mod record;
+pub mod report;
+pub mod route;
+pub mod show;
+pub mod sink;
+pub mod source;
+pub mod template;
+pub mod uns;

@@ -1,0 +1,187 @@
+//! The log: records on disk from their MQTT acknowledgement to Kafka's.
+//!
+//! One thread writes it in groups, one sync each, and says what is durable; the sink reads it. When it is full, or the
+//! disk is, the writer waits: nothing is acknowledged to MQTT, and nothing is lost.
+
+use std::path::PathBuf;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use spool::{Options, Overflow, Recovery, Spool, SpoolError};
+use tokio::sync::watch;
+
+use crate::counters::Counters;
+use crate::intake::{Intake, Submission};
+
+/// Bytes that wait in memory for a sync. Half of it is the largest record.
+const GROUP: usize = 4 << 20;
+/// How long the writer waits before it tries again what the disk or the bound refused.
+const RETRY: Duration = Duration::from_millis(50);
+/// A complaint that goes on is repeated this often.
+const REPEAT: Duration = Duration::from_secs(60);
+
+/// The records on disk; clones share them.
+#[derive(Clone, Debug)]
+pub struct Log(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    spool: Mutex<Spool>,
+    /// Counts groups that became durable.
+    groups: Mutex<u64>,
+    grown: Condvar,
+}
+
+impl Log {
+    /// How a log in `directory` is laid out.
+    pub fn options(directory: PathBuf, capacity_bytes: u64) -> Options {
+        Options { group_bytes: GROUP, overflow: Overflow::Refuse, ..Options::new(directory, capacity_bytes) }
+    }
+
+    /// Opens the log in `directory`, or begins one, and says what was found there.
+    ///
+    /// # Errors
+    /// [`SpoolError`], which says what to do.
+    pub fn open(directory: PathBuf, capacity_bytes: u64) -> Result<(Self, Recovery), SpoolError> {
+        let (spool, recovery) = Spool::open(Self::options(directory, capacity_bytes), rand::random())?;
+        let shared = Shared { spool: Mutex::new(spool), groups: Mutex::new(0), grown: Condvar::new() };
+        Ok((Self(Arc::new(shared)), recovery))
+    }
+
+    /// The spool itself, for as long as the guard is held; syncs wait for it.
+    pub fn spool(&self) -> MutexGuard<'_, Spool> {
+        self.0.spool.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until more than `seen` groups are durable, but not longer than `patience`; gives how many are.
+    pub fn wait(&self, seen: u64, patience: Duration) -> u64 {
+        let groups = self.0.groups.lock().unwrap_or_else(PoisonError::into_inner);
+        let waited = self.0.grown.wait_timeout_while(groups, patience, |groups| *groups <= seen);
+        *waited.unwrap_or_else(PoisonError::into_inner).0
+    }
+
+    fn grew(&self) {
+        *self.0.groups.lock().unwrap_or_else(PoisonError::into_inner) += 1;
+        self.0.grown.notify_all();
+    }
+}
+
+/// The thread that writes the log. It ends when the intake is closed and written.
+#[derive(Debug)]
+pub struct Writer {
+    log: Log,
+    intake: Arc<Intake>,
+    /// Of each connection: all its messages up to this number are durable.
+    durable: Vec<watch::Sender<u64>>,
+    counters: Arc<Counters>,
+    complained: Option<Instant>,
+}
+
+impl Writer {
+    /// Starts it.
+    ///
+    /// # Errors
+    /// When the system has no thread to give.
+    pub fn start(
+        log: Log,
+        intake: Arc<Intake>,
+        durable: Vec<watch::Sender<u64>>,
+        counters: Arc<Counters>,
+    ) -> std::io::Result<JoinHandle<()>> {
+        let writer = Self { log, intake, durable, counters, complained: None };
+        std::thread::Builder::new().name("log".into()).spawn(move || writer.run())
+    }
+
+    fn run(mut self) {
+        while let Some(group) = self.intake.take() {
+            for submission in &group {
+                self.append(submission);
+            }
+            self.persist(|spool| spool.sync());
+            self.counters.stored.add(group.len() as u64);
+            self.log.grew();
+            for (index, durable) in self.durable.iter().enumerate() {
+                if let Some(last) = group.iter().rev().find(|submission| submission.mqtt == index) {
+                    durable.send_replace(last.number);
+                }
+            }
+        }
+    }
+
+    fn append(&mut self, submission: &Submission) {
+        if submission.record.is_empty() {
+            return;
+        }
+        self.persist(|spool| match spool.append(&submission.record, true) {
+            // Its connection lets nothing through that is larger than the log takes.
+            Err(error @ SpoolError::TooLarge { .. }) => {
+                tracing::error!("a message is dropped: {error}");
+                Ok(())
+            }
+            other => other.map(drop),
+        });
+    }
+
+    /// Does it until it is done. Meanwhile nothing is acknowledged, and MQTT brokers keep what they have.
+    fn persist(&mut self, mut act: impl FnMut(&mut Spool) -> Result<(), SpoolError>) {
+        loop {
+            let done = act(&mut self.log.spool());
+            match done {
+                Ok(()) => {
+                    if self.complained.take().is_some() {
+                        tracing::info!("the log takes records again");
+                    }
+                    return;
+                }
+                Err(error) => {
+                    if self.complained.is_none_or(|at| at.elapsed() > REPEAT) {
+                        self.complained = Some(Instant::now());
+                        tracing::warn!("MQTT messages are not acknowledged for now: {error}");
+                    }
+                    // The groups before may be what the sink waits for.
+                    self.log.grew();
+                    std::thread::sleep(RETRY);
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_log_holds_acknowledgements_back_until_there_is_room() {
+        let directory = tempfile::tempdir().unwrap();
+        let (log, _) = Log::open(directory.path().to_owned(), 1 << 20).unwrap();
+        let (intake, counters) = (Arc::new(Intake::default()), Arc::<Counters>::default());
+        let durable = watch::Sender::new(0);
+        let told = durable.subscribe();
+        let writer = Writer::start(log.clone(), Arc::clone(&intake), vec![durable], counters).unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let record = vec![7; 20_000];
+        runtime.block_on(async {
+            for number in 1..=100 {
+                intake.put(Submission { mqtt: 0, number, record: record.clone() }).await;
+            }
+        });
+        intake.close();
+        let mut acknowledged = 0;
+        while acknowledged < 100 {
+            log.wait(0, Duration::from_millis(1));
+            let mut spool = log.spool();
+            let mut reader = spool.read_from(acknowledged + 1);
+            // A sink that is slower than the writer: it takes one at a time.
+            if reader.next(&mut spool).unwrap().is_some() {
+                acknowledged += 1;
+                spool.acknowledge(acknowledged).unwrap();
+            }
+            drop(spool);
+            std::thread::yield_now();
+        }
+        writer.join().unwrap();
+        assert_eq!((*told.borrow(), log.spool().status().lost), (100, 0));
+    }
+}

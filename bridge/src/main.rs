@@ -1,0 +1,170 @@
+//! Carries MQTT messages of a plant to its tenant's Kafka bus.
+
+use std::io::{IsTerminal, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::{Parser, Subcommand};
+use hyperfactory_bridge::config::{Config, ConfigError};
+use hyperfactory_bridge::{audit, bridge, enroll, show};
+use node::EnrollError;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+
+/// Carries MQTT messages of a plant to its tenant's Kafka bus, one way, and loses none.
+///
+/// Exit codes: 0 done; 1 failed; 2 wrong usage or configuration; 3 refused by the hub.
+#[derive(Debug, Parser)]
+#[command(name = "hyperfactory-bridge", version)]
+struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+    /// Configuration file [default: /etc/hyperfactory/bridge.toml]
+    #[arg(long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Directory of log and dead letters [default: /var/lib/hyperfactory/bridge]
+    #[arg(long, global = true, value_name = "DIRECTORY")]
+    state_dir: Option<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Make this machine a node of the kind bridge, with a join token from the hub
+    ///
+    /// The token may also be in HYPERFACTORY_BRIDGE_TOKEN, or in a file that HYPERFACTORY_BRIDGE_TOKEN_FILE names.
+    Enroll {
+        /// The join token; every user of this machine sees it in `ps` while it works once: prefer --token-file -
+        #[arg(long, value_name = "TOKEN", conflicts_with = "token_file")]
+        token: Option<String>,
+        /// File with the join token; - is standard input
+        #[arg(long, value_name = "FILE")]
+        token_file: Option<PathBuf>,
+    },
+    /// Carry messages until told to stop (SIGTERM or SIGINT)
+    Run,
+    /// Judge the configuration, and say what to do
+    Check,
+    /// Show where a message of an MQTT topic goes
+    Explain {
+        /// The MQTT topic
+        topic: String,
+    },
+    /// Read Kafka topics from their beginning; fails when a bridge's records are missing or out of order
+    ///
+    /// Records are told apart by their headers. What came twice, after a crash, is counted and no failure.
+    Audit {
+        /// The Kafka topics: all that the bridge writes to, or what is in the others counts as missing
+        #[arg(required = true)]
+        topics: Vec<String>,
+    },
+    /// Look at the records on disk; the bridge must not run
+    #[command(subcommand)]
+    Log(LogVerb),
+}
+
+#[derive(Debug, Subcommand)]
+enum LogVerb {
+    /// Read all of it; fails when something is damaged
+    Verify,
+    /// Show the records that wait for Kafka, a line each
+    Dump {
+        /// Those that Kafka refused, or that no route takes, and why
+        #[arg(long)]
+        dead_letters: bool,
+    },
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match run(cli) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            let _ = writeln!(std::io::stderr(), "hyperfactory-bridge: {error:#}");
+            let refused = error.downcast_ref::<EnrollError>().is_some_and(EnrollError::is_refusal);
+            ExitCode::from(if refused {
+                3
+            } else if error.is::<ConfigError>() {
+                2
+            } else {
+                1
+            })
+        }
+    }
+}
+
+/// Carries out a verb; says whether all is well.
+fn run(cli: Cli) -> anyhow::Result<bool> {
+    let config = Config::load(cli.config.as_deref(), cli.state_dir)?;
+    log_to_stderr(&config);
+    match cli.verb {
+        Verb::Enroll { token, token_file } => {
+            let done = runtime()?.block_on(enroll::run(&config, token, token_file))?;
+            show(&format!("{done}\n")).map(|()| true)
+        }
+        Verb::Run => {
+            config.complete()?;
+            runtime()?.block_on(async {
+                let (stop, _signals) = stop_on_signal()?;
+                bridge::run(config, stop).await
+            })?;
+            Ok(true)
+        }
+        Verb::Check => show::check(&config).and_then(|(text, well)| show(&text).map(|()| well)),
+        Verb::Explain { topic } => show::explain(&config, &topic).and_then(|(text, well)| show(&text).map(|()| well)),
+        Verb::Audit { topics } => {
+            let ledger = audit::run(&config.kafka, &topics)?;
+            show(&ledger.report())?;
+            Ok(ledger.is_whole())
+        }
+        Verb::Log(LogVerb::Verify) => show::verify(&config).and_then(|(text, well)| show(&text).map(|()| well)),
+        Verb::Log(LogVerb::Dump { dead_letters }) => show::dump(&config, dead_letters, show).map(|()| true),
+    }
+}
+
+/// One thread for connections; log and sink have their own.
+fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(4).build();
+    runtime.context("the bridge can't start its runtime")
+}
+
+fn show(text: &str) -> anyhow::Result<()> {
+    let mut out = std::io::stdout().lock();
+    out.write_all(text.as_bytes()).and_then(|()| out.flush()).context("the answer can't be written")
+}
+
+/// A token that the first SIGTERM or SIGINT cancels; the second ends the process where it stands.
+fn stop_on_signal() -> anyhow::Result<(CancellationToken, JoinSet<()>)> {
+    let mut terminate = signal(SignalKind::terminate()).context("SIGTERM can't be waited for")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT can't be waited for")?;
+    let stop = CancellationToken::new();
+    let stopping = stop.clone();
+    let mut waiting = JoinSet::new();
+    waiting.spawn(async move {
+        for _ in 0..2 {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+            if stopping.is_cancelled() {
+                tracing::warn!("told to stop a second time: leaving at once; nothing that was acknowledged is lost");
+                std::process::exit(1);
+            }
+            stopping.cancel();
+        }
+    });
+    Ok((stop, waiting))
+}
+
+/// Under the service manager the journal has the time already.
+fn log_to_stderr(config: &Config) {
+    let layer =
+        tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(std::io::stderr().is_terminal());
+    let layer: Box<dyn tracing_subscriber::Layer<_> + Send + Sync> =
+        if std::env::var_os("JOURNAL_STREAM").is_some() { Box::new(layer.without_time()) } else { Box::new(layer) };
+    tracing_subscriber::registry().with(config.log()).with(layer).init();
+}

@@ -1,0 +1,164 @@
+//! The bridge's session with its hub: what it counts, as telemetry.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use node::backlog::Options;
+use node::health::{Server, Vitals};
+use node::{Backlog, Clock, Identity, IdentityStore, Link, LinkOptions, Recorder};
+use protocol::metrics::{self, Known};
+use protocol::telemetry::{Row, Schema};
+use tokio::sync::Notify;
+use tokio::task::JoinSet;
+use tokio::time::MissedTickBehavior;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use transport::Endpoint;
+
+use crate::bridge::SOFTWARE;
+use crate::config::Config;
+use crate::counters::Counters;
+use crate::host;
+use crate::log::Log;
+
+/// How long the hub may take to store what is left when the bridge stops.
+const DRAIN: Duration = Duration::from_secs(8);
+
+/// A session that comes back by itself, and the task that samples.
+pub struct Report {
+    endpoint: Endpoint,
+    recorder: Recorder,
+    links: TaskTracker,
+    link_stop: CancellationToken,
+    tasks: JoinSet<()>,
+    stop: CancellationToken,
+}
+
+impl Report {
+    /// Starts reporting.
+    ///
+    /// # Errors
+    /// When telemetry can't be kept, no socket opened, or the port for probes is taken.
+    pub async fn start(
+        config: &Config,
+        store: IdentityStore,
+        identity: Identity,
+        log: Log,
+        counters: Arc<Counters>,
+    ) -> anyhow::Result<Self> {
+        let clock = Clock::system();
+        let options = Options::new(config.state_dir.join("spool"), config.spool_size.bytes());
+        let (backlog, recovery) = Backlog::open(options)?;
+        if !recovery.is_clean() {
+            tracing::warn!("telemetry: {recovery}");
+        }
+        let recorder = Recorder::new(backlog.clone(), node::telemetry::SAMPLES_PER_BATCH);
+        let endpoint = Endpoint::client().context("the bridge can't open a UDP socket")?;
+        let (links, link_stop, stop) = (TaskTracker::new(), CancellationToken::new(), CancellationToken::new());
+        let options = LinkOptions {
+            endpoint: endpoint.clone(),
+            store,
+            identity,
+            facts: host::facts(SOFTWARE.into()),
+            process: rand::random(),
+            recorder: recorder.clone(),
+            commands: None,
+            renew: Arc::<Notify>::default(),
+            clock: clock.clone(),
+        };
+        let link = Link::start(options, &links, link_stop.clone());
+        links.close();
+        let vitals = Vitals {
+            software: SOFTWARE.into(),
+            interval: config.interval.get(),
+            pulse: recorder.pulse(),
+            link: link.status(),
+            counters: link.counters(),
+            spool: backlog.watch(),
+        };
+        let server = Server::bind(config.health_listen, vitals).await?;
+        let mut tasks = JoinSet::new();
+        let serving = stop.clone();
+        tasks.spawn(async move {
+            if let Err(error) = server.serve(serving).await {
+                tracing::warn!(%error, "the probes are no longer served");
+            }
+        });
+        let sampler = Sampler { log, counters, clock, recorder: recorder.clone() };
+        tasks.spawn(sampler.run(config.interval.get(), stop.clone()));
+        Ok(Self { endpoint, recorder, links, link_stop, tasks, stop })
+    }
+
+    /// Sends what is left, within a deadline, and ends.
+    pub async fn finish(mut self) {
+        let drained = tokio::time::timeout(DRAIN, async {
+            self.stop.cancel();
+            while self.tasks.join_next().await.is_some() {}
+            self.recorder.flush().await;
+            self.link_stop.cancel();
+            self.links.wait().await;
+            self.endpoint.wait_idle().await;
+        });
+        if drained.await.is_err() {
+            tracing::warn!("the hub does not have all telemetry yet; it stays in the spool");
+        }
+    }
+}
+
+struct Sampler {
+    log: Log,
+    counters: Arc<Counters>,
+    clock: Clock,
+    recorder: Recorder,
+}
+
+impl Sampler {
+    async fn run(self, interval: Duration, stop: CancellationToken) {
+        let (names, _): (Vec<Known>, Vec<_>) = self.figures().into_iter().unzip();
+        let schema = match Schema::new(names.into_iter().map(|known| (known.into(), vec!["".into()])).collect()) {
+            Ok(schema) => Arc::new(schema),
+            Err(error) => return tracing::error!(%error, "no telemetry is sent"),
+        };
+        let mut ticks = tokio::time::interval(interval);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            let last = tokio::select! {
+                biased;
+                () = stop.cancelled() => true,
+                _ = ticks.tick() => false,
+            };
+            let values = self.figures().into_iter().map(|(_, value)| value).collect();
+            self.recorder.record(&schema, Row { at: self.clock.now(), values }).await;
+            if last {
+                return;
+            }
+        }
+    }
+
+    fn figures(&self) -> Vec<(Known, Option<i64>)> {
+        let status = self.log.spool().status();
+        let telemetry = self.recorder.backlog().status();
+        let counted = |value: u64| i64::try_from(value).ok();
+        let Counters { received, delivered, refused, oversize, connected, reached, .. } = &*self.counters;
+        let lag = match (status.pending, reached.now()) {
+            (0, _) => Some(0),
+            (_, 0) => None,
+            (_, reached) => Some((self.clock.now().millis() - reached).max(0)),
+        };
+        let (memory, time) = host::own();
+        vec![
+            (metrics::AGENT_MEMORY, memory),
+            (metrics::AGENT_CPU, time),
+            (metrics::SPOOL_PENDING, counted(telemetry.pending_batches)),
+            (metrics::SPOOL_BYTES, counted(telemetry.bytes)),
+            (metrics::BRIDGE_RECEIVED, counted(received.now())),
+            (metrics::BRIDGE_DELIVERED, counted(delivered.now())),
+            (metrics::BRIDGE_REFUSED, counted(refused.now() + oversize.now())),
+            (metrics::BRIDGE_PENDING, counted(status.pending)),
+            (metrics::BRIDGE_BYTES, counted(status.bytes)),
+            (metrics::BRIDGE_LAG, lag),
+            (metrics::BRIDGE_CONNECTED, Some(connected.now())),
+        ]
+    }
+}

@@ -1,0 +1,349 @@
+//! Routes: which Kafka topic and key a message of an MQTT topic gets, and what is doubtful about them.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::Arc;
+
+use crate::config::{Preset, RouteConfig};
+use crate::filter::{Filter, FilterError};
+use crate::template::{Template, TemplateError};
+use crate::uns;
+
+/// Longest name of a Kafka topic.
+const LONGEST_TOPIC: usize = 249;
+/// Topics whose target is remembered; beyond it all are worked out anew.
+const REMEMBERED: usize = 10_000;
+
+/// Every route, in the order of the configuration: the first that matches counts.
+#[derive(Debug)]
+pub struct Routes {
+    routes: Vec<Route>,
+    known: HashMap<(Box<str>, Box<str>), Answer>,
+}
+
+type Answer = Result<Arc<Target>, NoTarget>;
+
+#[derive(Debug)]
+struct Route {
+    from: Filter,
+    /// The one connection it is for, or all.
+    mqtt: Option<String>,
+    to: To,
+    headers: Vec<(String, Template)>,
+}
+
+#[derive(Debug)]
+enum To {
+    Template { topic: Template, key: Template },
+    Umh,
+}
+
+/// Where a message goes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Target {
+    /// The Kafka topic.
+    pub topic: String,
+    /// The key: what has the same one stays in order.
+    pub key: String,
+    /// Headers beside the bridge's own.
+    pub headers: Vec<(String, String)>,
+    /// Number of the route, from 1.
+    pub route: usize,
+}
+
+/// Why a message goes nowhere.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NoTarget {
+    /// No route's filter matches.
+    #[error("no route matches")]
+    Unrouted,
+    /// The route wants a level that the topic does not have.
+    #[error("route {route} wants level {level}, which the topic does not have")]
+    Level {
+        /// Number of the route, from 1.
+        route: usize,
+        /// The level, from 1.
+        level: usize,
+    },
+    /// The Kafka topic would have a name that no topic has.
+    #[error("route {route} makes {topic:?}, which is no name of a Kafka topic")]
+    Topic {
+        /// Number of the route, from 1.
+        route: usize,
+        /// What was made.
+        topic: String,
+    },
+    /// Not a topic of the Unified Namespace.
+    #[error("not a topic of the Unified Namespace: {0}")]
+    Uns(&'static str),
+}
+
+/// What is wrong or doubtful about the routes, for a person.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Lint {
+    /// Number of the route, from 1.
+    pub route: usize,
+    /// What, and what to do.
+    pub said: String,
+}
+
+impl Routes {
+    /// Parses the routes of the configuration.
+    ///
+    /// # Errors
+    /// The first that can't be used.
+    pub fn new(configured: &[RouteConfig]) -> Result<Self, RouteError> {
+        let parse = |(index, route): (usize, &RouteConfig)| {
+            Route::new(route).map_err(|source| RouteError { route: index + 1, source })
+        };
+        let routes = configured.iter().enumerate().map(parse).collect::<Result<_, _>>()?;
+        Ok(Self { routes, known: HashMap::new() })
+    }
+
+    /// Where a message of `topic` goes that came by the connection `mqtt`.
+    ///
+    /// # Errors
+    /// [`NoTarget`] says why it goes nowhere.
+    pub fn target(&mut self, mqtt: &str, topic: &str) -> Result<Arc<Target>, NoTarget> {
+        let key = (Box::from(mqtt), Box::from(topic));
+        if let Some(known) = self.known.get(&key) {
+            return known.clone();
+        }
+        let target = self.work_out(mqtt, topic).map(Arc::new);
+        if self.known.len() >= REMEMBERED {
+            self.known.clear();
+        }
+        self.known.insert(key, target.clone());
+        target
+    }
+
+    /// The filters to subscribe to on the connection `mqtt`, without those that another one covers: their messages
+    /// would come twice.
+    pub fn filters(&self, mqtt: &str) -> Vec<Filter> {
+        let mut filters: Vec<Filter> = Vec::new();
+        for route in self.routes.iter().filter(|route| route.is_for(mqtt)) {
+            if !filters.iter().any(|filter| !filter.is_shared() && filter.covers(&route.from)) {
+                filters.retain(|filter| route.from.is_shared() || !route.from.covers(filter));
+                filters.push(route.from.clone());
+            }
+        }
+        filters
+    }
+
+    /// What is doubtful about the routes.
+    pub fn lints(&self) -> Vec<Lint> {
+        let mut lints = Vec::new();
+        for (index, route) in self.routes.iter().enumerate() {
+            let mut lint = |said: String| lints.push(Lint { route: index + 1, said });
+            let earlier = self.routes[..index].iter().position(|earlier| {
+                earlier.from.covers(&route.from) && (earlier.mqtt.is_none() || earlier.mqtt == route.mqtt)
+            });
+            if let Some(earlier) = earlier {
+                lint(format!(
+                    "{} is never reached: route {} ({}) takes all of it; put the narrower one first",
+                    route.from,
+                    earlier + 1,
+                    self.routes[earlier].from
+                ));
+            }
+            if route.from.is_shared() {
+                lint(format!(
+                    "{} is a shared subscription: with several readers the order within a topic is lost",
+                    route.from
+                ));
+            }
+            if let To::Template { topic, key } = &route.to {
+                if key.is_constant() {
+                    lint("the key is the same for all messages, so all go to one partition; use {topic}".into());
+                }
+                if !topic.is_constant() {
+                    lint(
+                        "the Kafka topic's name depends on the message: a level with other characters than letters, \
+                         digits, '.', '_' and '-' makes a name that is refused, and levels joined by '.' may meet others \
+                         with a '.' in them"
+                            .into(),
+                    );
+                }
+            }
+        }
+        lints
+    }
+
+    fn work_out(&self, mqtt: &str, topic: &str) -> Result<Target, NoTarget> {
+        let found = self.routes.iter().enumerate().find(|(_, route)| route.is_for(mqtt) && route.from.matches(topic));
+        let (index, route) = found.ok_or(NoTarget::Unrouted)?;
+        let number = index + 1;
+        let short = |level| NoTarget::Level { route: number, level };
+        let (to, key) = match &route.to {
+            To::Umh => (uns::TOPIC.to_owned(), uns::key(topic).map_err(NoTarget::Uns)?),
+            To::Template { topic: to, key } => {
+                (to.fill(topic, mqtt, '.').map_err(short)?, key.fill(topic, mqtt, '/').map_err(short)?)
+            }
+        };
+        if !is_topic(&to) {
+            return Err(NoTarget::Topic { route: number, topic: to });
+        }
+        let fill =
+            |(name, value): &(String, Template)| Ok((name.clone(), value.fill(topic, mqtt, '/').map_err(short)?));
+        let headers = route.headers.iter().map(fill).collect::<Result<_, _>>()?;
+        Ok(Target { topic: to, key, headers, route: number })
+    }
+}
+
+impl Route {
+    fn new(configured: &RouteConfig) -> Result<Self, Wrong> {
+        let (from, to) = match (configured.preset, &configured.to) {
+            (Some(Preset::Umh), None) => (configured.from.as_deref().unwrap_or(uns::FILTER), To::Umh),
+            (None, Some(to)) => {
+                let topic: Template = to.parse()?;
+                if topic.is_constant() && !topic.fill("", "", '.').is_ok_and(|name| name.is_empty() || is_topic(&name))
+                {
+                    return Err(Wrong::Topic(to.clone()));
+                }
+                let key = configured.key.as_deref().unwrap_or("{topic}").parse()?;
+                (configured.from.as_deref().ok_or(Wrong::From)?, To::Template { topic, key })
+            }
+            _ => return Err(Wrong::To),
+        };
+        if matches!(to, To::Umh) && configured.key.is_some() {
+            return Err(Wrong::Key);
+        }
+        let headers = configured.headers.iter().map(|(name, value)| Ok((name.clone(), value.parse()?)));
+        Ok(Self {
+            from: from.parse()?,
+            mqtt: configured.mqtt.clone(),
+            to,
+            headers: headers.collect::<Result<_, TemplateError>>()?,
+        })
+    }
+
+    fn is_for(&self, mqtt: &str) -> bool {
+        self.mqtt.as_deref().is_none_or(|only| only == mqtt)
+    }
+}
+
+fn is_topic(name: &str) -> bool {
+    let legal = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+    (1..=LONGEST_TOPIC).contains(&name.len()) && name != "." && name != ".." && name.chars().all(legal)
+}
+
+impl fmt::Display for Lint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "route {}: {}", self.route, self.said)
+    }
+}
+
+/// A route that can't be used.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("route {route} is not usable")]
+pub struct RouteError {
+    route: usize,
+    #[source]
+    source: Wrong,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+enum Wrong {
+    #[error("`from` is missing: the topics it is for")]
+    From,
+    #[error("give either `to`, a Kafka topic, or `preset`")]
+    To,
+    #[error("a preset makes the key itself; leave `key` out")]
+    Key,
+    #[error("{0:?} is no name of a Kafka topic: 1 to 249 letters, digits, '.', '_' and '-'")]
+    Topic(String),
+    #[error(transparent)]
+    Filter(#[from] FilterError),
+    #[error(transparent)]
+    Template(#[from] TemplateError),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn route(from: &str, to: &str) -> RouteConfig {
+        RouteConfig { from: Some(from.into()), to: Some(to.into()), ..RouteConfig::default() }
+    }
+
+    fn umh() -> RouteConfig {
+        RouteConfig { preset: Some(Preset::Umh), ..RouteConfig::default() }
+    }
+
+    #[test]
+    fn the_first_route_that_matches_counts() {
+        let narrow = RouteConfig {
+            key: Some("{2}".into()),
+            headers: [("line".to_owned(), "{1}".to_owned())].into(),
+            ..route("plant/+", "narrow.{1}")
+        };
+        let mut routes = Routes::new(&[umh(), narrow, route("plant/#", "wide")]).unwrap();
+        let target = routes.target("m", "plant/press").unwrap();
+        assert_eq!((target.topic.as_str(), target.key.as_str(), target.route), ("narrow.plant", "press", 2));
+        assert_eq!(target.headers, [("line".to_owned(), "plant".to_owned())]);
+        let target = routes.target("m", "plant/press/1").unwrap();
+        assert_eq!((target.topic.as_str(), target.key.as_str()), ("wide", "plant/press/1"));
+        let target = routes.target("m", "umh/v1/acme/_raw/x").unwrap();
+        assert_eq!((target.topic.as_str(), target.key.as_str()), ("umh.messages", "umh.v1.acme._raw.x"));
+        assert_eq!(routes.target("m", "other"), Err(NoTarget::Unrouted));
+        assert!(matches!(routes.target("m", "umh/v1/x"), Err(NoTarget::Uns(_))));
+    }
+
+    #[test]
+    fn a_name_that_kafka_has_not_goes_nowhere() {
+        let mut routes = Routes::new(&[route("a/#", "x.{2}")]).unwrap();
+        assert!(matches!(routes.target("m", "a/line 1"), Err(NoTarget::Topic { route: 1, .. })));
+        assert_eq!(routes.target("m", "a"), Err(NoTarget::Level { route: 1, level: 2 }));
+    }
+
+    #[test]
+    fn routes_of_another_connection_do_not_count() {
+        let only = RouteConfig { mqtt: Some("north".into()), ..route("#", "north") };
+        let mut routes = Routes::new(&[only, route("a", "rest")]).unwrap();
+        assert_eq!(routes.target("north", "a").unwrap().topic, "north");
+        assert_eq!(routes.target("south", "a").unwrap().topic, "rest");
+        assert_eq!(routes.filters("south").iter().map(Filter::as_str).collect::<Vec<_>>(), ["a"]);
+    }
+
+    #[test]
+    fn filters_that_others_cover_are_not_subscribed() {
+        let routes =
+            Routes::new(&[route("a/b", "x"), route("a/#", "x"), route("a/+/c", "x"), route("b", "x")]).unwrap();
+        assert_eq!(routes.filters("m").iter().map(Filter::as_str).collect::<Vec<_>>(), ["a/#", "b"]);
+    }
+
+    #[test]
+    fn what_is_doubtful_is_told() {
+        let constant = RouteConfig { key: Some("all".into()), ..route("c", "x") };
+        let routes = Routes::new(&[
+            route("a/#", "x"),
+            route("a/b", "x"),
+            route("$share/g/s", "x"),
+            constant,
+            route("d/+", "{2}"),
+        ]);
+        let said = routes.unwrap().lints().iter().map(ToString::to_string).collect::<Vec<_>>();
+        assert_eq!(said.len(), 4, "{said:?}");
+        assert!(said[0].starts_with("route 2: a/b is never reached: route 1"), "{said:?}");
+        assert!(
+            said[1].contains("shared") && said[2].contains("one partition") && said[3].contains("depends"),
+            "{said:?}"
+        );
+    }
+
+    #[test]
+    fn a_route_that_makes_no_sense_is_refused() {
+        for (wrong, why) in [
+            (RouteConfig::default(), "either `to`"),
+            (RouteConfig { from: None, ..route("a", "x") }, "`from` is missing"),
+            (route("a", "x y"), "no name of a Kafka topic"),
+            (route("a#", "x"), "not a topic filter"),
+            (route("a", "{x}"), "is not known"),
+            (RouteConfig { key: Some("k".into()), ..umh() }, "leave `key` out"),
+        ] {
+            let refused = Routes::new(&[wrong]).unwrap_err();
+            let cause = std::error::Error::source(&refused).unwrap().to_string();
+            assert!(refused.to_string().contains("route 1") && cause.contains(why), "{refused}: {cause}");
+        }
+    }
+}

@@ -1,0 +1,508 @@
+//! Brings the log's records to Kafka, in order, and lets go of them once they are there.
+//!
+//! There is one sender. What a producer was given and has not confirmed when it ends is sent again by the next, from the
+//! first such record on; the sequence in the headers tells what came twice. A record that is refused for good is found by
+//! sending those of its batch one by one, and becomes a dead letter.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use protocol::Timestamp;
+use rdkafka::error::RDKafkaErrorCode;
+use rdkafka::message::{Header, OwnedHeaders};
+use spool::{Entry, LostRange, Reader, SpoolError};
+use tokio_util::sync::CancellationToken;
+
+use crate::config::KafkaConfig;
+use crate::counters::Counters;
+use crate::dead_letter::{DeadLetter, DeadLetters};
+use crate::header;
+use crate::log::Log;
+use crate::producer::{Outgoing, Producer, certificate_stamp};
+use crate::record::Record;
+use crate::route::{Routes, Target};
+
+/// How long the connection is served at a time while records are on their way.
+const SERVE: Duration = Duration::from_millis(1);
+/// How long to wait for records when none is on its way.
+const IDLE: Duration = Duration::from_millis(20);
+/// What Kafka has confirmed is saved this often: after a crash, no more than that is sent twice.
+const SAVE: Duration = Duration::from_millis(100);
+/// How long a producer that ends may take to get rid of what is on its way.
+const DRAIN: Duration = Duration::from_secs(5);
+/// How long a topic that refused a record is not asked again.
+const REFUSAL: Duration = Duration::from_secs(60);
+/// How often the certificate's files are looked at.
+const LOOK: Duration = Duration::from_secs(1);
+/// Reasons for dead letters that are remembered as told.
+const MOST_TOLD: usize = 100;
+/// Pause after a producer failed, from and to.
+const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(10));
+
+/// The sink.
+pub struct Sink {
+    parts: Parts,
+    epoch: String,
+    /// Topics that refused a record, and when.
+    refusals: HashMap<String, (Instant, RDKafkaErrorCode)>,
+    /// Records whose batch was refused: each is sent alone.
+    suspects: BTreeSet<u64>,
+    /// Records that are refused, and why; they become dead letters when it is their turn.
+    condemned: BTreeMap<u64, String>,
+    /// Records that Kafka has although one before them it has not.
+    ahead: BTreeSet<u64>,
+    /// A producer's end said something about what is refused.
+    learnt: bool,
+    /// Reasons for dead letters that the log has.
+    told: HashSet<String>,
+    saved: Instant,
+    unsaved: bool,
+}
+
+/// What the sink works with.
+pub struct Parts {
+    /// Where records come from.
+    pub log: Log,
+    /// Where they go.
+    pub config: KafkaConfig,
+    /// Name of the bridge.
+    pub bridge: String,
+    /// Which goes where.
+    pub routes: Routes,
+    /// Where those go that nobody takes.
+    pub dead_letters: DeadLetters,
+    /// What to count in.
+    pub counters: Arc<Counters>,
+}
+
+/// Why a producer was ended.
+enum End {
+    /// The bridge is told to stop.
+    Stopped,
+    /// Another certificate is there.
+    Rotated,
+    /// It does not work any more, or gave a batch up.
+    Failed(RDKafkaErrorCode),
+    /// The disk failed.
+    Disk(SpoolError),
+}
+
+/// Records in the hands of one producer.
+struct Window {
+    reader: Reader,
+    /// Read, and not taken by the producer yet.
+    held: Option<(u64, Vec<u8>)>,
+    /// In order; the first is not done.
+    slots: VecDeque<Slot>,
+    /// How many of them wait for a report.
+    under_way: usize,
+}
+
+struct Slot {
+    /// Its number, or the last one of a range that is lost.
+    last: u64,
+    state: State,
+}
+
+enum State {
+    /// The producer has it, for there; received then.
+    UnderWay(Arc<Target>, Timestamp),
+    /// Delivered, buried or lost.
+    Done,
+    /// Given up by the producer.
+    Failed,
+}
+
+impl Sink {
+    /// Starts the sink's thread. It ends when told to stop, within seconds.
+    ///
+    /// # Errors
+    /// When the system has no thread to give.
+    pub fn start(parts: Parts, stop: CancellationToken) -> std::io::Result<JoinHandle<()>> {
+        let epoch = header::epoch(parts.log.spool().epoch());
+        let sink = Self {
+            parts,
+            epoch,
+            refusals: HashMap::new(),
+            suspects: BTreeSet::new(),
+            condemned: BTreeMap::new(),
+            ahead: BTreeSet::new(),
+            learnt: false,
+            told: HashSet::new(),
+            saved: Instant::now(),
+            unsaved: false,
+        };
+        std::thread::Builder::new().name("kafka".into()).spawn(move || sink.run(&stop))
+    }
+
+    fn run(mut self, stop: &CancellationToken) {
+        let mut pause = PAUSE.0;
+        while !stop.is_cancelled() {
+            let before = self.parts.counters.delivered.now();
+            let end = match Producer::new(&self.parts.config, &self.parts.bridge) {
+                Ok(producer) => {
+                    self.parts.counters.producers.add(1);
+                    self.pump(&producer, stop)
+                }
+                Err(error) => {
+                    tracing::error!(%error, "no connection to Kafka can be made: look at kafka.ca, kafka.certificate and kafka.key");
+                    End::Failed(RDKafkaErrorCode::Fail)
+                }
+            };
+            match end {
+                End::Stopped => break,
+                End::Rotated => {
+                    tracing::info!("the certificate for Kafka was replaced; going on with the new one");
+                    continue;
+                }
+                End::Failed(code) if std::mem::take(&mut self.learnt) => {
+                    tracing::warn!(%code, "Kafka refused records; going on without them");
+                    continue;
+                }
+                End::Failed(code) => tracing::warn!(%code, "delivery to Kafka failed; beginning anew"),
+                End::Disk(error) => tracing::error!("records can't be read from the log: {error}"),
+            }
+            if self.parts.counters.delivered.now() > before {
+                pause = PAUSE.0;
+            }
+            let until = Instant::now() + pause;
+            while Instant::now() < until && !stop.is_cancelled() {
+                std::thread::sleep(IDLE);
+            }
+            pause = (pause * 2).min(PAUSE.1);
+        }
+        self.save();
+    }
+
+    /// Sends by one producer until it ends.
+    fn pump(&mut self, producer: &Producer, stop: &CancellationToken) -> End {
+        let reader = {
+            let spool = self.parts.log.spool();
+            spool.read_from(spool.first())
+        };
+        let mut window = Window::new(reader);
+        let (mut groups, stamp, mut looked) = (0, certificate_stamp(&self.parts.config), Instant::now());
+        let mut ending: Option<(End, Instant)> = None;
+        loop {
+            if ending.is_none() && looked.elapsed() > LOOK {
+                looked = Instant::now();
+                if certificate_stamp(&self.parts.config) != stamp {
+                    ending = Some((End::Rotated, Instant::now()));
+                }
+            }
+            if ending.is_none() {
+                let filled = if stop.is_cancelled() { Err(End::Stopped) } else { self.fill(producer, &mut window) };
+                ending = filled.err().map(|end| (end, Instant::now()));
+            }
+            if window.under_way == 0 && ending.is_none() {
+                groups = self.parts.log.wait(groups, IDLE);
+            }
+            for (sequence, outcome) in producer.poll(if window.under_way == 0 { Duration::ZERO } else { SERVE }) {
+                if let Err(code) = self.reported(&mut window, sequence, outcome)
+                    && !matches!(ending, Some((End::Failed(_), _)))
+                {
+                    // What is not sent yet need not be: it goes by the next producer, in its turn.
+                    producer.purge();
+                    ending = Some((End::Failed(code), Instant::now()));
+                }
+            }
+            if let Some(complaint) = producer.complaint() {
+                tracing::warn!("Kafka: {complaint}");
+            }
+            if let Err(error) = self.let_go(&mut window) {
+                tracing::warn!("what Kafka has confirmed can't be noted: {error}");
+            }
+            if let Some((end, since)) = ending.take() {
+                if window.under_way == 0 || since.elapsed() > DRAIN {
+                    self.ahead = window.ahead();
+                    return end;
+                }
+                ending = Some((end, since));
+            }
+        }
+    }
+
+    /// Hands over what the producer takes.
+    fn fill(&mut self, producer: &Producer, window: &mut Window) -> Result<(), End> {
+        loop {
+            let (sequence, bytes) = match window.held.take() {
+                Some(held) => held,
+                None => match window.reader.next(&mut self.parts.log.spool()).map_err(End::Disk)? {
+                    None => return Ok(()),
+                    Some(Entry::Record { sequence, bytes, .. }) => (sequence, bytes),
+                    Some(Entry::Lost(LostRange { first, last, reason })) => {
+                        tracing::error!(first, last, ?reason, "records of the log are lost");
+                        window.done(last);
+                        continue;
+                    }
+                },
+            };
+            if self.ahead.remove(&sequence) {
+                window.done(sequence);
+                continue;
+            }
+            if let Some(reason) = self.condemned.remove(&sequence) {
+                self.bury(sequence, reason, bytes);
+                window.done(sequence);
+                continue;
+            }
+            // One that is suspected travels alone, and what is after it waits for its report.
+            let suspected = |sequence| self.suspects.contains(sequence);
+            let alone = suspected(&sequence) || window.slots.back().is_some_and(|slot| suspected(&slot.last));
+            if alone && window.under_way > 0 {
+                window.held = Some((sequence, bytes));
+                return Ok(());
+            }
+            match self.send(producer, sequence, &bytes) {
+                Ok((target, received)) => window.sent(sequence, target, received),
+                Err(Unsent::Full) => {
+                    window.held = Some((sequence, bytes));
+                    return Ok(());
+                }
+                Err(Unsent::Failed(code)) => return Err(End::Failed(code)),
+                Err(Unsent::Refused(reason)) => {
+                    self.bury(sequence, reason, bytes);
+                    window.done(sequence);
+                }
+            }
+        }
+    }
+
+    fn send(&mut self, producer: &Producer, sequence: u64, bytes: &[u8]) -> Result<(Arc<Target>, Timestamp), Unsent> {
+        let refused = |error: &dyn std::fmt::Display| Unsent::Refused(error.to_string());
+        let record = Record::decode(bytes).map_err(|error| refused(&error))?;
+        let target = self.parts.routes.target(record.mqtt, record.topic).map_err(|error| refused(&error))?;
+        if let Some((since, code)) = self.refusals.get(&target.topic) {
+            if since.elapsed() < REFUSAL {
+                return Err(Unsent::Refused(format!("Kafka's topic {} takes none: {code}", target.topic)));
+            }
+            self.refusals.remove(&target.topic);
+        }
+        let outgoing = Outgoing {
+            sequence,
+            topic: &target.topic,
+            key: &target.key,
+            payload: record.payload,
+            timestamp: record.received.millis(),
+            headers: self.headers(sequence, &record, &target),
+        };
+        match producer.send(outgoing) {
+            Ok(()) => Ok((target, record.received)),
+            Err(RDKafkaErrorCode::QueueFull) => Err(Unsent::Full),
+            Err(code) if is_about_record(code) => Err(Unsent::Refused(format!("{code}"))),
+            Err(code) if is_about_topic(code) => {
+                self.refusals.insert(target.topic.clone(), (Instant::now(), code));
+                Err(Unsent::Refused(format!("Kafka's topic {} takes none: {code}", target.topic)))
+            }
+            Err(code) => Err(Unsent::Failed(code)),
+        }
+    }
+
+    fn headers(&self, sequence: u64, record: &Record<'_>, target: &Target) -> OwnedHeaders {
+        let mut headers = OwnedHeaders::new_with_capacity(8 + target.headers.len());
+        let mut add = |key: &str, value: &str| {
+            headers = std::mem::take(&mut headers).insert(Header { key, value: Some(value) });
+        };
+        add(header::BRIDGE, &self.parts.bridge);
+        add(header::EPOCH, &self.epoch);
+        add(header::SEQUENCE, &sequence.to_string());
+        add(header::MQTT, record.mqtt);
+        add(header::TOPIC, record.topic);
+        add(header::RECEIVED, &record.received.millis().to_string());
+        if record.retained {
+            add(header::RETAINED, "true");
+        }
+        if record.duplicate {
+            add(header::DUPLICATE, "true");
+        }
+        for (name, value) in &target.headers {
+            add(name, value);
+        }
+        headers
+    }
+
+    /// Takes a report; an error ends the producer.
+    fn reported(
+        &mut self,
+        window: &mut Window,
+        sequence: u64,
+        outcome: Result<(), RDKafkaErrorCode>,
+    ) -> Result<(), RDKafkaErrorCode> {
+        let Some((target, received)) = window.settle(sequence, outcome.is_ok()) else { return Ok(()) };
+        match outcome {
+            Ok(()) => {
+                self.parts.counters.delivered.add(1);
+                self.parts.counters.reached.set(received.millis());
+                self.suspects.remove(&sequence);
+                return Ok(());
+            }
+            Err(code) if is_about_topic(code) => {
+                self.refusals.insert(target.topic.clone(), (Instant::now(), code));
+            }
+            // One that was suspected went alone, so it is the one.
+            Err(code) if is_about_record(code) && self.suspects.remove(&sequence) => {
+                self.condemned.insert(sequence, format!("Kafka's topic {} refuses it: {code}", target.topic));
+            }
+            Err(code) if is_about_record(code) => {
+                self.suspects.insert(sequence);
+            }
+            Err(code) => return Err(code),
+        }
+        self.learnt = true;
+        outcome
+    }
+
+    /// Lets go of what is delivered or buried, without a gap.
+    fn let_go(&mut self, window: &mut Window) -> Result<(), SpoolError> {
+        if let Some(through) = window.delivered() {
+            // Until it is in one place for good, it stays in the other.
+            self.parts.dead_letters.sync()?;
+            self.parts.log.spool().acknowledge(through)?;
+            window.forget(through);
+            self.unsaved = true;
+        }
+        if self.unsaved && self.saved.elapsed() > SAVE {
+            self.save();
+        }
+        Ok(())
+    }
+
+    fn save(&mut self) {
+        self.saved = Instant::now();
+        match self.parts.log.spool().save_acknowledged() {
+            Ok(()) => self.unsaved = false,
+            Err(error) => tracing::warn!("what Kafka has confirmed can't be saved, and may be sent twice: {error}"),
+        }
+    }
+
+    fn bury(&mut self, sequence: u64, reason: String, record: Vec<u8>) {
+        self.parts.counters.refused.add(1);
+        tracing::debug!(sequence, reason, "a record becomes a dead letter");
+        // The first of a kind is told; a topic that takes none would fill the log.
+        if self.told.insert(reason.clone()) {
+            tracing::warn!(sequence, "records become dead letters: {reason}");
+        }
+        if self.told.len() > MOST_TOLD {
+            self.told.clear();
+        }
+        if let Err(error) = self.parts.dead_letters.put(&DeadLetter { sequence, reason, record }) {
+            tracing::error!(sequence, "a dead letter can't be kept: {error}");
+        }
+    }
+}
+
+/// Why a record was not handed over.
+enum Unsent {
+    /// The producer has enough for now.
+    Full,
+    /// The producer does not work.
+    Failed(RDKafkaErrorCode),
+    /// It will never be delivered.
+    Refused(String),
+}
+
+impl Window {
+    fn new(reader: Reader) -> Self {
+        Self { reader, held: None, slots: VecDeque::new(), under_way: 0 }
+    }
+
+    fn sent(&mut self, sequence: u64, target: Arc<Target>, received: Timestamp) {
+        self.under_way += 1;
+        self.slots.push_back(Slot { last: sequence, state: State::UnderWay(target, received) });
+    }
+
+    fn done(&mut self, last: u64) {
+        self.slots.push_back(Slot { last, state: State::Done });
+    }
+
+    /// Notes the report on a record, and gives where that was to go and when it was received; `None` when it is not awaited.
+    fn settle(&mut self, sequence: u64, delivered: bool) -> Option<(Arc<Target>, Timestamp)> {
+        let at = self.slots.partition_point(|slot| slot.last < sequence);
+        let slot = self.slots.get_mut(at).filter(|slot| slot.last == sequence)?;
+        let state = if delivered { State::Done } else { State::Failed };
+        match std::mem::replace(&mut slot.state, state) {
+            State::UnderWay(target, received) => {
+                self.under_way -= 1;
+                Some((target, received))
+            }
+            settled => {
+                slot.state = settled;
+                None
+            }
+        }
+    }
+
+    /// The last of those that are done without one before them that is not.
+    fn delivered(&self) -> Option<u64> {
+        self.slots.iter().take_while(|slot| matches!(slot.state, State::Done)).last().map(|slot| slot.last)
+    }
+
+    fn forget(&mut self, through: u64) {
+        while self.slots.front().is_some_and(|slot| slot.last <= through) {
+            self.slots.pop_front();
+        }
+    }
+
+    /// Those that are done although one before them is not.
+    fn ahead(&self) -> BTreeSet<u64> {
+        self.slots.iter().filter(|slot| matches!(slot.state, State::Done)).map(|slot| slot.last).collect()
+    }
+}
+
+/// Whether the code is about the record, or another in its batch: it will be refused however often it is sent.
+fn is_about_record(code: RDKafkaErrorCode) -> bool {
+    matches!(
+        code,
+        RDKafkaErrorCode::MessageSizeTooLarge
+            | RDKafkaErrorCode::MessageBatchTooLarge
+            | RDKafkaErrorCode::InvalidTimestamp
+            | RDKafkaErrorCode::PolicyViolation
+            | RDKafkaErrorCode::InvalidRecord
+            | RDKafkaErrorCode::InvalidArgument
+    )
+}
+
+/// Whether the code is about the topic: it takes no record for now.
+fn is_about_topic(code: RDKafkaErrorCode) -> bool {
+    matches!(
+        code,
+        RDKafkaErrorCode::TopicAuthorizationFailed
+            | RDKafkaErrorCode::InvalidTopic
+            | RDKafkaErrorCode::UnknownTopic
+            | RDKafkaErrorCode::UnknownTopicOrPartition
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn window() -> Window {
+        let spool = spool::Spool::memory(1 << 20, 1);
+        Window::new(spool.read_from(1))
+    }
+
+    fn target() -> Arc<Target> {
+        Arc::new(Target { topic: "t".into(), key: "k".into(), headers: Vec::new(), route: 1 })
+    }
+
+    #[test]
+    fn what_is_delivered_before_another_is_not_let_go_before_it() {
+        let mut window = window();
+        for sequence in 1..=4 {
+            window.sent(sequence, target(), Timestamp::from_millis(0));
+        }
+        window.done(9);
+        assert!(window.settle(3, true).is_some() && window.settle(2, false).is_some());
+        assert_eq!((window.delivered(), window.under_way), (None, 2));
+        assert!(window.settle(3, true).is_none(), "a second report changes nothing");
+        window.settle(1, true);
+        assert_eq!(window.delivered(), Some(1));
+        window.forget(1);
+        assert_eq!(window.delivered(), None);
+        assert_eq!(window.ahead(), [3, 9].into());
+        assert_eq!(window.under_way, 1);
+    }
+}

@@ -1,0 +1,212 @@
+//! The bridge as a process between a real Mosquitto and librdkafka's own brokers, killed and starved.
+
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+
+#[path = "plant/rig.rs"]
+mod rig;
+#[path = "plant/tls.rs"]
+mod tls;
+
+use std::time::Duration;
+
+use protocol::NodeId;
+use rdkafka::mocking::MockCluster;
+use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
+use rig::{Bridge, Delivered, Mosquitto, Publisher};
+use tls::{Front, Plane};
+
+const ROUTES: &str = r#"
+[[route]]
+preset = "umh"
+[[route]]
+from = "machines/#"
+to = "machines"
+[[route]]
+from = "forbidden/#"
+to = "forbidden"
+"#;
+
+/// Kills of the bridge in the middle of its work.
+const KILLS: u32 = 50;
+
+#[test]
+fn fifty_kills_lose_nothing_and_reorder_nothing() {
+    let (cluster, mosquitto) = (MockCluster::new(3).unwrap(), Mosquitto::start());
+    cluster.create_topic("machines", 4, 3).unwrap();
+    let mut bridge = Bridge::start(&mosquitto, &cluster.bootstrap_servers(), ROUTES);
+    bridge.subscribed(1);
+    let publisher =
+        Publisher::start(&mosquitto, &["machines/a", "machines/b", "machines/c"], Duration::from_micros(500));
+    for kill in 0..KILLS {
+        // From before it is connected to well into its work.
+        std::thread::sleep(Duration::from_millis(u64::from(kill * 37 % 300)));
+        bridge.kill();
+        bridge.start_again();
+    }
+    let published = publisher.finish();
+    assert!(published.iter().all(|(_, count)| *count > 1000), "{published:?}");
+
+    let delivered = Delivered::wait(&cluster, &["machines"], &published);
+    delivered.assert_complete_and_in_order(&published);
+    let twice = delivered.twice();
+    assert!(
+        twice.iter().all(|record| record.duplicate),
+        "MQTT alone may bring a message twice, and says so: {twice:?}"
+    );
+    let (report, whole) = bridge.audit(&["machines"]);
+    assert!(whole, "{report}");
+}
+
+#[test]
+fn brokers_that_go_away_and_come_back_lose_nothing() {
+    let (cluster, mut mosquitto) = (MockCluster::new(3).unwrap(), Mosquitto::start());
+    cluster.create_topic("machines", 4, 3).unwrap();
+    let mut bridge = Bridge::start(&mosquitto, &cluster.bootstrap_servers(), ROUTES);
+    bridge.subscribed(1);
+    let mut published = Publisher::publish(&mosquitto, "machines/a", 1..=300);
+    for broker in 1..=3 {
+        cluster.broker_down(broker).unwrap();
+    }
+    published = Publisher::publish(&mosquitto, "machines/a", published + 1..=published + 300);
+    // What it has is on disk: it need not live to deliver it.
+    bridge.kill();
+    bridge.start_again();
+    bridge.subscribed(2);
+    mosquitto.restart();
+    bridge.subscribed(3);
+    published = Publisher::publish(&mosquitto, "machines/a", published + 1..=published + 300);
+    for broker in 1..=3 {
+        cluster.broker_up(broker).unwrap();
+    }
+    published = Publisher::publish(&mosquitto, "machines/a", published + 1..=published + 300);
+
+    let published = [("machines/a".to_owned(), published)];
+    let delivered = Delivered::wait(&cluster, &["machines"], &published);
+    delivered.assert_complete_and_in_order(&published);
+    bridge.stop();
+    let (report, whole) = bridge.audit(&["machines"]);
+    assert!(whole, "{report}");
+}
+
+#[test]
+fn a_full_log_makes_mqtt_wait_and_loses_nothing() {
+    let (cluster, mosquitto) = (MockCluster::new(1).unwrap(), Mosquitto::start());
+    cluster.create_topic("machines", 1, 1).unwrap();
+    cluster.broker_down(1).unwrap();
+    let bridge = Bridge::with(&mosquitto, &cluster.bootstrap_servers(), ROUTES, "log-size = \"1MiB\"");
+    bridge.subscribed(1);
+    // Each is a kilobyte: three times what the log takes.
+    let published = Publisher::publish_large(&mosquitto, "machines/a", 3000, 1000);
+    bridge.said("MQTT messages are not acknowledged for now");
+    cluster.broker_up(1).unwrap();
+    let published = [("machines/a".to_owned(), published)];
+    let delivered = Delivered::wait(&cluster, &["machines"], &published);
+    delivered.assert_complete_and_in_order(&published);
+}
+
+#[test]
+fn what_kafka_refuses_holds_up_nothing_else() {
+    let (cluster, mosquitto) = (MockCluster::new(1).unwrap(), Mosquitto::start());
+    cluster.create_topic("machines", 1, 1).unwrap();
+    cluster.create_topic("umh.messages", 1, 1).unwrap();
+    cluster.create_topic("forbidden", 1, 1).unwrap();
+    cluster.topic_error("forbidden", RDKafkaRespErr::RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED).unwrap();
+    let mut bridge = Bridge::start(&mosquitto, &cluster.bootstrap_servers(), ROUTES);
+    bridge.subscribed(1);
+
+    let client = Publisher::connect(&mosquitto);
+    client.send("machines/a", b"1", false);
+    client.send("forbidden/x", b"secret", false);
+    client.send("machines/a", &[b'x'; 1_200_000], false);
+    client.send("umh/v1/acme", b"too short", false);
+    client.send("umh/v1/acme/_raw/temp", b"1", false);
+    client.send("machines/a", b"2", false);
+    client.settle();
+    let published = [("machines/a".to_owned(), 2), ("umh/v1/acme/_raw/temp".to_owned(), 1)];
+    let delivered = Delivered::wait(&cluster, &["machines", "umh.messages"], &published);
+    delivered.assert_complete_and_in_order(&published);
+    assert_eq!(delivered.keys("umh.messages"), ["umh.v1.acme._raw.temp"]);
+
+    // A batch is refused, and then one of its records: the others are delivered.
+    let too_large = RDKafkaRespErr::RD_KAFKA_RESP_ERR_MSG_SIZE_TOO_LARGE;
+    cluster.request_errors(RDKafkaApiKey::Produce, &[too_large, too_large]);
+    Publisher::publish(&mosquitto, "machines/b", 1..=20);
+    let published = [("machines/a".to_owned(), 2), ("machines/b".to_owned(), 20)];
+    let missing = bridge.dead_letter_of("machines/b");
+    let delivered = Delivered::wait_but(&cluster, &["machines"], &published, Some(("machines/b", missing)));
+    delivered.assert_in_order();
+
+    bridge.stop();
+    let letters = bridge.dead_letters();
+    for (topic, reason) in [
+        ("forbidden/x", "Kafka's topic forbidden takes none"),
+        ("machines/a", "MessageSizeTooLarge"),
+        ("umh/v1/acme", "no level is a data contract"),
+        ("machines/b", "Kafka's topic machines refuses it"),
+    ] {
+        assert!(letters.lines().any(|line| line.contains(topic) && line.contains(reason)), "{topic}: {letters}");
+    }
+    assert_eq!(letters.lines().count(), 4, "{letters}");
+    // What went nowhere is a gap for who reads Kafka alone.
+    let (report, whole) = bridge.audit(&["machines", "umh.messages"]);
+    assert!(!whole && report.contains("4 missing"), "{report}");
+}
+
+#[test]
+fn retained_messages_are_marked_and_the_routes_are_explained() {
+    let (cluster, mosquitto) = (MockCluster::new(1).unwrap(), Mosquitto::start());
+    cluster.create_topic("machines", 1, 1).unwrap();
+    let client = Publisher::connect(&mosquitto);
+    client.send("machines/a", b"1", true);
+    client.settle();
+    let bridge = Bridge::start(&mosquitto, &cluster.bootstrap_servers(), ROUTES);
+    bridge.subscribed(1);
+    client.send("machines/a", b"2", false);
+    client.settle();
+    let published = [("machines/a".to_owned(), 2)];
+    let delivered = Delivered::wait(&cluster, &["machines"], &published);
+    assert_eq!(delivered.retained(), [true, false]);
+
+    assert_eq!(
+        bridge.ask(&["explain", "machines/a/b"]).0,
+        "by plant: route 2 to Kafka topic machines, key machines/a/b\n"
+    );
+    assert_eq!(bridge.ask(&["explain", "other"]), ("by plant: nowhere: no route matches\n".into(), false));
+    let (said, well) = bridge.ask(&["check"]);
+    assert!(well && said.contains("subscribes to umh/v1/#, machines/#, forbidden/#"), "{said}");
+}
+
+#[test]
+fn certificates_change_while_messages_flow_and_none_is_lost_doubled_or_reordered() {
+    let (cluster, mosquitto) = (MockCluster::new(1).unwrap(), Mosquitto::start());
+    cluster.create_topic("machines", 4, 1).unwrap();
+    let (plane, foreign) = (Plane::of("acme"), Plane::of("other"));
+    let front = Front::before(&cluster.bootstrap_servers(), &plane);
+    let folder = tempfile::tempdir().unwrap();
+    let [ca, certificate, key] = ["ca.pem", "kafka.pem", "kafka.key"].map(|name| folder.path().join(name));
+    let node = NodeId::new(std::time::SystemTime::now().into(), [7; 10]);
+    plane.write_authority(&ca);
+    plane.write_client(node, &certificate, &key);
+    let routes = format!("ca = {ca:?}\ncertificate = {certificate:?}\nkey = {key:?}\n{ROUTES}");
+    let mut bridge = Bridge::start(&mosquitto, front.address(), &routes);
+    bridge.subscribed(1);
+    let publisher = Publisher::start(&mosquitto, &["machines/a", "machines/b"], Duration::from_millis(1));
+    for rotation in 1..=3 {
+        rig::until("the certificate at the broker", || (front.certificates() >= rotation).then_some(()));
+        plane.write_client(node, &certificate, &key);
+    }
+    rig::until("the last certificate", || (front.certificates() >= 4).then_some(()));
+    // Another tenant's is refused, and what is published meanwhile waits.
+    foreign.write_client(node, &certificate, &key);
+    bridge.said("sink: Kafka: ");
+    plane.write_client(node, &certificate, &key);
+    rig::until("a good certificate again", || (front.certificates() >= 5).then_some(()));
+
+    let published = publisher.finish();
+    let delivered = Delivered::wait(&cluster, &["machines"], &published);
+    delivered.assert_complete_and_in_order(&published);
+    assert!(delivered.twice().is_empty());
+    let (report, whole) = bridge.audit(&["machines"]);
+    assert!(whole && report.contains(" 0 doubled"), "{report}");
+    bridge.stop();
+}
