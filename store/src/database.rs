@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use sqlx::any::{AnyConnectOptions, AnyPoolOptions};
 use sqlx::pool::PoolConnection;
-use sqlx::{Any, AnyConnection, AnyPool, AssertSqlSafe, ConnectOptions, Connection, Executor};
+use sqlx::{Any, AnyConnection, AnyPool, AssertSqlSafe, ConnectOptions, Connection, Executor, Row};
 
 use crate::error::{StoreError, is_damage};
 use crate::migrate::{self, Migration};
@@ -226,12 +226,12 @@ async fn open_sqlite(path: &Path) -> Result<Inner, StoreError> {
     probe.execute(SQLITE_WRITER).await.map_err(failed)?;
     probe.close().await.map_err(failed)?;
     let migrated = Migrated::default();
-    let writers = pool(1, false, &migrated)
+    let writers = pool(1, Engine::Sqlite, &migrated)
         .after_connect(|connection, _| Box::pin(async { connection.execute(SQLITE_WRITER).await.map(drop) }))
         .connect_with(options.clone())
         .await
         .map_err(failed)?;
-    let readers = pool(SQLITE_READERS, false, &migrated)
+    let readers = pool(SQLITE_READERS, Engine::Sqlite, &migrated)
         .after_connect(|connection, _| Box::pin(async { connection.execute(SQLITE_READER).await.map(drop) }))
         .connect_with(options.clone())
         .await
@@ -254,12 +254,12 @@ async fn open_postgres(url: &str) -> Result<Inner, StoreError> {
     };
     let options = url.parse::<AnyConnectOptions>().map_err(failed)?.disable_statement_logging();
     let migrated = Migrated::default();
-    let writers = pool(POSTGRES_WRITERS, true, &migrated)
+    let writers = pool(POSTGRES_WRITERS, Engine::Postgres, &migrated)
         .after_connect(|connection, _| Box::pin(async { connection.execute(tenancy::CONNECTED).await.map(drop) }))
         .connect_with(options.clone())
         .await
         .map_err(failed)?;
-    let readers = pool(POSTGRES_READERS, true, &migrated)
+    let readers = pool(POSTGRES_READERS, Engine::Postgres, &migrated)
         .after_connect(|connection, _| {
             Box::pin(async {
                 connection.execute(tenancy::CONNECTED).await?;
@@ -274,31 +274,43 @@ async fn open_postgres(url: &str) -> Result<Inner, StoreError> {
 
 const POSTGRES_READER: &str = "SET default_transaction_read_only = on";
 
-/// Connections are tested before use where a server can have gone away in between.
-fn pool(connections: u32, test: bool, migrated: &Migrated) -> AnyPoolOptions {
+/// A connection of a pool is looked at before each use: see [`at_rest`].
+fn pool(connections: u32, engine: Engine, migrated: &Migrated) -> AnyPoolOptions {
     let migrated = Arc::clone(migrated);
     AnyPoolOptions::new()
         .max_connections(connections)
         .acquire_timeout(ACQUIRE_TIMEOUT)
-        .test_before_acquire(test)
+        .test_before_acquire(false)
         .before_acquire(move |connection, metadata| {
             let since = migrated.lock().unwrap_or_else(PoisonError::into_inner).map(|at| at.elapsed());
             let current = since.is_none_or(|since| metadata.age < since);
-            Box::pin(async move { Ok(current && at_rest(connection).await?) })
+            Box::pin(async move { Ok(current && at_rest(connection, engine).await?) })
         })
         .idle_timeout(None)
         .max_lifetime(None)
 }
 
-/// Whether a connection is in no transaction. SQLite ends a transaction by itself when the disk is full, the driver
-/// then fails to end it again and counts it as open for ever: such a connection is replaced.
-async fn at_rest(connection: &mut AnyConnection) -> Result<bool, sqlx::Error> {
-    if connection.is_in_transaction() {
-        // The rollback of a dropped transaction may still be on its way.
-        connection.ping().await?;
+/// Whether a connection is good, and in no transaction; one that is not is replaced.
+///
+/// SQLite ends a transaction by itself when the disk is full; the driver then fails to end it again and counts it as open
+/// for ever. PostgreSQL's server can have gone away in between, or be in a transaction that the driver knows nothing of:
+/// that of a caller who went away while BEGIN was answered. Whoever came next would read the past.
+async fn at_rest(connection: &mut AnyConnection, engine: Engine) -> Result<bool, sqlx::Error> {
+    match engine {
+        Engine::Sqlite => {
+            if connection.is_in_transaction() {
+                // The rollback of a dropped transaction may still be on its way.
+                connection.ping().await?;
+            }
+            Ok(!connection.is_in_transaction())
+        }
+        Engine::Postgres => connection.fetch_one(BEGINS_HERE).await?.try_get(0),
     }
-    Ok(!connection.is_in_transaction())
 }
+
+/// Whether a transaction begins with this statement, as it does where none was under way: both functions give the same
+/// moment then. As text and not prepared, because preparing is a message of its own, with a later moment.
+const BEGINS_HERE: &str = "SELECT now() = statement_timestamp()";
 
 fn sqlite_path(url: &str) -> Option<&Path> {
     let path = url.strip_prefix("sqlite://").or_else(|| url.strip_prefix("sqlite:"))?;

@@ -4,6 +4,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use crate as store;
 use store::group::{Apply, GroupError, Limits, Submitter, group_commit};
@@ -11,6 +12,7 @@ use store::sqlx::{self, Row};
 use store::testing::TestDatabase;
 use store::{Database, Engine, MigrateError, Migration, StoreError, Transaction, on_both_engines};
 use tokio::task::JoinSet;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 const FIRST: Migration = Migration {
@@ -88,6 +90,23 @@ on_both_engines! {
         sqlx::query("INSERT INTO notes (text) VALUES ('gone')").execute(&mut *transaction).await.expect("a row");
         drop(transaction);
         assert_eq!(texts(&opened).await, [""; 0]);
+        opened.close().await;
+    }
+
+    async fn a_transaction_that_was_left_behind_is_nobodys_past(database: TestDatabase) {
+        let opened = database.open().await;
+        opened.migrate(&[FIRST]).await.expect("tables");
+        // Callers who go away, some of them while BEGIN is answered: then the server is in it, and the driver does not know.
+        for wait in 0..400 {
+            drop(timeout(Duration::from_micros(wait * 5), opened.begin_read()).await);
+        }
+        let mut transaction = opened.begin_write().await.expect("a transaction");
+        sqlx::query("INSERT INTO notes (text) VALUES ('new')").execute(&mut *transaction).await.expect("a row");
+        transaction.commit().await.expect("committed");
+        // More often than there are readers.
+        for _ in 0..20 {
+            assert_eq!(texts(&opened).await, ["new"]);
+        }
         opened.close().await;
     }
 
