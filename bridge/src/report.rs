@@ -64,6 +64,7 @@ impl Report {
             process: rand::random(),
             recorder: recorder.clone(),
             commands: None,
+            tails: None,
             renew: Arc::<Notify>::default(),
             clock: clock.clone(),
         };

@@ -46,7 +46,12 @@ fn a_bridge_enrolls_with_its_kind_of_token_and_reports() -> Result<()> {
     let node = until("the bridge's session", SOON, || {
         process.check()?;
         let page = hub.api().get("/api/v1/nodes")?.ok()?;
-        let found = page["items"].as_array().context("no nodes")?.iter().find(|node| node["presence"]["state"] == "online").cloned();
+        let found = page["items"]
+            .as_array()
+            .context("no nodes")?
+            .iter()
+            .find(|node| node["presence"]["state"] == "online")
+            .cloned();
         Ok(found)
     })?;
     ensure!(node["kind"] == "bridge", "{node}");
