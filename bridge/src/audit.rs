@@ -131,6 +131,8 @@ pub fn run(config: &KafkaConfig, topics: &[String]) -> anyhow::Result<Ledger> {
     let (mut assignment, mut ends) = (TopicPartitionList::new(), HashMap::new());
     for topic in topics {
         let metadata = consumer.fetch_metadata(Some(topic), PATIENCE).context("Kafka does not answer")?;
+        let known = metadata.topics().iter().any(|topic| !topic.partitions().is_empty());
+        anyhow::ensure!(known, "Kafka has no topic {topic}, or does not let this bridge see it");
         for partition in metadata.topics().iter().flat_map(|topic| topic.partitions()) {
             let (low, high) = consumer.fetch_watermarks(topic, partition.id(), PATIENCE)?;
             if low < high {

@@ -20,6 +20,7 @@ use crate::report::Report;
 use crate::route::Routes;
 use crate::sink::{self, Sink};
 use crate::source::{self, Source};
+use crate::subscriptions::Subscriptions;
 
 /// Name and version of this program.
 pub const SOFTWARE: &str = concat!("hyperfactory-bridge ", env!("CARGO_PKG_VERSION"));
@@ -74,7 +75,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
         let parts = source::Parts {
             index,
             bridge: bridge.clone(),
-            filters,
+            subscriptions: Subscriptions::begin(&config.state_dir, &mqtt.name, filters)?,
             intake: Arc::clone(&intake),
             durable: told.subscribe(),
             counters: Arc::clone(&counters),
@@ -135,7 +136,7 @@ async fn join(thread: JoinHandle<()>) {
 }
 
 fn tell(log: &Log, counters: &Counters) {
-    let status = log.spool().status();
+    let status = log.status();
     tracing::info!(
         received = counters.received.now(),
         stored = counters.stored.now(),

@@ -21,5 +21,6 @@ pub mod route;
 pub mod show;
 pub mod sink;
 pub mod source;
+pub mod subscriptions;
 pub mod template;
 pub mod uns;

@@ -8,7 +8,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use spool::{Options, Overflow, Recovery, Spool, SpoolError};
+use spool::{Options, Overflow, Recovery, Spool, SpoolError, Status};
 use tokio::sync::watch;
 
 use crate::counters::Counters;
@@ -30,6 +30,8 @@ struct Shared {
     spool: Mutex<Spool>,
     /// Counts groups that became durable.
     groups: Mutex<u64>,
+    /// As it was when somebody last asked and the disk was not at work.
+    status: Mutex<Status>,
     grown: Condvar,
 }
 
@@ -45,13 +47,23 @@ impl Log {
     /// [`SpoolError`], which says what to do.
     pub fn open(directory: PathBuf, capacity_bytes: u64) -> Result<(Self, Recovery), SpoolError> {
         let (spool, recovery) = Spool::open(Self::options(directory, capacity_bytes), rand::random())?;
-        let shared = Shared { spool: Mutex::new(spool), groups: Mutex::new(0), grown: Condvar::new() };
+        let status = Mutex::new(spool.status());
+        let shared = Shared { status, spool: Mutex::new(spool), groups: Mutex::new(0), grown: Condvar::new() };
         Ok((Self(Arc::new(shared)), recovery))
     }
 
     /// The spool itself, for as long as the guard is held; syncs wait for it.
     pub fn spool(&self) -> MutexGuard<'_, Spool> {
         self.0.spool.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How it is doing, or was a moment ago: this does not wait for the disk.
+    pub fn status(&self) -> Status {
+        let mut status = self.0.status.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Ok(spool) = self.0.spool.try_lock() {
+            *status = spool.status();
+        }
+        status.clone()
     }
 
     /// Waits until more than `seen` groups are durable, but not longer than `patience`; gives how many are.

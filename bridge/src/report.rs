@@ -64,6 +64,7 @@ impl Report {
             process: rand::random(),
             recorder: recorder.clone(),
             commands: None,
+            tails: None,
             renew: Arc::<Notify>::default(),
             clock: clock.clone(),
         };
@@ -137,7 +138,7 @@ impl Sampler {
     }
 
     fn figures(&self) -> Vec<(Known, Option<i64>)> {
-        let status = self.log.spool().status();
+        let status = self.log.status();
         let telemetry = self.recorder.backlog().status();
         let counted = |value: u64| i64::try_from(value).ok();
         let Counters { received, delivered, refused, oversize, connected, reached, .. } = &*self.counters;

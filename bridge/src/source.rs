@@ -18,9 +18,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::MqttConfig;
 use crate::counters::Counters;
-use crate::filter::Filter;
 use crate::intake::{Intake, Submission};
 use crate::record::Record;
+use crate::subscriptions::Subscriptions;
 
 /// Requests to the connection that wait: acknowledgements, and one subscription. More than a broker lets fly.
 const REQUESTS: usize = u16::MAX as usize + 64;
@@ -34,7 +34,7 @@ const PAUSE: (Duration, Duration) = (Duration::from_millis(200), Duration::from_
 pub struct Source {
     index: usize,
     config: MqttConfig,
-    filters: Vec<Filter>,
+    subscriptions: Subscriptions,
     client: AsyncClient,
     events: EventLoop,
     intake: Arc<Intake>,
@@ -59,7 +59,7 @@ pub struct Parts {
     /// Name of the bridge.
     pub bridge: String,
     /// What to subscribe to.
-    pub filters: Vec<Filter>,
+    pub subscriptions: Subscriptions,
     /// Where messages go.
     pub intake: Arc<Intake>,
     /// Up to which number they are durable.
@@ -79,11 +79,11 @@ impl Source {
     /// When the authority's certificate can't be used.
     pub fn new(config: MqttConfig, parts: Parts) -> anyhow::Result<Self> {
         let (client, events) = AsyncClient::new(options(&config, &parts.bridge)?, REQUESTS);
-        let Parts { index, filters, intake, durable, counters, clock, longest, .. } = parts;
+        let Parts { index, subscriptions, intake, durable, counters, clock, longest, .. } = parts;
         Ok(Self {
             index,
             config,
-            filters,
+            subscriptions,
             client,
             events,
             intake,
@@ -165,7 +165,8 @@ impl Source {
                     "connected"
                 );
                 let qos = if self.config.qos == 0 { QoS::AtMostOnce } else { QoS::AtLeastOnce };
-                let filters = self.filters.iter().map(|filter| SubscribeFilter::new(filter.as_str().into(), qos));
+                let filters =
+                    self.subscriptions.current().iter().map(|filter| SubscribeFilter::new(filter.as_str().into(), qos));
                 // A broker may have forgotten the session, or know one with other filters.
                 if self.client.try_subscribe_many(filters).is_err() {
                     tracing::error!(
@@ -173,10 +174,15 @@ impl Source {
                         "the subscriptions could not be sent; they are at the next connection"
                     );
                 }
+                for filter in self.subscriptions.stale() {
+                    tracing::info!(mqtt = name, filter, "no longer subscribed to");
+                    let _ = self.client.try_unsubscribe(filter);
+                }
             }
+            Packet::UnsubAck(_) => self.subscriptions.given_up(),
             Packet::SubAck(suback) => {
-                tracing::info!(mqtt = name, filters = self.filters.len(), "subscribed");
-                for (filter, code) in self.filters.iter().zip(&suback.return_codes) {
+                tracing::info!(mqtt = name, filters = self.subscriptions.current().len(), "subscribed");
+                for (filter, code) in self.subscriptions.current().iter().zip(&suback.return_codes) {
                     if *code == SubscribeReasonCode::Failure {
                         tracing::error!(
                             mqtt = name, %filter,

@@ -210,3 +210,41 @@ fn certificates_change_while_messages_flow_and_none_is_lost_doubled_or_reordered
     assert!(whole && report.contains(" 0 doubled"), "{report}");
     bridge.stop();
 }
+
+#[test]
+fn a_filter_that_is_no_longer_configured_is_given_up() {
+    let (cluster, mosquitto) = (MockCluster::new(1).unwrap(), Mosquitto::start());
+    cluster.create_topic("machines", 1, 1).unwrap();
+    let mut bridge = Bridge::start(&mosquitto, &cluster.bootstrap_servers(), ROUTES);
+    bridge.subscribed(1);
+    bridge.stop();
+    let routes = ROUTES.replace("forbidden/#", "other/#");
+    bridge.configure(&mosquitto, &cluster.bootstrap_servers(), &routes, "");
+    bridge.start_again();
+    bridge.said("no longer subscribed to");
+    bridge.subscribed(2);
+    let client = Publisher::connect(&mosquitto);
+    client.send("forbidden/a", b"1", false);
+    client.send("machines/a", b"1", false);
+    client.settle();
+    let published = [("machines/a".to_owned(), 1)];
+    Delivered::wait(&cluster, &["machines"], &published).assert_complete_and_in_order(&published);
+    bridge.stop();
+    // It would be one if it had come.
+    assert_eq!(bridge.dead_letters(), "");
+}
+
+#[test]
+fn nothing_comes_from_kafka_to_mqtt() {
+    let (cluster, mosquitto) = (MockCluster::new(1).unwrap(), Mosquitto::start());
+    cluster.create_topic("machines", 1, 1).unwrap();
+    let bridge = Bridge::start(&mosquitto, &cluster.bootstrap_servers(), ROUTES);
+    bridge.subscribed(1);
+    let listener = rig::Listener::start(&mosquitto);
+    rig::produce(&cluster, "machines", "machines/stop", "now");
+    let published = Publisher::publish(&mosquitto, "machines/a", 1..=50);
+    let published = [("machines/a".to_owned(), published)];
+    Delivered::wait(&cluster, &["machines"], &published).assert_complete_and_in_order(&published);
+    let heard = listener.until_heard("machines/a", 50);
+    assert!(heard.iter().all(|topic| topic == "machines/a"), "{heard:?}");
+}

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::message::Headers;
 use rdkafka::mocking::MockCluster;
-use rdkafka::producer::DefaultProducerContext;
+use rdkafka::producer::{BaseProducer, BaseRecord, DefaultProducerContext, Producer as _};
 use rdkafka::{ClientConfig, Message, Offset, TopicPartitionList};
 use rumqttc::{AsyncClient, Event, EventLoop, MqttOptions, Packet, QoS};
 use tempfile::TempDir;
@@ -123,16 +123,20 @@ impl Bridge {
     }
 
     pub(crate) fn with(mosquitto: &Mosquitto, brokers: &str, routes: &str, more: &str) -> Self {
-        let folder = tempfile::tempdir().unwrap();
+        let mut bridge = Self { folder: tempfile::tempdir().unwrap(), process: None };
+        bridge.configure(mosquitto, brokers, routes, more);
+        bridge.start_again();
+        bridge
+    }
+
+    /// Writes its configuration anew.
+    pub(crate) fn configure(&self, mosquitto: &Mosquitto, brokers: &str, routes: &str, more: &str) {
         let brokers = brokers.split(',').map(|broker| format!("{broker:?}")).collect::<Vec<_>>().join(",");
         let config = format!(
             "name = \"test\"\n{more}\n[[mqtt]]\nname = \"plant\"\naddress = \"127.0.0.1:{}\"\n[kafka]\nbrokers = [{brokers}]\n{routes}",
             mosquitto.port
         );
-        std::fs::write(folder.path().join("bridge.toml"), config).unwrap();
-        let mut bridge = Self { folder, process: None };
-        bridge.start_again();
-        bridge
+        std::fs::write(self.folder.path().join("bridge.toml"), config).unwrap();
     }
 
     pub(crate) fn start_again(&mut self) {
@@ -315,6 +319,57 @@ fn serve(mut events: EventLoop, acknowledged: &std::sync::atomic::AtomicU64) {
     });
 }
 
+/// Hears everything on Mosquitto.
+pub(crate) struct Listener(std::sync::mpsc::Receiver<String>, AsyncClient);
+
+impl Listener {
+    pub(crate) fn start(mosquitto: &Mosquitto) -> Self {
+        let mut options = MqttOptions::new("listener", "127.0.0.1", mosquitto.port);
+        options.set_max_packet_size(2 << 20, 2 << 20);
+        let (client, mut events) = AsyncClient::new(options, 10);
+        client.try_subscribe("#", QoS::AtLeastOnce).unwrap();
+        let (said, heard) = std::sync::mpsc::sync_channel(10_000);
+        let (ready, subscribed) = std::sync::mpsc::sync_channel(1);
+        std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async {
+                while let Ok(event) = events.poll().await {
+                    match event {
+                        Event::Incoming(Packet::SubAck(_)) => ready.send(()).unwrap(),
+                        Event::Incoming(Packet::Publish(publish)) if said.send(publish.topic.clone()).is_err() => {
+                            return;
+                        }
+                        _ => {}
+                    }
+                }
+            });
+        });
+        subscribed.recv_timeout(SOON).unwrap();
+        Self(heard, client)
+    }
+
+    /// Everything up to the `count`th message of a topic, and what comes a little later.
+    pub(crate) fn until_heard(&self, topic: &str, count: usize) -> Vec<String> {
+        let mut heard = Vec::new();
+        while heard.iter().filter(|heard| *heard == topic).count() < count {
+            heard.push(self.0.recv_timeout(SOON).unwrap());
+        }
+        while let Ok(more) = self.0.recv_timeout(Duration::from_millis(300)) {
+            heard.push(more);
+        }
+        let _ = self.1.try_disconnect();
+        heard
+    }
+}
+
+/// Puts a record into Kafka that is not the bridge's.
+pub(crate) fn produce(cluster: &Cluster, topic: &str, key: &str, payload: &str) {
+    let producer: BaseProducer =
+        ClientConfig::new().set("bootstrap.servers", cluster.bootstrap_servers()).create().unwrap();
+    producer.send(BaseRecord::to(topic).key(key).payload(payload)).unwrap();
+    producer.flush(SOON).unwrap();
+}
+
 /// A record in Kafka.
 #[derive(Clone, Debug)]
 pub(crate) struct Record {
@@ -371,9 +426,11 @@ impl Delivered {
         let mut complete = None;
         while complete.is_none_or(|at: Instant| at.elapsed() < Duration::from_millis(300)) {
             if let Some(message) = consumer.poll(Duration::from_millis(50)) {
-                let record = Record::of(&message.unwrap());
-                missing.remove(&(record.mqtt_topic.clone(), record.number));
-                records.push(record);
+                // What is not the bridge's has no headers.
+                if let Some(record) = Record::of(&message.unwrap()) {
+                    missing.remove(&(record.mqtt_topic.clone(), record.number));
+                    records.push(record);
+                }
             }
             if missing.is_empty() {
                 complete.get_or_insert_with(Instant::now);
@@ -427,13 +484,11 @@ impl Delivered {
 }
 
 impl Record {
-    fn of(message: &impl Message) -> Self {
+    fn of(message: &impl Message) -> Option<Self> {
         let text = |bytes: Option<&[u8]>| String::from_utf8(bytes.unwrap_or_default().to_vec()).unwrap();
-        let header = |name: &str| {
-            let headers = message.headers().unwrap();
-            headers.iter().find(|header| header.key == name).map(|header| text(header.value))
-        };
-        Self {
+        let headers = message.headers()?;
+        let header = |name: &str| headers.iter().find(|header| header.key == name).map(|header| text(header.value));
+        Some(Self {
             topic: message.topic().to_owned(),
             key: text(message.key()),
             mqtt_topic: header("hf-topic").unwrap(),
@@ -442,6 +497,6 @@ impl Record {
             number: text(message.payload()).parse().unwrap_or(0),
             retained: header("hf-retained").is_some(),
             duplicate: header("hf-duplicate").is_some(),
-        }
+        })
     }
 }

@@ -1,0 +1,92 @@
+//! What a connection has subscribed to, kept on disk: the broker goes on sending by a filter that is no longer configured
+//! until it is told not to.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+
+use crate::filter::Filter;
+
+/// The filters that the broker may know of.
+#[derive(Debug)]
+pub struct Subscriptions {
+    file: PathBuf,
+    current: Vec<Filter>,
+    /// Filters of before that are to be given up, and how many of them are not yet.
+    stale: Vec<String>,
+    left: usize,
+}
+
+impl Subscriptions {
+    /// Notes that `current` is about to be subscribed to on the connection `mqtt`.
+    ///
+    /// # Errors
+    /// When the file can't be read or written.
+    pub fn begin(state_dir: &Path, mqtt: &str, current: Vec<Filter>) -> anyhow::Result<Self> {
+        let file = state_dir.join(format!("subscriptions-{mqtt}"));
+        let before = match std::fs::read_to_string(&file) {
+            Ok(text) => text,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
+            Err(error) => return Err(error).with_context(|| format!("cannot read {}", file.display())),
+        };
+        let now: BTreeSet<&str> = current.iter().map(Filter::as_str).collect();
+        let stale: Vec<String> = before.lines().filter(|line| !now.contains(line)).map(str::to_owned).collect();
+        let subscriptions = Self { file, left: stale.len(), stale, current };
+        subscriptions.write(true)?;
+        Ok(subscriptions)
+    }
+
+    /// What to subscribe to.
+    pub fn current(&self) -> &[Filter] {
+        &self.current
+    }
+
+    /// What to give up, whenever the connection comes up.
+    pub fn stale(&mut self) -> &[String] {
+        self.left = self.stale.len();
+        &self.stale
+    }
+
+    /// The broker has given up one; after the last of them they are forgotten.
+    pub fn given_up(&mut self) {
+        self.left = self.left.saturating_sub(1);
+        if self.left == 0 && !self.stale.is_empty() {
+            self.stale.clear();
+            if let Err(error) = self.write(false) {
+                tracing::warn!("filters that are given up will be given up again: {error:#}");
+            }
+        }
+    }
+
+    fn write(&self, with_stale: bool) -> anyhow::Result<()> {
+        let stale = self.stale.iter().map(String::as_str).filter(|_| with_stale);
+        // A line break can't stand in a file of lines; such a filter is not given up later.
+        let known = self.current.iter().map(Filter::as_str).chain(stale).filter(|filter| !filter.contains('\n'));
+        let text = known.fold(String::new(), |text, filter| text + filter + "\n");
+        let new = self.file.with_extension("new");
+        let written = std::fs::write(&new, text).and_then(|()| std::fs::rename(&new, &self.file));
+        written.with_context(|| format!("cannot write {}", self.file.display()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_no_longer_configured_is_given_up_until_the_broker_has_done_so() {
+        let folder = tempfile::tempdir().unwrap();
+        let begin = |filters: &[&str]| {
+            let filters = filters.iter().map(|filter| filter.parse().unwrap()).collect();
+            Subscriptions::begin(folder.path(), "m", filters).unwrap()
+        };
+        assert!(begin(&["a", "b/#", "c"]).stale().is_empty());
+        assert_eq!(begin(&["a"]).stale(), ["b/#", "c"]);
+        // The broker was not reached: they are given up the next time, and one that is back is not.
+        let mut again = begin(&["a", "c"]);
+        assert_eq!(again.stale(), ["b/#"]);
+        again.given_up();
+        assert!(again.stale().is_empty() && begin(&["a", "c"]).stale().is_empty());
+    }
+}
