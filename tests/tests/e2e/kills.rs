@@ -81,7 +81,10 @@ impl Range {
                 .join()
                 .map_err(|_| anyhow!("the act panicked"))?
                 .with_context(|| format!("{side:?} commit {nth}"))?;
-            settle(self).with_context(|| format!("{side:?} commit {nth}, killed: {killed}"))?;
+            if let Err(error) = settle(self) {
+                let said = self.hub.process()?.last_words();
+                return Err(error.context(format!("{side:?} commit {nth}, killed: {killed}; {said}")));
+            }
             if !killed {
                 return Ok(nth - 1);
             }
