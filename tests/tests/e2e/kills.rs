@@ -3,6 +3,7 @@
 use std::cell::RefCell;
 use std::sync::Arc;
 use std::thread;
+use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, ensure};
 use hyperfactory_tests::drill;
@@ -103,7 +104,10 @@ impl Range {
 
     fn start(&self, stores: &[IdentityStore]) -> Result<Fleet> {
         let _entered = self.runtime.enter();
-        let fleet = Fleet::start(&Options { series: 30, ..Options::default() }, stores)?;
+        // Whoever says something often finds out soon that the hub of its session is no more.
+        let options =
+            Options { series: 30, interval: Duration::from_secs(1), samples_per_batch: 1, ..Options::default() };
+        let fleet = Fleet::start(&options, stores)?;
         until("every node's session", SOON * 2, || Ok((fleet.up() == stores.len()).then_some(())))?;
         Ok(fleet)
     }
@@ -162,7 +166,7 @@ fn renewals(mut range: Range) -> Result<()> {
                 let fleet = fleet.take().context("no node")?;
                 let node = &fleet.nodes()[0];
                 until("the session", SOON * 2, || Ok(node.is_up().then_some(())))?;
-                until("the hub to know the certificate", SOON, || {
+                until("the hub to know the certificate", SOON * 2, || {
                     let held = node.stored()?.credential.subject().serial.to_string();
                     let shown = range.hub.node(&node.id().to_string())?;
                     let shown = &shown["certificate"]["serial"];
