@@ -14,8 +14,10 @@ use pki::Serial;
 use serde_json::json;
 use tokio::runtime::{Builder, Runtime};
 
-/// More commits than any of the three takes.
-const MOST: usize = 40;
+/// More commits than any of the three takes, and more writes.
+const MOST: usize = 80;
+/// What an act leads to comes within this.
+const SETTLES: Duration = Duration::from_millis(100);
 
 /// What is done while the hub is killed; it goes on by itself until it is done.
 type Act = Box<dyn FnOnce() -> Result<()> + Send>;
@@ -67,8 +69,7 @@ impl Range {
                 }
                 if acting.is_finished() {
                     // What the act leads to may commit, too.
-                    break until("a kill", SOON / 60, || Ok(self.hub.process()?.check().is_err().then_some(())))
-                        .is_ok();
+                    break until("a kill", SETTLES, || Ok(self.hub.process()?.check().is_err().then_some(()))).is_ok();
                 }
                 thread::yield_now();
             };
