@@ -65,6 +65,7 @@ impl Report {
             recorder: recorder.clone(),
             commands: None,
             tails: None,
+            logs: None,
             renew: Arc::<Notify>::default(),
             clock: clock.clone(),
         };

@@ -31,6 +31,7 @@ use crate::config::{Config, Encryption};
 use crate::enrollment::{self, Enrollment};
 use crate::gateway::{self, Gateway};
 use crate::keys::Keys;
+use crate::logs;
 use crate::metrics::Metrics;
 use crate::revocation_lists::RevocationLists;
 use crate::rollouts::Rollouts;
@@ -220,6 +221,8 @@ impl Hub {
         let (ingest, committing) =
             Ingest::start(database.clone(), fleet.clone(), Limits::default(), stop_storing.clone()).await?;
         storing.spawn(committing);
+        let (kept, keeping) = logs::Ingest::start(database.clone(), Arc::clone(&metrics), stop_storing.clone()).await?;
+        storing.spawn(keeping);
         storing.spawn(fleet.clone().keep(database.clone(), now, stop_storing.clone()));
         let (alerts, judging) = Alerts::start(
             database.clone(),
@@ -264,6 +267,7 @@ impl Hub {
             commands: commands.clone(),
             tails: tails.clone(),
             ingest,
+            logs: kept,
             registry,
             metrics,
         });

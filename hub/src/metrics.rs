@@ -36,6 +36,10 @@ pub struct Metrics {
     /// Times a head of the audit log could not be published.
     pub audit_publish_failures: IntCounter,
     audit_published: IntGaugeVec,
+    /// Log lines that were shipped and stored.
+    pub log_lines: IntCounter,
+    /// Log lines that nodes left out because they were too many.
+    pub log_lines_dropped: IntCounter,
     /// How long certificates still last.
     pub expiry: Expiry,
     /// Rotations under way.
@@ -72,6 +76,11 @@ impl Metrics {
                 "Times a head of the audit log could not be published to its file or webhook.",
             )?,
             audit_published,
+            log_lines: counter("hyperfactory_hub_log_lines_total", "Log lines that were shipped and stored.")?,
+            log_lines_dropped: counter(
+                "hyperfactory_hub_log_lines_dropped_total",
+                "Log lines that nodes left out because a container wrote too many.",
+            )?,
             expiry: Expiry::new(&registry)?,
             rotations: Gauges::new(&registry)?,
             handshakes: counter("hyperfactory_hub_handshakes_total", "QUIC handshakes that ended well.")?,

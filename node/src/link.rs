@@ -1,10 +1,12 @@
 //! The node's connection to its hub: dials, holds the session, renews the certificate, and comes back.
 
+mod delivery;
 mod dial;
 mod logs;
 mod recovery;
 mod renewal;
 mod session;
+mod shipment;
 mod status;
 mod trust;
 mod upload;
@@ -22,6 +24,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use transport::{Backoff, ConnectError, Endpoint};
 
+use crate::backlog::Backlog;
 use crate::clock::Clock;
 use crate::commands::Commands;
 use crate::identity::{Identity, IdentityStore};
@@ -64,6 +67,8 @@ pub struct LinkOptions {
     pub commands: Option<Commands>,
     /// What reads services' logs; `None`: this node has none, and says so.
     pub tails: Option<Source>,
+    /// Log lines to ship; `None`: this node ships none.
+    pub logs: Option<Backlog>,
     /// Notified, it has the certificate renewed now.
     pub renew: Arc<Notify>,
     /// The wall clock.

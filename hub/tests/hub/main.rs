@@ -14,6 +14,7 @@ mod history;
 mod ingest;
 mod kafka;
 mod keys;
+mod logs;
 mod offline;
 mod recovery;
 mod renewal;

@@ -1,0 +1,8 @@
+//! Logs that nodes ship: taken in, kept for a while, and searched.
+
+pub mod ingest;
+pub mod search;
+mod words;
+mod writer;
+
+pub use ingest::{Ingest, Intake};
