@@ -7,7 +7,7 @@ use std::time::Duration;
 use axum::http::Uri;
 use pki::{Passphrase, WebName};
 use serde::Deserialize;
-use settings::{Period, Secret, SettingsError};
+use settings::{Period, Secret, SettingsError, Size};
 use zeroize::Zeroizing;
 
 use crate::alerts;
@@ -54,6 +54,10 @@ pub struct Config {
     pub recovery_window: Period,
     /// How long telemetry is kept.
     pub retention: Period,
+    /// How long lines of shipped logs are kept.
+    pub logs_retention: Period,
+    /// Most bytes of each tenant's lines that are kept; beyond it the oldest go.
+    pub logs_size: Size,
     /// File to which heads of the audit log are added, a line each: best on a disk that this machine can't rewrite.
     pub audit_heads_file: Option<PathBuf>,
     /// HTTP address to which heads of the audit log are posted.
@@ -120,6 +124,8 @@ impl Default for Config {
             master_command: None,
             recovery_window: Period(RecoveryBounds::default().window),
             retention: Period(Duration::from_secs(7 * 86_400)),
+            logs_retention: Period(Duration::from_secs(7 * 86_400)),
+            logs_size: Size::mebibytes(1024),
             audit_heads_file: None,
             audit_heads_webhook: None,
             audit_heads_every: Period(Duration::from_secs(3600)),

@@ -247,6 +247,8 @@ impl Hub {
         let publisher = Publisher::new(database.clone(), Arc::clone(&metrics), file, webhook, every);
         storing.spawn(publisher.keep(now, stop_storing.clone()));
         storing.spawn(Upkeep::new(database.clone(), config.retention.get()).keep(now, stop_storing.clone()));
+        let bounds = logs::Bounds { retention: config.logs_retention.get(), bytes: config.logs_size.bytes() };
+        storing.spawn(logs::Upkeep::new(database.clone(), bounds).keep(now, stop_storing.clone()));
 
         let shown_http = https.as_ref().map(|https| https.shown().current());
         let http = web::base_url(config, listener.local_addr()?, shown_http.as_deref())?;

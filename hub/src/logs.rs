@@ -2,7 +2,9 @@
 
 pub mod ingest;
 pub mod search;
+mod upkeep;
 mod words;
 mod writer;
 
 pub use ingest::{Ingest, Intake};
+pub use upkeep::{Bounds, Upkeep};

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use hyperfactory_hub::audit::Actor;
 use hyperfactory_hub::logs::search::{self, Filter, Found, SearchError};
-use hyperfactory_hub::logs::{Ingest, Intake};
+use hyperfactory_hub::logs::{Bounds, Ingest, Intake, Upkeep};
 use hyperfactory_hub::metrics::Metrics;
 use prost::Message;
 use protocol::message::{
@@ -17,7 +17,7 @@ use store::{Database, on_both_engines};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::setup::{NOW, World, acme, at};
+use crate::setup::{NOW, World, acme, at, seconds};
 
 const EPOCH: u64 = u64::MAX - 9;
 
@@ -241,6 +241,46 @@ on_both_engines! {
             }
         }
         assert_eq!(all, ["", "three", "two", "one", "zero"]);
+        world.close().await;
+    }
+
+    async fn the_oldest_lines_go_by_their_age_and_by_their_tenants_bytes(database: TestDatabase) {
+        let world = World::new(database).await;
+        let (node, _) = world.node().await;
+        let other: TenantId = "other".parse().expect("a tenant");
+        world.tenants.create(&other, "Other", &Actor::system(), NOW).await.expect("a tenant");
+        let (others, _) = world.node_of(&other).await;
+        let logs = Logs::start(&world.database).await;
+        // Ten batches of ten bytes each; the other tenant has one of few.
+        let mut intake = logs.open(&acme(), node).await;
+        for number in 1..=10 {
+            let uploads = [batch(number, vec![source("web")], vec![line(0, &format!("number {number:03}"))])];
+            for upload in uploads {
+                intake.receive(upload, at(number)).expect("taken in");
+            }
+            intake.commit(at(number)).await.expect("stored");
+        }
+        let mut of_other = logs.open(&other, others).await;
+        of_other.receive(batch(1, vec![source("web")], vec![line(0, "number")]), at(9)).expect("taken in");
+        of_other.commit(at(9)).await.expect("stored");
+        let kept = async || texts(&world.database, Filter { node: Some(node), ..words("number") }).await;
+        let upkeep = async |retention: u64, bytes: u64, now: u64| {
+            let bounds = Bounds { retention: seconds(retention), bytes };
+            Upkeep::new(world.database.clone(), bounds).run_once(at(now)).await.expect("kept up");
+        };
+        upkeep(100, 1_000, 20).await;
+        assert_eq!(kept().await.len(), 10, "nothing is over its bounds");
+        upkeep(14, 1_000, 20).await;
+        assert_eq!(kept().await.last().map(String::as_str), Some("number 006"), "those before had their time");
+        upkeep(100, 20, 20).await;
+        assert_eq!(kept().await, ["number 010", "number 009"]);
+        assert_eq!(texts(&world.database, Filter { node: Some(others), ..words("number") }).await, ["number"]);
+        let deleted = sqlx::query_scalar::<_, i64>("SELECT deleted_through FROM log_streams WHERE node = $1");
+        let deleted = deleted.bind(node.to_string()).fetch_one(world.database.reader()).await.expect("a stream");
+        assert_eq!(deleted, 8);
+        // What is gone is gone from the index too.
+        assert_eq!(texts(&world.database, words("001")).await, [""; 0]);
+        assert_eq!(texts(&world.database, words("010")).await.len(), 1);
         world.close().await;
     }
 
