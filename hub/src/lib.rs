@@ -8,6 +8,7 @@ pub mod authorities;
 pub mod ca;
 pub mod certificate_policy;
 pub mod check;
+mod client;
 pub mod commands;
 pub mod config;
 pub mod dashboard;

@@ -15,6 +15,7 @@ mod ingest;
 mod kafka;
 mod keys;
 mod logs;
+mod loki;
 mod offline;
 mod recovery;
 mod renewal;
