@@ -2,6 +2,8 @@
 //!
 //! Telemetry and shipped logs have tables of their own for it, and the same rules.
 
+mod coverage;
+
 use std::collections::HashMap;
 use std::ops::RangeInclusive;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -16,6 +18,9 @@ use store::sqlx::{self, Row};
 use store::{Database, StoreError, Transaction};
 
 use crate::rows::{self, Insert};
+
+pub(crate) use coverage::coverage;
+pub use coverage::{Coverage, LostRange};
 
 /// What takes in a stream of numbered uploads.
 pub(crate) trait TakesIn {
@@ -63,6 +68,12 @@ pub(crate) struct Tables {
     pub(crate) through: &'static str,
     pub(crate) streams: Insert,
     pub(crate) lost: Insert,
+    /// All streams of a node ($1), oldest first: id, epoch, opened_at, through, deleted_through.
+    pub(crate) lives: &'static str,
+    /// First and last of each run of numbers of a stream ($1) that is stored.
+    pub(crate) stored: &'static str,
+    /// First and last of each range of a stream ($1) that is lost, and the reason.
+    pub(crate) lost_of: &'static str,
 }
 
 /// One life of a node's spool, and how far it is stored. There is one of these for one stream in a hub.

@@ -1,18 +1,20 @@
 //! `/api/v1/logs`: logs that were shipped, searched.
 
 use axum::extract::State;
-use protocol::Timestamp;
+use protocol::{NodeId, Timestamp};
 use serde::{Deserialize, Deserializer};
 use serde_json::json;
 use utoipa::IntoParams;
 
-use super::extract::{Caller, Query, require};
+use super::extract::{Caller, Path, Query, require};
 use super::list::{Paging, bad_cursor, cursor};
 use super::logs::moment;
+use super::nodes::unknown;
 use super::problem::Problem;
-use super::resource::{KeptLine, Page};
+use super::resource::{Coverage, KeptLine, Page};
 use crate::access::{Principal, Role};
 use crate::audit::{self, Record, action};
+use crate::logs;
 use crate::logs::search::{self, Filter, Place};
 use crate::web::App;
 
@@ -79,6 +81,20 @@ pub(crate) async fn list(
     Query(paging): Query<Paging>,
 ) -> Result<axum::Json<Page<KeptLine>>, Problem> {
     Ok(axum::Json(find(&app, &caller.0, search, &paging).await?))
+}
+
+/// The proof that no batch of a node's shipped logs is missing, but for those that the node reported lost.
+#[utoipa::path(get, path = "/api/v1/nodes/{node}/logs/coverage", tag = "logs", params(("node" = String, Path)), responses(
+    (status = 200, body = Vec<Coverage>),
+))]
+pub(crate) async fn coverage(
+    State(app): State<App>,
+    caller: Caller,
+    Path(id): Path<NodeId>,
+) -> Result<axum::Json<Vec<Coverage>>, Problem> {
+    let (_, view) = app.roster.node(&caller.0, id).ok_or_else(|| unknown(id))?;
+    let coverage = logs::coverage(&app.state.database.within(Some(view.tenant.as_str())), id).await?;
+    Ok(axum::Json(coverage.into_iter().map(Coverage::from).collect()))
 }
 
 /// Answers a search, for whoever may.

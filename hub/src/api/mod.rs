@@ -112,6 +112,7 @@ fn described() -> (Router<App>, Value) {
         .routes(routes!(nodes::coverage))
         .routes(routes!(logs::read))
         .routes(routes!(kept_logs::list))
+        .routes(routes!(kept_logs::coverage))
         .routes(routes!(alerts::list))
         .routes(routes!(commands::list, commands::request))
         .routes(routes!(commands::preview))
@@ -161,7 +162,7 @@ mod tests {
         let (_, described) = described();
         assert!(described["openapi"].as_str().expect("a version").starts_with("3.1"), "{}", described["openapi"]);
         let paths = described["paths"].as_object().expect("paths");
-        assert_eq!(paths.len(), 47);
+        assert_eq!(paths.len(), 48);
         for (path, operations) in paths {
             for (method, operation) in operations.as_object().expect("operations") {
                 let responses = operation["responses"].as_object().expect("responses");

@@ -3,7 +3,8 @@
 use axum::extract::State;
 use axum::response::Response;
 use maud::{Markup, html};
-use protocol::NodeId;
+use protocol::{NodeId, TenantId};
+use store::StoreError;
 
 use super::format;
 use super::layout::Section;
@@ -15,7 +16,8 @@ use crate::api::extract::{Path, Query};
 use crate::api::kept_logs::{Search, find};
 use crate::api::list::Paging;
 use crate::api::nodes::unknown;
-use crate::api::resource::{KeptLine, Node, Page};
+use crate::api::resource::{Coverage, KeptLine, Node, Page};
+use crate::logs;
 use crate::web::App;
 
 /// How far back a search goes, and the words for it.
@@ -38,12 +40,13 @@ pub(super) async fn page(
 ) -> Result<Response, Shown> {
     let (Path(id), Query(wanted)) = (id.or_shown(&app)?, wanted.or_shown(&app)?);
     let (Query(search), Query(paging)) = (search.or_shown(&app)?, paging.or_shown(&app)?);
-    let (node, _) = app.roster.node(visitor.principal(), id).ok_or_else(|| unknown(id)).or_shown(&app)?;
+    let (node, known) = app.roster.node(visitor.principal(), id).ok_or_else(|| unknown(id)).or_shown(&app)?;
     let search = search.of(&node.id, &wanted.stack, &wanted.service);
     let asked = search.clone();
     let found = find(&app, visitor.principal(), search, &paging).await.or_shown(&app)?;
+    let lost = lost(&app, &known.tenant, id).await.or_shown(&app)?;
     let title = format!("Kept log of {}/{}", wanted.stack, wanted.service);
-    framed(&app, &visitor, &title, Section::Fleet, None, &view(&node, &wanted, &asked, &found)).await
+    framed(&app, &visitor, &title, Section::Fleet, None, &view(&node, &wanted, &asked, &found, lost)).await
 }
 
 /// Where somebody searches.
@@ -72,7 +75,13 @@ pub(super) fn form(node: &str, wanted: &Wanted, asked: &Search) -> Markup {
     }
 }
 
-fn view(node: &Node, wanted: &Wanted, asked: &Search, found: &Page<KeptLine>) -> Markup {
+/// Batches of the node's lines that are lost, of all its services.
+async fn lost(app: &App, tenant: &TenantId, node: NodeId) -> Result<u64, StoreError> {
+    let coverage = logs::coverage(&app.state.database.within(Some(tenant.as_str())), node).await?;
+    Ok(coverage.into_iter().map(|epoch| Coverage::from(epoch).lost).sum())
+}
+
+fn view(node: &Node, wanted: &Wanted, asked: &Search, found: &Page<KeptLine>, lost: u64) -> Markup {
     let (text, grep, since) = asked.asked();
     let older = found.next_cursor.as_ref().map(|cursor| {
         let [text, grep, since] = [text, grep, since].map(format::escaped);
@@ -91,6 +100,9 @@ fn view(node: &Node, wanted: &Wanted, asked: &Search, found: &Page<KeptLine>) ->
                     h1 { (wanted.service) " " span.quiet { "of " (wanted.stack) ", kept" } }
                     p { "Lines that its agent has shipped, the newest first. That you searched is in the audit log." }
                 }
+            }
+            @if lost > 0 {
+                div.notes { div.note.warning { span.state.warning { (format::mark("warning")) } p { (lost) @if lost == 1 { " batch" } @else { " batches" } " of this node's lines, of whichever service, could not be delivered and are lost." } } }
             }
             div.logs {
                 (form(&node.id, wanted, asked))

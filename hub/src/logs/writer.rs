@@ -153,6 +153,13 @@ pub(super) static TABLES: Tables = Tables {
         columns: 6,
         on_conflict: "(stream, first_sequence) DO NOTHING",
     },
+    lives: "SELECT id, epoch, opened_at, through, deleted_through FROM log_streams WHERE node = $1 ORDER BY id",
+    // Within a run without a hole, number minus rank stays the same.
+    stored: "SELECT MIN(sequence), MAX(sequence) FROM
+            (SELECT sequence, sequence - ROW_NUMBER() OVER (ORDER BY sequence) AS run
+             FROM log_batches WHERE stream = $1) AS numbered
+        GROUP BY run",
+    lost_of: "SELECT first_sequence, last_sequence, reason FROM log_lost_ranges WHERE stream = $1",
 };
 
 const BATCHES: Insert = Insert {

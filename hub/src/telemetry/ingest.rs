@@ -1,6 +1,5 @@
 //! Telemetry in: judged, decoded, committed in groups across all sessions, and only then acknowledged.
 
-mod coverage;
 mod writer;
 
 use std::cell::RefCell;
@@ -15,11 +14,10 @@ use store::{Database, StoreError};
 use tokio_util::sync::CancellationToken;
 
 use super::state::{Fleet, Report, Sample, Services};
-use crate::streams::{Delivery, LostRow, Stream, Streams, TakesIn, storable};
+use crate::streams::{self, Delivery, LostRow, Stream, Streams, TakesIn, storable};
 use writer::{BatchRow, TABLES, Writer};
 
-pub use crate::streams::IngestError;
-pub use coverage::{Coverage, LostRange, coverage};
+pub use crate::streams::{Coverage, IngestError, LostRange};
 
 /// Batches taken in before [`Intake::is_full`] asks for a commit, and their bytes: what a session may make the hub
 /// hold in memory beside the transport's own window.
@@ -82,6 +80,14 @@ impl Ingest {
     pub async fn coverage(&self, tenant: &TenantId, node: NodeId) -> Result<Vec<Coverage>, StoreError> {
         coverage(&self.0.database.within(Some(tenant.as_str())), node).await
     }
+}
+
+/// Every spool epoch of `node`, oldest first.
+///
+/// # Errors
+/// When the database does not answer.
+pub async fn coverage(database: &Database, node: NodeId) -> Result<Vec<Coverage>, StoreError> {
+    streams::coverage(database, &TABLES, node).await
 }
 
 /// One session's way in.

@@ -11,7 +11,7 @@ use protocol::message::{
     Acknowledge, Batch, LogBatch, LogLine, LogSource, Lost, LostReason, SpoolRange, Upload, upload,
 };
 use protocol::{NodeId, TenantId};
-use store::sqlx::{self, Row};
+use store::sqlx;
 use store::testing::TestDatabase;
 use store::{Database, on_both_engines};
 use tokio::task::JoinSet;
@@ -135,10 +135,11 @@ on_both_engines! {
             batch(9, vec![source("web")], vec![line(0, "whole")]),
         ];
         assert_eq!(deliver(&mut intake, uploads).await, acknowledge(9));
-        let rows = sqlx::query("SELECT first_sequence, last_sequence, reason FROM log_lost_ranges ORDER BY 1");
-        let rows = rows.fetch_all(world.database.reader()).await.expect("ranges");
-        let ranges: Vec<(i64, i64, String)> = rows.iter().map(|row| (row.get(0), row.get(1), row.get(2))).collect();
-        assert_eq!(ranges, [(1, 7, "overflow".to_owned()), (8, 8, "corrupt".to_owned())]);
+        let coverage = hyperfactory_hub::logs::coverage(&world.database, node).await.expect("coverage").remove(0);
+        assert!(coverage.is_complete(), "{coverage:?}");
+        assert_eq!((coverage.through, coverage.stored), (9, 1));
+        let ranges: Vec<_> = coverage.lost.iter().map(|range| (range.first, range.last, &*range.reason)).collect();
+        assert_eq!(ranges, [(1, 7, "overflow"), (8, 8, "corrupt")]);
         assert_eq!(texts(&world.database, Filter::default()).await, ["whole"]);
         world.close().await;
     }

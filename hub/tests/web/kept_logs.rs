@@ -7,7 +7,7 @@ use hyperfactory_hub::logs::Ingest;
 use hyperfactory_hub::metrics::Metrics;
 use prost::Message as _;
 use protocol::NodeId;
-use protocol::message::{Batch, LogBatch, LogLine, LogSource, SpoolRange, Upload, upload};
+use protocol::message::{Batch, LogBatch, LogLine, LogSource, Lost, LostReason, SpoolRange, Upload, upload};
 use serde_json::Value;
 use store::on_both_engines;
 use tokio::task::JoinSet;
@@ -23,14 +23,17 @@ async fn ship(site: &Site, of: &str, node: NodeId, lines: &[&str]) {
     let (ingest, task) = started.expect("an intake");
     let mut tasks = JoinSet::new();
     tasks.spawn(task);
-    let spool = SpoolRange { epoch: 1, first: 1, last: 1 };
+    let spool = SpoolRange { epoch: 1, first: 1, last: 4 };
     let mut intake = ingest.open(node, &tenant(of), &spool).await.expect("a session");
     let source = LogSource { stack: "shop".into(), service: "web".into(), number: 1 };
     let line =
         |(text, at): (&&str, i64)| LogLine { at_ns: at * 1_000_000_000, text: (*text).into(), ..LogLine::default() };
     let batch = LogBatch { sources: vec![source], lines: lines.iter().zip(1_795_435_200..).map(line).collect() };
     let body = zstd::bulk::compress(&batch.encode_to_vec(), 1).expect("packed");
-    let batch = Batch { epoch: 1, sequence: 1, body };
+    // What came before it is lost.
+    let lost = Lost { epoch: 1, first: 1, last: 3, reason: LostReason::Overflow.into() };
+    intake.receive(Upload { message: Some(upload::Message::Lost(lost)) }, now()).expect("taken in");
+    let batch = Batch { epoch: 1, sequence: 4, body };
     intake.receive(Upload { message: Some(upload::Message::Batch(batch)) }, now()).expect("taken in");
     intake.commit(now()).await.expect("stored");
 }
@@ -62,6 +65,11 @@ on_both_engines! {
         assert_eq!(line["at"], "2026-11-23T12:00:00.000000000Z");
         let said = ["tenant", "node", "stack", "service", "stream", "text"].map(|field| line[field].as_str().expect("text").to_owned());
         assert_eq!(said, ["acme", &node.to_string(), "shop", "web", "stdout", "pressure 7 bar"]);
+
+        let coverage = async |node: NodeId| site.get(&format!("/api/v1/nodes/{node}/logs/coverage"), &operator).await;
+        let epoch = coverage(node).await.json()[0].clone();
+        assert_eq!((&epoch["stored"], &epoch["lost"], &epoch["lost_ranges"][0]["reason"]), (&1.into(), &3.into(), &"overflow".into()));
+        assert_eq!(coverage(others).await.status, 404);
 
         let first = get("limit=2").await;
         let cursor = first.json()["next_cursor"].as_str().expect("a cursor").to_owned();
@@ -96,6 +104,7 @@ on_both_engines! {
         assert!(page.contains("value=\"pressure\""), "what was asked for stays there: {page}");
         let none = operator.get(&format!("{address}&text=%22%3E%3Cscript%3E")).await.body;
         assert!(none.contains("Nothing found") && !none.contains("<script>"), "{none}");
+        assert!(page.contains("3 batches of this node's lines"), "{page}");
         // From the live log's page, and by its key.
         let live = operator.get(&format!("/nodes/{node}/logs?stack=shop&service=web")).await.body;
         assert!(live.contains(&format!("action=\"/nodes/{node}/logs/kept\"")), "{live}");

@@ -1,10 +1,11 @@
 //! Logs of real services on a real engine, shipped and kept: each line once, or counted among those left out.
 
 use std::collections::BTreeSet;
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use hyperfactory_tests::rig::{Agent, Engine, Hub, Postgres, Project, until};
+use hyperfactory_tests::rig::{Agent, Engine, Hub, Postgres, Project, Usage, binary, until};
 use serde_json::Value;
 
 /// Long enough for a slow machine.
@@ -51,6 +52,8 @@ services:
 
 /// Lines of the service `loud`.
 const WRITTEN: u64 = 200_000;
+/// More than this, in KiB, the agent does not take, whatever a service writes.
+const MOST_MEMORY: u64 = 24 * 1024;
 
 struct Site {
     hub: Hub,
@@ -91,6 +94,12 @@ impl Site {
         Ok(kept)
     }
 
+    /// Batches of telemetry that are stored.
+    fn telemetry(&self) -> Result<u64> {
+        let coverage = self.hub.coverage(&self.node)?;
+        Ok(coverage.iter().filter_map(|epoch| epoch["stored"].as_u64()).sum())
+    }
+
     /// Waits until so many lines of the calm service are kept.
     fn until_kept(&self, lines: usize) -> Result<()> {
         until(&format!("{lines} lines"), PATIENCE, || {
@@ -117,6 +126,15 @@ impl Site {
         }
         Ok((numbers, last))
     }
+}
+
+/// What the hub has of the node's batches of lines: all of them, and none reported lost.
+fn no_gaps(site: &Site) -> Result<()> {
+    let coverage = site.hub.api().get(&format!("/api/v1/nodes/{}/logs/coverage", site.node))?.ok()?;
+    for epoch in coverage.as_array().context("no list")? {
+        ensure!(epoch["complete"] == true && epoch["lost"] == 0, "batches are missing: {epoch}");
+    }
+    Ok(())
 }
 
 /// Every number from 1 to the last, once.
@@ -150,6 +168,7 @@ fn kills(hub: Hub, name: &str) -> Result<()> {
     let (numbers, last) = site.finish()?;
     whole(&numbers, last)?;
     ensure!(last > 100, "only {last} lines were written");
+    no_gaps(&site)?;
     assert_eq!(site.kept("private", "")?.len(), 0, "nobody has chosen it");
     let error = site.kept("calm", "&stream=stderr&text=line")?;
     assert!(error.iter().all(|line| line["stream"] == "stderr") && !error.is_empty());
@@ -171,13 +190,17 @@ fn every_line_is_kept_once_though_agent_and_hub_are_killed_on_postgresql() -> Re
 fn a_log_loop_costs_the_service_beside_it_no_line_and_is_told_what_it_lost() -> Result<()> {
     let mut site = Site::start(Hub::start()?, "shipping-loop")?;
     site.until_kept(20)?;
+    let agent = site.agent.process()?.id();
+    let (quiet, batches) = (Usage::of_tree(agent)?.rss_kib, site.telemetry()?);
     site.project.exec("loud", &["touch", "/go"])?;
     let kept = site.kept("calm", "")?.len();
+    let mut peak = 0;
     let count = |lines: &[Value]| -> (u64, u64) {
         let dropped = lines.iter().filter_map(|line| line["dropped"].as_u64()).sum();
         (lines.iter().filter(|line| line["dropped"] == 0).count() as u64, dropped)
     };
     until("all of the loud service's lines to be told of", PATIENCE, || {
+        peak = peak.max(Usage::of_tree(agent)?.rss_kib);
         let (stored, dropped) = count(&site.kept("loud", "")?);
         ensure!(stored + dropped >= WRITTEN, "{stored} are kept and {dropped} were left out");
         Ok(Some(()))
@@ -203,6 +226,17 @@ fn a_log_loop_costs_the_service_beside_it_no_line_and_is_told_what_it_lost() -> 
             }
         }
     }
+    assert!(peak < quiet + MOST_MEMORY, "the agent took {quiet} KiB, and then {peak}");
+    assert!(site.telemetry()? > batches, "no telemetry was stored meanwhile");
+
+    // As operators search it.
+    let mut hfctl = Command::new(binary("hfctl")?);
+    hfctl.env("HYPERFACTORY_HFCTL_URL", &site.hub.endpoints().http);
+    hfctl.env("HYPERFACTORY_HFCTL_TOKEN", site.hub.api().token().context("no token")?);
+    let service = format!("{}/calm", site.project.name());
+    let found = hfctl.args(["logs", "search", "LAST", "--service", &service, "--since", "1h"]).output()?;
+    let said = String::from_utf8(found.stdout)?;
+    assert!(found.status.success() && said.ends_with(&format!(" {} {service} last {last}\n", site.node)), "{said}");
     assert!(site.agent.stop()?.success());
     Ok(())
 }
