@@ -70,7 +70,8 @@ impl Site {
         hub.tenant("acme")?;
         let socket = format!("unix://{}", engine.socket().display());
         let chosen = format!("{0}/calm,{0}/loud", project.name());
-        let mut agent = Agent::create()?.set("docker-host", socket).set("logs-services", chosen);
+        let mut agent =
+            Agent::create()?.set("docker-host", socket).set("interval", "200ms").set("logs-services", chosen);
         agent.enroll(&hub.join_token("acme")?)?;
         agent.run()?;
         let node = agent.node()?;
