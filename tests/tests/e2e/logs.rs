@@ -339,8 +339,20 @@ async fn a_log_is_followed_paused_and_searched_on_the_dashboard_by_keys() -> Res
         let over = browser.overflow().await?;
         ensure!(over <= 0, "the page is {over} pixels wider than a window of {}", view.width);
     }
+    // What is kept of it is searched from here: nothing, for its agent ships nothing.
+    keys("s").await?;
+    browser.find(By::Id("kept-text")).await?.send_keys("pressure".to_owned() + Key::Enter).await?;
+    shows(&browser, "view", "Nothing found").await?;
+    browser.find(By::Tag("body")).await?.send_keys("/").await?;
+    let asked = browser.find(By::Css("#kept-text:focus")).await?.value().await?;
+    assert_eq!(asked.as_deref(), Some("pressure"), "the key / leads to the search");
+    for view in View::ALL {
+        browser.look(view).await?;
+        let over = browser.overflow().await?;
+        ensure!(over <= 0, "the page is {over} pixels wider than a window of {}", view.width);
+    }
     let complaints = browser.complaints().await?;
     ensure!(complaints.is_empty(), "{complaints:?}");
-    assert!(site.entries("tail.started")?.len() >= 2);
+    assert!(site.entries("tail.started")?.len() >= 2 && site.entries("logs.searched")?.len() == 1);
     browser.quit().await
 }
