@@ -112,6 +112,8 @@ pub async fn run(config: Config, recent: Recent, stop: CancellationToken) -> Res
         sources.spawn(shipper.run(sources_stop.clone()));
     }
 
+    let log_spool = logs.as_ref().map(Backlog::watch);
+
     let links = TaskTracker::new();
     let link_stop = CancellationToken::new();
     let (link_up, link_known) = watch::channel(None);
@@ -151,6 +153,7 @@ pub async fn run(config: Config, recent: Recent, stop: CancellationToken) -> Res
         link: link.status(),
         counters: link.counters(),
         spool: backlog.watch(),
+        logs: log_spool,
     };
     let server = Server::bind(config.health_listen, vitals).await?;
     if let Err(failure) = (Endpoints { health: format!("http://{}", server.local_addr()?) }.write(&config.state_dir)) {

@@ -124,8 +124,13 @@ fn words(report: &Report) -> String {
         "spool",
         &format!("{} batches, {} KiB, {} lost", report.batches_pending, report.spool_bytes / 1024, report.batches_lost),
     );
+    if let (Some(pending), Some(lost)) = (report.log_batches_pending, report.log_batches_lost) {
+        line("log spool", &format!("{pending} batches, {lost} lost"));
+    }
     line("last sample", &format!("{:.0} s ago", report.last_sample_seconds));
-    for trouble in [&report.renewal_trouble, &report.spool_trouble, &report.sampling_trouble].into_iter().flatten() {
+    let troubles =
+        [&report.renewal_trouble, &report.spool_trouble, &report.log_spool_trouble, &report.sampling_trouble];
+    for trouble in troubles.into_iter().flatten() {
         line("trouble", trouble);
     }
     text

@@ -78,6 +78,7 @@ impl Report {
             link: link.status(),
             counters: link.counters(),
             spool: backlog.watch(),
+            logs: None,
         };
         let server = Server::bind(config.health_listen, vitals).await?;
         let mut tasks = JoinSet::new();

@@ -232,6 +232,9 @@ mod tests {
             batches_lost: 0,
             spool_bytes: 0,
             spool_trouble: None,
+            log_batches_pending: None,
+            log_batches_lost: None,
+            log_spool_trouble: None,
             last_sample_seconds: 0.0,
             sampling_trouble: None,
         }

@@ -69,6 +69,8 @@ pub struct Vitals {
     pub counters: Arc<Counters>,
     /// The spool's state.
     pub spool: watch::Receiver<SpoolStatus>,
+    /// The state of the spool for logs, where logs are shipped.
+    pub logs: Option<watch::Receiver<SpoolStatus>>,
 }
 
 impl Vitals {

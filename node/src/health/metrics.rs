@@ -47,6 +47,15 @@ pub(super) fn exposition(vitals: &Vitals) -> prometheus::Result<String> {
     gauge("hyperfactory_spool_bytes", "Bytes in the spool", spool.bytes)?;
     gauge("hyperfactory_spool_capacity_bytes", "Most bytes the spool may take", spool.capacity_bytes)?;
     gauge("hyperfactory_spool_fault", "0 none, 1 disk full, 2 corrupt, 3 I/O", u64::from(spool.fault.unsigned_abs()))?;
+    if let Some(logs) = &vitals.logs {
+        let logs = logs.borrow().clone();
+        let fault = u64::from(logs.fault.unsigned_abs());
+        counter("hyperfactory_log_batches_lost_total", "Batches of log lines that are lost", logs.lost_batches)?;
+        gauge("hyperfactory_log_batches_pending", "Batches of log lines not stored yet", logs.pending_batches)?;
+        gauge("hyperfactory_log_spool_bytes", "Bytes in the spool for logs", logs.bytes)?;
+        gauge("hyperfactory_log_spool_capacity_bytes", "Most bytes that spool may take", logs.capacity_bytes)?;
+        gauge("hyperfactory_log_spool_fault", "0 none, 1 disk full, 2 corrupt, 3 I/O", fault)?;
+    }
     seconds("hyperfactory_last_sample_age_seconds", "Time since the last sample", vitals.pulse.age().as_secs_f64())?;
 
     let build = Opts::new("hyperfactory_build_info", "The release").const_label("software", &vitals.software);

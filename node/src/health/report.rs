@@ -4,7 +4,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use protocol::message::{ClockState, SpoolFault};
+use protocol::message::{ClockState, SpoolFault, SpoolStatus};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -40,6 +40,12 @@ pub struct Report {
     pub spool_bytes: u64,
     /// What is wrong with the spool and what to do; absent when nothing is.
     pub spool_trouble: Option<String>,
+    /// Batches of log lines the hub has not stored yet; absent where no logs are shipped.
+    pub log_batches_pending: Option<u64>,
+    /// Batches of log lines that can no longer be delivered.
+    pub log_batches_lost: Option<u64>,
+    /// What is wrong with the spool for logs and what to do; absent when nothing is.
+    pub log_spool_trouble: Option<String>,
     /// Seconds since the last sample.
     pub last_sample_seconds: f64,
     /// Why the sampling loop counts as frozen; absent while it is alive.
@@ -49,6 +55,7 @@ pub struct Report {
 impl Report {
     pub(super) fn of(vitals: &Vitals) -> Self {
         let (link, spool) = (vitals.link.borrow().clone(), vitals.spool.borrow().clone());
+        let logs = vitals.logs.as_ref().map(|logs| logs.borrow().clone());
         Self {
             software: vitals.software.clone(),
             session_up: link.is_up(),
@@ -68,11 +75,18 @@ impl Report {
             batches_pending: spool.pending_batches,
             batches_lost: spool.lost_batches,
             spool_bytes: spool.bytes,
-            spool_trouble: (spool.fault() != SpoolFault::Unspecified).then_some(spool.message),
+            spool_trouble: trouble(spool),
+            log_batches_pending: logs.as_ref().map(|logs| logs.pending_batches),
+            log_batches_lost: logs.as_ref().map(|logs| logs.lost_batches),
+            log_spool_trouble: logs.and_then(trouble),
             last_sample_seconds: vitals.pulse.age().as_secs_f64(),
             sampling_trouble: vitals.health().err(),
         }
     }
+}
+
+fn trouble(spool: SpoolStatus) -> Option<String> {
+    (spool.fault() != SpoolFault::Unspecified).then_some(spool.message)
 }
 
 /// Most bytes of an answer: a report is under 2 KiB.

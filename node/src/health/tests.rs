@@ -12,6 +12,7 @@ struct Probed {
     pulse: Arc<Pulse>,
     link: watch::Sender<LinkStatus>,
     spool: watch::Sender<SpoolStatus>,
+    logs: watch::Sender<SpoolStatus>,
     tasks: TaskTracker,
     shutdown: CancellationToken,
 }
@@ -24,6 +25,7 @@ impl Probed {
         counters.session();
         counters.sent(100, false);
         let (link, spool) = (watch::Sender::new(up()), watch::Sender::new(SpoolStatus::default()));
+        let logs = watch::Sender::new(SpoolStatus::default());
         let vitals = Vitals {
             software: "hyperfactory-agent test".into(),
             interval: Duration::from_secs(10),
@@ -31,13 +33,14 @@ impl Probed {
             link: link.subscribe(),
             counters,
             spool: spool.subscribe(),
+            logs: Some(logs.subscribe()),
         };
         let server = Server::bind(ANY_PORT, vitals).await.expect("a free port");
         let (address, tasks, shutdown) =
             (server.local_addr().expect("bound"), TaskTracker::new(), CancellationToken::new());
         tasks.spawn(server.serve(shutdown.clone()));
         tasks.close();
-        Self { address, pulse, link, spool, tasks, shutdown }
+        Self { address, pulse, link, spool, logs, tasks, shutdown }
     }
 
     async fn get(&self, path: &str) -> (u16, String) {
@@ -120,6 +123,7 @@ async fn ready_means_a_session_or_a_short_gap_in_it_and_a_spool_that_takes_write
 async fn metrics_tell_session_spool_clock_and_certificate() {
     let probed = Probed::start().await;
     probed.spool.send_replace(SpoolStatus { pending_batches: 7, lost_batches: 2, ..SpoolStatus::default() });
+    probed.logs.send_replace(SpoolStatus { pending_batches: 3, lost_batches: 4, bytes: 5, ..SpoolStatus::default() });
     let (status, text) = probed.get("/metrics").await;
     assert_eq!(status, 200);
     for line in [
@@ -130,6 +134,9 @@ async fn metrics_tell_session_spool_clock_and_certificate() {
         "hyperfactory_batch_bytes_sent_total 100",
         "hyperfactory_batches_pending 7",
         "hyperfactory_batches_lost_total 2",
+        "hyperfactory_log_batches_pending 3",
+        "hyperfactory_log_batches_lost_total 4",
+        "hyperfactory_log_spool_bytes 5",
         "hyperfactory_clock_offset_seconds -2.5",
         "hyperfactory_certificate_not_after_seconds 1800000000",
         "hyperfactory_build_info{software=\"hyperfactory-agent test\"} 1",
@@ -142,8 +149,13 @@ async fn metrics_tell_session_spool_clock_and_certificate() {
 #[tokio::test]
 async fn another_process_can_ask_for_the_state() {
     let probed = Probed::start().await;
+    let full =
+        SpoolStatus { fault: SpoolFault::DiskFull.into(), message: "free some space".into(), ..SpoolStatus::default() };
+    probed.logs.send_replace(SpoolStatus { lost_batches: 4, ..full });
     let report = ask(probed.address).await.expect("a report");
     assert!(report.session_up);
+    assert_eq!((report.log_batches_lost, report.log_spool_trouble.as_deref()), (Some(4), Some("free some space")));
+    assert_eq!((report.batches_lost, report.spool_trouble), (0, None));
     assert_eq!((report.clock.as_str(), report.clock_offset_seconds), ("behind", Some(-2.5)));
     let address = probed.address;
     probed.stop().await;
@@ -162,6 +174,7 @@ async fn a_port_that_is_taken_is_an_error_that_names_the_key_to_change() {
         link: probed.link.subscribe(),
         counters: Arc::default(),
         spool: probed.spool.subscribe(),
+        logs: None,
     };
     let error = Server::bind(address, vitals).await.err().expect("taken");
     assert!(
