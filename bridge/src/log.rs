@@ -4,7 +4,7 @@
 //! disk is, the writer waits: nothing is acknowledged to MQTT, and nothing is lost.
 
 use std::path::PathBuf;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -52,15 +52,25 @@ impl Log {
         Ok((Self(Arc::new(shared)), recovery))
     }
 
-    /// The spool itself, for as long as the guard is held; syncs wait for it.
+    /// The spool itself, for as long as the guard is held. What is written to it waits for that; it does not wait for a
+    /// group that is being written.
     pub fn spool(&self) -> MutexGuard<'_, Spool> {
         self.0.spool.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The spool itself, unless it is in use: the disk may be at work.
+    pub fn try_spool(&self) -> Option<MutexGuard<'_, Spool>> {
+        match self.0.spool.try_lock() {
+            Ok(spool) => Some(spool),
+            Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
+        }
     }
 
     /// How it is doing, or was a moment ago: this does not wait for the disk.
     pub fn status(&self) -> Status {
         let mut status = self.0.status.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Ok(spool) = self.0.spool.try_lock() {
+        if let Some(spool) = self.try_spool() {
             *status = spool.status();
         }
         status.clone()
@@ -107,10 +117,9 @@ impl Writer {
 
     fn run(mut self) {
         while let Some(group) = self.intake.take() {
-            for submission in &group {
-                self.append(submission);
-            }
-            self.persist(|spool| spool.sync());
+            let mut left = group.as_slice();
+            self.persist(|log| append(&mut log.spool(), &mut left));
+            self.persist(|log| Spool::sync_shared(&log.0.spool));
             self.counters.stored.add(group.len() as u64);
             self.log.grew();
             for (index, durable) in self.durable.iter().enumerate() {
@@ -121,25 +130,10 @@ impl Writer {
         }
     }
 
-    fn append(&mut self, submission: &Submission) {
-        if submission.record.is_empty() {
-            return;
-        }
-        self.persist(|spool| match spool.append(&submission.record, true) {
-            // Its connection lets nothing through that is larger than the log takes.
-            Err(error @ SpoolError::TooLarge { .. }) => {
-                tracing::error!("a message is dropped: {error}");
-                Ok(())
-            }
-            other => other.map(drop),
-        });
-    }
-
     /// Does it until it is done. Meanwhile nothing is acknowledged, and MQTT brokers keep what they have.
-    fn persist(&mut self, mut act: impl FnMut(&mut Spool) -> Result<(), SpoolError>) {
+    fn persist(&mut self, mut act: impl FnMut(&Log) -> Result<(), SpoolError>) {
         loop {
-            let done = act(&mut self.log.spool());
-            match done {
+            match act(&self.log) {
                 Ok(()) => {
                     if self.complained.take().is_some() {
                         tracing::info!("the log takes records again");
@@ -160,6 +154,21 @@ impl Writer {
     }
 }
 
+/// Appends what is left, and leaves what is not appended.
+fn append(spool: &mut Spool, left: &mut &[Submission]) -> Result<(), SpoolError> {
+    while let Some((submission, after)) = left.split_first() {
+        if !submission.record.is_empty() {
+            match spool.append(&submission.record, true) {
+                // Its connection lets nothing through that is larger than the log takes.
+                Err(error @ SpoolError::TooLarge { .. }) => tracing::error!("a message is dropped: {error}"),
+                other => drop(other?),
+            }
+        }
+        *left = after;
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -176,7 +185,7 @@ mod tests {
         let record = vec![7; 20_000];
         runtime.block_on(async {
             for number in 1..=100 {
-                intake.put(Submission { mqtt: 0, number, record: record.clone() }).await;
+                intake.put(vec![Submission { mqtt: 0, number, record: record.clone() }]).await;
             }
         });
         intake.close();

@@ -87,10 +87,17 @@ impl Producer {
             .map_err(|(error, _)| error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Fail))
     }
 
-    /// Serves the connection for `time`, and gives the reports that came.
-    pub fn poll(&self, time: Duration) -> Vec<Report> {
-        self.0.poll(time);
-        std::mem::take(&mut *self.0.context().gathered.lock().unwrap_or_else(PoisonError::into_inner))
+    /// Gives the reports that came. It does not wait: what librdkafka is told to wait is cut to whole milliseconds, and the
+    /// last one before the end is spent asking without a pause.
+    pub fn poll(&self) -> Vec<Report> {
+        let gathered = || self.0.context().gathered.lock().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            let before = gathered().len();
+            self.0.poll(Duration::ZERO);
+            if gathered().len() == before {
+                return std::mem::take(&mut *gathered());
+            }
+        }
     }
 
     /// What it complained of last, if that is new.

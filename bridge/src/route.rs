@@ -18,7 +18,8 @@ const REMEMBERED: usize = 10_000;
 #[derive(Debug)]
 pub struct Routes {
     routes: Vec<Route>,
-    known: HashMap<(Box<str>, Box<str>), Answer>,
+    /// By connection and topic.
+    known: HashMap<Box<str>, HashMap<Box<str>, Answer>>,
 }
 
 type Answer = Result<Arc<Target>, NoTarget>;
@@ -105,15 +106,14 @@ impl Routes {
     /// # Errors
     /// [`NoTarget`] says why it goes nowhere.
     pub fn target(&mut self, mqtt: &str, topic: &str) -> Result<Arc<Target>, NoTarget> {
-        let key = (Box::from(mqtt), Box::from(topic));
-        if let Some(known) = self.known.get(&key) {
+        if let Some(known) = self.known.get(mqtt).and_then(|topics| topics.get(topic)) {
             return known.clone();
         }
         let target = self.work_out(mqtt, topic).map(Arc::new);
-        if self.known.len() >= REMEMBERED {
+        if self.known.values().map(HashMap::len).sum::<usize>() >= REMEMBERED {
             self.known.clear();
         }
-        self.known.insert(key, target.clone());
+        self.known.entry(mqtt.into()).or_default().insert(topic.into(), target.clone());
         target
     }
 
