@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use anyhow::Context;
 use node::{Clock, IdentityStore};
-use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -16,6 +15,7 @@ use crate::dead_letter::DeadLetters;
 use crate::enroll;
 use crate::intake::Intake;
 use crate::log::{Log, Writer};
+use crate::receipts::Receipts;
 use crate::report::Report;
 use crate::route::Routes;
 use crate::sink::{self, Sink};
@@ -64,10 +64,9 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
     };
     let intake = Arc::<Intake>::default();
     let longest = log.spool().max_record();
-    let (mut sources, sources_stop, mut durable) = (JoinSet::new(), CancellationToken::new(), Vec::new());
-    let mut connections = Vec::new();
+    let (mut sources, sources_stop) = (JoinSet::new(), CancellationToken::new());
+    let (mut connections, mut receipts) = (Vec::new(), Receipts::default());
     for (index, mqtt) in config.mqtt.iter().enumerate() {
-        let told = watch::Sender::new(0);
         let filters = routes.filters(&mqtt.name);
         if filters.is_empty() {
             tracing::warn!(mqtt = mqtt.name, "no route is for this connection");
@@ -77,15 +76,15 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
             bridge: bridge.clone(),
             subscriptions: Subscriptions::begin(&config.state_dir, &mqtt.name, filters)?,
             intake: Arc::clone(&intake),
-            durable: told.subscribe(),
+            acknowledged: receipts.connect(mqtt.ack),
             counters: Arc::clone(&counters),
             clock: clock.clone(),
             longest,
         };
         connections.push(Source::new(mqtt.clone(), parts)?);
-        durable.push(told);
     }
-    let writer = Writer::start(log.clone(), Arc::clone(&intake), durable, Arc::clone(&counters))
+    let receipts = Arc::new(receipts);
+    let writer = Writer::start(log.clone(), Arc::clone(&intake), Arc::clone(&receipts), Arc::clone(&counters))
         .context("the log's thread can't be started")?;
     let parts = sink::Parts {
         log: log.clone(),
@@ -93,6 +92,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
         bridge,
         routes,
         dead_letters,
+        receipts,
         counters: Arc::clone(&counters),
     };
     let sink_stop = CancellationToken::new();

@@ -62,12 +62,26 @@ pub struct MqttConfig {
     pub password: Option<Secret>,
     /// Authority of the broker's certificate, in PEM; with it the connection is TLS.
     pub ca: Option<PathBuf>,
-    /// Quality of service to subscribe with: 0 or 1.
+    /// Quality of service to subscribe with: 0, 1 or 2.
     #[serde(default = "qos")]
     pub qos: u8,
+    /// When a message is acknowledged to the broker.
+    #[serde(default)]
+    pub ack: Ack,
     /// Time without traffic after which a ping is sent.
     #[serde(default = "keep_alive")]
     pub keep_alive: Period,
+}
+
+/// When a message is acknowledged to its MQTT broker.
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "kebab-case")]
+pub enum Ack {
+    /// Once it is on disk.
+    #[default]
+    Stored,
+    /// Once Kafka has it, or it is a dead letter on disk: a message outlives the loss of the bridge's disk.
+    Delivered,
 }
 
 /// The tenant's Kafka bus.
@@ -238,12 +252,8 @@ impl Config {
                     &format!("{:?} is not host:port, like \"broker.plant:1883\"", mqtt.address),
                 );
             }
-            if mqtt.qos > 1 {
-                return wrong(
-                    "mqtt.qos",
-                    "use 0 or 1; messages published with 2 come with 1, and the sequence in the headers of the records \
-                     tells what was delivered twice",
-                );
+            if mqtt.qos > 2 {
+                return wrong("mqtt.qos", "use 0, 1 or 2");
             }
             if !(Duration::from_secs(1)..=Duration::from_secs(3600)).contains(&mqtt.keep_alive.get()) {
                 return wrong("mqtt.keep-alive", "use from 1s to 1h");
@@ -362,7 +372,8 @@ mod tests {
             ("log-size = '1KiB'".to_owned(), "use 1MiB or more"),
             ("log = 'loud'".to_owned(), "`log` is not usable"),
             (format!("{mqtt}{mqtt}"), "a is given twice"),
-            (format!("{mqtt}qos = 2"), "use 0 or 1"),
+            (format!("{mqtt}qos = 3"), "use 0, 1 or 2"),
+            (format!("{mqtt}ack = 'read'"), "expected `stored` or `delivered`"),
             (format!("{mqtt}keep-alive = '10ms'"), "from 1s to 1h"),
             (format!("{mqtt}nmae = 'b'"), "nmae"),
             ("[[mqtt]]\nname = 'a'\naddress = 'broker'".to_owned(), "is not host:port"),
@@ -389,6 +400,7 @@ mod tests {
             password: None,
             ca: None,
             qos: 1,
+            ack: Ack::Stored,
             keep_alive: keep_alive(),
         };
         assert_eq!(of("[::1]:1883").host_and_port(), Some(("::1", 1883)));

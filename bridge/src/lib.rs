@@ -15,6 +15,7 @@ pub mod host;
 pub mod intake;
 pub mod log;
 pub mod producer;
+pub mod receipts;
 pub mod record;
 pub mod report;
 pub mod route;

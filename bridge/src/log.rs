@@ -9,10 +9,10 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use spool::{Options, Overflow, Recovery, Spool, SpoolError, Status};
-use tokio::sync::watch;
 
 use crate::counters::Counters;
 use crate::intake::{Intake, Submission};
+use crate::receipts::{Receipts, Stored};
 
 /// Bytes that wait in memory for a sync. Half of it is the largest record.
 const GROUP: usize = 4 << 20;
@@ -94,8 +94,7 @@ impl Log {
 pub struct Writer {
     log: Log,
     intake: Arc<Intake>,
-    /// Of each connection: all its messages up to this number are durable.
-    durable: Vec<watch::Sender<u64>>,
+    receipts: Arc<Receipts>,
     counters: Arc<Counters>,
     complained: Option<Instant>,
 }
@@ -108,24 +107,22 @@ impl Writer {
     pub fn start(
         log: Log,
         intake: Arc<Intake>,
-        durable: Vec<watch::Sender<u64>>,
+        receipts: Arc<Receipts>,
         counters: Arc<Counters>,
     ) -> std::io::Result<JoinHandle<()>> {
-        let writer = Self { log, intake, durable, counters, complained: None };
+        let writer = Self { log, intake, receipts, counters, complained: None };
         std::thread::Builder::new().name("log".into()).spawn(move || writer.run())
     }
 
     fn run(mut self) {
         while let Some(group) = self.intake.take() {
-            let mut left = group.as_slice();
-            self.persist(|log| append(&mut log.spool(), &mut left));
+            let (mut left, mut ends) = (group.as_slice(), Vec::new());
+            self.persist(|log| append(&mut log.spool(), &mut left, &mut ends));
             self.persist(|log| Spool::sync_shared(&log.0.spool));
             self.counters.stored.add(group.len() as u64);
             self.log.grew();
-            for (index, durable) in self.durable.iter().enumerate() {
-                if let Some(last) = group.iter().rev().find(|submission| submission.mqtt == index) {
-                    durable.send_replace(last.number);
-                }
+            for end in ends {
+                self.receipts.stored(end);
             }
         }
     }
@@ -154,8 +151,8 @@ impl Writer {
     }
 }
 
-/// Appends what is left, and leaves what is not appended.
-fn append(spool: &mut Spool, left: &mut &[Submission]) -> Result<(), SpoolError> {
+/// Appends what is left, and leaves what is not appended; `ends` are the last of each connection.
+fn append(spool: &mut Spool, left: &mut &[Submission], ends: &mut Vec<Stored>) -> Result<(), SpoolError> {
     while let Some((submission, after)) = left.split_first() {
         if !submission.record.is_empty() {
             match spool.append(&submission.record, true) {
@@ -163,6 +160,11 @@ fn append(spool: &mut Spool, left: &mut &[Submission]) -> Result<(), SpoolError>
                 Err(error @ SpoolError::TooLarge { .. }) => tracing::error!("a message is dropped: {error}"),
                 other => drop(other?),
             }
+        }
+        let end = Stored { mqtt: submission.mqtt, message: submission.number, record: spool.last() };
+        match ends.iter_mut().find(|known| known.mqtt == end.mqtt) {
+            Some(known) => *known = end,
+            None => ends.push(end),
         }
         *left = after;
     }
@@ -172,15 +174,16 @@ fn append(spool: &mut Spool, left: &mut &[Submission]) -> Result<(), SpoolError>
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Ack;
 
     #[test]
     fn a_full_log_holds_acknowledgements_back_until_there_is_room() {
         let directory = tempfile::tempdir().unwrap();
         let (log, _) = Log::open(directory.path().to_owned(), 1 << 20).unwrap();
         let (intake, counters) = (Arc::new(Intake::default()), Arc::<Counters>::default());
-        let durable = watch::Sender::new(0);
-        let told = durable.subscribe();
-        let writer = Writer::start(log.clone(), Arc::clone(&intake), vec![durable], counters).unwrap();
+        let mut receipts = Receipts::default();
+        let told = receipts.connect(Ack::Stored);
+        let writer = Writer::start(log.clone(), Arc::clone(&intake), Arc::new(receipts), counters).unwrap();
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         let record = vec![7; 20_000];
         runtime.block_on(async {

@@ -21,6 +21,7 @@ use crate::dead_letter::{DeadLetter, DeadLetters};
 use crate::header;
 use crate::log::Log;
 use crate::producer::{Outgoing, Producer, certificate_stamp};
+use crate::receipts::Receipts;
 use crate::record::Record;
 use crate::route::{Routes, Target};
 
@@ -78,6 +79,8 @@ pub struct Parts {
     pub routes: Routes,
     /// Where those go that nobody takes.
     pub dead_letters: DeadLetters,
+    /// Who hears of what Kafka has.
+    pub receipts: Arc<Receipts>,
     /// What to count in.
     pub counters: Arc<Counters>,
 }
@@ -127,6 +130,7 @@ impl Sink {
     /// When the system has no thread to give.
     pub fn start(parts: Parts, stop: CancellationToken) -> std::io::Result<JoinHandle<()>> {
         let epoch = header::epoch(parts.log.spool().epoch());
+        parts.receipts.delivered(parts.log.spool().acknowledged());
         let sink = Self {
             parts,
             epoch,
@@ -386,6 +390,7 @@ impl Sink {
             // Until it is in one place for good, it stays in the other.
             self.parts.dead_letters.sync()?;
             self.parts.log.spool().acknowledge(through)?;
+            self.parts.receipts.delivered(through);
             window.forget(through);
             self.unsaved = true;
         }

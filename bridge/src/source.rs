@@ -1,4 +1,5 @@
-//! One connection to an MQTT broker: takes messages in, and acknowledges them once they are durable.
+//! One connection to an MQTT broker: takes messages in, and acknowledges them once they are durable or, where that is
+//! asked for, delivered.
 //!
 //! `rumqttc` connects, and knows the packets. Its event loop would take ten packets at a time and write each
 //! acknowledgement by itself; what is read and written here goes through the connection directly, as much at once as there is.
@@ -50,7 +51,7 @@ pub struct Source {
     subscriptions: Subscriptions,
     events: EventLoop,
     intake: Arc<Intake>,
-    durable: watch::Receiver<u64>,
+    acknowledged: watch::Receiver<u64>,
     counters: Arc<Counters>,
     clock: Clock,
     /// Longest record that the log takes.
@@ -60,7 +61,7 @@ pub struct Source {
     batch_bytes: usize,
     /// Number of the last message that was read.
     submitted: u64,
-    /// Messages that wait for the log, oldest first: acknowledgements have to come in the order of the messages.
+    /// Messages that are not acknowledged, oldest first: acknowledgements have to come in the order of the messages.
     unacknowledged: VecDeque<Owed>,
     /// Packet ids of messages with quality of service 2 that the broker has not released: they are here already.
     unreleased: HashSet<u16>,
@@ -81,8 +82,8 @@ pub struct Parts {
     pub subscriptions: Subscriptions,
     /// Where messages go.
     pub intake: Arc<Intake>,
-    /// Up to which number they are durable.
-    pub durable: watch::Receiver<u64>,
+    /// Up to which number they may be acknowledged.
+    pub acknowledged: watch::Receiver<u64>,
     /// What to count in.
     pub counters: Arc<Counters>,
     /// The time of day.
@@ -120,14 +121,14 @@ impl Source {
     pub fn new(config: MqttConfig, parts: Parts) -> anyhow::Result<Self> {
         // Nothing is asked of the event loop but to connect.
         let events = EventLoop::new(options(&config, &parts.bridge)?, 1);
-        let Parts { index, subscriptions, intake, durable, counters, clock, longest, .. } = parts;
+        let Parts { index, subscriptions, intake, acknowledged, counters, clock, longest, .. } = parts;
         Ok(Self {
             index,
             config,
             subscriptions,
             events,
             intake,
-            durable,
+            acknowledged,
             counters,
             clock,
             longest,
@@ -142,8 +143,8 @@ impl Source {
         })
     }
 
-    /// Takes messages in until `stop`, and connects again whenever that is needed. Then waits for what is under way to be
-    /// durable, and acknowledges it.
+    /// Takes messages in until `stop`, and connects again whenever that is needed. Then waits a little for
+    /// what is under way, and acknowledges it.
     pub async fn run(mut self, stop: CancellationToken) {
         let mut pause = PAUSE.0;
         while let Some(connected) = stop.run_until_cancelled(self.events.poll()).await {
@@ -194,7 +195,7 @@ impl Source {
             let packet = tokio::select! {
                 biased;
                 () = stop.cancelled() => return Ok(()),
-                Ok(()) = self.durable.changed() => continue,
+                Ok(()) = self.acknowledged.changed() => continue,
                 _ = ping.tick() => {
                     self.ping().await?;
                     continue;
@@ -338,7 +339,7 @@ impl Source {
                 () = &mut putting => return heard,
                 // What is not in the log is not acknowledged, and comes again.
                 () = stop.cancelled() => return Ok(()),
-                Ok(()) = self.durable.changed(), if heard.is_ok() => heard = self.acknowledge().await,
+                Ok(()) = self.acknowledged.changed(), if heard.is_ok() => heard = self.acknowledge().await,
                 _ = ping.tick(), if heard.is_ok() => {
                     // The answer to the one before may be behind messages that are not read yet.
                     self.pinged = false;
@@ -348,10 +349,10 @@ impl Source {
         }
     }
 
-    /// Acknowledges the messages that are durable.
+    /// Acknowledges what may be.
     async fn acknowledge(&mut self) -> Result<(), Down> {
-        let durable = *self.durable.borrow_and_update();
-        let count = self.unacknowledged.iter().take_while(|owed| owed.number <= durable).count();
+        let through = *self.acknowledged.borrow_and_update();
+        let count = self.unacknowledged.iter().take_while(|owed| owed.number <= through).count();
         if count == 0 {
             return Ok(());
         }
@@ -387,8 +388,8 @@ impl Source {
 
     /// Waits for what is under way, and takes leave.
     async fn finish(mut self) -> Result<(), Down> {
-        while self.unacknowledged.back().is_some_and(|owed| *self.durable.borrow() < owed.number) {
-            if self.durable.changed().await.is_err() {
+        while self.unacknowledged.back().is_some_and(|owed| *self.acknowledged.borrow() < owed.number) {
+            if self.acknowledged.changed().await.is_err() {
                 return Ok(());
             }
         }

@@ -2,6 +2,8 @@
 
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
+#[path = "plant/promises.rs"]
+mod promises;
 #[path = "plant/rig.rs"]
 mod rig;
 #[path = "plant/tls.rs"]
