@@ -94,6 +94,9 @@ pub struct KafkaConfig {
     pub compression: Compression,
     /// How long a record waits for others to share its batch.
     pub linger: Period,
+    /// Most bytes of records a second, before compression: while a backlog is delivered, the rest of the line is free for
+    /// others. Default: no limit.
+    pub max_rate: Option<Size>,
     /// Largest record with its headers; the brokers have to take it (`max.message.bytes`).
     pub max_record: Size,
     /// Authority of the brokers' certificates, in PEM; with it the connection is TLS.
@@ -176,6 +179,7 @@ impl Default for KafkaConfig {
             brokers: Vec::new(),
             compression: Compression::default(),
             linger: Period(Duration::from_millis(5)),
+            max_rate: None,
             max_record: Size(1_000_000),
             ca: None,
             certificate: None,
@@ -278,6 +282,9 @@ impl Config {
         }
         if !(Size(1024)..=Size(100_000_000)).contains(&self.kafka.max_record) {
             return wrong("kafka.max-record", "use from 1KiB to 100MB");
+        }
+        if self.kafka.max_rate.is_some_and(|rate| rate < Size(1024)) {
+            return wrong("kafka.max-rate", "use 1KiB or more, in a second");
         }
         if self.kafka.linger.get() > Duration::from_secs(1) {
             return wrong("kafka.linger", "use up to 1s");
@@ -382,6 +389,7 @@ mod tests {
             ("[[route]]\nfrom = 'a'".to_owned(), "route 1 is not usable"),
             ("[kafka]\nkey = '/k'".to_owned(), "go together"),
             ("[kafka]\nkey = '/k'\ncertificate = '/c'".to_owned(), "over TLS only"),
+            ("[kafka]\nmax-rate = '10B'".to_owned(), "use 1KiB or more"),
             ("[kafka]\nbroker = []".to_owned(), "kafka.broker"),
         ] {
             let refused = load(&text).unwrap_err().to_string();

@@ -14,6 +14,7 @@ pub mod header;
 pub mod host;
 pub mod intake;
 pub mod log;
+pub mod pace;
 pub mod producer;
 pub mod receipts;
 pub mod record;

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use protocol::Timestamp;
 use rdkafka::error::RDKafkaErrorCode;
 use rdkafka::message::{Header, OwnedHeaders};
+use settings::Size;
 use spool::{Entry, LostRange, Reader, SpoolError};
 use tokio_util::sync::CancellationToken;
 
@@ -20,6 +21,7 @@ use crate::counters::Counters;
 use crate::dead_letter::{DeadLetter, DeadLetters};
 use crate::header;
 use crate::log::Log;
+use crate::pace::Pace;
 use crate::producer::{Outgoing, Producer, certificate_stamp};
 use crate::receipts::Receipts;
 use crate::record::Record;
@@ -50,6 +52,7 @@ const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_
 pub struct Sink {
     parts: Parts,
     epoch: String,
+    pace: Pace,
     /// Topics that refused a record, and when.
     refusals: HashMap<String, (Instant, RDKafkaErrorCode)>,
     /// Records whose batch was refused: each is sent alone.
@@ -131,9 +134,11 @@ impl Sink {
     pub fn start(parts: Parts, stop: CancellationToken) -> std::io::Result<JoinHandle<()>> {
         let epoch = header::epoch(parts.log.spool().epoch());
         parts.receipts.delivered(parts.log.spool().acknowledged());
+        let pace = Pace::new(parts.config.max_rate.map(Size::bytes), Instant::now());
         let sink = Self {
             parts,
             epoch,
+            pace,
             refusals: HashMap::new(),
             suspects: BTreeSet::new(),
             condemned: BTreeMap::new(),
@@ -260,12 +265,15 @@ impl Sink {
             // One that is suspected travels alone, and what is after it waits for its report.
             let suspected = |sequence| self.suspects.contains(sequence);
             let alone = suspected(&sequence) || window.slots.back().is_some_and(|slot| suspected(&slot.last));
-            if alone && window.under_way > 0 {
+            if (alone && window.under_way > 0) || !self.pace.is_open(Instant::now()) {
                 window.hold(sequence, bytes);
                 return Ok(());
             }
             match self.send(producer, sequence, &bytes) {
-                Ok((target, received)) => window.sent(sequence, target, received),
+                Ok((target, received)) => {
+                    self.pace.spend(bytes.len());
+                    window.sent(sequence, target, received);
+                }
                 Err(Unsent::Full) => {
                     window.hold(sequence, bytes);
                     return Ok(());
