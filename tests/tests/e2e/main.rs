@@ -18,3 +18,4 @@ mod rollouts;
 mod rotation;
 mod scripts;
 mod service;
+mod socket_proxy;
