@@ -8,7 +8,7 @@ use anyhow::Context;
 use clap::{Parser, Subcommand};
 use hyperfactory_bridge::config::{Config, ConfigError};
 use hyperfactory_bridge::{audit, bridge, enroll, show};
-use node::EnrollError;
+use node::{EnrollError, TokenArguments, TokenReadError};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -88,7 +88,7 @@ fn main() -> ExitCode {
             let refused = error.downcast_ref::<EnrollError>().is_some_and(EnrollError::is_refusal);
             ExitCode::from(if refused {
                 3
-            } else if error.is::<ConfigError>() {
+            } else if error.is::<ConfigError>() || error.is::<TokenReadError>() {
                 2
             } else {
                 1
@@ -103,7 +103,7 @@ fn run(cli: Cli) -> anyhow::Result<bool> {
     log_to_stderr(&config);
     match cli.verb {
         Verb::Enroll { token, token_file } => {
-            let done = runtime()?.block_on(enroll::run(&config, token, token_file))?;
+            let done = runtime()?.block_on(enroll::run(&config, TokenArguments { token, file: token_file }))?;
             show(&format!("{done}\n")).map(|()| true)
         }
         Verb::Run => {

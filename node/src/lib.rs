@@ -11,12 +11,14 @@ pub mod identity;
 pub mod link;
 pub mod tails;
 pub mod telemetry;
+pub mod token;
 
 pub use backlog::Backlog;
 pub use clock::Clock;
 pub use commands::Commands;
-pub use enroll::{Applicant, EnrollError, enroll};
+pub use enroll::{Applicant, EnrollError, enroll, enroll_machine};
 pub use file::FileError;
 pub use identity::{Identity, IdentityStore};
 pub use link::{Link, LinkOptions, LinkState, LinkStatus};
 pub use telemetry::{Change, Recorder};
+pub use token::{TokenArguments, TokenReadError};
