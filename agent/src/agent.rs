@@ -122,6 +122,7 @@ pub async fn run(config: Config, recent: Recent, stop: CancellationToken) -> Res
         recorder: recorder.clone(),
         commands: Some(commands),
         tails: Some(tailer.source()),
+        kafka: None,
         renew,
         clock,
     };

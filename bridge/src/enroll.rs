@@ -43,6 +43,15 @@ pub async fn identity(config: &Config, store: &IdentityStore, clock: &Clock) -> 
     }
 }
 
+/// The configuration as it is for this machine, which is enrolled or is not.
+///
+/// # Errors
+/// When the identity can't be read, or the configuration needs one.
+pub fn settled(config: Config) -> anyhow::Result<Config> {
+    let identity = IdentityStore::directory(&config.state_dir).load()?;
+    Ok(config.enrolled(identity.is_some())?)
+}
+
 async fn enroll(config: &Config, store: &IdentityStore, token: &JoinToken, clock: &Clock) -> anyhow::Result<Identity> {
     let name = config.name.clone().unwrap_or_else(|| host::facts(String::new()).hostname);
     let applicant = Applicant { kind: NodeKind::Bridge, name, software: SOFTWARE.into() };

@@ -114,10 +114,10 @@ fn run(cli: Cli) -> anyhow::Result<bool> {
             })?;
             Ok(true)
         }
-        Verb::Check => show::check(&config).and_then(|(text, well)| show(&text).map(|()| well)),
+        Verb::Check => show::check(&enroll::settled(config)?).and_then(|(text, well)| show(&text).map(|()| well)),
         Verb::Explain { topic } => show::explain(&config, &topic).and_then(|(text, well)| show(&text).map(|()| well)),
         Verb::Audit { topics } => {
-            let ledger = audit::run(&config.kafka, &topics)?;
+            let ledger = audit::run(&enroll::settled(config)?.kafka, &topics)?;
             show(&ledger.report())?;
             Ok(ledger.is_whole())
         }

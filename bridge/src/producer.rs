@@ -1,8 +1,10 @@
 //! A Kafka producer whose reports are gathered, and the settings that make it lose and reorder nothing.
 
+use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
+use node::{KafkaCredential, KafkaStore};
 use rdkafka::ClientConfig;
 use rdkafka::client::ClientContext;
 use rdkafka::config::{FromClientConfigAndContext, RDKafkaLogLevel};
@@ -16,6 +18,10 @@ use crate::config::{Compression, KafkaConfig};
 /// the log is not read.
 const MOST_RECORDS: usize = 20_000;
 const MOST_KIBIBYTES: usize = 16 << 10;
+
+/// How long brokers have to take a certificate that is tried, and how long one attempt at them takes.
+const TRY_FOR: Duration = Duration::from_secs(10);
+const TRY_AGAIN: Duration = Duration::from_millis(500);
 
 /// A producer.
 pub struct Producer(BaseProducer<Reports>);
@@ -53,7 +59,7 @@ impl Producer {
     /// # Errors
     /// When certificate or key can't be read, or don't fit each other.
     pub fn new(config: &KafkaConfig, bridge: &str) -> Result<Self, KafkaError> {
-        let mut settings = client(config);
+        let mut settings = client(config)?;
         settings
             .set("client.id", format!("hyperfactory-bridge-{bridge}"))
             .set("acks", "all")
@@ -127,7 +133,54 @@ impl ProducerContext for Reports {
 }
 
 /// What any client of the bus is set to.
-pub fn client(config: &KafkaConfig) -> ClientConfig {
+///
+/// # Errors
+/// When the certificate is to come from the hub, and is not there.
+pub fn client(config: &KafkaConfig) -> Result<ClientConfig, KafkaError> {
+    let Some(issued) = &config.issued else { return Ok(plain(config)) };
+    let broken = |why: &dyn std::fmt::Display| KafkaError::ClientCreation(why.to_string());
+    match issued.load() {
+        Ok(Some(credential)) => Ok(with(config, &credential)),
+        Ok(None) => Err(broken(&"the hub has not given this bridge a Kafka certificate yet")),
+        Err(error) => Err(broken(&error)),
+    }
+}
+
+/// Tries a certificate from the hub at the brokers, beside whatever is in use.
+///
+/// # Errors
+/// What a broker made of it, or that none answers.
+pub fn try_out(config: &KafkaConfig, credential: &KafkaCredential) -> Result<(), String> {
+    let producer: BaseProducer<Reports> =
+        BaseProducer::from_config_and_context(&with(config, credential), Reports::default())
+            .map_err(|error| error.to_string())?;
+    let (begun, mut complaint) = (Instant::now(), None);
+    loop {
+        if producer.client().fetch_metadata(None, TRY_AGAIN).is_ok() {
+            return Ok(());
+        }
+        // What it complained of comes by serving it.
+        producer.poll(Duration::ZERO);
+        complaint = producer.context().complaint.lock().unwrap_or_else(PoisonError::into_inner).take().or(complaint);
+        if begun.elapsed() > TRY_FOR {
+            return Err(complaint.unwrap_or_else(|| "no broker answers".into()));
+        }
+    }
+}
+
+fn with(config: &KafkaConfig, credential: &KafkaCredential) -> ClientConfig {
+    let mut settings = plain(config);
+    settings
+        .set("security.protocol", "ssl")
+        .set("ssl.certificate.pem", credential.certificate_pem())
+        .set("ssl.key.pem", credential.key_pem().as_str());
+    if config.ca.is_none() {
+        settings.set("ssl.ca.pem", credential.roots_pem());
+    }
+    settings
+}
+
+fn plain(config: &KafkaConfig) -> ClientConfig {
     let mut settings = ClientConfig::new();
     settings
         .set("bootstrap.servers", config.brokers.join(","))
@@ -146,11 +199,13 @@ pub fn client(config: &KafkaConfig) -> ClientConfig {
 
 /// By what it is seen that a certificate was replaced: a client reads its files once.
 pub fn certificate_stamp(config: &KafkaConfig) -> Vec<Option<(SystemTime, u64)>> {
-    let stamp = |path: &std::path::PathBuf| {
+    let stamp = |path: PathBuf| {
         let metadata = std::fs::metadata(path).ok()?;
         Some((metadata.modified().ok()?, metadata.len()))
     };
-    [&config.ca, &config.certificate, &config.key].into_iter().flatten().map(stamp).collect()
+    let issued = config.issued.as_ref().map(KafkaStore::path);
+    let files = [&config.ca, &config.certificate, &config.key].into_iter().flatten().cloned();
+    files.chain(issued).map(stamp).collect()
 }
 
 fn codec(compression: Compression) -> &'static str {

@@ -6,10 +6,10 @@ use std::time::Duration;
 use anyhow::Context;
 use node::backlog::Options;
 use node::health::{Server, Vitals};
-use node::{Backlog, Clock, Identity, IdentityStore, Link, LinkOptions, Recorder};
+use node::{Backlog, Clock, Identity, IdentityStore, Kafka, Link, LinkOptions, Recorder};
 use protocol::metrics::{self, Known};
 use protocol::telemetry::{Row, Schema};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
@@ -17,10 +17,11 @@ use tokio_util::task::TaskTracker;
 use transport::Endpoint;
 
 use crate::bridge::SOFTWARE;
-use crate::config::Config;
+use crate::config::{Config, KafkaConfig};
 use crate::counters::Counters;
 use crate::host;
 use crate::log::Log;
+use crate::producer;
 
 /// How long the hub may take to store what is left when the bridge stops.
 const DRAIN: Duration = Duration::from_secs(8);
@@ -65,6 +66,7 @@ impl Report {
             recorder: recorder.clone(),
             commands: None,
             tails: None,
+            kafka: kafka(&config.kafka),
             renew: Arc::<Notify>::default(),
             clock: clock.clone(),
         };
@@ -105,6 +107,17 @@ impl Report {
             tracing::warn!("the hub does not have all telemetry yet; it stays in the spool");
         }
     }
+}
+
+/// The certificate for the brokers, when it is to come from the hub.
+fn kafka(config: &KafkaConfig) -> Option<Kafka> {
+    let (store, config) = (config.issued.clone()?, config.clone());
+    Some(Kafka {
+        store,
+        trial: Arc::new(move |credential| producer::try_out(&config, credential)),
+        renew: Arc::<Notify>::default(),
+        status: watch::Sender::default(),
+    })
 }
 
 struct Sampler {
