@@ -56,7 +56,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
     let report = match identity {
         Some(identity) => {
             tracing::info!(node = %identity.node, tenant = %identity.tenant, hub = identity.hub, "reporting to the hub");
-            Some(Report::start(&config, store, identity, log.clone(), Arc::clone(&counters)).await?)
+            Some(Report::start(&config, store, identity, log.clone(), Arc::clone(&counters), routes.passed()).await?)
         }
         None => {
             tracing::info!("not enrolled: reporting to no hub");

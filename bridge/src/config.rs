@@ -11,6 +11,7 @@ use settings::{Period, Secret, Size};
 use tracing_subscriber::filter::{LevelFilter, Targets};
 
 use crate::route::{RouteError, Routes};
+use crate::standing::Standing;
 
 /// Where the bridge keeps its state unless told otherwise.
 pub const STATE_DIR: &str = "/var/lib/hyperfactory/bridge";
@@ -95,6 +96,9 @@ pub struct KafkaConfig {
     /// Where the certificate from the hub is, when that is to be used; see [`Config::enrolled`].
     #[serde(skip)]
     pub issued: Option<KafkaStore>,
+    /// Where clients of the brokers note what they are told.
+    #[serde(skip)]
+    pub standing: Standing,
 }
 
 /// What the connection to the brokers is protected by.
@@ -185,6 +189,7 @@ impl Default for KafkaConfig {
             certificate: None,
             key: None,
             issued: None,
+            standing: Standing::default(),
         }
     }
 }

@@ -21,6 +21,7 @@ pub mod route;
 pub mod show;
 pub mod sink;
 pub mod source;
+pub mod standing;
 pub mod subscriptions;
 pub mod template;
 pub mod uns;

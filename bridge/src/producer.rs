@@ -5,20 +5,23 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use node::{KafkaCredential, KafkaStore};
-use rdkafka::ClientConfig;
 use rdkafka::client::ClientContext;
 use rdkafka::config::{FromClientConfigAndContext, RDKafkaLogLevel};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{DeliveryResult, OwnedHeaders};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _, ProducerContext, PurgeConfig};
+use rdkafka::{ClientConfig, Message as _, Statistics};
 
 use crate::config::{Compression, KafkaConfig};
+use crate::standing::Standing;
 
 /// Records in a producer's hands, and their bytes: what is on the way, and what waits for its turn. When they are used up,
 /// the log is not read.
 const MOST_RECORDS: usize = 20_000;
 const MOST_KIBIBYTES: usize = 16 << 10;
 
+/// How often it is looked which connections are up.
+const LOOK: Duration = Duration::from_secs(2);
 /// How long brokers have to take a certificate that is tried, and how long one attempt at them takes.
 const TRY_FOR: Duration = Duration::from_secs(10);
 const TRY_AGAIN: Duration = Duration::from_millis(500);
@@ -46,9 +49,10 @@ pub struct Outgoing<'a> {
 /// What became of a record.
 pub type Report = (u64, Result<(), RDKafkaErrorCode>);
 
-/// Gathers reports.
+/// Gathers reports, and notes how the brokers are.
 #[derive(Debug, Default)]
 struct Reports {
+    standing: Standing,
     gathered: Mutex<Vec<Report>>,
     complaint: Mutex<Option<String>>,
 }
@@ -75,8 +79,11 @@ impl Producer {
             .set("compression.codec", codec(config.compression))
             // As Java's clients place keys, so that a topic with other writers has one order.
             .set("partitioner", "murmur2_random")
-            .set("socket.timeout.ms", "15000");
-        BaseProducer::from_config_and_context(&settings, Reports::default()).map(Self)
+            .set("socket.timeout.ms", "15000")
+            // By these it is seen that a connection is up, also while there is nothing to deliver.
+            .set("statistics.interval.ms", LOOK.as_millis().to_string());
+        let reports = Reports { standing: config.standing.clone(), ..Reports::default() };
+        BaseProducer::from_config_and_context(&settings, reports).map(Self)
     }
 
     /// Hands over a record; its report comes by [`Self::poll`].
@@ -115,7 +122,14 @@ impl ClientContext for Reports {
         tracing::debug!(?level, facility, "{message}");
     }
 
+    fn stats(&self, statistics: Statistics) {
+        if statistics.brokers.values().any(|broker| broker.state == "UP") {
+            self.standing.connected();
+        }
+    }
+
     fn error(&self, _: KafkaError, reason: &str) {
+        self.standing.complained(reason);
         *self.complaint.lock().unwrap_or_else(PoisonError::into_inner) = Some(reason.to_owned());
     }
 }
@@ -126,7 +140,13 @@ impl ProducerContext for Reports {
     fn delivery(&self, result: &DeliveryResult<'_>, sequence: usize) {
         let outcome = match result {
             Ok(_) => Ok(()),
-            Err((error, _)) => Err(error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Fail)),
+            Err((error, message)) => {
+                let code = error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Fail);
+                if code == RDKafkaErrorCode::TopicAuthorizationFailed {
+                    self.standing.denied(message.topic());
+                }
+                Err(code)
+            }
         };
         self.gathered.lock().unwrap_or_else(PoisonError::into_inner).push((sequence as u64, outcome));
     }
@@ -159,8 +179,8 @@ pub fn try_out(config: &KafkaConfig, credential: &KafkaCredential) -> Result<(),
         if producer.client().fetch_metadata(None, TRY_AGAIN).is_ok() {
             return Ok(());
         }
-        // What it complained of comes by serving it.
-        producer.poll(Duration::ZERO);
+        // What it complained of comes by serving it; that also keeps from asking in a circle.
+        producer.poll(TRY_AGAIN / 10);
         complaint = producer.context().complaint.lock().unwrap_or_else(PoisonError::into_inner).take().or(complaint);
         if begun.elapsed() > TRY_FOR {
             return Err(complaint.unwrap_or_else(|| "no broker answers".into()));

@@ -298,6 +298,16 @@ fn messages() -> Vec<(&'static str, Vec<u8>)> {
         ),
         to_node("to-node-kafka-news", to_node::Message::KafkaNews(KafkaNews { reason: "rotation".into() })),
         bytes(
+            "bridge-status",
+            BridgeStatus {
+                kafka: KafkaState::Refused.into(),
+                message: "revoked".into(),
+                certificate_not_after_ms: 1_790_000_000_005,
+                certificate_trouble: "busy".into(),
+                routes: vec![RouteStatus { from: "a/#".into(), to: "a".into(), last_ms: 1_790_000_000_006 }],
+            },
+        ),
+        bytes(
             "tail-upload-lines",
             TailUpload {
                 message: Some(tail_upload::Message::Lines(TailLines {
@@ -373,6 +383,7 @@ fn body(clock: ClockReport) -> BatchBody {
                 fault: SpoolFault::DiskFull.into(),
                 message: "free some space".into(),
             }),
+            bridge: None,
         }),
     }
 }
