@@ -16,6 +16,7 @@ pub mod intake;
 pub mod log;
 pub mod producer;
 pub mod record;
+pub mod rehearsal;
 pub mod report;
 pub mod route;
 pub mod show;

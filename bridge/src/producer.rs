@@ -171,9 +171,20 @@ pub fn client(config: &KafkaConfig) -> Result<ClientConfig, KafkaError> {
 /// # Errors
 /// What a broker made of it, or that none answers.
 pub fn try_out(config: &KafkaConfig, credential: &KafkaCredential) -> Result<(), String> {
-    let producer: BaseProducer<Reports> =
-        BaseProducer::from_config_and_context(&with(config, credential), Reports::default())
-            .map_err(|error| error.to_string())?;
+    connect(&with(config, credential))
+}
+
+/// Tries the certificate in the configured files at the brokers.
+///
+/// # Errors
+/// As [`try_out`].
+pub fn try_files(config: &KafkaConfig) -> Result<(), String> {
+    connect(&plain(config))
+}
+
+fn connect(settings: &ClientConfig) -> Result<(), String> {
+    let producer = BaseProducer::from_config_and_context(settings, Reports::default());
+    let producer: BaseProducer<Reports> = producer.map_err(|error| error.to_string())?;
     let (begun, mut complaint) = (Instant::now(), None);
     loop {
         if producer.client().fetch_metadata(None, TRY_AGAIN).is_ok() {

@@ -24,6 +24,7 @@ use crate::counters::Counters;
 use crate::host;
 use crate::log::Log;
 use crate::producer;
+use crate::rehearsal::Control;
 use crate::route::Passed;
 use crate::standing::Standing;
 
@@ -65,6 +66,8 @@ impl Report {
         let recorder = Recorder::new(backlog.clone(), node::telemetry::SAMPLES_PER_BATCH);
         let endpoint = Endpoint::client().context("the bridge can't open a UDP socket")?;
         let kafka = kafka(&config.kafka);
+        let control = kafka.clone().map(|kafka| Control::bind(&config.state_dir, kafka)).transpose();
+        let control = control.with_context(|| format!("{} takes no socket", config.state_dir.display()))?;
         let certificate = kafka.as_ref().map(|kafka| kafka.status.subscribe());
         let (links, link_stop, stop) = (TaskTracker::new(), CancellationToken::new(), CancellationToken::new());
         let options = LinkOptions {
@@ -100,6 +103,9 @@ impl Report {
                 tracing::warn!(%error, "the probes are no longer served");
             }
         });
+        if let Some(control) = control {
+            tasks.spawn(control.serve(stop.clone()));
+        }
         let standing = config.kafka.standing.clone();
         let sampler =
             Sampler { log, counters, clock, recorder: recorder.clone(), standing, certificate, passed, brokers };
@@ -124,7 +130,7 @@ impl Report {
 }
 
 /// The certificate for the brokers, when it is to come from the hub.
-fn kafka(config: &KafkaConfig) -> Option<Kafka> {
+pub(crate) fn kafka(config: &KafkaConfig) -> Option<Kafka> {
     let (store, config) = (config.issued.clone()?, config.clone());
     Some(Kafka {
         store,

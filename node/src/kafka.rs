@@ -173,6 +173,8 @@ pub struct KafkaStatus {
     pub renew_at: Option<Timestamp>,
     /// Why the last attempt to have one failed, and what to do; `None` when all is in order.
     pub trouble: Option<String>,
+    /// Attempts to have another one that have ended, one way or the other.
+    pub attempts: u64,
 }
 
 /// Tries a credential at the brokers, beside the one in use; an error says what they made of it.

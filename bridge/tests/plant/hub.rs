@@ -11,8 +11,8 @@ use rustls::pki_types::PrivateKeyDer;
 use rustls::server::WebPkiClientVerifier;
 use serde_json::{Value, json};
 
-use crate::ROUTES;
 use crate::rig::{self, Bridge, Delivered, Mosquitto, Publisher};
+use crate::{ROUTES, tls};
 
 const SETTINGS: &str = "interval = \"200ms\"\nhealth-listen = \"127.0.0.1:0\"";
 
@@ -58,6 +58,17 @@ impl Plant {
     /// Waits until the bridge delivers by the `count`th credential after its first.
     fn used(&self, count: usize) {
         self.bridge.said_again("the certificate for Kafka was replaced", count);
+    }
+
+    /// Waits until the hub says that the bridge stands so with its brokers.
+    fn stands(&self, state: &str) {
+        rig::until(state, || (self.hub.node(&self.node).unwrap()["bridge"]["kafka"] == state).then_some(()));
+    }
+
+    /// Whether an alert of this rule is open.
+    fn alarms(&self, rule: &str) -> bool {
+        let open = self.hub.api().get("/api/v1/alerts?state=open").unwrap().ok().unwrap();
+        open["items"].as_array().unwrap().iter().any(|alert| alert["rule"] == rule)
     }
 
     fn has_roots(&self, count: usize) {
@@ -161,5 +172,50 @@ fn a_bridge_has_its_certificate_from_the_hub_and_goes_from_one_root_to_the_next_
     front.replace(broker(&plant.hub));
     front.cut();
     rig::until("a broker that refuses it", || front.refused().iter().any(|why| why.contains("evoked")).then_some(()));
+    plant.bridge.stop();
+}
+
+#[test]
+fn a_broker_that_refuses_the_bridge_is_told_and_a_rehearsal_changes_nothing_unless_it_works() {
+    let (hub, cluster, mosquitto) = (hub(), MockCluster::new(1).unwrap(), Mosquitto::start());
+    cluster.create_topic("machines", 1, 1).unwrap();
+    let front = Front::before(&cluster.bootstrap_servers(), broker(&hub)).unwrap();
+    let bridge = Bridge::prepare(&mosquitto, front.address(), ROUTES, SETTINGS);
+    let mut plant = Plant::enroll(hub, bridge);
+    let rehearse = |plant: &Plant| plant.bridge.ask(&["check", "--rotate"]);
+    // Before the service runs, by a session of its own.
+    let (said, well) = rehearse(&plant);
+    assert!(well && said.contains("the brokers take a new certificate until"), "{said}");
+    assert_eq!(front.certificates(), 1);
+    plant.bridge.start_again();
+    plant.bridge.subscribed(1);
+    plant.stands("connected");
+    let (said, well) = rehearse(&plant);
+    assert!(well, "{said}");
+    plant.used(1);
+    assert_eq!(front.certificates(), 2);
+
+    let strangers = tls::Plane::of("other").roots();
+    front.replace(broker_that_trusts(&plant.hub, strangers, Vec::new()));
+    let before = plant.certificates();
+    let (said, well) = rehearse(&plant);
+    assert!(!well && said.contains("the brokers don't take it") && said.contains("in use is one until"), "{said}");
+    assert_eq!(plant.certificates(), before);
+    assert_eq!(front.certificates(), 2);
+    front.cut();
+    plant.stands("refused");
+    rig::until("the alert", || plant.alarms("kafka.refused").then_some(()));
+    let published = [("machines/a".to_owned(), Publisher::publish(&mosquitto, "machines/a", 1..=50))];
+
+    front.replace(broker(&plant.hub));
+    plant.stands("connected");
+    rig::until("the end of the alert", || (!plant.alarms("kafka.refused")).then_some(()));
+    Delivered::wait(&cluster, &["machines"], &published).assert_complete_and_in_order(&published);
+    let node = plant.hub.node(&plant.node).unwrap();
+    assert!(node["bridge"]["certificate_not_after"].is_string(), "{node}");
+    rig::until("the last record of its route", || {
+        let node = plant.hub.node(&plant.node).unwrap();
+        node["bridge"]["routes"][1]["last_at"].is_string().then_some(())
+    });
     plant.bridge.stop();
 }

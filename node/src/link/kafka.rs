@@ -99,21 +99,22 @@ impl KafkaRenewal {
             return std::future::pending().await;
         }
         let renew = std::sync::Arc::clone(&self.kafka.renew);
-        let asked_for = renew.notified();
-        tokio::pin!(asked_for);
+        tokio::select! {
+            () = self.is_due() => {}
+            // By somebody who waits for it: not after a pause, and not for how the one in use stands.
+            () = renew.notified() => self.inquire = false,
+        }
+        Due::Ask
+    }
+
+    async fn is_due(&self) {
         tokio::time::sleep_until(self.not_before).await;
         loop {
             let left = self.at.since(hub_now(&self.clock, self.reading));
             if self.inquire || left.is_zero() {
-                return Due::Ask;
+                return;
             }
-            tokio::select! {
-                () = &mut asked_for => {
-                    self.at = hub_now(&self.clock, self.reading);
-                    return Due::Ask;
-                }
-                () = tokio::time::sleep(left.min(LOOK_EVERY)) => {}
-            }
+            tokio::time::sleep(left.min(LOOK_EVERY)).await;
         }
     }
 
@@ -197,6 +198,7 @@ impl KafkaRenewal {
                 tracing::info!(not_after = %credential.summary().not_after, "a Kafka certificate from the hub");
                 self.in_use = Some(credential);
                 self.stands(renew_at, SERVES_AT_LEAST);
+                self.kafka.status.send_modify(|status| status.attempts += 1);
             }
             Err(error) => self.failed(error.to_string(), Duration::ZERO),
         }
@@ -237,6 +239,7 @@ impl KafkaRenewal {
         self.not_before = Instant::now() + delay;
         tracing::warn!("{why}; trying again in {:.0} s", delay.as_secs_f32());
         self.publish(Some(self.at), Some(why));
+        self.kafka.status.send_modify(|status| status.attempts += 1);
     }
 
     fn publish(&self, renew_at: Option<Timestamp>, trouble: Option<String>) {
