@@ -122,6 +122,7 @@ pub async fn run(config: Config, recent: Recent, stop: CancellationToken) -> Res
         recorder: recorder.clone(),
         commands: Some(commands),
         tails: Some(tailer.source()),
+        kafka: None,
         renew,
         clock,
     };
@@ -136,6 +137,7 @@ pub async fn run(config: Config, recent: Recent, stop: CancellationToken) -> Res
         link: link.status(),
         counters: link.counters(),
         spool: backlog.watch(),
+        bridge: None,
     };
     let server = Server::bind(config.health_listen, vitals).await?;
     if let Err(failure) = (Endpoints { health: format!("http://{}", server.local_addr()?) }.write(&config.state_dir)) {

@@ -1,6 +1,7 @@
 //! The node's connection to its hub: dials, holds the session, renews the certificate, and comes back.
 
 mod dial;
+mod kafka;
 mod logs;
 mod recovery;
 mod renewal;
@@ -25,6 +26,7 @@ use transport::{Backoff, ConnectError, Endpoint};
 use crate::clock::Clock;
 use crate::commands::Commands;
 use crate::identity::{Identity, IdentityStore};
+use crate::kafka::Kafka;
 use crate::tails::Source;
 use crate::telemetry::Recorder;
 
@@ -64,6 +66,8 @@ pub struct LinkOptions {
     pub commands: Option<Commands>,
     /// What reads services' logs; `None`: this node has none, and says so.
     pub tails: Option<Source>,
+    /// A bridge's certificate for its tenant's brokers; `None`: it wants none from the hub.
+    pub kafka: Option<Kafka>,
     /// Notified, it has the certificate renewed now.
     pub renew: Arc<Notify>,
     /// The wall clock.

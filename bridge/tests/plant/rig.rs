@@ -123,10 +123,21 @@ impl Bridge {
     }
 
     pub(crate) fn with(mosquitto: &Mosquitto, brokers: &str, routes: &str, more: &str) -> Self {
-        let mut bridge = Self { folder: tempfile::tempdir().unwrap(), process: None };
-        bridge.configure(mosquitto, brokers, routes, more);
+        let mut bridge = Self::prepare(mosquitto, brokers, routes, more);
         bridge.start_again();
         bridge
+    }
+
+    /// One that is configured, and not started yet.
+    pub(crate) fn prepare(mosquitto: &Mosquitto, brokers: &str, routes: &str, more: &str) -> Self {
+        let bridge = Self { folder: tempfile::tempdir().unwrap(), process: None };
+        bridge.configure(mosquitto, brokers, routes, more);
+        bridge
+    }
+
+    /// A file of its state.
+    pub(crate) fn state(&self, name: &str) -> String {
+        std::fs::read_to_string(self.folder.path().join("state").join(name)).unwrap_or_default()
     }
 
     /// Writes its configuration anew.
@@ -160,6 +171,11 @@ impl Bridge {
     /// Waits until it says so.
     pub(crate) fn said(&self, what: &str) {
         until(what, || self.log().contains(what).then_some(()));
+    }
+
+    /// Waits until it has said so for the `count`th time.
+    pub(crate) fn said_again(&self, what: &str, count: usize) {
+        until(what, || (self.log().matches(what).count() >= count).then_some(()));
     }
 
     pub(crate) fn ask(&self, arguments: &[&str]) -> (String, bool) {

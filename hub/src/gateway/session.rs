@@ -6,9 +6,9 @@ use std::time::{Duration, Instant, SystemTime};
 use futures_util::FutureExt;
 use pki::NodeIdentity;
 use protocol::frame::{MAX_CONTROL, MAX_TELEMETRY};
-use protocol::message::{Refusal, RefusalCode, RenewRequest, Renewed, ToHub, Upload};
+use protocol::message::{KafkaGrant, Refusal, RefusalCode, RenewRequest, Renewed, ToHub, ToNode, Upload};
 use protocol::session::{HELLO_DEADLINE, HubOutput, HubSession, NodeHello, SessionError};
-use protocol::{SessionId, Timestamp, version};
+use protocol::{NodeKind, SessionId, Timestamp, version};
 use rand::RngExt;
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
@@ -27,6 +27,8 @@ use crate::telemetry::state::Ended;
 /// Uploads of one session: a node in its daily life sends one in 10 to 60 s, and one that was away hands over an hour
 /// of them in a second.
 const UPLOADS: Rate = Rate(500.0);
+/// Questions of one session about its Kafka certificate: one at its start, and a few when something has changed.
+const KAFKA: Rate = Rate(2.0);
 /// After a restart of the hub, or trouble with its database, nodes come back spread over this long.
 const COME_BACK_WITHIN: Duration = Duration::from_secs(3);
 /// How long a node may take to acknowledge that the hub says goodbye.
@@ -240,6 +242,7 @@ async fn attend(
     commands.notify_one();
     let mut relay = Relay::new(&gateway.tails, session);
     tails.notify_one();
+    let mut kafka = Budget::new(KAFKA, Instant::now());
     loop {
         let message = tokio::select! {
             biased;
@@ -260,6 +263,15 @@ async fn attend(
                 Some(Directive::Renew(reason)) => {
                     let renew_at = gateway.enrollment.renew_at(identity);
                     if let Some(advice) = control.machine.advise(renew_at, &reason) && control.writer.send(&advice).await.is_err() {
+                        return Over::Node(Ended::Lost);
+                    }
+                    continue;
+                }
+                Some(Directive::Kafka(reason)) => {
+                    if identity.kind == NodeKind::Bridge
+                        && let Some(news) = control.machine.kafka_news(&reason)
+                        && control.writer.send(&news).await.is_err()
+                    {
                         return Over::Node(Ended::Lost);
                     }
                     continue;
@@ -304,6 +316,10 @@ async fn attend(
                         renewed.unwrap_or_else(|refusal| Renewed { refusal: Some(refusal), ..Renewed::default() }),
                     )
                 }
+                HubOutput::Kafka { certificate_request } => {
+                    let wait = kafka.spend(1, Instant::now());
+                    Box::pin(certify_for_kafka(gateway, identity, control, &certificate_request, wait)).await
+                }
                 HubOutput::Trusts { roots, trouble } => {
                     Box::pin(trusting(gateway, identity, &roots, &trouble)).await;
                     continue;
@@ -334,6 +350,27 @@ async fn attend(
             }
         }
     }
+}
+
+/// The answer to a bridge that asks for its Kafka certificate; one that has asked too often is to `wait`.
+async fn certify_for_kafka(
+    gateway: &Gateway,
+    identity: &NodeIdentity,
+    control: &mut Control,
+    request: &[u8],
+    wait: Duration,
+) -> ToNode {
+    let granted = if wait.is_zero() {
+        gateway.enrollment.kafka(identity, request, now()).await
+    } else {
+        Err(Refusal {
+            code: RefusalCode::Busy.into(),
+            message: "this bridge asks for its Kafka certificate again and again; look at its log".into(),
+            retry_after_ms: u64::try_from(wait.as_millis()).unwrap_or(u64::MAX),
+        })
+    };
+    let refusal = |refusal| KafkaGrant { refusal: Some(refusal), ..KafkaGrant::default() };
+    control.machine.kafka(granted.unwrap_or_else(refusal))
 }
 
 /// The streams beside the control stream, in the order in which a node opens them.
