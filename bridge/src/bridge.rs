@@ -36,6 +36,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
     let (store, clock) = (IdentityStore::directory(&config.state_dir), Clock::system());
     let enrolled = stop.run_until_cancelled(enroll::identity(&config, &store, &clock)).await;
     let Some(identity) = enrolled.transpose()? else { return Ok(()) };
+    let config = config.enrolled(identity.is_some())?;
     let bridge = config.name.clone().or_else(|| identity.as_ref().map(|identity| identity.node.to_string())).context(
         "this bridge has no name: enroll it (hyperfactory-bridge enroll), or set `name` in the configuration; records \
          carry it, so that several bridges can be told apart",
@@ -55,7 +56,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
     let report = match identity {
         Some(identity) => {
             tracing::info!(node = %identity.node, tenant = %identity.tenant, hub = identity.hub, "reporting to the hub");
-            Some(Report::start(&config, store, identity, log.clone(), Arc::clone(&counters)).await?)
+            Some(Report::start(&config, store, identity, log.clone(), Arc::clone(&counters), routes.passed()).await?)
         }
         None => {
             tracing::info!("not enrolled: reporting to no hub");

@@ -5,11 +5,13 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use node::KafkaStore;
 use serde::Deserialize;
 use settings::{Period, Secret, Size};
 use tracing_subscriber::filter::{LevelFilter, Targets};
 
 use crate::route::{RouteError, Routes};
+use crate::standing::Standing;
 
 /// Where the bridge keeps its state unless told otherwise.
 pub const STATE_DIR: &str = "/var/lib/hyperfactory/bridge";
@@ -99,12 +101,31 @@ pub struct KafkaConfig {
     pub max_rate: Option<Size>,
     /// Largest record with its headers; the brokers have to take it (`max.message.bytes`).
     pub max_record: Size,
-    /// Authority of the brokers' certificates, in PEM; with it the connection is TLS.
+    /// Where the bridge's certificate comes from when no file is named. Default: from the hub, if the bridge is enrolled.
+    pub tls: Option<Tls>,
+    /// Authority of the brokers' certificates, in PEM, in place of the tenant's Kafka roots; with it the connection is TLS.
     pub ca: Option<PathBuf>,
-    /// The bridge's certificate, in PEM. When the file changes, the next connection shows the new one.
+    /// The bridge's certificate, in PEM, in place of one from the hub. When the file changes, the next connection shows the
+    /// new one.
     pub certificate: Option<PathBuf>,
     /// Its key, in PEM.
     pub key: Option<PathBuf>,
+    /// Where the certificate from the hub is, when that is to be used; see [`Config::enrolled`].
+    #[serde(skip)]
+    pub issued: Option<KafkaStore>,
+    /// Where clients of the brokers note what they are told.
+    #[serde(skip)]
+    pub standing: Standing,
+}
+
+/// What the connection to the brokers is protected by.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "kebab-case")]
+pub enum Tls {
+    /// A certificate from the hub.
+    Hub,
+    /// Nothing.
+    Off,
 }
 
 /// A way of compressing.
@@ -181,9 +202,12 @@ impl Default for KafkaConfig {
             linger: Period(Duration::from_millis(5)),
             max_rate: None,
             max_record: Size(1_000_000),
+            tls: None,
             ca: None,
             certificate: None,
             key: None,
+            issued: None,
+            standing: Standing::default(),
         }
     }
 }
@@ -274,6 +298,15 @@ impl Config {
         if self.kafka.certificate.is_some() != self.kafka.key.is_some() {
             return wrong("kafka.certificate", "`kafka.certificate` and `kafka.key` go together");
         }
+        if self.kafka.tls.is_some() && self.kafka.certificate.is_some() {
+            return wrong(
+                "kafka.tls",
+                "it is for a bridge without `kafka.certificate` and `kafka.key`: leave out one or the other",
+            );
+        }
+        if self.kafka.tls == Some(Tls::Off) && self.kafka.ca.is_some() {
+            return wrong("kafka.tls", "`kafka.ca` asks for TLS: leave out one or the other");
+        }
         if self.kafka.certificate.is_some() && self.kafka.ca.is_none() {
             return wrong(
                 "kafka.ca",
@@ -309,6 +342,21 @@ impl Config {
             return missing("route", "there is no [[route]]: nothing to read");
         }
         Ok(())
+    }
+
+    /// As it is for a bridge that is enrolled, or is not: one that is has its Kafka certificate from the hub, unless the
+    /// configuration says otherwise.
+    ///
+    /// # Errors
+    /// When the hub is to give one to a bridge that it does not know.
+    pub fn enrolled(mut self, enrolled: bool) -> Result<Self, ConfigError> {
+        if self.kafka.tls == Some(Tls::Hub) && !enrolled {
+            let why = "the hub gives a certificate to a bridge that is enrolled: run hyperfactory-bridge enroll".into();
+            return Err(ConfigError::Value { key: "kafka.tls", why });
+        }
+        let from_hub = enrolled && self.kafka.certificate.is_none() && self.kafka.tls != Some(Tls::Off);
+        self.kafka.issued = from_hub.then(|| KafkaStore::directory(&self.state_dir));
+        Ok(self)
     }
 
     /// What is logged.
@@ -390,12 +438,27 @@ mod tests {
             ("[kafka]\nkey = '/k'".to_owned(), "go together"),
             ("[kafka]\nkey = '/k'\ncertificate = '/c'".to_owned(), "over TLS only"),
             ("[kafka]\nmax-rate = '10B'".to_owned(), "use 1KiB or more"),
+            ("[kafka]\ntls = 'off'\nca = '/a'".to_owned(), "asks for TLS"),
+            ("[kafka]\ntls = 'hub'\nkey = '/k'\ncertificate = '/c'".to_owned(), "leave out one"),
             ("[kafka]\nbroker = []".to_owned(), "kafka.broker"),
         ] {
             let refused = load(&text).unwrap_err().to_string();
             assert!(refused.contains(expected), "{text}: {refused}");
         }
         assert!(load("").unwrap().complete().unwrap_err().to_string().contains("`mqtt`"));
+    }
+
+    #[test]
+    fn the_certificate_comes_from_the_hub_when_the_bridge_is_enrolled_and_no_file_says_otherwise() {
+        let from_hub = |text: &str, enrolled: bool| {
+            load(text).unwrap().enrolled(enrolled).map(|config| config.kafka.issued.is_some())
+        };
+        assert!(from_hub("", true).unwrap() && !from_hub("", false).unwrap());
+        assert!(from_hub("[kafka]\nca = '/a'", true).unwrap(), "a file for the brokers' authority alone");
+        assert!(!from_hub("[kafka]\nca = '/a'\ncertificate = '/c'\nkey = '/k'", true).unwrap());
+        assert!(!from_hub("[kafka]\ntls = 'off'", true).unwrap());
+        let refused = from_hub("[kafka]\ntls = 'hub'", false).unwrap_err().to_string();
+        assert!(refused.contains("hyperfactory-bridge enroll"), "{refused}");
     }
 
     #[test]

@@ -48,6 +48,7 @@ pub mod action {
     pub const NODE_ENROLLED: &str = "node.enrolled";
     pub const ENROLLMENT_REFUSED: &str = "enrollment.refused";
     pub const CERTIFICATE_ISSUED: &str = "certificate.issued";
+    pub const CERTIFICATE_REFUSED: &str = "certificate.refused";
     pub const CERTIFICATE_RENEWED: &str = "certificate.renewed";
     pub const RENEWAL_REFUSED: &str = "renewal.refused";
     pub const CERTIFICATE_POLICY_CHANGED: &str = "certificate_policy.changed";
@@ -72,6 +73,7 @@ pub mod action {
     pub const ROLLOUT_ENDED: &str = "rollout.ended";
     pub const TAIL_STARTED: &str = "tail.started";
     pub const TAIL_REFUSED: &str = "tail.refused";
+    pub const LOGS_SEARCHED: &str = "logs.searched";
     pub const SESSION_DISPLACED: &str = "session.displaced";
     pub const SESSION_REFUSED: &str = "session.refused";
     pub const API_TOKEN_CREATED: &str = "api_token.created";

@@ -234,6 +234,7 @@ mod tests {
             spool_trouble: None,
             last_sample_seconds: 0.0,
             sampling_trouble: None,
+            kafka: None,
         }
     }
 

@@ -14,7 +14,7 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
-use protocol::message::{SpoolFault, SpoolStatus};
+use protocol::message::{BridgeStatus, SpoolFault, SpoolStatus};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -69,6 +69,8 @@ pub struct Vitals {
     pub counters: Arc<Counters>,
     /// The spool's state.
     pub spool: watch::Receiver<SpoolStatus>,
+    /// How a bridge stands with its brokers; `None` for any other node.
+    pub bridge: Option<watch::Receiver<BridgeStatus>>,
 }
 
 impl Vitals {

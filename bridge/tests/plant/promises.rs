@@ -87,7 +87,7 @@ fn a_full_disk_makes_mqtt_wait_and_loses_nothing() {
     bridge.stop();
     bridge.lose_disk();
     // The log may take more than there is.
-    let disk = SmallDisk::over(bridge.state(), 6 << 10);
+    let disk = SmallDisk::over(bridge.state_dir(), 6 << 10);
     bridge.start_again();
     bridge.subscribed(2);
     let published = Publisher::publish_large(&mosquitto, "machines/a", 8000, 1000);

@@ -140,19 +140,30 @@ impl Bridge {
     }
 
     pub(crate) fn with(mosquitto: &Mosquitto, brokers: &str, routes: &str, more: &str) -> Self {
-        Self::begin("", mosquitto, brokers, routes, more)
+        let mut bridge = Self::prepare(mosquitto, brokers, routes, more);
+        bridge.start_again();
+        bridge
     }
 
     /// One whose connection is configured so.
     pub(crate) fn with_mqtt(mqtt: &str, mosquitto: &Mosquitto, brokers: &str, routes: &str) -> Self {
-        Self::begin(mqtt, mosquitto, brokers, routes, "")
-    }
-
-    fn begin(mqtt: &str, mosquitto: &Mosquitto, brokers: &str, routes: &str, more: &str) -> Self {
-        let mut bridge = Self { folder: tempfile::tempdir().unwrap(), mqtt: mqtt.to_owned(), process: None };
-        bridge.configure(mosquitto, brokers, routes, more);
+        let mut bridge = Self::prepare(mosquitto, brokers, routes, "");
+        bridge.mqtt = mqtt.to_owned();
+        bridge.configure(mosquitto, brokers, routes, "");
         bridge.start_again();
         bridge
+    }
+
+    /// One that is configured, and not started yet.
+    pub(crate) fn prepare(mosquitto: &Mosquitto, brokers: &str, routes: &str, more: &str) -> Self {
+        let bridge = Self { folder: tempfile::tempdir().unwrap(), mqtt: String::new(), process: None };
+        bridge.configure(mosquitto, brokers, routes, more);
+        bridge
+    }
+
+    /// A file of its state.
+    pub(crate) fn state(&self, name: &str) -> String {
+        std::fs::read_to_string(self.state_dir().join(name)).unwrap_or_default()
     }
 
     /// Writes its configuration anew.
@@ -181,7 +192,7 @@ impl Bridge {
     /// Waits until its log on disk has this in it.
     pub(crate) fn stored(&self, text: &str) {
         until("a message on disk", || {
-            let files = std::fs::read_dir(self.state().join("log")).ok()?;
+            let files = std::fs::read_dir(self.state_dir().join("log")).ok()?;
             files
                 .flatten()
                 .filter_map(|file| std::fs::read(file.path()).ok())
@@ -191,7 +202,7 @@ impl Bridge {
 
     /// Its disk is gone, and another is there.
     pub(crate) fn lose_disk(&self) {
-        std::fs::remove_dir_all(self.state()).unwrap();
+        std::fs::remove_dir_all(self.state_dir()).unwrap();
     }
 
     /// How often it said so.
@@ -207,6 +218,11 @@ impl Bridge {
     /// Waits until it says so.
     pub(crate) fn said(&self, what: &str) {
         until(what, || self.log().contains(what).then_some(()));
+    }
+
+    /// Waits until it has said so for the `count`th time.
+    pub(crate) fn said_again(&self, what: &str, count: usize) {
+        until(what, || (self.log().matches(what).count() >= count).then_some(()));
     }
 
     pub(crate) fn ask(&self, arguments: &[&str]) -> (String, bool) {
@@ -238,12 +254,12 @@ impl Bridge {
     fn command(&self) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_hyperfactory-bridge"));
         command.arg("--config").arg(self.folder.path().join("bridge.toml"));
-        command.arg("--state-dir").arg(self.state());
+        command.arg("--state-dir").arg(self.state_dir());
         command
     }
 
     /// Where it keeps its state.
-    pub(crate) fn state(&self) -> PathBuf {
+    pub(crate) fn state_dir(&self) -> PathBuf {
         self.folder.path().join("state")
     }
 

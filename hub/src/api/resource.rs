@@ -3,11 +3,13 @@
 mod alert;
 mod api_token;
 mod audit;
+mod bridge;
 mod command;
 mod coverage;
 mod figures;
 mod history;
 mod join_token;
+mod log;
 mod node;
 mod rollout;
 mod service;
@@ -22,11 +24,13 @@ use utoipa::{PartialSchema, ToSchema};
 pub use alert::Alert;
 pub use api_token::{ApiToken, NewApiToken, Role};
 pub use audit::{AuditEntry, AuditHead};
+pub use bridge::{Bridge, KafkaState, Route};
 pub use command::{Command, CommandDetail, CommandState, Ordered, OrderedCommand};
 pub use coverage::{Coverage, LostRange};
 pub use figures::{Disk, Figures, Used};
 pub use history::{History, Point, Series};
 pub use join_token::{NewToken, Token, TokenState};
+pub use log::KeptLine;
 pub use node::{
     Attention, AttentionLevel, Certificate, Clock, ClockState, Engine, EngineState, Host, Kind, Node, NodeDetail,
     Presence, PresenceState, Reason, Spool,

@@ -4,12 +4,14 @@ pub mod alerts;
 pub mod api_tokens;
 pub mod assets;
 pub mod audit;
+mod bridges;
 pub mod chart;
 mod commands;
 pub mod fleet;
 pub mod format;
 mod history;
 pub mod join;
+mod kept_logs;
 pub mod layout;
 mod live;
 mod logs;
@@ -46,8 +48,10 @@ pub(crate) fn router() -> Router<App> {
         .route("/nodes/{node}/command", get(commands::ask).post(commands::order))
         .route("/nodes/{node}/logs", get(logs::page))
         .route("/nodes/{node}/logs/live", get(logs::live))
+        .route("/nodes/{node}/logs/kept", get(kept_logs::page))
         .route("/commands/{command}", get(commands::show))
         .route("/commands/{command}/cancel", post(commands::cancel))
+        .route("/bridges", get(bridges::list))
         .route("/rollouts", get(rollouts::list).post(rollouts::start))
         .route("/rollouts/new", get(rollouts::new))
         .route("/rollouts/{rollout}", get(rollouts::show))

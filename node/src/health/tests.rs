@@ -31,6 +31,7 @@ impl Probed {
             link: link.subscribe(),
             counters,
             spool: spool.subscribe(),
+            bridge: None,
         };
         let server = Server::bind(ANY_PORT, vitals).await.expect("a free port");
         let (address, tasks, shutdown) =
@@ -162,6 +163,7 @@ async fn a_port_that_is_taken_is_an_error_that_names_the_key_to_change() {
         link: probed.link.subscribe(),
         counters: Arc::default(),
         spool: probed.spool.subscribe(),
+        bridge: None,
     };
     let error = Server::bind(address, vitals).await.err().expect("taken");
     assert!(

@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use super::{ClockReading, HELLO_DEADLINE, SessionError};
 use crate::message::{
-    Acknowledge, CancelCommand, Command, CommandOutcome, CommandOutput, Goodbye, Hello, NodeFacts, OutcomeStored, Pace,
-    Refusal, RefusalCode, RenewalAdvice, Renewed, SpoolRange, StopTail, ToHub, ToNode, Trust, Unsupported,
-    VersionRange, Welcome, to_hub, to_node,
+    Acknowledge, CancelCommand, Command, CommandOutcome, CommandOutput, Goodbye, Hello, KafkaGrant, KafkaNews,
+    NodeFacts, OutcomeStored, Pace, Refusal, RefusalCode, RenewalAdvice, Renewed, Shipping, SpoolRange, StopTail,
+    ToHub, ToNode, Trust, Unsupported, VersionRange, Welcome, to_hub, to_node,
 };
 use crate::tail::Tail;
 use crate::{CommandId, SessionId, TailId, Timestamp, version};
@@ -21,6 +21,8 @@ const MAX_TROUBLE: usize = 300;
 pub struct HubSession {
     state: State,
     versions: VersionRange,
+    /// What the Welcome says of shipped logs.
+    logs: Option<Shipping>,
 }
 
 #[derive(Debug)]
@@ -35,6 +37,8 @@ enum State {
     },
     Running {
         renewing: bool,
+        /// A request for a Kafka certificate waits for its answer.
+        kafka: bool,
     },
     Over,
 }
@@ -50,6 +54,8 @@ pub struct NodeHello {
     pub process: u64,
     /// What the node's spool holds.
     pub spool: SpoolRange,
+    /// What its spool for logs holds; `None`: it ships none.
+    pub logs: Option<SpoolRange>,
     /// SHA-256 of the public keys of the roots the node trusts.
     pub roots: Vec<[u8; 32]>,
 }
@@ -69,6 +75,11 @@ pub enum HubOutput {
         certificate_request: Vec<u8>,
         /// Number of the certificate the node uses.
         sequence: u64,
+    },
+    /// Answer with [`HubSession::kafka`].
+    Kafka {
+        /// PKCS#10, DER.
+        certificate_request: Vec<u8>,
     },
     /// The roots the node trusts now.
     Trusts {
@@ -90,7 +101,7 @@ pub enum HubOutput {
 impl HubSession {
     /// Starts with the accepted control stream.
     pub fn open(versions: VersionRange, now: Timestamp) -> Self {
-        Self { state: State::AwaitingHello { since: now }, versions }
+        Self { state: State::AwaitingHello { since: now }, versions, logs: None }
     }
 
     /// Takes a message of the node.
@@ -130,14 +141,17 @@ impl HubSession {
                 Err(SessionError::Unexpected { found: name(&other), expected: "nothing before the Welcome" })
             }
             (State::Running { .. }, Message::Clock(report)) => Ok(vec![HubOutput::Clock(report.into())]),
-            (State::Running { renewing }, Message::Renew(request)) => {
+            (State::Running { kafka, .. }, Message::Kafka(request)) => {
+                if std::mem::replace(kafka, true) {
+                    let refusal = Some(under_way("a request for a Kafka certificate"));
+                    let answer = KafkaGrant { refusal, ..KafkaGrant::default() };
+                    return Ok(vec![HubOutput::Send(to_node::Message::Kafka(answer).into())]);
+                }
+                Ok(vec![HubOutput::Kafka { certificate_request: request.certificate_request }])
+            }
+            (State::Running { renewing, .. }, Message::Renew(request)) => {
                 if std::mem::replace(renewing, true) {
-                    let refusal = Refusal {
-                        code: RefusalCode::Busy.into(),
-                        message: "a renewal of this session is under way; wait for its answer".into(),
-                        retry_after_ms: 0,
-                    };
-                    let answer = Renewed { refusal: Some(refusal), ..Renewed::default() };
+                    let answer = Renewed { refusal: Some(under_way("a renewal")), ..Renewed::default() };
                     return Ok(vec![HubOutput::Send(to_node::Message::Renewed(answer).into())]);
                 }
                 Ok(vec![HubOutput::Renew {
@@ -157,7 +171,8 @@ impl HubSession {
     fn hello(&mut self, hello: Hello, now: Timestamp) -> Result<Vec<HubOutput>, SessionError> {
         let theirs = hello.versions.ok_or(malformed("it names no protocol versions"))?;
         let spool = hello.spool.ok_or(malformed("it does not say what its spool holds"))?;
-        if spool.first == 0 || spool.first - 1 > spool.last {
+        let is_range = |spool: &SpoolRange| spool.first > 0 && spool.first - 1 <= spool.last;
+        if !is_range(&spool) || !hello.logs.as_ref().is_none_or(is_range) {
             return Err(malformed("its spool's range is none"));
         }
         let Some(version) = version::negotiate(self.versions, theirs) else {
@@ -173,8 +188,14 @@ impl HubSession {
             facts,
             process: hello.process,
             spool,
+            logs: hello.logs,
             roots: hashes(&hello.roots),
         })])
+    }
+
+    /// Says in the Welcome that the logs the node told of are taken, and how far they are stored.
+    pub fn take_logs(&mut self, stored: Option<Acknowledge>) {
+        self.logs = Some(Shipping { stored });
     }
 
     /// Lets the node in; `None` unless a Hello waits for its answer. `stored` is [`crate::delivery::Inbox::position`];
@@ -188,7 +209,7 @@ impl HubSession {
         now: Timestamp,
     ) -> Option<ToNode> {
         let State::Deciding { version, received_at } = self.state else { return None };
-        self.state = State::Running { renewing: false };
+        self.state = State::Running { renewing: false, kafka: false };
         let welcome = Welcome {
             version,
             session_id: session.to_bytes().to_vec(),
@@ -197,6 +218,7 @@ impl HubSession {
             stored,
             hub_version: hub_version.into(),
             renew_at_ms: renew_at.map_or(0, Timestamp::millis),
+            logs: self.logs.take(),
         };
         Some(to_node::Message::Welcome(welcome).into())
     }
@@ -209,10 +231,23 @@ impl HubSession {
 
     /// The answer to a renewal.
     pub fn renewed(&mut self, renewed: Renewed) -> ToNode {
-        if let State::Running { renewing } = &mut self.state {
+        if let State::Running { renewing, .. } = &mut self.state {
             *renewing = false;
         }
         to_node::Message::Renewed(renewed).into()
+    }
+
+    /// The answer to a request for a Kafka certificate.
+    pub fn kafka(&mut self, grant: KafkaGrant) -> ToNode {
+        if let State::Running { kafka, .. } = &mut self.state {
+            *kafka = false;
+        }
+        to_node::Message::Kafka(grant).into()
+    }
+
+    /// Has a bridge ask how its Kafka certificate stands, and why; `None` unless the session is running.
+    pub fn kafka_news(&self, reason: &str) -> Option<ToNode> {
+        self.is_running().then(|| to_node::Message::KafkaNews(KafkaNews { reason: reason.into() }).into())
     }
 
     /// Makes the node send every sample at once for a while; `None` unless the session is running.
@@ -318,6 +353,14 @@ fn version_refusal(ours: VersionRange, theirs: VersionRange) -> Refusal {
     }
 }
 
+fn under_way(what: &str) -> Refusal {
+    Refusal {
+        code: RefusalCode::Busy.into(),
+        message: format!("{what} of this session is under way; wait for its answer"),
+        retry_after_ms: 0,
+    }
+}
+
 fn malformed(fault: &'static str) -> SessionError {
     SessionError::Malformed { message: "Hello", fault }
 }
@@ -333,5 +376,6 @@ fn name(message: &to_hub::Message) -> &'static str {
         Message::Goodbye(_) => "Goodbye",
         Message::Trust(_) => "TrustReport",
         Message::Output(_) => "CommandOutput",
+        Message::Kafka(_) => "KafkaRequest",
     }
 }

@@ -121,7 +121,38 @@ fn messages() -> Vec<(&'static str, Vec<u8>)> {
                 sent_at_ms: 1_790_000_000_001,
                 spool: Some(SpoolRange { epoch: 1, first: 2, last: 3 }),
                 roots: vec![],
+                logs: None,
             }),
+        ),
+        to_hub(
+            "to-hub-hello-logs",
+            to_hub::Message::Hello(Hello {
+                spool: Some(SpoolRange { epoch: 1, first: 2, last: 3 }),
+                logs: Some(SpoolRange { epoch: 4, first: 5, last: 6 }),
+                ..Hello::default()
+            }),
+        ),
+        to_node(
+            "to-node-welcome-logs",
+            to_node::Message::Welcome(Welcome { logs: Some(Shipping { stored: Some(stored) }), ..Welcome::default() }),
+        ),
+        bytes(
+            "log-batch",
+            LogBatch {
+                sources: vec![LogSource { stack: "shop".into(), service: "web".into(), number: 2 }],
+                lines: vec![
+                    LogLine {
+                        source: 0,
+                        at_ns: 1_790_000_000_001_000_002,
+                        error: true,
+                        text: b"no pressure".to_vec(),
+                        cut: 7,
+                        dropped: 0,
+                        until_ns: 0,
+                    },
+                    LogLine { dropped: 300, until_ns: 1_790_000_000_001_000_003, ..LogLine::default() },
+                ],
+            },
         ),
         to_hub("to-hub-clock", to_hub::Message::Clock(clock)),
         to_hub(
@@ -157,6 +188,7 @@ fn messages() -> Vec<(&'static str, Vec<u8>)> {
                 stored: Some(stored),
                 hub_version: "0.1.0".into(),
                 renew_at_ms: 1_790_000_600_000,
+                logs: None,
             }),
         ),
         to_node("to-node-refusal", to_node::Message::Refusal(refusal.clone())),
@@ -226,7 +258,7 @@ fn messages() -> Vec<(&'static str, Vec<u8>)> {
                 links: vec![vec![4]],
             }),
         ),
-        recover("recover-refusal", recover_reply::Reply::Refusal(refusal)),
+        recover("recover-refusal", recover_reply::Reply::Refusal(refusal.clone())),
         bytes("acknowledge", stored),
         bytes("batch-body", body(clock)),
         to_hub(
@@ -282,6 +314,31 @@ fn messages() -> Vec<(&'static str, Vec<u8>)> {
             }),
         ),
         to_node("to-node-stop-tail", to_node::Message::StopTail(StopTail { tail_id: vec![3; 16] })),
+        to_hub("to-hub-kafka", to_hub::Message::Kafka(KafkaRequest { certificate_request: vec![4] })),
+        to_node(
+            "to-node-kafka",
+            to_node::Message::Kafka(KafkaGrant {
+                certificate: vec![1],
+                roots: vec![vec![2], vec![3]],
+                renew_at_ms: 1_790_000_000_005,
+                refusal: None,
+            }),
+        ),
+        to_node(
+            "to-node-kafka-refused",
+            to_node::Message::Kafka(KafkaGrant { refusal: Some(refusal), ..KafkaGrant::default() }),
+        ),
+        to_node("to-node-kafka-news", to_node::Message::KafkaNews(KafkaNews { reason: "rotation".into() })),
+        bytes(
+            "bridge-status",
+            BridgeStatus {
+                kafka: KafkaState::Refused.into(),
+                message: "revoked".into(),
+                certificate_not_after_ms: 1_790_000_000_005,
+                certificate_trouble: "busy".into(),
+                routes: vec![RouteStatus { from: "a/#".into(), to: "a".into(), last_ms: 1_790_000_000_006 }],
+            },
+        ),
         bytes(
             "tail-upload-lines",
             TailUpload {
@@ -358,6 +415,7 @@ fn body(clock: ClockReport) -> BatchBody {
                 fault: SpoolFault::DiskFull.into(),
                 message: "free some space".into(),
             }),
+            bridge: None,
         }),
     }
 }
