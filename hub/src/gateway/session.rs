@@ -28,7 +28,7 @@ use crate::telemetry::state::Ended;
 /// of them in a second.
 const UPLOADS: Rate = Rate(500.0);
 /// Questions of one session about its Kafka certificate: one at its start, and a few when something has changed.
-const KAFKA: Rate = Rate(2.0);
+const KAFKA: Rate = Rate(3.0);
 /// After a restart of the hub, or trouble with its database, nodes come back spread over this long.
 const COME_BACK_WITHIN: Duration = Duration::from_secs(3);
 /// How long a node may take to acknowledge that the hub says goodbye.
@@ -316,9 +316,9 @@ async fn attend(
                         renewed.unwrap_or_else(|refusal| Renewed { refusal: Some(refusal), ..Renewed::default() }),
                     )
                 }
-                HubOutput::Kafka { certificate_request } => {
+                HubOutput::Kafka { certificate_request, in_use } => {
                     let wait = kafka.spend(1, Instant::now());
-                    Box::pin(certify_for_kafka(gateway, identity, control, &certificate_request, wait)).await
+                    Box::pin(certify_for_kafka(gateway, identity, control, (&certificate_request, in_use), wait)).await
                 }
                 HubOutput::Trusts { roots, trouble } => {
                     Box::pin(trusting(gateway, identity, &roots, &trouble)).await;
@@ -357,11 +357,11 @@ async fn certify_for_kafka(
     gateway: &Gateway,
     identity: &NodeIdentity,
     control: &mut Control,
-    request: &[u8],
+    (request, in_use): (&[u8], bool),
     wait: Duration,
 ) -> ToNode {
     let granted = if wait.is_zero() {
-        gateway.enrollment.kafka(identity, request, now()).await
+        gateway.enrollment.kafka(identity, request, in_use, now()).await
     } else {
         Err(Refusal {
             code: RefusalCode::Busy.into(),
