@@ -1,7 +1,7 @@
 //! The running agent: builds its parts, runs them, and drains within a deadline.
 
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,6 +14,7 @@ use protocol::NodeId;
 use protocol::command::Order;
 use protocol::message::NodeFacts;
 use serde::{Deserialize, Serialize};
+use settings::Size;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -30,6 +31,7 @@ use crate::host;
 use crate::recent::Recent;
 use crate::sample::Sampler;
 use crate::service;
+use crate::shipper::Shipper;
 use crate::tail::Tailer;
 
 /// Name and version of this program.
@@ -83,7 +85,11 @@ pub async fn run(config: Config, recent: Recent, stop: CancellationToken) -> Res
         "starting {SOFTWARE}"
     );
 
-    let backlog = backlog(&config)?;
+    let backlog = backlog(config.state_dir.join("spool"), config.spool_size)?;
+    let logs = match config.logs.is_on() {
+        true => Some(self::backlog(config.state_dir.join("logs"), config.logs.spool_size)?),
+        false => None,
+    };
     let recorder = Recorder::new(backlog.clone(), config.samples_per_batch);
     let endpoint = Endpoint::client().context("the agent can't open a UDP socket")?;
 
@@ -97,6 +103,14 @@ pub async fn run(config: Config, recent: Recent, stop: CancellationToken) -> Res
     sources.spawn(follower.run(sources_stop.clone()));
     sources.spawn(sampler.run(sources_stop.clone()));
     let _ = tokio::time::timeout(ENGINE, followed.wait_for(|followed| followed.settled)).await;
+
+    if let Some(logs) = &logs {
+        let file = config.state_dir.join("logs.json");
+        let (engine, followed) = (address.clone(), followed.clone());
+        let shipper = Shipper::open(config.logs.clone(), engine, followed, logs.clone(), file)?;
+        tracing::info!(services = config.logs.services.join(", "), "logs are shipped");
+        sources.spawn(shipper.run(sources_stop.clone()));
+    }
 
     let links = TaskTracker::new();
     let link_stop = CancellationToken::new();
@@ -123,6 +137,7 @@ pub async fn run(config: Config, recent: Recent, stop: CancellationToken) -> Res
         commands: Some(commands),
         tails: Some(tailer.source()),
         kafka: None,
+        logs,
         renew,
         clock,
     };
@@ -228,13 +243,13 @@ async fn identity(
     }
 }
 
-/// The spool in the state directory.
-fn backlog(config: &Config) -> Result<Backlog, Failure> {
-    let (backlog, recovery) = Backlog::open(Options::new(config.state_dir.join("spool"), config.spool_size.0))?;
+/// A spool in the state directory.
+fn backlog(directory: PathBuf, size: Size) -> Result<Backlog, Failure> {
+    let (backlog, recovery) = Backlog::open(Options::new(&directory, size.bytes()))?;
     if recovery.is_clean() {
-        tracing::debug!("spool: {recovery}");
+        tracing::debug!(directory = %directory.display(), "spool: {recovery}");
     } else {
-        tracing::warn!("spool: {recovery}");
+        tracing::warn!(directory = %directory.display(), "spool: {recovery}");
     }
     Ok(backlog)
 }

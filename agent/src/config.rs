@@ -8,8 +8,10 @@ use serde::Deserialize;
 use settings::{Period, Secret, Size};
 use tracing_subscriber::filter::{LevelFilter, Targets};
 
+use crate::container::is_name;
 use crate::engine::{self, Address};
-use crate::policy::Policy;
+use crate::policy::{ALL, Policy};
+use crate::shipper::Rate;
 
 /// Where the agent keeps its state unless told otherwise.
 pub const STATE_DIR: &str = "/var/lib/hyperfactory/agent";
@@ -41,6 +43,73 @@ pub struct Config {
     pub log: String,
     /// Which commands of the hub are carried out.
     pub commands: Policy,
+    /// Which services' logs are shipped.
+    pub logs: Logs,
+}
+
+/// The table `[logs]`: services whose logs are sent to the hub and kept there. None, unless somebody chooses them.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Logs {
+    /// Compose projects, or services as `project/service`; `*`: all.
+    pub services: Vec<String>,
+    /// Lines of one container that are shipped a second; what is more is left out, and counted.
+    pub lines_per_second: u32,
+    /// Bytes of one container that are shipped a second.
+    pub bytes_per_second: Size,
+    /// Most bytes of lines kept on disk, compressed, while the hub can't be reached.
+    pub spool_size: Size,
+}
+
+impl Default for Logs {
+    fn default() -> Self {
+        Self {
+            services: Vec::new(),
+            lines_per_second: 500,
+            bytes_per_second: Size(128 << 10),
+            spool_size: Size::mebibytes(64),
+        }
+    }
+}
+
+impl Logs {
+    /// Whether anything is shipped.
+    pub fn is_on(&self) -> bool {
+        !self.services.is_empty()
+    }
+
+    /// Whether a service's log is shipped.
+    pub(crate) fn chooses(&self, stack: &str, service: &str) -> bool {
+        self.services.iter().any(|chosen| match chosen.split_once('/') {
+            Some(chosen) => chosen == (stack, service),
+            None => chosen == ALL || chosen == stack,
+        })
+    }
+
+    pub(crate) fn rate(&self) -> Rate {
+        Rate { lines: self.lines_per_second, bytes: self.bytes_per_second.bytes() }
+    }
+
+    fn checked(&self) -> Result<(), ConfigError> {
+        let wrong = |key, why: String| Err(ConfigError::Value { key, why });
+        for chosen in &self.services {
+            let (stack, service) = chosen.split_once('/').unwrap_or((chosen, "x"));
+            if chosen != ALL && !(is_name(stack) && is_name(service)) {
+                let why = format!("{chosen:?} is no service: use *, a Compose project, or project/service");
+                return wrong("logs.services", why);
+            }
+        }
+        if self.lines_per_second == 0 {
+            return wrong("logs.lines-per-second", "use 1 or more; without services nothing is shipped".into());
+        }
+        if self.bytes_per_second < Size(1 << 10) {
+            return wrong("logs.bytes-per-second", "use 1KiB or more".into());
+        }
+        if self.spool_size < Size::mebibytes(1) {
+            return wrong("logs.spool-size", "use 1MiB or more".into());
+        }
+        Ok(())
+    }
 }
 
 impl Default for Config {
@@ -56,6 +125,7 @@ impl Default for Config {
             token: None,
             log: "info".into(),
             commands: Policy::default(),
+            logs: Logs::default(),
         }
     }
 }
@@ -110,6 +180,7 @@ impl Config {
             );
         }
         self.commands.checked()?;
+        self.logs.checked()?;
         self.engine(None)?;
         Ok(self)
     }
@@ -170,11 +241,24 @@ mod tests {
             ("HYPERFACTORY_AGENT_SPOOL_SIZE", "1KiB", "`spool-size` is not usable: use 1MiB or more"),
             ("HYPERFACTORY_AGENT_LOG", "loud", "`log` is not usable"),
             ("HYPERFACTORY_AGENT_DOCKER_HOST", "https://host", "`docker-host` is not usable"),
+            ("HYPERFACTORY_AGENT_LOGS_SERVICES", "shop/", "`logs.services` is not usable: \"shop/\" is no service"),
+            ("HYPERFACTORY_AGENT_LOGS_LINES_PER_SECOND", "0", "`logs.lines-per-second` is not usable"),
+            ("HYPERFACTORY_AGENT_LOGS_SPOOL_SIZE", "1KiB", "`logs.spool-size` is not usable: use 1MiB or more"),
             ("HYPERFACTORY_AGENT_INTERVALL", "10s", "HYPERFACTORY_AGENT_INTERVAL"),
         ] {
             let refused = load(&[(variable, value)]).unwrap_err().to_string();
             assert!(refused.contains(expected), "{variable}={value}: {refused}");
         }
+    }
+
+    #[test]
+    fn logs_are_shipped_of_what_is_chosen_and_of_nothing_else() {
+        assert!(!load(&[]).unwrap().logs.is_on());
+        let chosen = |services: &str| load(&[("HYPERFACTORY_AGENT_LOGS_SERVICES", services)]).unwrap().logs;
+        let logs = chosen("shop,press/plc");
+        assert!(logs.is_on() && logs.chooses("shop", "web") && logs.chooses("press", "plc"));
+        assert!(!logs.chooses("press", "web") && !logs.chooses("shopping", "web"));
+        assert!(chosen("*").chooses("any", "thing"));
     }
 
     #[test]

@@ -81,7 +81,7 @@ impl From<&Key> for ServiceKey {
 }
 
 /// Anybody may set labels: a name with a slash could pass for another service.
-fn is_name(name: &str) -> bool {
+pub(crate) fn is_name(name: &str) -> bool {
     !name.is_empty()
         && name.len() <= NAME_LIMIT
         && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.'))

@@ -12,7 +12,7 @@ use serde::Deserialize;
 use crate::config::ConfigError;
 
 /// Stands for every Compose project.
-const ALL: &str = "*";
+pub(crate) const ALL: &str = "*";
 /// How far this machine's clock may be off when it judges until when a signature counts.
 const LEEWAY: Duration = Duration::from_secs(86_400);
 

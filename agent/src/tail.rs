@@ -2,8 +2,6 @@
 //!
 //! Whatever a service writes, this holds one line of it at a time: what is more than a tail may take is counted and let go.
 
-mod entry;
-
 use std::collections::BTreeMap;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -16,7 +14,6 @@ use bollard::query_parameters::{InspectContainerOptions, LogsOptions};
 use futures_util::stream::{SelectAll, select_all};
 use futures_util::{Stream, StreamExt, stream};
 use node::tails::{Lines, Source};
-use protocol::Timestamp;
 use protocol::message::TailEndReason;
 use protocol::tail::Tail;
 use regex::bytes::{Regex, RegexBuilder};
@@ -27,7 +24,7 @@ use crate::command::service::{self, ANSWER, Container};
 use crate::config::Config;
 use crate::docker::Followed;
 use crate::engine::Address;
-use entry::{Entry, Moment};
+use crate::entry::{Entry, Moment};
 
 /// Most bytes that an expression may take once compiled, and most that its search may remember.
 const GREP_SIZE: usize = 256 * 1024;
@@ -241,9 +238,4 @@ fn failed(message: impl ToString) -> End {
 /// Seconds as the engine's client takes them, until 2038.
 fn whole(seconds: i64) -> i32 {
     i32::try_from(seconds).unwrap_or(i32::MAX)
-}
-
-/// When it was written, for the hub.
-fn shown(at: Moment) -> i64 {
-    crate::container::time(at.as_str()).map_or(0, Timestamp::millis)
 }

@@ -92,6 +92,7 @@ async fn alone(config: &Config) -> anyhow::Result<Result<String, String>> {
         commands: None,
         tails: None,
         kafka: Some(kafka.clone()),
+        logs: None,
         renew: Arc::<Notify>::default(),
         clock: Clock::system(),
     };

@@ -80,6 +80,7 @@ impl Report {
             commands: None,
             tails: None,
             kafka,
+            logs: None,
             renew: Arc::<Notify>::default(),
             clock: clock.clone(),
         };

@@ -52,7 +52,7 @@ enum Verb {
     /// Services on nodes: start, stop, restart, logs.
     #[command(subcommand)]
     Service(command::command::Service),
-    /// Reads a service's log as it is written.
+    /// Reads a service's log as it is written, or searches those that are kept.
     Logs(command::logs::Logs),
     /// Commands: what nodes are to do, and what came of it.
     #[command(subcommand)]

@@ -276,7 +276,7 @@
     $("#logs-since").addEventListener("change", read);
     document.addEventListener("keydown", event => {
       if (event.ctrlKey || event.metaKey || event.altKey || event.target.matches?.("input, select, textarea")) return;
-      const does = { "/": () => { $("#logs-grep").focus(); $("#logs-grep").select(); }, p: hold, End: end, c: () => { list.replaceChildren(); }, PageUp: () => { list.focus(); list.scrollBy(0, -list.clientHeight * 0.9); }, PageDown: () => list.scrollBy(0, list.clientHeight * 0.9) }[event.key];
+      const does = { "/": () => { $("#logs-grep").focus(); $("#logs-grep").select(); }, s: () => $("#kept-text").focus(), p: hold, End: end, c: () => { list.replaceChildren(); }, PageUp: () => { list.focus(); list.scrollBy(0, -list.clientHeight * 0.9); }, PageDown: () => list.scrollBy(0, list.clientHeight * 0.9) }[event.key];
       if (does) { event.preventDefault(); does(); }
     });
     addEventListener("pagehide", () => source?.close());
@@ -289,7 +289,7 @@
     const typing = event.target.matches?.("input, select, textarea");
     if (event.key === "Escape" && typing) return event.target.blur();
     if (typing) return;
-    if (event.key === "/") { const box = $("[data-filter] input[type=search]"); if (box) { event.preventDefault(); box.focus(); box.select(); } }
+    if (event.key === "/") { const box = $("[data-filter] input[type=search], [data-search] input[type=search]"); if (box) { event.preventDefault(); box.focus(); box.select(); } }
     if (event.key === "j" || event.key === "k") {
       const links = $$("#rows th a");
       const at = links.indexOf(document.activeElement), next = event.key === "j" ? at + 1 : at < 0 ? links.length - 1 : at - 1;

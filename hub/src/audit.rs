@@ -73,6 +73,7 @@ pub mod action {
     pub const ROLLOUT_ENDED: &str = "rollout.ended";
     pub const TAIL_STARTED: &str = "tail.started";
     pub const TAIL_REFUSED: &str = "tail.refused";
+    pub const LOGS_SEARCHED: &str = "logs.searched";
     pub const SESSION_DISPLACED: &str = "session.displaced";
     pub const SESSION_REFUSED: &str = "session.refused";
     pub const API_TOKEN_CREATED: &str = "api_token.created";

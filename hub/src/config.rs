@@ -7,13 +7,14 @@ use std::time::Duration;
 use axum::http::Uri;
 use pki::{Passphrase, WebName};
 use serde::Deserialize;
-use settings::{Period, Secret, SettingsError};
+use settings::{Period, Secret, SettingsError, Size};
 use zeroize::Zeroizing;
 
 use crate::alerts;
 use crate::enrollment::RecoveryBounds;
 use crate::gateway::Admission;
 use crate::keys::Master;
+use crate::logs::Endpoint;
 use crate::web::Pair;
 
 /// Where the hub keeps its state unless told otherwise.
@@ -54,6 +55,16 @@ pub struct Config {
     pub recovery_window: Period,
     /// How long telemetry is kept.
     pub retention: Period,
+    /// How long lines of shipped logs are kept.
+    pub logs_retention: Period,
+    /// Most bytes of each tenant's lines that are kept; beyond it the oldest go.
+    pub logs_size: Size,
+    /// Address of a Loki, without a path, to which shipped lines are pushed on.
+    pub loki_url: Option<Secret>,
+    /// File with the bearer token that it takes; read at each push.
+    pub loki_token_file: Option<PathBuf>,
+    /// The tenant there: its header X-Scope-OrgID.
+    pub loki_tenant: Option<String>,
     /// File to which heads of the audit log are added, a line each: best on a disk that this machine can't rewrite.
     pub audit_heads_file: Option<PathBuf>,
     /// HTTP address to which heads of the audit log are posted.
@@ -120,6 +131,11 @@ impl Default for Config {
             master_command: None,
             recovery_window: Period(RecoveryBounds::default().window),
             retention: Period(Duration::from_secs(7 * 86_400)),
+            logs_retention: Period(Duration::from_secs(7 * 86_400)),
+            logs_size: Size::mebibytes(1024),
+            loki_url: None,
+            loki_token_file: None,
+            loki_tenant: None,
             audit_heads_file: None,
             audit_heads_webhook: None,
             audit_heads_every: Period(Duration::from_secs(3600)),
@@ -132,6 +148,20 @@ impl Default for Config {
 }
 
 impl Config {
+    /// Where shipped lines are pushed on to, if anywhere.
+    ///
+    /// # Errors
+    /// When there is more said of it than where it is.
+    pub(crate) fn loki(&self) -> Result<Option<Endpoint>, SettingsError> {
+        let (token_file, tenant) = (self.loki_token_file.clone(), self.loki_tenant.clone());
+        match &self.loki_url {
+            Some(url) => Ok(Some(Endpoint { url: url.clone(), token_file, tenant })),
+            None if token_file.is_some() => Err(invalid("loki-token-file", "it is for `loki-url`: set that too")),
+            None if tenant.is_some() => Err(invalid("loki-tenant", "it is for `loki-url`: set that too")),
+            None => Ok(None),
+        }
+    }
+
     /// Reads file and environment; `state_dir` is what `--state-dir` said and wins over both.
     ///
     /// # Errors
@@ -151,6 +181,7 @@ impl Config {
             config.state_dir = state_dir;
         }
         config.encryption()?;
+        config.loki()?;
         Ok(config)
     }
 

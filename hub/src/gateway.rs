@@ -14,6 +14,7 @@ use store::Database;
 
 use crate::commands::Commands;
 use crate::enrollment::Enrollment;
+use crate::logs;
 use crate::metrics::Metrics;
 use crate::tails::Tails;
 use crate::telemetry::ingest::Ingest;
@@ -41,6 +42,8 @@ pub struct Gateway {
     pub tails: Tails,
     /// Where telemetry goes.
     pub ingest: Ingest,
+    /// Where shipped logs go.
+    pub logs: logs::Ingest,
     /// Live sessions.
     pub registry: Arc<Registry>,
     /// What is counted.

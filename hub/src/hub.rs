@@ -31,6 +31,7 @@ use crate::config::{Config, Encryption};
 use crate::enrollment::{self, Enrollment};
 use crate::gateway::{self, Gateway};
 use crate::keys::Keys;
+use crate::logs;
 use crate::metrics::Metrics;
 use crate::revocation_lists::RevocationLists;
 use crate::rollouts::Rollouts;
@@ -220,6 +221,8 @@ impl Hub {
         let (ingest, committing) =
             Ingest::start(database.clone(), fleet.clone(), Limits::default(), stop_storing.clone()).await?;
         storing.spawn(committing);
+        let (kept, keeping) = logs::Ingest::start(database.clone(), Arc::clone(&metrics), stop_storing.clone()).await?;
+        storing.spawn(keeping);
         storing.spawn(fleet.clone().keep(database.clone(), now, stop_storing.clone()));
         let (alerts, judging) = Alerts::start(
             database.clone(),
@@ -244,6 +247,12 @@ impl Hub {
         let publisher = Publisher::new(database.clone(), Arc::clone(&metrics), file, webhook, every);
         storing.spawn(publisher.keep(now, stop_storing.clone()));
         storing.spawn(Upkeep::new(database.clone(), config.retention.get()).keep(now, stop_storing.clone()));
+        let bounds = logs::Bounds { retention: config.logs_retention.get(), bytes: config.logs_size.bytes() };
+        if let Some(endpoint) = config.loki()? {
+            let pusher = logs::Pusher::new(database.clone(), Arc::clone(&metrics), endpoint)?;
+            storing.spawn(pusher.keep(stop_storing.clone()));
+        }
+        storing.spawn(logs::Upkeep::new(database.clone(), bounds).keep(now, stop_storing.clone()));
 
         let shown_http = https.as_ref().map(|https| https.shown().current());
         let http = web::base_url(config, listener.local_addr()?, shown_http.as_deref())?;
@@ -264,6 +273,7 @@ impl Hub {
             commands: commands.clone(),
             tails: tails.clone(),
             ingest,
+            logs: kept,
             registry,
             metrics,
         });

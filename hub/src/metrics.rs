@@ -36,6 +36,16 @@ pub struct Metrics {
     /// Times a head of the audit log could not be published.
     pub audit_publish_failures: IntCounter,
     audit_published: IntGaugeVec,
+    /// Log lines that were shipped and stored.
+    pub log_lines: IntCounter,
+    /// Log lines that nodes left out because they were too many.
+    pub log_lines_dropped: IntCounter,
+    /// Log lines that were pushed on to a Loki.
+    pub loki_pushed: IntCounter,
+    /// Log lines that it refused, and that are left out there.
+    pub loki_refused: IntCounter,
+    /// Pushes that failed, and were made again.
+    pub loki_failures: IntCounter,
     /// How long certificates still last.
     pub expiry: Expiry,
     /// Rotations under way.
@@ -72,6 +82,20 @@ impl Metrics {
                 "Times a head of the audit log could not be published to its file or webhook.",
             )?,
             audit_published,
+            log_lines: counter("hyperfactory_hub_log_lines_total", "Log lines that were shipped and stored.")?,
+            log_lines_dropped: counter(
+                "hyperfactory_hub_log_lines_dropped_total",
+                "Log lines that nodes left out because a container wrote too many.",
+            )?,
+            loki_pushed: counter("hyperfactory_hub_loki_lines_total", "Log lines that loki-url has taken.")?,
+            loki_refused: counter(
+                "hyperfactory_hub_loki_lines_refused_total",
+                "Log lines that loki-url refused and that are left out there.",
+            )?,
+            loki_failures: counter(
+                "hyperfactory_hub_loki_failures_total",
+                "Pushes to loki-url that failed and were made again.",
+            )?,
             expiry: Expiry::new(&registry)?,
             rotations: Gauges::new(&registry)?,
             handshakes: counter("hyperfactory_hub_handshakes_total", "QUIC handshakes that ended well.")?,

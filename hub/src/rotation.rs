@@ -140,6 +140,15 @@ pub enum RotationError {
         /// How it ended.
         phase: Phase,
     },
+    /// The root is kept offline, and has not signed yet.
+    #[error(
+        "rotation {id} waits for the fleet root, which is kept offline: take `hyperfactory-hub ca root requests` to it, have \
+         them signed and import the answers; then go on"
+    )]
+    Unsigned {
+        /// Its number.
+        id: i64,
+    },
     /// Somebody is not ready.
     #[error("{}", missing(gate))]
     NotReady {
@@ -315,6 +324,9 @@ impl Rotations {
         let Some(gate) = gate::look(&mut transaction, &rotation, wish.direction, now).await? else {
             return Err(RotationError::Over { id, phase: rotation.phase });
         };
+        if gate.unsigned {
+            return Err(RotationError::Unsigned { id });
+        }
         if gate.missing.len() > wish.leave {
             return Err(RotationError::NotReady { gate: Box::new(gate) });
         }

@@ -36,6 +36,7 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
 }
 
 /// An insert of many rows.
+#[derive(Clone, Copy)]
 pub(crate) struct Insert {
     /// Table and columns.
     pub(crate) into: &'static str,

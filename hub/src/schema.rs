@@ -1,10 +1,14 @@
 //! The hub's tables, step by step. Everything belongs to a tenant; secrets stand here only as hashes.
 
+mod logs;
+
 use store::Migration;
 
 /// All steps, oldest first. A released step is never altered.
-pub const MIGRATIONS: &[Migration] =
-    &[Migration { version: 1, name: "tenants, trust, telemetry, alerts, commands, audit, access", sql: FIRST }];
+pub const MIGRATIONS: &[Migration] = &[
+    Migration { version: 1, name: "tenants, trust, telemetry, alerts, commands, audit, access", sql: FIRST },
+    Migration { version: 2, name: "kept logs", sql: logs::LOGS },
+];
 
 /// Times are milliseconds since the Unix epoch, ids are UUIDs in hyphenated text, a spool epoch is the 64 bits of
 /// the wire read as a signed number. A row that is a tenant's has its id in the column `tenant`, by which PostgreSQL

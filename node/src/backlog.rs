@@ -7,6 +7,8 @@ use protocol::{Sequence, SpoolEpoch, frame};
 use spool::{FaultKind, Reader, Spool};
 use tokio::sync::watch;
 
+use crate::file::FileError;
+
 pub use spool::{Options, Recovery, SpoolError};
 
 /// A node's backlog; clones share it. Files are read and written off the runtime's thread.
@@ -80,9 +82,41 @@ impl Backlog {
         self.0.status.subscribe()
     }
 
-    /// Longest body it takes.
-    pub(crate) fn max_body(&self) -> usize {
+    /// Longest body it takes, in bytes.
+    pub fn max_body(&self) -> usize {
         self.0.store.lock().unwrap_or_else(PoisonError::into_inner).max_body()
+    }
+
+    /// The life of its numbers, and the last number that is durable.
+    pub fn newest(&self) -> (SpoolEpoch, Sequence) {
+        let Known { epoch, last, .. } = *self.0.known.borrow();
+        (epoch, last)
+    }
+
+    /// Takes a batch that decodes alone, and makes it durable. `first` is told the number it gets before it has it; when
+    /// that fails, the batch is not taken. When the disk refuses the batch, it waits in memory: [`Self::settle`] tries again.
+    ///
+    /// # Errors
+    /// [`BacklogError::Before`] when `first` failed; otherwise when the disk refuses.
+    pub async fn store(
+        &self,
+        body: Vec<u8>,
+        first: impl FnOnce(SpoolEpoch, Sequence) -> Result<(), FileError> + Send + 'static,
+    ) -> Result<(), BacklogError> {
+        self.with(move |store| {
+            first(SpoolEpoch(store.spool.epoch()), Sequence(store.spool.last()).next())?;
+            store.append(&body, true)?;
+            Ok(store.sync()?)
+        })
+        .await?
+    }
+
+    /// Makes durable what waits in memory.
+    ///
+    /// # Errors
+    /// When the disk still refuses.
+    pub async fn settle(&self) -> Result<(), BacklogError> {
+        self.with(|store| Ok(store.sync()?)).await?
     }
 
     /// The numbers it holds, as Hello tells them.
@@ -250,10 +284,13 @@ impl Entry {
 
 /// A backlog that could not be read or written.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum BacklogError {
+pub enum BacklogError {
     /// The spool failed.
     #[error(transparent)]
     Spool(#[from] SpoolError),
+    /// What had to be written before failed.
+    #[error(transparent)]
+    Before(#[from] FileError),
     /// The process is going down.
     #[error("the process is shutting down")]
     Stopped,

@@ -6,7 +6,10 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, chown};
 use std::path::{Path, PathBuf};
 
 /// Reads a file of at most `limit` bytes; `None` when there is none.
-pub(crate) fn read(path: &Path, limit: u64) -> Result<Option<Vec<u8>>, FileError> {
+///
+/// # Errors
+/// [`FileError`], which says what to do.
+pub fn read(path: &Path, limit: u64) -> Result<Option<Vec<u8>>, FileError> {
     let failed = |source| FileError::Read { path: path.to_owned(), source };
     let file = match File::open(path) {
         Ok(file) => file,
@@ -23,7 +26,10 @@ pub(crate) fn read(path: &Path, limit: u64) -> Result<Option<Vec<u8>>, FileError
 
 /// Replaces `path` with `bytes`, readable by the owner alone. On return the new file survives a power cut; on an
 /// error, or a crash, the old one is whole.
-pub(crate) fn replace(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
+///
+/// # Errors
+/// [`FileError`], which says what to do.
+pub fn replace(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
     let failed = |source| FileError::Write { path: path.to_owned(), source };
     let directory = path.parent().unwrap_or(Path::new("."));
     create_directory(directory)?;

@@ -5,7 +5,7 @@ pub mod check;
 pub mod clock;
 pub mod commands;
 pub mod enroll;
-mod file;
+pub mod file;
 pub mod health;
 pub mod identity;
 pub mod kafka;

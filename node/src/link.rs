@@ -1,11 +1,13 @@
 //! The node's connection to its hub: dials, holds the session, renews the certificate, and comes back.
 
+mod delivery;
 mod dial;
 mod kafka;
 mod logs;
 mod recovery;
 mod renewal;
 mod session;
+mod shipment;
 mod status;
 mod trust;
 mod upload;
@@ -23,6 +25,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use transport::{Backoff, ConnectError, Endpoint};
 
+use crate::backlog::Backlog;
 use crate::clock::Clock;
 use crate::commands::Commands;
 use crate::identity::{Identity, IdentityStore};
@@ -68,6 +71,8 @@ pub struct LinkOptions {
     pub tails: Option<Source>,
     /// A bridge's certificate for its tenant's brokers; `None`: it wants none from the hub.
     pub kafka: Option<Kafka>,
+    /// Log lines to ship; `None`: this node ships none.
+    pub logs: Option<Backlog>,
     /// Notified, it has the certificate renewed now.
     pub renew: Arc<Notify>,
     /// The wall clock.

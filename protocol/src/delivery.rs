@@ -35,6 +35,8 @@ pub struct Outbox {
     /// Last number and size of each message in flight, oldest first.
     in_flight: VecDeque<(u64, usize)>,
     bytes_in_flight: usize,
+    /// Most batches and bytes in flight.
+    window: (usize, usize),
 }
 
 impl Outbox {
@@ -63,13 +65,20 @@ impl Outbox {
             rewind: key(Sequence(first)).map(|key| key.0).filter(|key| (1..first).contains(key)),
             in_flight: VecDeque::new(),
             bytes_in_flight: 0,
+            window: (WINDOW_BATCHES, WINDOW_BYTES),
         })
+    }
+
+    /// The same with a smaller window.
+    #[must_use]
+    pub fn within(self, batches: usize, bytes: usize) -> Self {
+        Self { window: (batches.min(WINDOW_BATCHES), bytes.min(WINDOW_BYTES)), ..self }
     }
 
     /// The number to send next; `None` when the window is full or everything is sent.
     pub fn next(&self) -> Option<Sequence> {
-        let room =
-            self.in_flight.is_empty() || self.in_flight.len() < WINDOW_BATCHES && self.bytes_in_flight < WINDOW_BYTES;
+        let (batches, bytes) = self.window;
+        let room = self.in_flight.is_empty() || self.in_flight.len() < batches && self.bytes_in_flight < bytes;
         (room && self.next <= self.last).then_some(Sequence(self.next))
     }
 
@@ -279,7 +288,7 @@ pub enum DeliveryError {
         sent: Sequence,
     },
     /// A message of another spool epoch.
-    #[error("a telemetry message is of spool epoch {found}, and this session is of {expected}")]
+    #[error("a message is of spool epoch {found}, and this session is of {expected}")]
     Epoch {
         /// The session's.
         expected: SpoolEpoch,

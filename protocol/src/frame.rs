@@ -8,8 +8,9 @@ pub const MAX_ENROLL: usize = 16 * 1024;
 pub const MAX_CONTROL: usize = 64 * 1024;
 /// Largest frame of a telemetry stream: a key batch of some 20,000 series.
 pub const MAX_TELEMETRY: usize = 1024 * 1024;
-
-/// Largest frame of a log stream: some 16 KiB of lines, and one more of the longest.
+/// Largest frame of a stream of shipped logs: a batch that nothing could compress.
+pub const MAX_SHIPMENT: usize = 136 * 1024;
+/// Largest frame of a live log stream: some 16 KiB of lines, and one more of the longest.
 pub const MAX_LOG: usize = 32 * 1024;
 
 /// Most bytes a length may take.

@@ -8,6 +8,7 @@ pub mod id;
 pub mod message;
 pub mod metrics;
 pub mod session;
+pub mod shipping;
 pub mod tail;
 pub mod telemetry;
 pub mod version;

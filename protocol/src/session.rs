@@ -11,7 +11,7 @@ use std::time::Duration;
 
 pub use clock::{ClockReading, SKEW};
 pub use hub::{HubOutput, HubSession, NodeHello};
-pub use node::{Granted, NodeOutput, NodeSession, Welcomed};
+pub use node::{Granted, Held, NodeOutput, NodeSession, Welcomed};
 
 /// How long the hub waits for a Hello, and the node for the answer.
 pub const HELLO_DEADLINE: Duration = Duration::from_secs(10);

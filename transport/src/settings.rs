@@ -16,7 +16,7 @@ pub const IDLE_TIMEOUT: Duration = Duration::from_secs(75);
 /// UDP payload of every packet. Fixed: discovering a larger one costs 28 % more CPU per handshake, and 1200 bytes
 /// pass wherever QUIC does (RFC 9000, section 14), through tunnels too.
 const MTU: u16 = 1200;
-/// Streams a node may have open at once: control and telemetry, and room for two more. Each costs 80 bytes at rest.
+/// Streams a node may have open at once: control, telemetry, shipped logs and live logs. Each costs 80 bytes at rest.
 const STREAMS: u32 = 4;
 /// What the hub buffers of a connection at most before its reader takes it: one stream's share, and all streams'.
 /// 128 KiB a round trip is 1.3 MB/s over 100 ms, ten thousand times what a node sends in its daily life.

@@ -1,8 +1,10 @@
 //! `hfctl logs`: reads a service's log as it is written.
 
+mod search;
+
 use std::io::{BufRead, Read as _};
 
-use clap::Args;
+use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
 use super::node::find;
@@ -13,18 +15,42 @@ use crate::output::{Output, complain, text};
 /// Longest line of the hub's stream: a batch of lines, each character escaped.
 const LINE: u64 = 1024 * 1024;
 
-/// Reads a service's log, live.
+/// Reads a service's log, live; or searches logs that were shipped.
 ///
-/// Nothing of it is kept at the hub; that it was read is in the audit log. What a service writes faster than it can be read is
-/// left out, and said so in its place.
+/// Nothing of a log that is read live is kept at the hub; that it was read is in the audit log. What a service writes faster
+/// than it can be read is left out, and said so in its place.
 #[derive(Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub(crate) struct Logs {
+    #[command(subcommand)]
+    verb: Option<Verb>,
+    #[command(flatten)]
+    live: Live,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Finds lines of logs that agents have shipped and the hub keeps.
+    Search(search::Search),
+}
+
+impl Logs {
+    pub(crate) fn run(self, client: &Client, output: &mut Output) -> Result<(), Failure> {
+        match self.verb {
+            Some(Verb::Search(search)) => search.run(client, output),
+            None => self.live.run(client, output),
+        }
+    }
+}
+
+#[derive(Args)]
+struct Live {
     /// The service: STACK/SERVICE, as `hfctl node show` lists them.
     #[arg(value_name = "STACK/SERVICE")]
-    service: String,
+    service: Option<String>,
     /// Its node, by id or name.
     #[arg(long)]
-    node: String,
+    node: Option<String>,
     /// Go on with what is written from now on.
     #[arg(long, short)]
     follow: bool,
@@ -49,13 +75,15 @@ pub(crate) struct Logs {
     reason: String,
 }
 
-impl Logs {
-    pub(crate) fn run(self, client: &Client, output: &mut Output) -> Result<(), Failure> {
-        let (stack, service) = self
-            .service
+impl Live {
+    fn run(self, client: &Client, output: &mut Output) -> Result<(), Failure> {
+        let (Some(named), Some(node)) = (self.service.as_deref(), self.node.as_deref()) else {
+            return Err(Failure::Usage("name a service and its node: hfctl logs STACK/SERVICE --node NODE".into()));
+        };
+        let (stack, service) = named
             .split_once('/')
-            .ok_or_else(|| Failure::Usage(format!("{:?} is not a service: name it STACK/SERVICE", self.service)))?;
-        let path = format!("nodes/{}/services/{}/{}/logs", find(client, &self.node)?, escaped(stack), escaped(service));
+            .ok_or_else(|| Failure::Usage(format!("{named:?} is not a service: name it STACK/SERVICE")))?;
+        let path = format!("nodes/{}/services/{}/{}/logs", find(client, node)?, escaped(stack), escaped(service));
         let lines = self.tail.map(|lines| lines.to_string());
         let query = [
             ("follow", self.follow.then_some("true")),

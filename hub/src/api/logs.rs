@@ -237,7 +237,7 @@ impl Follow for Follower {
 }
 
 /// A time, or how long before `now`.
-fn moment(what: &str, text: Option<&str>, now: Timestamp) -> Result<Option<Timestamp>, Problem> {
+pub(super) fn moment(what: &str, text: Option<&str>, now: Timestamp) -> Result<Option<Timestamp>, Problem> {
     let Some(text) = text.filter(|text| !text.is_empty()) else { return Ok(None) };
     if let Ok(period) = text.parse::<Period>() {
         return Ok(Some(now.minus(period.get())));

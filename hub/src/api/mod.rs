@@ -13,6 +13,7 @@ pub(crate) mod extract;
 pub(crate) mod follow;
 pub(crate) mod idempotency;
 mod kafka;
+pub(crate) mod kept_logs;
 mod labels;
 pub(crate) mod list;
 pub(crate) mod logs;
@@ -110,6 +111,8 @@ fn described() -> (Router<App>, Value) {
         .routes(routes!(nodes::history))
         .routes(routes!(nodes::coverage))
         .routes(routes!(logs::read))
+        .routes(routes!(kept_logs::list))
+        .routes(routes!(kept_logs::coverage))
         .routes(routes!(alerts::list))
         .routes(routes!(commands::list, commands::request))
         .routes(routes!(commands::preview))
@@ -159,7 +162,7 @@ mod tests {
         let (_, described) = described();
         assert!(described["openapi"].as_str().expect("a version").starts_with("3.1"), "{}", described["openapi"]);
         let paths = described["paths"].as_object().expect("paths");
-        assert_eq!(paths.len(), 46);
+        assert_eq!(paths.len(), 48);
         for (path, operations) in paths {
             for (method, operation) in operations.as_object().expect("operations") {
                 let responses = operation["responses"].as_object().expect("responses");

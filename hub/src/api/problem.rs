@@ -15,6 +15,7 @@ use crate::certificate_policy::PolicyError;
 use crate::commands::{CancelError, RequestError};
 use crate::enrollment::{AdviseError, RevokeError, TokenError, UnfreezeError};
 use crate::labels::LabelError;
+use crate::logs::search::SearchError;
 use crate::operators::OperatorsError;
 use crate::rollouts::{RolloutError, WavesError, WindowError};
 use crate::rotation::RotationError;
@@ -201,6 +202,7 @@ impl From<RotationError> for Problem {
             RotationError::UnderWay { .. }
             | RotationError::Elsewhere { .. }
             | RotationError::Over { .. }
+            | RotationError::Unsigned { .. }
             | RotationError::NotReady { .. }
             | RotationError::Brokers { .. }
             | RotationError::Ended(_) => Self::conflict(error.to_string()),
@@ -329,6 +331,15 @@ impl From<TailsError> for Problem {
             TailsError::Busy => Self::too_many(error.to_string(), Duration::from_secs(5)),
             TailsError::Store(error) => error.into(),
             TailsError::Tail(_) | TailsError::Reason => Self::invalid(error.to_string()),
+        }
+    }
+}
+
+impl From<SearchError> for Problem {
+    fn from(error: SearchError) -> Self {
+        match error {
+            SearchError::Text(_) | SearchError::Grep(_) => Self::invalid(error.to_string()),
+            SearchError::Store(error) => error.into(),
         }
     }
 }

@@ -9,6 +9,7 @@ mod coverage;
 mod figures;
 mod history;
 mod join_token;
+mod log;
 mod node;
 mod rollout;
 mod service;
@@ -29,6 +30,7 @@ pub use coverage::{Coverage, LostRange};
 pub use figures::{Disk, Figures, Used};
 pub use history::{History, Point, Series};
 pub use join_token::{NewToken, Token, TokenState};
+pub use log::KeptLine;
 pub use node::{
     Attention, AttentionLevel, Certificate, Clock, ClockState, Engine, EngineState, Host, Kind, Node, NodeDetail,
     Presence, PresenceState, Reason, Spool,

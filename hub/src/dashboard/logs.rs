@@ -7,6 +7,7 @@ use protocol::NodeId;
 use serde::Deserialize;
 
 use super::format;
+use super::kept_logs;
 use super::layout::Section;
 use super::pages::{Asked, framed, may};
 use super::session::{Away, Visitor};
@@ -14,6 +15,7 @@ use super::{OrShown as _, Shown};
 use crate::access;
 use crate::api::extract::{Path, Query};
 use crate::api::follow::follow;
+use crate::api::kept_logs::Search;
 use crate::api::logs::{Follower, Leave, LogQuery};
 use crate::api::nodes::unknown;
 use crate::api::resource::{Node, PresenceState};
@@ -22,12 +24,12 @@ use crate::web::App;
 /// Which service.
 #[derive(Clone, Debug, Deserialize)]
 pub(super) struct Wanted {
-    stack: String,
-    service: String,
+    pub(super) stack: String,
+    pub(super) service: String,
 }
 
 impl Wanted {
-    fn address(&self, node: &str, page: &str) -> String {
+    pub(super) fn address(&self, node: &str, page: &str) -> String {
         let (stack, service) = (format::escaped(&self.stack), format::escaped(&self.service));
         format!("/nodes/{node}/{page}?stack={stack}&service={service}")
     }
@@ -64,7 +66,7 @@ fn view(node: &Node, wanted: &Wanted) -> Markup {
             div.head {
                 div {
                     h1 { (wanted.service) " " span.quiet { "of " (wanted.stack) } }
-                    p { "Its log as it is written. That you read it is in the audit log; nothing of it is kept here." }
+                    p { "Its log as it is written. That you read it is in the audit log; what is kept of it is what its agent ships." }
                 }
             }
             @if node.presence.state != PresenceState::Online {
@@ -91,8 +93,9 @@ fn view(node: &Node, wanted: &Wanted) -> Markup {
                     p.shown #logs-state role="status" aria-live="polite" { "This page needs its script." }
                 }
                 div.card { ol.lines #logs-lines tabindex="0" aria-label="Lines" data-follow="true" {} }
-                p.hint { (key("/", "search")) (key("p", "pause and go on")) (key("End", "follow")) (key("PgUp PgDn", "scroll")) (key("c", "clear")) }
+                p.hint { (key("/", "search")) (key("p", "pause and go on")) (key("End", "follow")) (key("PgUp PgDn", "scroll")) (key("c", "clear")) (key("s", "search what is kept")) }
             }
+            div.logs { (kept_logs::form(&node.id, wanted, &Search::default())) }
         }
     }
 }

@@ -11,6 +11,7 @@ pub mod fleet;
 pub mod format;
 mod history;
 pub mod join;
+mod kept_logs;
 pub mod layout;
 mod live;
 mod logs;
@@ -47,6 +48,7 @@ pub(crate) fn router() -> Router<App> {
         .route("/nodes/{node}/command", get(commands::ask).post(commands::order))
         .route("/nodes/{node}/logs", get(logs::page))
         .route("/nodes/{node}/logs/live", get(logs::live))
+        .route("/nodes/{node}/logs/kept", get(kept_logs::page))
         .route("/commands/{command}", get(commands::show))
         .route("/commands/{command}/cancel", post(commands::cancel))
         .route("/bridges", get(bridges::list))

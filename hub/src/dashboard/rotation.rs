@@ -110,7 +110,8 @@ pub(super) fn view(rotation: &Rotation, clock: Clock) -> Markup {
 fn waiting(gate: &Gate, clock: Clock) -> Markup {
     html! {
         section aria-label="Who is not ready" {
-            header { h2 { @if gate.ready { "All are ready for: " (title(gate.to)) } @else { (gate.missing_count) " not ready for: " (title(gate.to)) } } }
+            header { h2 { @if gate.ready { "All are ready for: " (title(gate.to)) } @else if gate.unsigned { "Waits for the fleet root: " (title(gate.to)) } @else { (gate.missing_count) " not ready for: " (title(gate.to)) } } }
+            @if gate.unsigned { p { "The fleet root is kept offline and has to sign first. Take " code { "hyperfactory-hub ca root requests" } " to it, have them signed, and import the answers." } }
             @if gate.outdated_tokens > 0 { p { (gate.outdated_tokens) " unused join tokens name the root that is given up then. They can't be used any more: make new ones." } }
             @if !gate.missing.is_empty() {
                 div.card {

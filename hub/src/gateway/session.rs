@@ -5,7 +5,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use futures_util::FutureExt;
 use pki::NodeIdentity;
-use protocol::frame::{MAX_CONTROL, MAX_TELEMETRY};
+use protocol::frame::{MAX_CONTROL, MAX_SHIPMENT, MAX_TELEMETRY};
 use protocol::message::{KafkaGrant, Refusal, RefusalCode, RenewRequest, Renewed, ToHub, ToNode, Upload};
 use protocol::session::{HELLO_DEADLINE, HubOutput, HubSession, NodeHello, SessionError};
 use protocol::{NodeKind, SessionId, Timestamp, version};
@@ -21,7 +21,9 @@ use super::rate::{Budget, Rate};
 use super::registry::{Directive, REVOKED, Registered};
 use super::relay::{Relay, take_logs};
 use crate::audit::{self, Actor, Record, action};
-use crate::telemetry::ingest::{IngestError, Intake};
+use crate::logs;
+use crate::streams::{IngestError, TakesIn};
+use crate::telemetry::ingest::Intake;
 use crate::telemetry::state::Ended;
 
 /// Uploads of one session: a node in its daily life sends one in 10 to 60 s, and one that was away hands over an hour
@@ -29,6 +31,10 @@ use crate::telemetry::state::Ended;
 const UPLOADS: Rate = Rate(500.0);
 /// Questions of one session about its Kafka certificate: one at its start, and a few when something has changed.
 const KAFKA: Rate = Rate(3.0);
+/// Batches of shipped logs of one session: a node that ships without a backlog sends one a second.
+const SHIPMENTS: Rate = Rate(50.0);
+/// How long a session goes on without its logs when they can't be stored. The node then comes back, and sends them again.
+const WITHOUT_LOGS: Duration = Duration::from_secs(30);
 /// After a restart of the hub, or trouble with its database, nodes come back spread over this long.
 const COME_BACK_WITHIN: Duration = Duration::from_secs(3);
 /// How long a node may take to acknowledge that the hub says goodbye.
@@ -54,7 +60,7 @@ pub(super) async fn run(
     let node = identity.node;
     // What is rare in a session is boxed, here and below: thousands of them would each keep room for it all their lives.
     let greeted = tokio::time::timeout(HELLO_DEADLINE, Box::pin(greet(&gateway, &connection, &identity))).await;
-    let (session, mut control, mut intake) = match greeted {
+    let (session, mut control, mut intakes) = match greeted {
         Ok(Ok(greeted)) => greeted,
         Ok(Err(trouble)) => {
             debug!(%node, remote = %connection.remote_address(), %trouble, "no session");
@@ -87,7 +93,7 @@ pub(super) async fn run(
     let over = tokio::select! {
         biased;
         over = attend(&gateway, &identity, session, &mut control, registered, &shutdown) => over,
-        over = streams(&gateway, &connection, &identity, session, &mut intake) => over,
+        over = streams(&gateway, &connection, &identity, session, &mut intakes) => over,
     };
     let ended = Box::pin(end(&connection, control, over)).await;
     gateway.registry.remove(node, session);
@@ -95,6 +101,13 @@ pub(super) async fn run(
     gateway.metrics.sessions.set(gateway.registry.len() as i64);
     info!(%node, %session, ?ended, "session closed");
     gateway.fleet.session_closed(node, session, ended, now());
+}
+
+/// Where a session's numbered uploads go.
+struct Intakes {
+    telemetry: Intake,
+    /// Few nodes ship logs.
+    logs: Option<Box<logs::Intake>>,
 }
 
 /// The control stream and the machine that knows its rules.
@@ -109,7 +122,7 @@ async fn greet(
     gateway: &Gateway,
     connection: &Connection,
     identity: &NodeIdentity,
-) -> Result<(SessionId, Control, Intake), Trouble> {
+) -> Result<(SessionId, Control, Intakes), Trouble> {
     let (writer, reader) = connection.accept(MAX_CONTROL).await.map_err(StreamError::from)?;
     let mut control = Control { writer, reader, machine: HubSession::open(version::SPOKEN, now()) };
     let hello = loop {
@@ -130,8 +143,17 @@ async fn greet(
     if let Err(refusal) = gateway.enrollment.authorize(identity) {
         return Err(refuse(gateway, connection, identity, &mut control, refusal).await);
     }
-    let NodeHello { facts, spool, roots, .. } = hello;
+    let NodeHello { facts, spool, logs, roots, .. } = hello;
     let intake = gateway.ingest.open(identity.node, &identity.tenant, &spool).await.map_err(IngestError::from)?;
+    let logs = match logs {
+        Some(spool) => {
+            let intake = Box::pin(gateway.logs.open(identity.node, &identity.tenant, &spool)).await;
+            let intake = intake.map_err(IngestError::from)?;
+            control.machine.take_logs(intake.stored());
+            Some(Box::new(intake))
+        }
+        None => None,
+    };
     let session = SessionId::new(now(), rand::rng().random());
     let renew_at = gateway.enrollment.renew_at(identity);
     let welcome = control.machine.welcome(session, intake.stored(), env!("CARGO_PKG_VERSION"), Some(renew_at), now());
@@ -146,7 +168,7 @@ async fn greet(
         control.writer.send(&trust).await?;
     }
     gateway.fleet.session_opened(identity.node, session, connection.remote_address(), facts, now());
-    Ok((session, control, intake))
+    Ok((session, control, Intakes { telemetry: intake, logs }))
 }
 
 async fn refuse(
@@ -379,27 +401,53 @@ async fn streams(
     connection: &Connection,
     identity: &NodeIdentity,
     session: SessionId,
-    intake: &mut Intake,
+    intakes: &mut Intakes,
 ) -> Over {
-    let (writer, reader) = match connection.accept(MAX_TELEMETRY).await {
-        Ok(stream) => stream,
-        Err(_) => return Over::Node(Ended::Lost),
+    let Ok((writer, reader)) = connection.accept(MAX_TELEMETRY).await else { return Over::Node(Ended::Lost) };
+    let Intakes { telemetry, logs } = intakes;
+    let logs = async {
+        let shipped = match logs {
+            // A node opens it before that of live logs, and says nothing on it until it has something.
+            Some(intake) => match connection.accept(MAX_SHIPMENT).await {
+                Ok(stream) => Some((stream, intake)),
+                Err(_) => return Over::Node(Ended::Lost),
+            },
+            None => None,
+        };
+        let shipped = async {
+            match shipped {
+                Some(((writer, reader), intake)) => {
+                    let over = Box::pin(take_in(writer, reader, &mut **intake, SHIPMENTS)).await;
+                    if matches!(over, Over::Goodbye(_)) {
+                        // Telemetry goes on meanwhile: what ails the logs may be theirs alone.
+                        tokio::time::sleep(WITHOUT_LOGS).await;
+                    }
+                    over
+                }
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            biased;
+            over = shipped => over,
+            over = take_logs(gateway, connection, identity, session) => over,
+        }
     };
     tokio::select! {
         biased;
-        over = take_in(writer, reader, intake) => over,
-        over = take_logs(gateway, connection, identity, session) => over,
+        over = take_in(writer, reader, telemetry, UPLOADS) => over,
+        over = logs => over,
     }
 }
 
-/// The telemetry stream: everything that has arrived is committed together, then acknowledged.
-async fn take_in(mut writer: FrameWriter, mut reader: FrameReader, intake: &mut Intake) -> Over {
-    let mut budget = Budget::new(UPLOADS, Instant::now());
+/// A stream of numbered uploads: everything that has arrived is committed together, then acknowledged.
+async fn take_in(mut writer: FrameWriter, mut reader: FrameReader, intake: &mut impl TakesIn, rate: Rate) -> Over {
+    let mut budget = Budget::new(rate, Instant::now());
     loop {
         let mut taken = 0;
         let mut upload = match reader.recv::<Upload>().await {
             Ok(Some(upload)) => Some(upload),
-            // Without telemetry there is nothing to do here; the control stream says when the session ends.
+            // Without uploads there is nothing to do here; the control stream says when the session ends.
             Ok(None) => std::future::pending().await,
             Err(error) => return broken(error),
         };
@@ -447,8 +495,8 @@ fn refused(error: IngestError) -> Over {
             Over::Close(CloseCode::Malformed, error.to_string())
         }
         error => {
-            warn!(%error, "telemetry was not stored; the node keeps it and comes back");
-            Over::Goodbye("the hub can't store telemetry right now; see the hub's log")
+            warn!(%error, "what a node sent was not stored; it keeps it and comes back");
+            Over::Goodbye("the hub can't store what nodes send right now; see the hub's log")
         }
     }
 }

@@ -21,6 +21,8 @@ pub struct Gate {
     pub missing: Vec<Missing>,
     /// Whether an operator has to confirm that the tenant's brokers have been seen to: no program can look there.
     pub brokers: bool,
+    /// Whether the root, whose key is kept offline, has to sign something first: the successor, or the link to the next root.
+    pub unsigned: bool,
     /// Join tokens that can be used until then, and not any more.
     pub tokens: i64,
 }
@@ -103,7 +105,20 @@ pub(super) async fn look(
         Some(root) => tokens(transaction, root, now).await?,
         None => 0,
     };
-    Ok(Some(Gate { to, missing, brokers, tokens }))
+    let unsigned = match (rotation.phase, direction) {
+        (Phase::Prepare, Direction::Forward) => unsigned(transaction, rotation).await?,
+        _ => false,
+    };
+    Ok(Some(Gate { to, missing, brokers, unsigned, tokens }))
+}
+
+async fn unsigned(transaction: &mut Transaction, rotation: &Rotation) -> Result<bool, StoreError> {
+    let sql = match rotation.role {
+        Role::Root => "SELECT COUNT(*) FROM root_links WHERE introduced = $1",
+        _ => "SELECT COUNT(*) FROM authorities WHERE id = $1 AND certificate IS NOT NULL",
+    };
+    let signed: i64 = sqlx::query_scalar(sql).bind(rotation.new).fetch_one(&mut **transaction).await?;
+    Ok(signed == 0)
 }
 
 /// Unused join tokens that name this root.

@@ -1,25 +1,23 @@
 //! Telemetry in: judged, decoded, committed in groups across all sessions, and only then acknowledged.
 
-mod coverage;
 mod writer;
 
 use std::cell::RefCell;
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
-use protocol::delivery::{DeliveryError, Inbox, Verdict};
+use protocol::delivery::{Inbox, Verdict};
 use protocol::message::{Acknowledge, Batch, BatchBody, Lost, SpoolRange, Upload, upload};
 use protocol::telemetry::Decoder;
 use protocol::{NodeId, Sequence, SpoolEpoch, TenantId, Timestamp, frame};
-use store::group::{GroupError, Limits, Submitter, group_commit};
-use store::sqlx::{self, Row};
+use store::group::{Limits, Submitter, group_commit};
 use store::{Database, StoreError};
 use tokio_util::sync::CancellationToken;
 
 use super::state::{Fleet, Report, Sample, Services};
-use writer::{BatchRow, Delivery, LostRow, Stream, Writer};
+use crate::streams::{self, Delivery, LostRow, Stream, Streams, TakesIn, storable};
+use writer::{BatchRow, TABLES, Writer};
 
-pub use coverage::{Coverage, LostRange, coverage};
+pub use crate::streams::{Coverage, IngestError, LostRange};
 
 /// Batches taken in before [`Intake::is_full`] asks for a commit, and their bytes: what a session may make the hub
 /// hold in memory beside the transport's own window.
@@ -34,34 +32,7 @@ struct Inner {
     database: Database,
     fleet: Fleet,
     submitter: Submitter<Writer>,
-    /// The newest spool of each node, so that opening a session costs no query.
-    streams: Mutex<HashMap<NodeId, Arc<Stream>>>,
-}
-
-/// An upload that was not taken in, or not stored. The session must end: the next one starts from what is stored.
-#[derive(Debug, thiserror::Error)]
-pub enum IngestError {
-    /// It is not what comes next.
-    #[error(transparent)]
-    Delivery(#[from] DeliveryError),
-    /// Its body can't be read.
-    #[error("batch {sequence} is not a telemetry batch")]
-    Body {
-        /// Its number.
-        sequence: u64,
-        /// Why.
-        #[source]
-        source: frame::FrameError,
-    },
-    /// A batch before it was not stored.
-    #[error("a batch was not stored because the one before it was not")]
-    OutOfOrder,
-    /// It was not committed.
-    #[error(transparent)]
-    Group(#[from] GroupError),
-    /// The database failed.
-    #[error(transparent)]
-    Store(#[from] StoreError),
+    streams: Streams,
 }
 
 impl Ingest {
@@ -75,22 +46,9 @@ impl Ingest {
         limits: Limits,
         stop: CancellationToken,
     ) -> Result<(Self, impl Future<Output = ()> + Send), StoreError> {
-        let rows = sqlx::query(
-            "SELECT node, tenant, epoch, through FROM streams
-             WHERE id IN (SELECT MAX(id) FROM streams GROUP BY node)",
-        )
-        .fetch_all(database.reader())
-        .await?;
-        let mut streams = HashMap::with_capacity(rows.len());
-        for row in &rows {
-            let (node, tenant): (String, String) = (row.try_get(0)?, row.try_get(1)?);
-            let (Ok(node), Ok(tenant)) = (node.parse(), tenant.parse()) else { continue };
-            let epoch = SpoolEpoch(row.try_get::<i64, _>(2)? as u64);
-            let through = row.try_get::<i64, _>(3)? as u64;
-            streams.insert(node, Arc::new(Stream::new(node, tenant, epoch, through)));
-        }
+        let streams = Streams::load(&database, &TABLES).await?;
         let (submitter, task) = group_commit(database.clone(), Writer, limits, stop);
-        Ok((Self(Arc::new(Inner { database, fleet, submitter, streams: Mutex::new(streams) })), task))
+        Ok((Self(Arc::new(Inner { database, fleet, submitter, streams })), task))
     }
 
     /// Opens a session's intake, for the spool that the node named in its Hello.
@@ -99,7 +57,7 @@ impl Ingest {
     /// When the database does not answer; it is asked only about a spool that is not the node's newest.
     pub async fn open(&self, node: NodeId, tenant: &TenantId, spool: &SpoolRange) -> Result<Intake, StoreError> {
         let epoch = SpoolEpoch(spool.epoch);
-        let stream = self.stream(node, tenant, epoch).await?;
+        let stream = self.0.streams.open(&self.0.database, node, tenant, epoch).await?;
         let stored = stream.committed();
         Ok(Intake {
             ingest: self.clone(),
@@ -122,32 +80,14 @@ impl Ingest {
     pub async fn coverage(&self, tenant: &TenantId, node: NodeId) -> Result<Vec<Coverage>, StoreError> {
         coverage(&self.0.database.within(Some(tenant.as_str())), node).await
     }
+}
 
-    async fn stream(&self, node: NodeId, tenant: &TenantId, epoch: SpoolEpoch) -> Result<Arc<Stream>, StoreError> {
-        let known = |streams: &HashMap<NodeId, Arc<Stream>>| {
-            streams.get(&node).filter(|stream| stream.epoch == epoch).map(Arc::clone)
-        };
-        if let Some(stream) = known(&self.lock()) {
-            return Ok(stream);
-        }
-        let through: Option<i64> = sqlx::query_scalar("SELECT through FROM streams WHERE node = $1 AND epoch = $2")
-            .bind(node.to_string())
-            .bind(epoch.0 as i64)
-            .fetch_optional(self.0.database.reader())
-            .await?;
-        let mut streams = self.lock();
-        // Another session of the node may have been quicker; there must be one position for one stream.
-        if let Some(stream) = known(&streams) {
-            return Ok(stream);
-        }
-        let stream = Arc::new(Stream::new(node, tenant.clone(), epoch, through.unwrap_or(0) as u64));
-        streams.insert(node, Arc::clone(&stream));
-        Ok(stream)
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<NodeId, Arc<Stream>>> {
-        self.0.streams.lock().unwrap_or_else(PoisonError::into_inner)
-    }
+/// Every spool epoch of `node`, oldest first.
+///
+/// # Errors
+/// When the database does not answer.
+pub async fn coverage(database: &Database, node: NodeId) -> Result<Vec<Coverage>, StoreError> {
+    streams::coverage(database, &TABLES, node).await
 }
 
 /// One session's way in.
@@ -274,9 +214,18 @@ impl Intake {
     }
 }
 
-/// The database counts to 2^63 - 1.
-fn storable(first: u64, last: u64) -> Result<(), DeliveryError> {
-    if last > i64::MAX as u64 { Err(DeliveryError::Number { first, last }) } else { Ok(()) }
+impl TakesIn for Intake {
+    fn receive(&mut self, upload: Upload, now: Timestamp) -> Result<(), IngestError> {
+        self.receive(upload, now)
+    }
+
+    fn is_full(&self) -> bool {
+        self.is_full()
+    }
+
+    async fn commit(&mut self, now: Timestamp) -> Result<Option<Acknowledge>, IngestError> {
+        self.commit(now).await
+    }
 }
 
 /// Rows while a batch is decoded. Each batch would otherwise leave holes of their size between rows that are kept for minutes.

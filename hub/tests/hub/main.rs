@@ -14,6 +14,8 @@ mod history;
 mod ingest;
 mod kafka;
 mod keys;
+mod logs;
+mod loki;
 mod offline;
 mod recovery;
 mod renewal;

@@ -123,6 +123,14 @@ impl World {
         (identity.node, identity)
     }
 
+    /// A node of another tenant.
+    pub(crate) async fn node_of(&self, tenant: &TenantId) -> (NodeId, NodeIdentity) {
+        let new = NewToken { tenant: tenant.clone(), kind: NodeKind::Agent, name: None, valid_for: seconds(3600) };
+        let token = self.enrollment.create_token(new, &Actor::operator("ann"), NOW).await.expect("a token").1;
+        let identity = identity(&self.enroll(&token, &key(), NOW).await.expect("enrolled").certificate_chain);
+        (identity.node, identity)
+    }
+
     pub(crate) async fn audited(&self, action: &str) -> Vec<Entry> {
         let filter = Filter { action: Some(action.into()), ..Filter::default() };
         audit::list(&self.database, &filter).await.expect("the audit log")

@@ -8,6 +8,7 @@ mod commands;
 mod dashboard;
 mod events;
 mod https;
+mod kept_logs;
 mod logs;
 mod policy;
 mod rollouts;

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use pki::Distrust;
-use protocol::message::{Refusal, RefusalCode, ToHub, ToNode, to_hub};
-use protocol::session::{NodeOutput, NodeSession, Welcomed};
+use protocol::message::{Refusal, RefusalCode, SpoolRange, ToHub, ToNode, to_hub};
+use protocol::session::{Held, NodeOutput, NodeSession, Welcomed};
 use protocol::{Timestamp, frame, version};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
@@ -13,6 +13,7 @@ use transport::{CloseCode, Closed, Connection, FrameReader, FrameWriter, StreamE
 use super::kafka::{self, Due, KafkaRenewal};
 use super::logs::{self, Tails};
 use super::renewal::Renewal;
+use super::shipment::{self, Shipment};
 use super::upload::{Stream, Upload};
 use super::{Actor, LinkState, Trouble, TroubleKind, trust};
 use crate::clock::Clock;
@@ -100,7 +101,7 @@ impl Actor {
             }
             opened = self.open(&connection) => opened,
         };
-        let (mut control, welcomed, range) = match opened {
+        let (mut control, welcomed, held) = match opened {
             Ok(opened) => opened,
             Err(failure) => {
                 connection.close(CloseCode::Done, "");
@@ -111,11 +112,11 @@ impl Actor {
         let up_since = Instant::now();
         self.came_up(&connection, &welcomed).await;
 
-        let mut stream = match Stream::open(&connection).await {
-            Ok(stream) => stream,
+        let (mut stream, mut shipment) = match self.streams(&connection, &welcomed, held.logs).await {
+            Ok(streams) => streams,
             Err(failure) => return ending(failure, Duration::ZERO),
         };
-        let mut upload = Upload::new(self, range, &welcomed);
+        let mut upload = Upload::new(self, held.telemetry, &welcomed);
         let mut renewal = Renewal::new(&self.options, &welcomed, self.renewed);
         let mut kafka = KafkaRenewal::begin(&self.options, welcomed.clock).await;
         let mut outbox = match &self.options.commands {
@@ -129,10 +130,10 @@ impl Actor {
                 ended.map(Some)
             }
             ended = upload.run(&mut stream) => ended.map(|()| None),
+            ended = shipment::run(&mut shipment) => ended.map(|()| None),
             () = log.run(&connection) => Ok(None),
             () = self.shut_down_and(DRAIN_WITHIN) => Ok(None),
         };
-        drop(upload);
         self.options.identity = renewal.identity().0.clone();
         match ended {
             Ok(renewed) => {
@@ -148,22 +149,22 @@ impl Actor {
     }
 
     /// Says Hello and waits for the Welcome.
-    async fn open(
-        &self,
-        connection: &Connection,
-    ) -> Result<(Control, Welcomed, protocol::message::SpoolRange), Failure> {
+    async fn open(&self, connection: &Connection) -> Result<(Control, Welcomed, Held), Failure> {
         let options = &self.options;
         let (mut writer, reader) = connection.open(frame::MAX_CONTROL).await.map_err(StreamError::Closed)?;
-        let range = options.recorder.backlog().range();
+        let held = Held {
+            telemetry: options.recorder.backlog().range(),
+            logs: options.logs.as_ref().map(crate::Backlog::range),
+        };
         let (clock, roots) = (SteadyClock::start(&options.clock), options.identity.root_pins());
         let (machine, hello) =
-            NodeSession::open(version::SPOKEN, options.facts.clone(), options.process, range, &roots, clock.now());
+            NodeSession::open(version::SPOKEN, options.facts.clone(), options.process, held, &roots, clock.now());
         writer.send(&hello).await?;
         let mut control = Control { machine, writer, reader, clock };
         loop {
             for output in control.next().await? {
                 match output {
-                    NodeOutput::Welcomed(welcomed) => return Ok((control, welcomed, range)),
+                    NodeOutput::Welcomed(welcomed) => return Ok((control, welcomed, held)),
                     NodeOutput::Send(message) => control.writer.send(&message).await?,
                     NodeOutput::Refused(refusal) => return Err(of_refusal(&refusal)),
                     NodeOutput::Goodbye { reason, retry_after } => return Err(of_goodbye(&reason, retry_after)),
@@ -186,6 +187,23 @@ impl Actor {
                 }
             }
         }
+    }
+
+    /// The streams for what is numbered, in the order in which the hub expects them.
+    async fn streams(
+        &self,
+        connection: &Connection,
+        welcomed: &Welcomed,
+        logs: Option<SpoolRange>,
+    ) -> Result<(Stream, Option<Shipment>), Failure> {
+        let stream = Stream::open(connection).await?;
+        let shipment = match (&self.options.logs, logs, welcomed.logs) {
+            (Some(backlog), Some(range), Some(shipping)) => {
+                Some(Shipment::open(connection, backlog.clone(), range, shipping).await?)
+            }
+            _ => None,
+        };
+        Ok((stream, shipment))
     }
 
     async fn came_up(&mut self, connection: &Connection, welcomed: &Welcomed) {

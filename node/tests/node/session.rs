@@ -56,6 +56,7 @@ impl TestNode {
             commands: None,
             tails: None,
             kafka: None,
+            logs: None,
             renew: Arc::default(),
             clock,
         };

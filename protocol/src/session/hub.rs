@@ -5,8 +5,8 @@ use std::time::Duration;
 use super::{ClockReading, HELLO_DEADLINE, SessionError};
 use crate::message::{
     Acknowledge, CancelCommand, Command, CommandOutcome, CommandOutput, Goodbye, Hello, KafkaGrant, KafkaNews,
-    NodeFacts, OutcomeStored, Pace, Refusal, RefusalCode, RenewalAdvice, Renewed, SpoolRange, StopTail, ToHub, ToNode,
-    Trust, Unsupported, VersionRange, Welcome, to_hub, to_node,
+    NodeFacts, OutcomeStored, Pace, Refusal, RefusalCode, RenewalAdvice, Renewed, Shipping, SpoolRange, StopTail,
+    ToHub, ToNode, Trust, Unsupported, VersionRange, Welcome, to_hub, to_node,
 };
 use crate::tail::Tail;
 use crate::{CommandId, SessionId, TailId, Timestamp, version};
@@ -21,6 +21,8 @@ const MAX_TROUBLE: usize = 300;
 pub struct HubSession {
     state: State,
     versions: VersionRange,
+    /// What the Welcome says of shipped logs.
+    logs: Option<Shipping>,
 }
 
 #[derive(Debug)]
@@ -52,6 +54,8 @@ pub struct NodeHello {
     pub process: u64,
     /// What the node's spool holds.
     pub spool: SpoolRange,
+    /// What its spool for logs holds; `None`: it ships none.
+    pub logs: Option<SpoolRange>,
     /// SHA-256 of the public keys of the roots the node trusts.
     pub roots: Vec<[u8; 32]>,
 }
@@ -99,7 +103,7 @@ pub enum HubOutput {
 impl HubSession {
     /// Starts with the accepted control stream.
     pub fn open(versions: VersionRange, now: Timestamp) -> Self {
-        Self { state: State::AwaitingHello { since: now }, versions }
+        Self { state: State::AwaitingHello { since: now }, versions, logs: None }
     }
 
     /// Takes a message of the node.
@@ -169,7 +173,8 @@ impl HubSession {
     fn hello(&mut self, hello: Hello, now: Timestamp) -> Result<Vec<HubOutput>, SessionError> {
         let theirs = hello.versions.ok_or(malformed("it names no protocol versions"))?;
         let spool = hello.spool.ok_or(malformed("it does not say what its spool holds"))?;
-        if spool.first == 0 || spool.first - 1 > spool.last {
+        let is_range = |spool: &SpoolRange| spool.first > 0 && spool.first - 1 <= spool.last;
+        if !is_range(&spool) || !hello.logs.as_ref().is_none_or(is_range) {
             return Err(malformed("its spool's range is none"));
         }
         let Some(version) = version::negotiate(self.versions, theirs) else {
@@ -185,8 +190,14 @@ impl HubSession {
             facts,
             process: hello.process,
             spool,
+            logs: hello.logs,
             roots: hashes(&hello.roots),
         })])
+    }
+
+    /// Says in the Welcome that the logs the node told of are taken, and how far they are stored.
+    pub fn take_logs(&mut self, stored: Option<Acknowledge>) {
+        self.logs = Some(Shipping { stored });
     }
 
     /// Lets the node in; `None` unless a Hello waits for its answer. `stored` is [`crate::delivery::Inbox::position`];
@@ -209,6 +220,7 @@ impl HubSession {
             stored,
             hub_version: hub_version.into(),
             renew_at_ms: renew_at.map_or(0, Timestamp::millis),
+            logs: self.logs.take(),
         };
         Some(to_node::Message::Welcome(welcome).into())
     }

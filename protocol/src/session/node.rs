@@ -5,8 +5,8 @@ use std::time::Duration;
 use super::{ClockReading, HELLO_DEADLINE, MAX_LIVE, RENEW_DEADLINE, SessionError};
 use crate::command::{self, Order};
 use crate::message::{
-    Acknowledge, Goodbye, Hello, KafkaGrant, KafkaRequest, NodeFacts, Refusal, RenewRequest, Renewed, SpoolRange,
-    ToHub, ToNode, Trust, TrustReport, Unsupported, VersionRange, to_hub, to_node,
+    Acknowledge, Goodbye, Hello, KafkaGrant, KafkaRequest, NodeFacts, Refusal, RenewRequest, Renewed, Shipping,
+    SpoolRange, ToHub, ToNode, Trust, TrustReport, Unsupported, VersionRange, to_hub, to_node,
 };
 use crate::tail::Tail;
 use crate::{CommandId, SessionId, TailId, Timestamp};
@@ -118,12 +118,29 @@ pub struct Welcomed {
     pub version: u32,
     /// What the hub has of the spool's epoch; `None`: nothing.
     pub stored: Option<Acknowledge>,
+    /// Whether the hub takes shipped logs, and what it has of them.
+    pub logs: Option<Shipping>,
     /// The hub's own version, for the log.
     pub hub_version: String,
     /// When to renew the certificate; `None`: by the node's own policy.
     pub renew_at: Option<Timestamp>,
     /// The node's clock beside the hub's.
     pub clock: ClockReading,
+}
+
+/// The numbered batches a node holds.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Held {
+    /// Of telemetry.
+    pub telemetry: SpoolRange,
+    /// Of log lines; `None`: it ships none.
+    pub logs: Option<SpoolRange>,
+}
+
+impl From<SpoolRange> for Held {
+    fn from(telemetry: SpoolRange) -> Self {
+        Self { telemetry, logs: None }
+    }
 }
 
 impl NodeSession {
@@ -133,16 +150,18 @@ impl NodeSession {
         versions: VersionRange,
         facts: NodeFacts,
         process: u64,
-        spool: SpoolRange,
+        held: impl Into<Held>,
         roots: &[[u8; 32]],
         now: Timestamp,
     ) -> (Self, ToHub) {
+        let held = held.into();
         let hello = Hello {
             versions: Some(versions),
             facts: Some(facts),
             process,
             sent_at_ms: now.millis(),
-            spool: Some(spool),
+            spool: Some(held.telemetry),
+            logs: held.logs,
             roots: roots.iter().map(|root| root.to_vec()).collect(),
         };
         (Self { state: State::Greeting { sent_at: now }, versions }, to_hub::Message::Hello(hello).into())
@@ -195,6 +214,7 @@ impl NodeSession {
                     session,
                     version: welcome.version,
                     stored: welcome.stored,
+                    logs: welcome.logs,
                     hub_version: welcome.hub_version,
                     renew_at: time(welcome.renew_at_ms),
                     clock,

@@ -84,6 +84,16 @@ fn the_window_bounds_what_is_in_flight() {
     assert_eq!(outbox.next(), None, "one large batch fills the window, but it goes");
     assert_eq!(outbox.acknowledge(&ack(1, 1)), Ok(Some(Sequence(1))));
     assert_eq!(outbox.next(), Some(Sequence(2)));
+
+    // A smaller one, by batches and by bytes.
+    for (batches, bytes) in [(2, 1_000), (9, 15)] {
+        let mut outbox = open().within(batches, bytes);
+        for _ in 0..2 {
+            assert!(outbox.next().is_some(), "{batches} batches, {bytes} bytes");
+            outbox.batch(true, vec![0; 10]);
+        }
+        assert_eq!(outbox.next(), None, "{batches} batches, {bytes} bytes");
+    }
 }
 
 #[test]

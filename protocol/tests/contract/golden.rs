@@ -121,7 +121,38 @@ fn messages() -> Vec<(&'static str, Vec<u8>)> {
                 sent_at_ms: 1_790_000_000_001,
                 spool: Some(SpoolRange { epoch: 1, first: 2, last: 3 }),
                 roots: vec![],
+                logs: None,
             }),
+        ),
+        to_hub(
+            "to-hub-hello-logs",
+            to_hub::Message::Hello(Hello {
+                spool: Some(SpoolRange { epoch: 1, first: 2, last: 3 }),
+                logs: Some(SpoolRange { epoch: 4, first: 5, last: 6 }),
+                ..Hello::default()
+            }),
+        ),
+        to_node(
+            "to-node-welcome-logs",
+            to_node::Message::Welcome(Welcome { logs: Some(Shipping { stored: Some(stored) }), ..Welcome::default() }),
+        ),
+        bytes(
+            "log-batch",
+            LogBatch {
+                sources: vec![LogSource { stack: "shop".into(), service: "web".into(), number: 2 }],
+                lines: vec![
+                    LogLine {
+                        source: 0,
+                        at_ns: 1_790_000_000_001_000_002,
+                        error: true,
+                        text: b"no pressure".to_vec(),
+                        cut: 7,
+                        dropped: 0,
+                        until_ns: 0,
+                    },
+                    LogLine { dropped: 300, until_ns: 1_790_000_000_001_000_003, ..LogLine::default() },
+                ],
+            },
         ),
         to_hub("to-hub-clock", to_hub::Message::Clock(clock)),
         to_hub(
@@ -157,6 +188,7 @@ fn messages() -> Vec<(&'static str, Vec<u8>)> {
                 stored: Some(stored),
                 hub_version: "0.1.0".into(),
                 renew_at_ms: 1_790_000_600_000,
+                logs: None,
             }),
         ),
         to_node("to-node-refusal", to_node::Message::Refusal(refusal.clone())),

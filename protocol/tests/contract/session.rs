@@ -4,12 +4,12 @@ use std::time::Duration;
 
 use protocol::message::{
     Acknowledge, Command, CommandState, Goodbye, Hello, KafkaGrant, Pace, Refusal, RefusalCode, RenewRequest,
-    RenewalAdvice, Renewed, SpoolRange, StartTail, ToHub, ToNode, Trust, TrustReport, Unsupported, VersionRange,
-    Welcome, to_hub, to_node,
+    RenewalAdvice, Renewed, Shipping, SpoolRange, StartTail, ToHub, ToNode, Trust, TrustReport, Unsupported,
+    VersionRange, Welcome, to_hub, to_node,
 };
 use protocol::session::{
-    ClockReading, Granted, HELLO_DEADLINE, HubOutput, HubSession, MAX_LIVE, NodeOutput, NodeSession, RENEW_DEADLINE,
-    SessionError,
+    ClockReading, Granted, HELLO_DEADLINE, Held, HubOutput, HubSession, MAX_LIVE, NodeOutput, NodeSession,
+    RENEW_DEADLINE, SessionError,
 };
 use protocol::tail::Tail;
 use protocol::{SessionId, TailId, Timestamp};
@@ -63,6 +63,27 @@ fn a_node_is_welcomed_and_learns_its_clocks_offset() {
     assert_eq!((welcomed.session, welcomed.stored, welcomed.clock), (id(), stored, clock));
     assert_eq!(welcomed.renew_at, Some(at(9)));
     assert_eq!(hub.receive(report.clone(), at(0)), Ok(vec![HubOutput::Clock(clock)]));
+}
+
+#[test]
+fn logs_are_shipped_where_both_speak_of_them() {
+    let logs = SpoolRange { epoch: 8, first: 2, last: 4 };
+    let stored = Some(Acknowledge { epoch: 8, through: 1 });
+    for (shipped, taken) in [(Some(logs), true), (Some(logs), false), (None, false)] {
+        let held = Held { telemetry: SPOOL, logs: shipped };
+        let (mut node, hello) = NodeSession::open(V1, Default::default(), 42, held, &[], at(0));
+        let mut hub = HubSession::open(V1, at(0));
+        let outputs = hub.receive(hello, at(1)).expect("good");
+        let [HubOutput::Hello(said)] = &outputs[..] else { panic!("{outputs:?}") };
+        assert_eq!(said.logs, shipped);
+        if taken {
+            hub.take_logs(stored);
+        }
+        let welcome = hub.welcome(id(), None, "hub 1", None, at(2)).expect("a Hello waits");
+        let outputs = node.receive(welcome, at(3)).expect("good");
+        let [_, NodeOutput::Welcomed(welcomed)] = &outputs[..] else { panic!("{outputs:?}") };
+        assert_eq!(welcomed.logs, taken.then_some(Shipping { stored }));
+    }
 }
 
 #[test]
@@ -137,6 +158,7 @@ fn a_hello_comes_once_and_whole() {
         Hello { spool: None, ..whole.clone() },
         Hello { spool: bad(0, 0), ..whole.clone() },
         Hello { spool: bad(9, 7), ..whole.clone() },
+        Hello { logs: bad(9, 7), ..whole.clone() },
     ] {
         let mut hub = HubSession::open(V1, at(0));
         let result = hub.receive(to_hub::Message::Hello(hello).into(), at(1));

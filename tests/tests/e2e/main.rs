@@ -18,3 +18,5 @@ mod rollouts;
 mod rotation;
 mod scripts;
 mod service;
+mod shipping;
+mod socket_proxy;

@@ -4,7 +4,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::Time;
-use crate::telemetry::ingest;
+use crate::streams;
 
 /// The proof that no batch of one spool epoch is missing.
 #[derive(Clone, Debug, Serialize, ToSchema)]
@@ -42,8 +42,8 @@ pub struct LostRange {
     pub reason: String,
 }
 
-impl From<ingest::Coverage> for Coverage {
-    fn from(coverage: ingest::Coverage) -> Self {
+impl From<streams::Coverage> for Coverage {
+    fn from(coverage: streams::Coverage) -> Self {
         Self {
             epoch: coverage.epoch.to_string(),
             opened_at: Time(coverage.opened_at),

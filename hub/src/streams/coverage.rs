@@ -4,6 +4,8 @@ use protocol::{NodeId, SpoolEpoch, Timestamp};
 use store::sqlx::{self, Row};
 use store::{Database, StoreError};
 
+use super::Tables;
+
 /// What is stored of one spool epoch.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Coverage {
@@ -44,35 +46,15 @@ impl Coverage {
 }
 
 /// Every spool epoch of `node`, oldest first.
-///
-/// # Errors
-/// When the database does not answer.
-pub async fn coverage(database: &Database, node: NodeId) -> Result<Vec<Coverage>, StoreError> {
+pub(crate) async fn coverage(database: &Database, tables: &Tables, node: NodeId) -> Result<Vec<Coverage>, StoreError> {
     // One snapshot for all statements: compaction moves rows from table to table meanwhile.
     let mut snapshot = database.begin_read().await?;
-    let streams =
-        sqlx::query("SELECT id, epoch, opened_at, through, deleted_through FROM streams WHERE node = $1 ORDER BY id")
-            .bind(node.to_string())
-            .fetch_all(&mut *snapshot)
-            .await?;
+    let streams = sqlx::query(tables.lives).bind(node.to_string()).fetch_all(&mut *snapshot).await?;
     let mut coverages = Vec::with_capacity(streams.len());
     for row in &streams {
         let id: i64 = row.try_get(0)?;
-        // Runs of numbers without a hole: within one, number minus rank stays the same.
-        let stored = sqlx::query(
-            "SELECT MIN(sequence), MAX(sequence) FROM
-                 (SELECT sequence, sequence - ROW_NUMBER() OVER (ORDER BY sequence) AS run
-                  FROM batches WHERE stream = $1) AS numbered
-             GROUP BY run
-             UNION ALL SELECT first_sequence, last_sequence FROM chunks WHERE stream = $1",
-        )
-        .bind(id)
-        .fetch_all(&mut *snapshot)
-        .await?;
-        let lost = sqlx::query("SELECT first_sequence, last_sequence, reason FROM lost_ranges WHERE stream = $1")
-            .bind(id)
-            .fetch_all(&mut *snapshot)
-            .await?;
+        let stored = sqlx::query(tables.stored).bind(id).fetch_all(&mut *snapshot).await?;
+        let lost = sqlx::query(tables.lost_of).bind(id).fetch_all(&mut *snapshot).await?;
         let range = |row: &sqlx::any::AnyRow| -> Result<(u64, u64), sqlx::Error> {
             Ok((row.try_get::<i64, _>(0)? as u64, row.try_get::<i64, _>(1)? as u64))
         };

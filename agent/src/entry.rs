@@ -4,18 +4,20 @@ use bollard::container::LogOutput;
 use protocol::Timestamp;
 use protocol::message::TailLine;
 use protocol::tail::MAX_TEXT;
-
-use super::shown;
+use serde::{Deserialize, Serialize};
 
 /// Length of the engine's times: `2026-11-23T12:00:00.000000000Z`.
 const LENGTH: usize = 30;
+/// Where in it the fraction of the second begins.
+const FRACTION: usize = 20;
 
 /// A time as the engine writes it, to the nanosecond. Such texts are in the order of their times.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Moment([u8; LENGTH]);
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(into = "String", try_from = "String")]
+pub(crate) struct Moment([u8; LENGTH]);
 
 impl Moment {
-    pub(super) fn of(at: Timestamp) -> Self {
+    pub(crate) fn of(at: Timestamp) -> Self {
         let text = format!("{}000000Z", at.to_string().trim_end_matches('Z'));
         Self::read(text.as_bytes()).unwrap_or(Self([b'9'; LENGTH]))
     }
@@ -30,49 +32,78 @@ impl Moment {
         fits.then_some(Self(bytes))
     }
 
-    pub(super) fn as_str(&self) -> &str {
+    pub(crate) fn as_str(&self) -> &str {
         std::str::from_utf8(&self.0).unwrap_or_default()
     }
 
+    /// Milliseconds since the Unix epoch.
+    pub(crate) fn millis(&self) -> i64 {
+        crate::container::time(self.as_str()).map_or(0, Timestamp::millis)
+    }
+
     /// Whole seconds since the Unix epoch.
-    pub(super) fn seconds(&self) -> i64 {
-        shown(*self) / 1000
+    pub(crate) fn seconds(&self) -> i64 {
+        self.millis() / 1000
+    }
+
+    /// Nanoseconds since the Unix epoch.
+    pub(crate) fn nanos(&self) -> i64 {
+        let below = self.0.get(FRACTION..FRACTION + 9).unwrap_or_default();
+        let below = below.iter().fold(0, |sum, digit| sum * 10 + i64::from(digit.saturating_sub(b'0')));
+        self.seconds().saturating_mul(1_000_000_000).saturating_add(below)
+    }
+}
+
+impl From<Moment> for String {
+    fn from(moment: Moment) -> Self {
+        moment.as_str().to_owned()
+    }
+}
+
+impl TryFrom<String> for Moment {
+    type Error = &'static str;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        Self::read(text.as_bytes()).ok_or("a time is not as the engine writes it")
     }
 }
 
 /// A line of a log.
 #[derive(Debug)]
-pub(super) struct Entry<'a> {
+pub(crate) struct Entry<'a> {
     /// When it was written; `None` where the engine does not say.
-    pub(super) at: Option<Moment>,
+    pub(crate) at: Option<Moment>,
     /// Without the end of the line.
-    pub(super) text: &'a [u8],
+    pub(crate) text: &'a [u8],
     /// To standard error.
-    error: bool,
+    pub(crate) error: bool,
+    /// The line ends here: the engine hands over long ones in pieces.
+    pub(crate) ends: bool,
 }
 
 impl<'a> Entry<'a> {
-    pub(super) fn read(output: &'a LogOutput) -> Self {
+    pub(crate) fn read(output: &'a LogOutput) -> Self {
         let (message, error) = match output {
             LogOutput::StdErr { message } => (message, true),
             LogOutput::StdOut { message } | LogOutput::StdIn { message } | LogOutput::Console { message } => {
                 (message, false)
             }
         };
+        let ends = message.ends_with(b"\n");
         let message = message.strip_suffix(b"\n").unwrap_or(message);
         let message = message.strip_suffix(b"\r").unwrap_or(message);
         let stamped = message.split_at_checked(LENGTH).and_then(|(at, rest)| Some((Moment::read(at)?, rest)));
         match stamped {
-            Some((at, rest)) => Self { at: Some(at), text: rest.strip_prefix(b" ").unwrap_or(rest), error },
-            None => Self { at: None, text: message, error },
+            Some((at, rest)) => Self { at: Some(at), text: rest.strip_prefix(b" ").unwrap_or(rest), error, ends },
+            None => Self { at: None, text: message, error, ends },
         }
     }
 
     /// As it goes to the hub.
-    pub(super) fn line(&self, at: Moment, number: u32) -> TailLine {
+    pub(crate) fn line(&self, at: Moment, number: u32) -> TailLine {
         let kept = self.text.get(..MAX_TEXT).unwrap_or(self.text);
         TailLine {
-            at_ms: shown(at),
+            at_ms: at.millis(),
             number,
             error: self.error,
             text: kept.to_vec(),
@@ -106,7 +137,7 @@ mod tests {
         let whole = Moment::of(Timestamp::from_millis(1_795_435_200_123));
         assert!(whole < a && a < b, "{whole:?}");
         assert!(b < Moment::of(Timestamp::from_millis(1_795_435_200_124)));
-        assert_eq!(b.seconds(), 1_795_435_200);
+        assert_eq!((b.seconds(), b.nanos()), (1_795_435_200, 1_795_435_200_123_456_789));
     }
 
     #[test]
