@@ -44,10 +44,11 @@ impl Plant {
         self.post("/api/v1/renewals", &body);
     }
 
-    /// Takes a step of a rotation from this phase on.
+    /// Takes a step of a rotation from this phase on, as soon as everybody is ready for it.
     fn advance(&self, rotation: &Value, from: &str) {
         let path = format!("/api/v1/rotations/{}/advance", rotation["id"]);
-        self.post(&path, &json!({ "from": from, "brokers_updated": true, "renew_within_seconds": 0 }));
+        let body = json!({ "from": from, "brokers_updated": true, "renew_within_seconds": 0 });
+        rig::until("a step of the rotation", || self.hub.api().post(&path, &body).unwrap().ok().ok());
     }
 
     /// The certificates in the bridge's file: its own, and the roots it judges brokers by.
@@ -186,14 +187,15 @@ fn a_broker_that_refuses_the_bridge_is_told_and_a_rehearsal_changes_nothing_unle
     // Before the service runs, by a session of its own.
     let (said, well) = rehearse(&plant);
     assert!(well && said.contains("the brokers take a new certificate until"), "{said}");
-    assert_eq!(front.certificates(), 1);
+    let shown = front.certificates();
+    assert!(shown >= 1);
     plant.bridge.start_again();
     plant.bridge.subscribed(1);
     plant.stands("connected");
     let (said, well) = rehearse(&plant);
     assert!(well, "{said}");
     plant.used(1);
-    assert_eq!(front.certificates(), 2);
+    assert_eq!(front.certificates(), shown + 1);
 
     let strangers = tls::Plane::of("other").roots();
     front.replace(broker_that_trusts(&plant.hub, strangers, Vec::new()));
@@ -201,7 +203,7 @@ fn a_broker_that_refuses_the_bridge_is_told_and_a_rehearsal_changes_nothing_unle
     let (said, well) = rehearse(&plant);
     assert!(!well && said.contains("the brokers don't take it") && said.contains("in use is one until"), "{said}");
     assert_eq!(plant.certificates(), before);
-    assert_eq!(front.certificates(), 2);
+    assert_eq!(front.certificates(), shown + 1);
     front.cut();
     plant.stands("refused");
     rig::until("the alert", || plant.alarms("kafka.refused").then_some(()));

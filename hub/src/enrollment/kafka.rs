@@ -10,7 +10,7 @@ use store::Transaction;
 use store::sqlx::{self, AssertSqlSafe, Row};
 
 use super::{Enrollment, Failure, internal, keys, malformed, refused, registry};
-use crate::audit::{Actor, Record, action};
+use crate::audit::{self, Actor, Record, action};
 use crate::certificate_policy::Kind;
 use crate::rows;
 
@@ -27,12 +27,19 @@ struct Advice {
 
 impl Enrollment {
     /// The certificate with which a bridge that holds a session comes to its tenant's brokers, the roots to judge them by,
-    /// and when to ask for the next. For a key that has a certificate whose root is trusted, that one.
+    /// and when to ask for the next. For a key that has a certificate whose root is trusted, that one; when it is `in_use`,
+    /// those before it are retired.
     ///
     /// # Errors
     /// What to tell the node. Every refusal is in the audit log.
-    pub async fn kafka(&self, identity: &NodeIdentity, request: &[u8], now: Timestamp) -> Result<KafkaGrant, Refusal> {
-        match self.try_kafka(identity, request, now).await {
+    pub async fn kafka(
+        &self,
+        identity: &NodeIdentity,
+        request: &[u8],
+        in_use: bool,
+        now: Timestamp,
+    ) -> Result<KafkaGrant, Refusal> {
+        match self.try_kafka(identity, request, in_use, now).await {
             Ok(grant) => Ok(grant),
             Err(Failure::Refused(refusal)) => {
                 let record = Record {
@@ -49,7 +56,13 @@ impl Enrollment {
         }
     }
 
-    async fn try_kafka(&self, identity: &NodeIdentity, request: &[u8], now: Timestamp) -> Result<KafkaGrant, Failure> {
+    async fn try_kafka(
+        &self,
+        identity: &NodeIdentity,
+        request: &[u8],
+        in_use: bool,
+        now: Timestamp,
+    ) -> Result<KafkaGrant, Failure> {
         self.0.registry.authorize(identity).map_err(Failure::Refused)?;
         if identity.kind != NodeKind::Bridge {
             return Err(refused(
@@ -63,7 +76,7 @@ impl Enrollment {
         let advice = take_bridge(&mut transaction, identity).await?;
         keys::be_free(&mut transaction, &key, node).await?;
         let before = sqlx::query(
-            "SELECT c.certificate, c.issued_at FROM certificates c JOIN authorities a ON a.id = c.authority
+            "SELECT c.certificate, c.issued_at, c.state FROM certificates c JOIN authorities a ON a.id = c.authority
              WHERE c.node = $1 AND c.spki_sha256 = $2 AND c.kind = 'kafka-client' AND c.state IN ('issued', 'active')
                AND c.not_after > $3 AND a.state IN ('trusted', 'active') ORDER BY c.issued_at DESC LIMIT 1",
         )
@@ -73,7 +86,14 @@ impl Enrollment {
         .fetch_optional(&mut *transaction)
         .await?;
         let (certificate, issued_at) = match before {
-            Some(before) => (before.try_get(0)?, Timestamp::from_millis(before.try_get(1)?)),
+            Some(before) => {
+                let (certificate, issued_at): (Vec<u8>, i64) = (before.try_get(0)?, before.try_get(1)?);
+                if in_use && before.try_get::<String, _>(2)? == "issued" {
+                    activate(&mut transaction, identity, &certificate, now).await?;
+                    transaction.commit().await?;
+                }
+                (certificate, Timestamp::from_millis(issued_at))
+            }
             None => {
                 spare(&mut transaction, identity, now).await?;
                 let issued = self.0.authorities.kafka_client(&mut transaction, tenant, node, &key, now).await?;
@@ -118,6 +138,46 @@ async fn take_bridge(transaction: &mut Transaction, identity: &NodeIdentity) -> 
     Ok(at
         .zip(before)
         .map(|(at, before)| Advice { at: Timestamp::from_millis(at), before: Timestamp::from_millis(before) }))
+}
+
+/// A bridge has come to its brokers with this certificate, or is about to: it is the one, and those before it are retired.
+async fn activate(
+    transaction: &mut Transaction,
+    identity: &NodeIdentity,
+    certificate: &[u8],
+    now: Timestamp,
+) -> Result<(), Failure> {
+    let serial = Summary::of(certificate)?.serial;
+    let retired = sqlx::query(
+        "UPDATE certificates SET state = 'retired', superseded_at = $3
+         WHERE node = $1 AND serial <> $2 AND kind = 'kafka-client' AND state IN ('issued', 'active')
+           AND issued_at <= (SELECT issued_at FROM certificates WHERE node = $1 AND serial = $2 AND kind = 'kafka-client')",
+    )
+    .bind(identity.node.to_string())
+    .bind(serial.clone())
+    .bind(now.millis())
+    .execute(&mut **transaction)
+    .await?;
+    sqlx::query("UPDATE certificates SET state = 'active' WHERE node = $1 AND serial = $2 AND kind = 'kafka-client'")
+        .bind(identity.node.to_string())
+        .bind(serial.clone())
+        .execute(&mut **transaction)
+        .await?;
+    if retired.rows_affected() > 0 {
+        let record = Record {
+            actor: Actor::node(identity.node),
+            action: action::CERTIFICATE_RETIRED,
+            tenant: Some(identity.tenant.clone()),
+            subject: identity.node.to_string(),
+            detail: json!({
+                "kind": "kafka_client", "in_use": data_encoding::HEXLOWER.encode(&serial),
+                "retired": retired.rows_affected(),
+            }),
+            remote: None,
+        };
+        audit::append(transaction, now, record).await?;
+    }
+    Ok(())
 }
 
 /// Refuses a bridge that asks for one certificate after the other.

@@ -30,7 +30,7 @@ use crate::telemetry::state::Ended;
 /// of them in a second.
 const UPLOADS: Rate = Rate(500.0);
 /// Questions of one session about its Kafka certificate: one at its start, and a few when something has changed.
-const KAFKA: Rate = Rate(2.0);
+const KAFKA: Rate = Rate(3.0);
 /// Batches of shipped logs of one session: a node that ships without a backlog sends one a second.
 const SHIPMENTS: Rate = Rate(50.0);
 /// How long a session goes on without its logs when they can't be stored. The node then comes back, and sends them again.
@@ -338,9 +338,9 @@ async fn attend(
                         renewed.unwrap_or_else(|refusal| Renewed { refusal: Some(refusal), ..Renewed::default() }),
                     )
                 }
-                HubOutput::Kafka { certificate_request } => {
+                HubOutput::Kafka { certificate_request, in_use } => {
                     let wait = kafka.spend(1, Instant::now());
-                    Box::pin(certify_for_kafka(gateway, identity, control, &certificate_request, wait)).await
+                    Box::pin(certify_for_kafka(gateway, identity, control, (&certificate_request, in_use), wait)).await
                 }
                 HubOutput::Trusts { roots, trouble } => {
                     Box::pin(trusting(gateway, identity, &roots, &trouble)).await;
@@ -379,11 +379,11 @@ async fn certify_for_kafka(
     gateway: &Gateway,
     identity: &NodeIdentity,
     control: &mut Control,
-    request: &[u8],
+    (request, in_use): (&[u8], bool),
     wait: Duration,
 ) -> ToNode {
     let granted = if wait.is_zero() {
-        gateway.enrollment.kafka(identity, request, now()).await
+        gateway.enrollment.kafka(identity, request, in_use, now()).await
     } else {
         Err(Refusal {
             code: RefusalCode::Busy.into(),

@@ -288,7 +288,7 @@ async fn nodes(transaction: &mut Transaction, rotation: &Rotation, wanted: Wante
     Ok(missing)
 }
 
-/// Bridges whose newest Kafka certificate is of the wrong root, and live certificates of brokers that none of the right one
+/// Bridges whose Kafka certificate is of the wrong root, by what they said that they use; and live certificates of brokers that none of the right one
 /// takes the place of.
 async fn kafka(
     transaction: &mut Transaction,
@@ -304,23 +304,31 @@ async fn kafka(
         _ => "has a certificate of the old Kafka root's",
     };
     let rows = sqlx::query(
-        "SELECT n.id, n.name, s.presence, s.since, c.authority
+        "SELECT n.id, n.name, s.presence, s.since, c.authority, c.state
          FROM certificates c JOIN nodes n ON n.id = c.node LEFT JOIN node_states s ON s.node = n.id
          WHERE c.tenant = $1 AND c.kind = 'kafka-client' AND c.state IN ('issued', 'active') AND c.not_after > $2
            AND n.removed_at IS NULL AND n.revoked_at IS NULL
-         ORDER BY c.issued_at",
+         ORDER BY CASE c.state WHEN 'active' THEN 1 ELSE 0 END, c.issued_at",
     )
     .bind(tenant.as_str())
     .bind(now.millis())
     .fetch_all(&mut **transaction)
     .await?;
-    let mut newest: BTreeMap<(String, String), &AnyRow> = BTreeMap::new();
+    // The last of each: the one it uses, or until it has said so, the newest that it was given.
+    let mut bridges: BTreeMap<(String, String), (&AnyRow, bool)> = BTreeMap::new();
     for row in &rows {
-        newest.insert((row.try_get(1)?, row.try_get(0)?), row);
+        let right = !is_wrong(row.try_get(4)?);
+        let known = bridges.entry((row.try_get(1)?, row.try_get(0)?)).or_insert((row, false));
+        *known = (row, known.1 || right);
     }
     let mut missing = Vec::new();
-    for ((name, id), row) in newest {
+    for ((name, id), (row, has_right)) in bridges {
         if is_wrong(row.try_get(4)?) {
+            let why = if has_right {
+                format!("{why}, and has not used the one it was given since: its brokers may not take it")
+            } else {
+                why.to_owned()
+            };
             let presence = row.try_get::<Option<String>, _>(2)?.unwrap_or_else(|| "never_seen".to_owned());
             missing.push(Missing {
                 id,
@@ -329,7 +337,7 @@ async fn kafka(
                 kind: "bridge".to_owned(),
                 presence: Some(presence),
                 since: row.try_get::<Option<i64>, _>(3)?.map(Timestamp::from_millis),
-                why: why.to_owned(),
+                why,
             });
         }
     }

@@ -168,7 +168,7 @@ on_both_engines! {
         let bridge = identity(&enrolled.certificate_chain);
         let ask = async |key: &PrivateKey, now| {
             let request = key.certificate_request().expect("a request");
-            world.enrollment.kafka(&bridge, &request, now).await
+            world.enrollment.kafka(&bridge, &request, false, now).await
         };
         let (first, second) = (key(), key());
         let granted = ask(&first, at(5)).await.expect("granted");
@@ -204,13 +204,13 @@ on_both_engines! {
         let bridge = identity(&enrolled.certificate_chain);
         let ask = async |who: &NodeIdentity, key: &PrivateKey, now| {
             let request = key.certificate_request().expect("a request");
-            world.enrollment.kafka(who, &request, now).await
+            world.enrollment.kafka(who, &request, false, now).await
         };
         let refused = ask(&agent, &key(), NOW).await.expect_err("an agent");
         assert!(refused.message.contains("is no bridge"), "{}", refused.message);
         let refused = ask(&bridge, &agents, NOW).await.expect_err("the agent's key");
         assert!(refused.message.contains("another node has this key"), "{}", refused.message);
-        world.enrollment.kafka(&bridge, b"no request", NOW).await.expect_err("malformed");
+        world.enrollment.kafka(&bridge, b"no request", false, NOW).await.expect_err("malformed");
         assert_eq!(world.audited(action::CERTIFICATE_REFUSED).await.len(), 3);
         assert!(world.audited(action::CERTIFICATE_ISSUED).await.is_empty());
 
@@ -231,7 +231,7 @@ on_both_engines! {
         let bridge = identity(&enrolled.certificate_chain);
         let ask = async |key: &PrivateKey| {
             let request = key.certificate_request().expect("a request");
-            world.enrollment.kafka(&bridge, &request, at(5)).await
+            world.enrollment.kafka(&bridge, &request, false, at(5)).await
         };
         let key = key();
         let granted = ask(&key).await.expect("granted");
@@ -262,7 +262,7 @@ on_both_engines! {
         let (first, second) = (key(), key());
         let ask = async |key: &PrivateKey, now| {
             let request = key.certificate_request().expect("a request");
-            world.enrollment.kafka(&bridge, &request, now).await.expect("granted")
+            world.enrollment.kafka(&bridge, &request, false, now).await.expect("granted")
         };
         let before = ask(&first, NOW).await;
         let role = Role::Kafka(acme());
@@ -284,6 +284,25 @@ on_both_engines! {
         assert_eq!(openssl(&new.clone().into(), &after.certificate.clone().into(), &[]), Ok(()));
         assert_eq!(openssl(&old.clone().into(), &before.certificate.clone().into(), &[]), Ok(()));
         assert!(after.renew_at_ms > at(30 * 86_400).millis(), "it is not due again");
+
+        // What it was given is not what it uses.
+        let in_use = async |key: &PrivateKey| {
+            let request = key.certificate_request().expect("a request");
+            world.enrollment.kafka(&bridge, &request, true, at(6)).await.expect("it stands")
+        };
+        assert_eq!(in_use(&first).await.certificate, before.certificate);
+        let gate = async || {
+            let gate = world.rotations.gate(&rotation, Direction::Forward, at(6)).await.expect("a gate");
+            gate.expect("open").missing
+        };
+        let missing = gate().await;
+        assert!(missing.len() == 1 && missing[0].why.contains("has not used the one it was given since"), "{missing:?}");
+        assert_eq!(world.audited(action::CERTIFICATE_RETIRED).await.len(), 0);
+        assert_eq!(in_use(&second).await.certificate, after.certificate);
+        assert_eq!(in_use(&second).await.renew_at_ms, after.renew_at_ms);
+        assert_eq!(gate().await, []);
+        let retired = world.audited(action::CERTIFICATE_RETIRED).await;
+        assert_eq!((retired.len(), retired[0].detail["retired"].as_u64()), (1, Some(1)));
 
         step(&world.rotations, &rotation, Direction::Forward, at(7)).await.expect("the old one is retired");
         let retired = ask(&second, at(8)).await;
@@ -319,7 +338,7 @@ on_both_engines! {
 
 /// What a bridge gets for this request, over its session.
 async fn granted(session: &mut Session, request: &[u8]) -> KafkaGrant {
-    let asked = session.machine.kafka(request.to_vec(), now()).expect("one at a time");
+    let asked = session.machine.kafka(request.to_vec(), false, now()).expect("one at a time");
     session.writer.send(&asked).await.expect("sent");
     loop {
         let message: ToNode = session.reader.recv().await.expect("a message").expect("a message");

@@ -10,7 +10,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 use transport::Backoff;
 
-use super::renewal::{LOOK_EVERY, SERVES_AT_LEAST};
+use super::renewal::LOOK_EVERY;
 use super::{LinkOptions, ders};
 use crate::clock::Clock;
 use crate::kafka::{Kafka, KafkaCredential, KafkaError};
@@ -18,6 +18,9 @@ use crate::kafka::{Kafka, KafkaCredential, KafkaError};
 /// Attempts that failed are repeated after this, at first and at most: brokers are put right by people.
 const FIRST_RETRY: Duration = Duration::from_secs(5);
 const LONGEST_RETRY: Duration = Duration::from_secs(600);
+
+/// A certificate serves at least this long, whatever the hub says, and the hub gives ten an hour at most.
+const SERVES_AT_LEAST: Duration = Duration::from_secs(2);
 
 /// What there is to do.
 pub(super) enum Due {
@@ -54,6 +57,8 @@ pub(super) struct KafkaRenewal {
     /// Whether to ask how the one in use stands.
     inquire: bool,
     asked: Option<Asked>,
+    /// When this session has taken it into use.
+    taken: Option<Instant>,
     /// At most one at a time.
     trials: JoinSet<Tried>,
     backoff: Backoff,
@@ -78,6 +83,7 @@ impl KafkaRenewal {
             bridge,
             inquire: in_use.is_some(),
             asked: None,
+            taken: None,
             trials: JoinSet::new(),
             backoff: Backoff::new(FIRST_RETRY, LONGEST_RETRY),
             not_before: Instant::now(),
@@ -118,8 +124,8 @@ impl KafkaRenewal {
         }
     }
 
-    /// The request to send, once its key is saved.
-    pub(super) async fn request(&mut self) -> Option<Vec<u8>> {
+    /// The request to send, once its key is saved, and whether it is for the certificate in use.
+    pub(super) async fn request(&mut self) -> Option<(Vec<u8>, bool)> {
         let inquire = std::mem::take(&mut self.inquire);
         let made = match self.in_use.as_ref().filter(|_| inquire) {
             Some(in_use) => {
@@ -137,8 +143,9 @@ impl KafkaRenewal {
         };
         match made {
             Ok((asked, request)) => {
+                let in_use = matches!(asked, Asked::InUse);
                 self.asked = Some(asked);
-                Some(request)
+                Some((request, in_use))
             }
             Err(error) => {
                 self.failed(error.to_string(), Duration::ZERO);
@@ -153,7 +160,7 @@ impl KafkaRenewal {
         let key = match (self.asked.take(), &self.in_use) {
             (Some(Asked::Next(key)), _) => Ok(*key),
             (Some(Asked::InUse), Some(in_use)) if in_use.is(&certificate, &roots) => {
-                return self.stands(renew_at, Duration::ZERO);
+                return self.stands(renew_at);
             }
             // The roots are others; or its own root is trusted no more, and it was issued anew.
             (Some(Asked::InUse), Some(in_use)) => PrivateKey::from_pem(&in_use.key_pem()).map_err(KafkaError::from),
@@ -197,10 +204,23 @@ impl KafkaRenewal {
             Ok(credential) => {
                 tracing::info!(not_after = %credential.summary().not_after, "a Kafka certificate from the hub");
                 self.in_use = Some(credential);
-                self.stands(renew_at, SERVES_AT_LEAST);
+                self.heard().await;
+                self.taken = Some(Instant::now());
+                // The hub hears that it is in use.
+                self.inquire = true;
+                self.stands(renew_at);
                 self.kafka.status.send_modify(|status| status.attempts += 1);
             }
             Err(error) => self.failed(error.to_string(), Duration::ZERO),
+        }
+    }
+
+    /// Who asked for another one while this was on its way has it.
+    async fn heard(&self) {
+        tokio::select! {
+            biased;
+            () = self.kafka.renew.notified() => {}
+            () = std::future::ready(()) => {}
         }
     }
 
@@ -220,13 +240,14 @@ impl KafkaRenewal {
         self.failed("the hub did not answer a request for a Kafka certificate; look at its log".into(), Duration::ZERO);
     }
 
-    fn stands(&mut self, renew_at: Option<Timestamp>, serves: Duration) {
+    fn stands(&mut self, renew_at: Option<Timestamp>) {
         let Some(in_use) = &self.in_use else { return };
         let (from, until) = (in_use.summary().not_before, in_use.summary().not_after);
         let now = hub_now(&self.clock, self.reading);
         let advised = renew_at.unwrap_or_else(|| pki::renewal::when(from, until, rand::random()));
         let at = pki::renewal::heed(advised, (from, until), now, rand::random());
-        self.at = at.max(now.plus(serves));
+        let serves = self.taken.map(|taken| SERVES_AT_LEAST.saturating_sub(taken.elapsed()));
+        self.at = at.max(now.plus(serves.unwrap_or_default()));
         self.backoff.reset();
         self.publish(Some(self.at), None);
     }
@@ -273,178 +294,4 @@ async fn on_disk<T: Send + 'static>(
 }
 
 #[cfg(test)]
-mod tests {
-    use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-    use std::sync::{Arc, Mutex};
-
-    use pki::Authority;
-    use protocol::message::RefusalCode;
-    use tokio::sync::{Notify, watch};
-
-    use super::*;
-    use crate::kafka::KafkaStore;
-    use crate::kafka::tests::{certified, plane};
-
-    const DAY: Duration = Duration::from_secs(86_400);
-
-    /// A hub that grants, brokers that take what they are told to, and a bridge's state directory.
-    struct World {
-        roots: Mutex<Vec<Authority>>,
-        taken: Arc<AtomicBool>,
-        tried: Arc<AtomicUsize>,
-        directory: tempfile::TempDir,
-    }
-
-    fn bridge() -> NodeId {
-        NodeId::new(Timestamp::from_millis(1), [9; 10])
-    }
-
-    fn now() -> Timestamp {
-        Clock::system().now()
-    }
-
-    impl World {
-        fn new() -> Self {
-            Self {
-                roots: Mutex::new(vec![plane(now())]),
-                taken: Arc::new(AtomicBool::new(true)),
-                tried: Arc::default(),
-                directory: tempfile::tempdir().expect("tempdir"),
-            }
-        }
-
-        fn store(&self) -> KafkaStore {
-            KafkaStore::directory(self.directory.path())
-        }
-
-        /// As a session that begins.
-        async fn begin(&self) -> KafkaRenewal {
-            let (taken, tried) = (Arc::clone(&self.taken), Arc::clone(&self.tried));
-            let kafka = Kafka {
-                store: self.store(),
-                trial: Arc::new(move |_| {
-                    tried.fetch_add(1, Ordering::SeqCst);
-                    taken.load(Ordering::SeqCst).then_some(()).ok_or_else(|| "unknown ca".into())
-                }),
-                renew: Arc::<Notify>::default(),
-                status: watch::Sender::default(),
-            };
-            KafkaRenewal::start(kafka, bridge(), Clock::system(), ClockReading { offset_ms: 0, delay_ms: 1 }).await
-        }
-
-        /// What the hub answers: a certificate of the newest root, or the one that `known` is.
-        fn grant(&self, request: &[u8], known: Option<&KafkaCredential>) -> Granted {
-            let roots = self.roots.lock().expect("whole");
-            let key = pki::verify_request(request).expect("proved");
-            let certificate = match known.filter(|known| known.summary().spki_sha256 == key.spki_sha256()) {
-                Some(known) => pki::pem::read_certificates(&known.certificate_pem()).expect("its own")[0].to_vec(),
-                None => roots[0].issue_kafka_client(&key, bridge(), now(), DAY * 90).expect("a certificate"),
-            };
-            let roots = roots.iter().map(|root| root.certificate_der().to_vec()).collect();
-            Granted { certificate, roots, renew_at: Some(now().plus(DAY * 60)) }
-        }
-    }
-
-    /// Lets the renewal ask, and gives its request.
-    async fn asked(renewal: &mut KafkaRenewal) -> Vec<u8> {
-        assert!(matches!(renewal.due().await, Due::Ask));
-        renewal.request().await.expect("a request")
-    }
-
-    /// Lets the brokers' verdict in.
-    async fn tried(renewal: &mut KafkaRenewal) {
-        let Due::Tried(tried) = renewal.due().await else { panic!("a trial is under way") };
-        renewal.settle(*tried).await;
-    }
-
-    #[tokio::test]
-    async fn the_first_certificate_is_used_at_once_and_known_to_the_next_session() {
-        let world = World::new();
-        let mut renewal = world.begin().await;
-        let request = asked(&mut renewal).await;
-        renewal.granted(world.grant(&request, None)).await;
-        assert_eq!(world.tried.load(Ordering::SeqCst), 0, "there is nothing else to use");
-        let kept = world.store().load().expect("readable").expect("saved");
-        assert!(renewal.at > now().plus(DAY * 59));
-
-        let mut again = world.begin().await;
-        let request = asked(&mut again).await;
-        let key = pki::verify_request(&request).expect("proved");
-        assert_eq!(key.spki_sha256(), kept.summary().spki_sha256, "it asks how that stands");
-        again.granted(world.grant(&request, Some(&kept))).await;
-        assert!(again.at > now().plus(DAY * 59) && world.tried.load(Ordering::SeqCst) == 0);
-        assert_eq!(again.kafka.status.borrow().not_after, Some(kept.summary().not_after));
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn one_that_the_brokers_do_not_take_replaces_none_and_is_tried_again() {
-        let world = World::new();
-        let mut renewal = world.begin().await;
-        let request = asked(&mut renewal).await;
-        renewal.granted(world.grant(&request, None)).await;
-        let kept = world.store().load().expect("readable").expect("saved").summary().clone();
-
-        world.taken.store(false, Ordering::SeqCst);
-        renewal.at = now();
-        let first = asked(&mut renewal).await;
-        let grant = world.grant(&first, None);
-        renewal.granted(grant.clone()).await;
-        tried(&mut renewal).await;
-        let trouble = renewal.kafka.status.borrow().trouble.clone().expect("said");
-        assert!(trouble.contains("brokers don't take it: unknown ca"), "{trouble}");
-        assert_eq!(*world.store().load().expect("readable").expect("there").summary(), kept);
-
-        // The same key, so that the hub gives the same.
-        world.taken.store(true, Ordering::SeqCst);
-        let second = asked(&mut renewal).await;
-        let keys = [&first, &second].map(|request| pki::verify_request(request).expect("proved").spki_sha256());
-        assert_eq!(keys[0], keys[1]);
-        renewal.granted(grant).await;
-        tried(&mut renewal).await;
-        let used = world.store().load().expect("readable").expect("there").summary().clone();
-        assert_eq!((used.spki_sha256, world.tried.load(Ordering::SeqCst)), (keys[0], 2));
-        assert_eq!(renewal.kafka.status.borrow().trouble, None);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn news_brings_the_roots_and_a_refusal_is_heeded() {
-        let world = World::new();
-        let mut renewal = world.begin().await;
-        let request = asked(&mut renewal).await;
-        renewal.granted(world.grant(&request, None)).await;
-        let kept = world.store().load().expect("readable").expect("saved");
-
-        world.roots.lock().expect("whole").push(plane(now()));
-        renewal.news("rotation");
-        let request = asked(&mut renewal).await;
-        renewal.granted(world.grant(&request, Some(&kept))).await;
-        tried(&mut renewal).await;
-        let both = world.store().load().expect("readable").expect("there");
-        assert_eq!(both.roots_pem().matches("BEGIN").count(), 2);
-        assert_eq!(both.certificate_pem(), kept.certificate_pem());
-
-        renewal.news("again");
-        asked(&mut renewal).await;
-        let began = Instant::now();
-        let retry_after_ms = 7_200_000;
-        renewal.refused(&Refusal { code: RefusalCode::Busy.into(), message: "later".into(), retry_after_ms });
-        assert!(renewal.kafka.status.borrow().trouble.as_deref().is_some_and(|text| text.contains("later")));
-        let request = asked(&mut renewal).await;
-        assert!(began.elapsed() >= Duration::from_secs(7200));
-        let key = pki::verify_request(&request).expect("proved");
-        assert_eq!(key.spki_sha256(), kept.summary().spki_sha256, "it still wants to know how it stands");
-    }
-
-    #[tokio::test]
-    async fn what_is_not_this_bridges_is_not_kept() {
-        let world = World::new();
-        let mut renewal = world.begin().await;
-        let request = asked(&mut renewal).await;
-        let mut grant = world.grant(&request, None);
-        let strange = PrivateKey::generate().expect("a key");
-        grant.certificate = certified(&world.roots.lock().expect("whole")[0], &strange, bridge(), now());
-        renewal.granted(grant).await;
-        assert!(renewal.kafka.status.borrow().trouble.as_deref().is_some_and(|text| text.contains("another key")));
-        assert!(world.store().load().expect("readable").is_none());
-    }
-}
+mod tests;

@@ -18,7 +18,7 @@ use crate::identity::{Credential, Identity, IdentityError, IdentityStore, Pendin
 pub(super) const LOOK_EVERY: Duration = Duration::from_secs(60);
 /// A certificate serves at least this long, whatever the hub says: one that is due as soon as it is issued would have a
 /// node do nothing but renew.
-pub(super) const SERVES_AT_LEAST: Duration = Duration::from_secs(10);
+const SERVES_AT_LEAST: Duration = Duration::from_secs(10);
 /// Attempts that failed are repeated after this share of the certificate's life, at first and at most.
 const FIRST_RETRY_SHARE: u32 = 500;
 const LONGEST_RETRY_SHARE: u32 = 20;

@@ -258,8 +258,8 @@ impl Actor {
                     if let Some(kafka) = kafka {
                         match due {
                             Due::Ask => {
-                                if let Some(request) = kafka.request().await
-                                    && let Some(message) = control.machine.kafka(request, control.clock.now())
+                                if let Some((request, in_use)) = kafka.request().await
+                                    && let Some(message) = control.machine.kafka(request, in_use, control.clock.now())
                                 {
                                     control.writer.send(&message).await?;
                                 }

@@ -80,6 +80,8 @@ pub enum HubOutput {
     Kafka {
         /// PKCS#10, DER.
         certificate_request: Vec<u8>,
+        /// Whether the node uses the certificate for this key.
+        in_use: bool,
     },
     /// The roots the node trusts now.
     Trusts {
@@ -147,7 +149,7 @@ impl HubSession {
                     let answer = KafkaGrant { refusal, ..KafkaGrant::default() };
                     return Ok(vec![HubOutput::Send(to_node::Message::Kafka(answer).into())]);
                 }
-                Ok(vec![HubOutput::Kafka { certificate_request: request.certificate_request }])
+                Ok(vec![HubOutput::Kafka { certificate_request: request.certificate_request, in_use: request.in_use }])
             }
             (State::Running { renewing, .. }, Message::Renew(request)) => {
                 if std::mem::replace(renewing, true) {

@@ -292,12 +292,12 @@ impl NodeSession {
             .map(|message| ToHub { message: Some(message) })
     }
 
-    /// Asks for a Kafka certificate, or how the one for this key stands; `None` when the session is not running or such a
-    /// request is under way.
-    pub fn kafka(&mut self, certificate_request: Vec<u8>, now: Timestamp) -> Option<ToHub> {
+    /// Asks for a Kafka certificate, or how the one stands that is `in_use` for this key; `None` when the session is not running
+    /// or such a request is under way.
+    pub fn kafka(&mut self, certificate_request: Vec<u8>, in_use: bool, now: Timestamp) -> Option<ToHub> {
         let State::Running { kafka_since: kafka_since @ None, .. } = &mut self.state else { return None };
         *kafka_since = Some(now);
-        Some(to_hub::Message::Kafka(KafkaRequest { certificate_request }).into())
+        Some(to_hub::Message::Kafka(KafkaRequest { certificate_request, in_use }).into())
     }
 
     /// The roots this node trusts now, and why it did not take what it was sent.

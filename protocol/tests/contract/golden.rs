@@ -314,7 +314,11 @@ fn messages() -> Vec<(&'static str, Vec<u8>)> {
             }),
         ),
         to_node("to-node-stop-tail", to_node::Message::StopTail(StopTail { tail_id: vec![3; 16] })),
-        to_hub("to-hub-kafka", to_hub::Message::Kafka(KafkaRequest { certificate_request: vec![4] })),
+        to_hub("to-hub-kafka", to_hub::Message::Kafka(KafkaRequest { certificate_request: vec![4], in_use: false })),
+        to_hub(
+            "to-hub-kafka-in-use",
+            to_hub::Message::Kafka(KafkaRequest { certificate_request: vec![4], in_use: true }),
+        ),
         to_node(
             "to-node-kafka",
             to_node::Message::Kafka(KafkaGrant {

@@ -345,10 +345,10 @@ fn advice_to_renew_reaches_the_node_with_a_reason_within_bounds() {
 #[test]
 fn a_kafka_certificate_is_asked_for_beside_a_renewal_and_answered_once() {
     let (mut node, mut hub) = running();
-    let asked = node.kafka(vec![1], at(300)).expect("running");
-    assert!(node.kafka(vec![1], at(300)).is_none(), "one at a time");
+    let asked = node.kafka(vec![1], true, at(300)).expect("running");
+    assert!(node.kafka(vec![1], true, at(300)).is_none(), "one at a time");
     let renewal = node.renew(vec![2], 1, at(301)).expect("a renewal goes on beside it");
-    let request = HubOutput::Kafka { certificate_request: vec![1] };
+    let request = HubOutput::Kafka { certificate_request: vec![1], in_use: true };
     assert_eq!(hub.receive(asked.clone(), at(310)), Ok(vec![request]));
     assert!(matches!(&hub.receive(renewal, at(310)).expect("good")[..], [HubOutput::Renew { .. }]));
     let busy = hub.receive(asked, at(311)).expect("good");
@@ -360,7 +360,7 @@ fn a_kafka_certificate_is_asked_for_beside_a_renewal_and_answered_once() {
         KafkaGrant { certificate: vec![3], roots: vec![vec![4]; 9], renew_at_ms: at(500).millis(), refusal: None };
     let granted = Granted { certificate: vec![3], roots: vec![vec![4]; 4], renew_at: Some(at(500)) };
     assert_eq!(node.receive(hub.kafka(grant), at(320)), Ok(vec![NodeOutput::Kafka(granted)]));
-    let again = node.kafka(vec![5], at(330)).expect("the first was answered");
+    let again = node.kafka(vec![5], false, at(330)).expect("the first was answered");
     assert!(matches!(&hub.receive(again, at(331)).expect("good")[..], [HubOutput::Kafka { .. }]));
 
     // Of two that are not answered, each is told.
