@@ -4,6 +4,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let contract = "proto/hyperfactory/v1/hyperfactory.proto";
     println!("cargo:rerun-if-changed={contract}");
     let files = protox::compile([contract], ["proto"])?;
-    prost_build::Config::new().compile_fds(files)?;
+    // An agent's batches do not carry the room for what bridges alone tell.
+    prost_build::Config::new().boxed(".hyperfactory.v1.NodeStatus.bridge").compile_fds(files)?;
     Ok(())
 }

@@ -138,6 +138,7 @@ pub async fn run(config: Config, recent: Recent, stop: CancellationToken) -> Res
         recorder: recorder.clone(),
         commands: Some(commands),
         tails: Some(tailer.source()),
+        kafka: None,
         logs,
         renew,
         clock,
@@ -154,6 +155,7 @@ pub async fn run(config: Config, recent: Recent, stop: CancellationToken) -> Res
         counters: link.counters(),
         spool: backlog.watch(),
         logs: log_spool,
+        bridge: None,
     };
     let server = Server::bind(config.health_listen, vitals).await?;
     if let Err(failure) = (Endpoints { health: format!("http://{}", server.local_addr()?) }.write(&config.state_dir)) {

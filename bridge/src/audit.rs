@@ -122,7 +122,7 @@ impl Stream {
 /// # Errors
 /// When Kafka can't be read.
 pub fn run(config: &KafkaConfig, topics: &[String]) -> anyhow::Result<Ledger> {
-    let mut settings = client(config);
+    let mut settings = client(config)?;
     settings
         .set("group.id", "hyperfactory-bridge-audit")
         .set("enable.auto.commit", "false")

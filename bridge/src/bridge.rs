@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use anyhow::Context;
 use node::{Clock, IdentityStore};
-use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -16,6 +15,7 @@ use crate::dead_letter::DeadLetters;
 use crate::enroll;
 use crate::intake::Intake;
 use crate::log::{Log, Writer};
+use crate::receipts::Receipts;
 use crate::report::Report;
 use crate::route::Routes;
 use crate::sink::{self, Sink};
@@ -36,6 +36,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
     let (store, clock) = (IdentityStore::directory(&config.state_dir), Clock::system());
     let enrolled = stop.run_until_cancelled(enroll::identity(&config, &store, &clock)).await;
     let Some(identity) = enrolled.transpose()? else { return Ok(()) };
+    let config = config.enrolled(identity.is_some())?;
     let bridge = config.name.clone().or_else(|| identity.as_ref().map(|identity| identity.node.to_string())).context(
         "this bridge has no name: enroll it (hyperfactory-bridge enroll), or set `name` in the configuration; records \
          carry it, so that several bridges can be told apart",
@@ -55,7 +56,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
     let report = match identity {
         Some(identity) => {
             tracing::info!(node = %identity.node, tenant = %identity.tenant, hub = identity.hub, "reporting to the hub");
-            Some(Report::start(&config, store, identity, log.clone(), Arc::clone(&counters)).await?)
+            Some(Report::start(&config, store, identity, log.clone(), Arc::clone(&counters), routes.passed()).await?)
         }
         None => {
             tracing::info!("not enrolled: reporting to no hub");
@@ -64,10 +65,9 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
     };
     let intake = Arc::<Intake>::default();
     let longest = log.spool().max_record();
-    let (mut sources, sources_stop, mut durable) = (JoinSet::new(), CancellationToken::new(), Vec::new());
-    let mut connections = Vec::new();
+    let (mut sources, sources_stop) = (JoinSet::new(), CancellationToken::new());
+    let (mut connections, mut receipts) = (Vec::new(), Receipts::default());
     for (index, mqtt) in config.mqtt.iter().enumerate() {
-        let told = watch::Sender::new(0);
         let filters = routes.filters(&mqtt.name);
         if filters.is_empty() {
             tracing::warn!(mqtt = mqtt.name, "no route is for this connection");
@@ -77,15 +77,15 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
             bridge: bridge.clone(),
             subscriptions: Subscriptions::begin(&config.state_dir, &mqtt.name, filters)?,
             intake: Arc::clone(&intake),
-            durable: told.subscribe(),
+            acknowledged: receipts.connect(mqtt.ack),
             counters: Arc::clone(&counters),
             clock: clock.clone(),
             longest,
         };
         connections.push(Source::new(mqtt.clone(), parts)?);
-        durable.push(told);
     }
-    let writer = Writer::start(log.clone(), Arc::clone(&intake), durable, Arc::clone(&counters))
+    let receipts = Arc::new(receipts);
+    let writer = Writer::start(log.clone(), Arc::clone(&intake), Arc::clone(&receipts), Arc::clone(&counters))
         .context("the log's thread can't be started")?;
     let parts = sink::Parts {
         log: log.clone(),
@@ -93,6 +93,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
         bridge,
         routes,
         dead_letters,
+        receipts,
         counters: Arc::clone(&counters),
     };
     let sink_stop = CancellationToken::new();

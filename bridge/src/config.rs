@@ -5,11 +5,13 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use node::KafkaStore;
 use serde::Deserialize;
 use settings::{Period, Secret, Size};
 use tracing_subscriber::filter::{LevelFilter, Targets};
 
 use crate::route::{RouteError, Routes};
+use crate::standing::Standing;
 
 /// Where the bridge keeps its state unless told otherwise.
 pub const STATE_DIR: &str = "/var/lib/hyperfactory/bridge";
@@ -62,12 +64,26 @@ pub struct MqttConfig {
     pub password: Option<Secret>,
     /// Authority of the broker's certificate, in PEM; with it the connection is TLS.
     pub ca: Option<PathBuf>,
-    /// Quality of service to subscribe with: 0 or 1.
+    /// Quality of service to subscribe with: 0, 1 or 2.
     #[serde(default = "qos")]
     pub qos: u8,
+    /// When a message is acknowledged to the broker.
+    #[serde(default)]
+    pub ack: Ack,
     /// Time without traffic after which a ping is sent.
     #[serde(default = "keep_alive")]
     pub keep_alive: Period,
+}
+
+/// When a message is acknowledged to its MQTT broker.
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "kebab-case")]
+pub enum Ack {
+    /// Once it is on disk.
+    #[default]
+    Stored,
+    /// Once Kafka has it, or it is a dead letter on disk: a message outlives the loss of the bridge's disk.
+    Delivered,
 }
 
 /// The tenant's Kafka bus.
@@ -80,14 +96,36 @@ pub struct KafkaConfig {
     pub compression: Compression,
     /// How long a record waits for others to share its batch.
     pub linger: Period,
+    /// Most bytes of records a second, before compression: while a backlog is delivered, the rest of the line is free for
+    /// others. Default: no limit.
+    pub max_rate: Option<Size>,
     /// Largest record with its headers; the brokers have to take it (`max.message.bytes`).
     pub max_record: Size,
-    /// Authority of the brokers' certificates, in PEM; with it the connection is TLS.
+    /// Where the bridge's certificate comes from when no file is named. Default: from the hub, if the bridge is enrolled.
+    pub tls: Option<Tls>,
+    /// Authority of the brokers' certificates, in PEM, in place of the tenant's Kafka roots; with it the connection is TLS.
     pub ca: Option<PathBuf>,
-    /// The bridge's certificate, in PEM. When the file changes, the next connection shows the new one.
+    /// The bridge's certificate, in PEM, in place of one from the hub. When the file changes, the next connection shows the
+    /// new one.
     pub certificate: Option<PathBuf>,
     /// Its key, in PEM.
     pub key: Option<PathBuf>,
+    /// Where the certificate from the hub is, when that is to be used; see [`Config::enrolled`].
+    #[serde(skip)]
+    pub issued: Option<KafkaStore>,
+    /// Where clients of the brokers note what they are told.
+    #[serde(skip)]
+    pub standing: Standing,
+}
+
+/// What the connection to the brokers is protected by.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "kebab-case")]
+pub enum Tls {
+    /// A certificate from the hub.
+    Hub,
+    /// Nothing.
+    Off,
 }
 
 /// A way of compressing.
@@ -162,10 +200,14 @@ impl Default for KafkaConfig {
             brokers: Vec::new(),
             compression: Compression::default(),
             linger: Period(Duration::from_millis(5)),
+            max_rate: None,
             max_record: Size(1_000_000),
+            tls: None,
             ca: None,
             certificate: None,
             key: None,
+            issued: None,
+            standing: Standing::default(),
         }
     }
 }
@@ -238,12 +280,8 @@ impl Config {
                     &format!("{:?} is not host:port, like \"broker.plant:1883\"", mqtt.address),
                 );
             }
-            if mqtt.qos > 1 {
-                return wrong(
-                    "mqtt.qos",
-                    "use 0 or 1; messages published with 2 come with 1, and the sequence in the headers of the records \
-                     tells what was delivered twice",
-                );
+            if mqtt.qos > 2 {
+                return wrong("mqtt.qos", "use 0, 1 or 2");
             }
             if !(Duration::from_secs(1)..=Duration::from_secs(3600)).contains(&mqtt.keep_alive.get()) {
                 return wrong("mqtt.keep-alive", "use from 1s to 1h");
@@ -260,6 +298,15 @@ impl Config {
         if self.kafka.certificate.is_some() != self.kafka.key.is_some() {
             return wrong("kafka.certificate", "`kafka.certificate` and `kafka.key` go together");
         }
+        if self.kafka.tls.is_some() && self.kafka.certificate.is_some() {
+            return wrong(
+                "kafka.tls",
+                "it is for a bridge without `kafka.certificate` and `kafka.key`: leave out one or the other",
+            );
+        }
+        if self.kafka.tls == Some(Tls::Off) && self.kafka.ca.is_some() {
+            return wrong("kafka.tls", "`kafka.ca` asks for TLS: leave out one or the other");
+        }
         if self.kafka.certificate.is_some() && self.kafka.ca.is_none() {
             return wrong(
                 "kafka.ca",
@@ -268,6 +315,9 @@ impl Config {
         }
         if !(Size(1024)..=Size(100_000_000)).contains(&self.kafka.max_record) {
             return wrong("kafka.max-record", "use from 1KiB to 100MB");
+        }
+        if self.kafka.max_rate.is_some_and(|rate| rate < Size(1024)) {
+            return wrong("kafka.max-rate", "use 1KiB or more, in a second");
         }
         if self.kafka.linger.get() > Duration::from_secs(1) {
             return wrong("kafka.linger", "use up to 1s");
@@ -292,6 +342,21 @@ impl Config {
             return missing("route", "there is no [[route]]: nothing to read");
         }
         Ok(())
+    }
+
+    /// As it is for a bridge that is enrolled, or is not: one that is has its Kafka certificate from the hub, unless the
+    /// configuration says otherwise.
+    ///
+    /// # Errors
+    /// When the hub is to give one to a bridge that it does not know.
+    pub fn enrolled(mut self, enrolled: bool) -> Result<Self, ConfigError> {
+        if self.kafka.tls == Some(Tls::Hub) && !enrolled {
+            let why = "the hub gives a certificate to a bridge that is enrolled: run hyperfactory-bridge enroll".into();
+            return Err(ConfigError::Value { key: "kafka.tls", why });
+        }
+        let from_hub = enrolled && self.kafka.certificate.is_none() && self.kafka.tls != Some(Tls::Off);
+        self.kafka.issued = from_hub.then(|| KafkaStore::directory(&self.state_dir));
+        Ok(self)
     }
 
     /// What is logged.
@@ -362,7 +427,8 @@ mod tests {
             ("log-size = '1KiB'".to_owned(), "use 1MiB or more"),
             ("log = 'loud'".to_owned(), "`log` is not usable"),
             (format!("{mqtt}{mqtt}"), "a is given twice"),
-            (format!("{mqtt}qos = 2"), "use 0 or 1"),
+            (format!("{mqtt}qos = 3"), "use 0, 1 or 2"),
+            (format!("{mqtt}ack = 'read'"), "expected `stored` or `delivered`"),
             (format!("{mqtt}keep-alive = '10ms'"), "from 1s to 1h"),
             (format!("{mqtt}nmae = 'b'"), "nmae"),
             ("[[mqtt]]\nname = 'a'\naddress = 'broker'".to_owned(), "is not host:port"),
@@ -371,12 +437,28 @@ mod tests {
             ("[[route]]\nfrom = 'a'".to_owned(), "route 1 is not usable"),
             ("[kafka]\nkey = '/k'".to_owned(), "go together"),
             ("[kafka]\nkey = '/k'\ncertificate = '/c'".to_owned(), "over TLS only"),
+            ("[kafka]\nmax-rate = '10B'".to_owned(), "use 1KiB or more"),
+            ("[kafka]\ntls = 'off'\nca = '/a'".to_owned(), "asks for TLS"),
+            ("[kafka]\ntls = 'hub'\nkey = '/k'\ncertificate = '/c'".to_owned(), "leave out one"),
             ("[kafka]\nbroker = []".to_owned(), "kafka.broker"),
         ] {
             let refused = load(&text).unwrap_err().to_string();
             assert!(refused.contains(expected), "{text}: {refused}");
         }
         assert!(load("").unwrap().complete().unwrap_err().to_string().contains("`mqtt`"));
+    }
+
+    #[test]
+    fn the_certificate_comes_from_the_hub_when_the_bridge_is_enrolled_and_no_file_says_otherwise() {
+        let from_hub = |text: &str, enrolled: bool| {
+            load(text).unwrap().enrolled(enrolled).map(|config| config.kafka.issued.is_some())
+        };
+        assert!(from_hub("", true).unwrap() && !from_hub("", false).unwrap());
+        assert!(from_hub("[kafka]\nca = '/a'", true).unwrap(), "a file for the brokers' authority alone");
+        assert!(!from_hub("[kafka]\nca = '/a'\ncertificate = '/c'\nkey = '/k'", true).unwrap());
+        assert!(!from_hub("[kafka]\ntls = 'off'", true).unwrap());
+        let refused = from_hub("[kafka]\ntls = 'hub'", false).unwrap_err().to_string();
+        assert!(refused.contains("hyperfactory-bridge enroll"), "{refused}");
     }
 
     #[test]
@@ -389,6 +471,7 @@ mod tests {
             password: None,
             ca: None,
             qos: 1,
+            ack: Ack::Stored,
             keep_alive: keep_alive(),
         };
         assert_eq!(of("[::1]:1883").host_and_port(), Some(("::1", 1883)));

@@ -8,7 +8,7 @@ use tokio::sync::Notify;
 /// Bytes that wait to be written. When they are used up, connections are no longer read, and the broker keeps what comes.
 const MOST_BYTES: usize = 8 << 20;
 /// How long a group waits for others to share its sync: a sync for each message would cost more than the messages.
-const GATHER: Duration = Duration::from_millis(2);
+const GATHER: Duration = Duration::from_millis(1);
 /// A group of this many bytes waits no longer.
 const ENOUGH: usize = 256 << 10;
 
@@ -39,21 +39,21 @@ struct Waiting {
 }
 
 impl Intake {
-    /// Puts a message in, when there is room for it.
-    pub async fn put(&self, submission: Submission) {
+    /// Puts messages in, when there is room for them. They are in as a whole or, when this is given up, not at all.
+    pub async fn put(&self, mut submissions: Vec<Submission>) {
+        let bytes: usize = submissions.iter().map(|submission| submission.record.len()).sum();
         loop {
             let drained = self.drained.notified();
-            tokio::pin!(drained);
-            drained.as_mut().enable();
             {
                 let mut waiting = self.waiting();
-                if waiting.submissions.is_empty() || waiting.bytes + submission.record.len() <= MOST_BYTES {
-                    waiting.bytes += submission.record.len();
-                    waiting.submissions.push(submission);
+                if waiting.submissions.is_empty() || waiting.bytes + bytes <= MOST_BYTES {
+                    waiting.bytes += bytes;
+                    waiting.submissions.append(&mut submissions);
                     self.filled.notify_one();
                     return;
                 }
             }
+            // Whoever takes notifies those that were made before, also when they do not wait yet.
             drained.await;
         }
     }
@@ -102,8 +102,8 @@ mod tests {
     async fn a_full_intake_waits_until_it_is_taken() {
         let intake = Intake::default();
         // One that is larger than all the room still goes in alone.
-        intake.put(submission(1, MOST_BYTES + 1)).await;
-        let second = intake.put(submission(2, 1));
+        intake.put(vec![submission(1, MOST_BYTES + 1)]).await;
+        let second = intake.put(vec![submission(2, 1)]);
         tokio::pin!(second);
         assert!(tokio::time::timeout(Duration::from_millis(1), second.as_mut()).await.is_err());
         assert_eq!(intake.take().unwrap().len(), 1);

@@ -4,15 +4,15 @@
 //! disk is, the writer waits: nothing is acknowledged to MQTT, and nothing is lost.
 
 use std::path::PathBuf;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use spool::{Options, Overflow, Recovery, Spool, SpoolError, Status};
-use tokio::sync::watch;
 
 use crate::counters::Counters;
 use crate::intake::{Intake, Submission};
+use crate::receipts::{Receipts, Stored};
 
 /// Bytes that wait in memory for a sync. Half of it is the largest record.
 const GROUP: usize = 4 << 20;
@@ -52,15 +52,25 @@ impl Log {
         Ok((Self(Arc::new(shared)), recovery))
     }
 
-    /// The spool itself, for as long as the guard is held; syncs wait for it.
+    /// The spool itself, for as long as the guard is held. What is written to it waits for that; it does not wait for a
+    /// group that is being written.
     pub fn spool(&self) -> MutexGuard<'_, Spool> {
         self.0.spool.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The spool itself, unless it is in use: the disk may be at work.
+    pub fn try_spool(&self) -> Option<MutexGuard<'_, Spool>> {
+        match self.0.spool.try_lock() {
+            Ok(spool) => Some(spool),
+            Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
+        }
     }
 
     /// How it is doing, or was a moment ago: this does not wait for the disk.
     pub fn status(&self) -> Status {
         let mut status = self.0.status.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Ok(spool) = self.0.spool.try_lock() {
+        if let Some(spool) = self.try_spool() {
             *status = spool.status();
         }
         status.clone()
@@ -84,8 +94,7 @@ impl Log {
 pub struct Writer {
     log: Log,
     intake: Arc<Intake>,
-    /// Of each connection: all its messages up to this number are durable.
-    durable: Vec<watch::Sender<u64>>,
+    receipts: Arc<Receipts>,
     counters: Arc<Counters>,
     complained: Option<Instant>,
 }
@@ -98,48 +107,30 @@ impl Writer {
     pub fn start(
         log: Log,
         intake: Arc<Intake>,
-        durable: Vec<watch::Sender<u64>>,
+        receipts: Arc<Receipts>,
         counters: Arc<Counters>,
     ) -> std::io::Result<JoinHandle<()>> {
-        let writer = Self { log, intake, durable, counters, complained: None };
+        let writer = Self { log, intake, receipts, counters, complained: None };
         std::thread::Builder::new().name("log".into()).spawn(move || writer.run())
     }
 
     fn run(mut self) {
         while let Some(group) = self.intake.take() {
-            for submission in &group {
-                self.append(submission);
-            }
-            self.persist(|spool| spool.sync());
+            let (mut left, mut ends) = (group.as_slice(), Vec::new());
+            self.persist(|log| append(&mut log.spool(), &mut left, &mut ends));
+            self.persist(|log| Spool::sync_shared(&log.0.spool));
             self.counters.stored.add(group.len() as u64);
             self.log.grew();
-            for (index, durable) in self.durable.iter().enumerate() {
-                if let Some(last) = group.iter().rev().find(|submission| submission.mqtt == index) {
-                    durable.send_replace(last.number);
-                }
+            for end in ends {
+                self.receipts.stored(end);
             }
         }
-    }
-
-    fn append(&mut self, submission: &Submission) {
-        if submission.record.is_empty() {
-            return;
-        }
-        self.persist(|spool| match spool.append(&submission.record, true) {
-            // Its connection lets nothing through that is larger than the log takes.
-            Err(error @ SpoolError::TooLarge { .. }) => {
-                tracing::error!("a message is dropped: {error}");
-                Ok(())
-            }
-            other => other.map(drop),
-        });
     }
 
     /// Does it until it is done. Meanwhile nothing is acknowledged, and MQTT brokers keep what they have.
-    fn persist(&mut self, mut act: impl FnMut(&mut Spool) -> Result<(), SpoolError>) {
+    fn persist(&mut self, mut act: impl FnMut(&Log) -> Result<(), SpoolError>) {
         loop {
-            let done = act(&mut self.log.spool());
-            match done {
+            match act(&self.log) {
                 Ok(()) => {
                     if self.complained.take().is_some() {
                         tracing::info!("the log takes records again");
@@ -160,23 +151,44 @@ impl Writer {
     }
 }
 
+/// Appends what is left, and leaves what is not appended; `ends` are the last of each connection.
+fn append(spool: &mut Spool, left: &mut &[Submission], ends: &mut Vec<Stored>) -> Result<(), SpoolError> {
+    while let Some((submission, after)) = left.split_first() {
+        if !submission.record.is_empty() {
+            match spool.append(&submission.record, true) {
+                // Its connection lets nothing through that is larger than the log takes.
+                Err(error @ SpoolError::TooLarge { .. }) => tracing::error!("a message is dropped: {error}"),
+                other => drop(other?),
+            }
+        }
+        let end = Stored { mqtt: submission.mqtt, message: submission.number, record: spool.last() };
+        match ends.iter_mut().find(|known| known.mqtt == end.mqtt) {
+            Some(known) => *known = end,
+            None => ends.push(end),
+        }
+        *left = after;
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Ack;
 
     #[test]
     fn a_full_log_holds_acknowledgements_back_until_there_is_room() {
         let directory = tempfile::tempdir().unwrap();
         let (log, _) = Log::open(directory.path().to_owned(), 1 << 20).unwrap();
         let (intake, counters) = (Arc::new(Intake::default()), Arc::<Counters>::default());
-        let durable = watch::Sender::new(0);
-        let told = durable.subscribe();
-        let writer = Writer::start(log.clone(), Arc::clone(&intake), vec![durable], counters).unwrap();
+        let mut receipts = Receipts::default();
+        let told = receipts.connect(Ack::Stored);
+        let writer = Writer::start(log.clone(), Arc::clone(&intake), Arc::new(receipts), counters).unwrap();
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         let record = vec![7; 20_000];
         runtime.block_on(async {
             for number in 1..=100 {
-                intake.put(Submission { mqtt: 0, number, record: record.clone() }).await;
+                intake.put(vec![Submission { mqtt: 0, number, record: record.clone() }]).await;
             }
         });
         intake.close();

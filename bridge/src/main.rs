@@ -7,8 +7,8 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::{Parser, Subcommand};
 use hyperfactory_bridge::config::{Config, ConfigError};
-use hyperfactory_bridge::{audit, bridge, enroll, show};
-use node::EnrollError;
+use hyperfactory_bridge::{audit, bridge, enroll, rehearsal, show};
+use node::{EnrollError, TokenArguments, TokenReadError};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -47,7 +47,12 @@ enum Verb {
     /// Carry messages until told to stop (SIGTERM or SIGINT)
     Run,
     /// Judge the configuration, and say what to do
-    Check,
+    Check {
+        /// Rehearse a rotation: have the hub give another Kafka certificate now (or read the files again), and try it at the
+        /// brokers beside the one in use, which stays unless they take it
+        #[arg(long)]
+        rotate: bool,
+    },
     /// Show where a message of an MQTT topic goes
     Explain {
         /// The MQTT topic
@@ -88,7 +93,7 @@ fn main() -> ExitCode {
             let refused = error.downcast_ref::<EnrollError>().is_some_and(EnrollError::is_refusal);
             ExitCode::from(if refused {
                 3
-            } else if error.is::<ConfigError>() {
+            } else if error.is::<ConfigError>() || error.is::<TokenReadError>() {
                 2
             } else {
                 1
@@ -103,7 +108,7 @@ fn run(cli: Cli) -> anyhow::Result<bool> {
     log_to_stderr(&config);
     match cli.verb {
         Verb::Enroll { token, token_file } => {
-            let done = runtime()?.block_on(enroll::run(&config, token, token_file))?;
+            let done = runtime()?.block_on(enroll::run(&config, TokenArguments { token, file: token_file }))?;
             show(&format!("{done}\n")).map(|()| true)
         }
         Verb::Run => {
@@ -114,10 +119,17 @@ fn run(cli: Cli) -> anyhow::Result<bool> {
             })?;
             Ok(true)
         }
-        Verb::Check => show::check(&config).and_then(|(text, well)| show(&text).map(|()| well)),
+        Verb::Check { rotate: true } => {
+            let config = enroll::settled(config)?;
+            let (text, well) = runtime()?.block_on(rehearsal::run(&config))?;
+            show(&text).map(|()| well)
+        }
+        Verb::Check { rotate: false } => {
+            show::check(&enroll::settled(config)?).and_then(|(text, well)| show(&text).map(|()| well))
+        }
         Verb::Explain { topic } => show::explain(&config, &topic).and_then(|(text, well)| show(&text).map(|()| well)),
         Verb::Audit { topics } => {
-            let ledger = audit::run(&config.kafka, &topics)?;
+            let ledger = audit::run(&enroll::settled(config)?.kafka, &topics)?;
             show(&ledger.report())?;
             Ok(ledger.is_whole())
         }

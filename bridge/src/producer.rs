@@ -1,21 +1,30 @@
 //! A Kafka producer whose reports are gathered, and the settings that make it lose and reorder nothing.
 
+use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
-use rdkafka::ClientConfig;
+use node::{KafkaCredential, KafkaStore};
 use rdkafka::client::ClientContext;
 use rdkafka::config::{FromClientConfigAndContext, RDKafkaLogLevel};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{DeliveryResult, OwnedHeaders};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _, ProducerContext, PurgeConfig};
+use rdkafka::{ClientConfig, Message as _, Statistics};
 
 use crate::config::{Compression, KafkaConfig};
+use crate::standing::Standing;
 
 /// Records in a producer's hands, and their bytes: what is on the way, and what waits for its turn. When they are used up,
 /// the log is not read.
 const MOST_RECORDS: usize = 20_000;
 const MOST_KIBIBYTES: usize = 16 << 10;
+
+/// How often it is looked which connections are up.
+const LOOK: Duration = Duration::from_secs(2);
+/// How long brokers have to take a certificate that is tried, and how long one attempt at them takes.
+const TRY_FOR: Duration = Duration::from_secs(10);
+const TRY_AGAIN: Duration = Duration::from_millis(500);
 
 /// A producer.
 pub struct Producer(BaseProducer<Reports>);
@@ -40,9 +49,10 @@ pub struct Outgoing<'a> {
 /// What became of a record.
 pub type Report = (u64, Result<(), RDKafkaErrorCode>);
 
-/// Gathers reports.
+/// Gathers reports, and notes how the brokers are.
 #[derive(Debug, Default)]
 struct Reports {
+    standing: Standing,
     gathered: Mutex<Vec<Report>>,
     complaint: Mutex<Option<String>>,
 }
@@ -53,7 +63,7 @@ impl Producer {
     /// # Errors
     /// When certificate or key can't be read, or don't fit each other.
     pub fn new(config: &KafkaConfig, bridge: &str) -> Result<Self, KafkaError> {
-        let mut settings = client(config);
+        let mut settings = client(config)?;
         settings
             .set("client.id", format!("hyperfactory-bridge-{bridge}"))
             .set("acks", "all")
@@ -69,8 +79,11 @@ impl Producer {
             .set("compression.codec", codec(config.compression))
             // As Java's clients place keys, so that a topic with other writers has one order.
             .set("partitioner", "murmur2_random")
-            .set("socket.timeout.ms", "15000");
-        BaseProducer::from_config_and_context(&settings, Reports::default()).map(Self)
+            .set("socket.timeout.ms", "15000")
+            // By these it is seen that a connection is up, also while there is nothing to deliver.
+            .set("statistics.interval.ms", LOOK.as_millis().to_string());
+        let reports = Reports { standing: config.standing.clone(), ..Reports::default() };
+        BaseProducer::from_config_and_context(&settings, reports).map(Self)
     }
 
     /// Hands over a record; its report comes by [`Self::poll`].
@@ -87,10 +100,17 @@ impl Producer {
             .map_err(|(error, _)| error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Fail))
     }
 
-    /// Serves the connection for `time`, and gives the reports that came.
-    pub fn poll(&self, time: Duration) -> Vec<Report> {
-        self.0.poll(time);
-        std::mem::take(&mut *self.0.context().gathered.lock().unwrap_or_else(PoisonError::into_inner))
+    /// Gives the reports that came. It does not wait: what librdkafka is told to wait is cut to whole milliseconds, and the
+    /// last one before the end is spent asking without a pause.
+    pub fn poll(&self) -> Vec<Report> {
+        let gathered = || self.0.context().gathered.lock().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            let before = gathered().len();
+            self.0.poll(Duration::ZERO);
+            if gathered().len() == before {
+                return std::mem::take(&mut *gathered());
+            }
+        }
     }
 
     /// What it complained of last, if that is new.
@@ -109,7 +129,14 @@ impl ClientContext for Reports {
         tracing::debug!(?level, facility, "{message}");
     }
 
+    fn stats(&self, statistics: Statistics) {
+        if statistics.brokers.values().any(|broker| broker.state == "UP") {
+            self.standing.connected();
+        }
+    }
+
     fn error(&self, _: KafkaError, reason: &str) {
+        self.standing.complained(reason);
         *self.complaint.lock().unwrap_or_else(PoisonError::into_inner) = Some(reason.to_owned());
     }
 }
@@ -120,14 +147,78 @@ impl ProducerContext for Reports {
     fn delivery(&self, result: &DeliveryResult<'_>, sequence: usize) {
         let outcome = match result {
             Ok(_) => Ok(()),
-            Err((error, _)) => Err(error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Fail)),
+            Err((error, message)) => {
+                let code = error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Fail);
+                if code == RDKafkaErrorCode::TopicAuthorizationFailed {
+                    self.standing.denied(message.topic());
+                }
+                Err(code)
+            }
         };
         self.gathered.lock().unwrap_or_else(PoisonError::into_inner).push((sequence as u64, outcome));
     }
 }
 
 /// What any client of the bus is set to.
-pub fn client(config: &KafkaConfig) -> ClientConfig {
+///
+/// # Errors
+/// When the certificate is to come from the hub, and is not there.
+pub fn client(config: &KafkaConfig) -> Result<ClientConfig, KafkaError> {
+    let Some(issued) = &config.issued else { return Ok(plain(config)) };
+    let broken = |why: &dyn std::fmt::Display| KafkaError::ClientCreation(why.to_string());
+    match issued.load() {
+        Ok(Some(credential)) => Ok(with(config, &credential)),
+        Ok(None) => Err(broken(&"the hub has not given this bridge a Kafka certificate yet")),
+        Err(error) => Err(broken(&error)),
+    }
+}
+
+/// Tries a certificate from the hub at the brokers, beside whatever is in use.
+///
+/// # Errors
+/// What a broker made of it, or that none answers.
+pub fn try_out(config: &KafkaConfig, credential: &KafkaCredential) -> Result<(), String> {
+    connect(&with(config, credential))
+}
+
+/// Tries the certificate in the configured files at the brokers.
+///
+/// # Errors
+/// As [`try_out`].
+pub fn try_files(config: &KafkaConfig) -> Result<(), String> {
+    connect(&plain(config))
+}
+
+fn connect(settings: &ClientConfig) -> Result<(), String> {
+    let producer = BaseProducer::from_config_and_context(settings, Reports::default());
+    let producer: BaseProducer<Reports> = producer.map_err(|error| error.to_string())?;
+    let (begun, mut complaint) = (Instant::now(), None);
+    loop {
+        if producer.client().fetch_metadata(None, TRY_AGAIN).is_ok() {
+            return Ok(());
+        }
+        // What it complained of comes by serving it; that also keeps from asking in a circle.
+        producer.poll(TRY_AGAIN / 10);
+        complaint = producer.context().complaint.lock().unwrap_or_else(PoisonError::into_inner).take().or(complaint);
+        if begun.elapsed() > TRY_FOR {
+            return Err(complaint.unwrap_or_else(|| "no broker answers".into()));
+        }
+    }
+}
+
+fn with(config: &KafkaConfig, credential: &KafkaCredential) -> ClientConfig {
+    let mut settings = plain(config);
+    settings
+        .set("security.protocol", "ssl")
+        .set("ssl.certificate.pem", credential.certificate_pem())
+        .set("ssl.key.pem", credential.key_pem().as_str());
+    if config.ca.is_none() {
+        settings.set("ssl.ca.pem", credential.roots_pem());
+    }
+    settings
+}
+
+fn plain(config: &KafkaConfig) -> ClientConfig {
     let mut settings = ClientConfig::new();
     settings
         .set("bootstrap.servers", config.brokers.join(","))
@@ -146,11 +237,13 @@ pub fn client(config: &KafkaConfig) -> ClientConfig {
 
 /// By what it is seen that a certificate was replaced: a client reads its files once.
 pub fn certificate_stamp(config: &KafkaConfig) -> Vec<Option<(SystemTime, u64)>> {
-    let stamp = |path: &std::path::PathBuf| {
+    let stamp = |path: PathBuf| {
         let metadata = std::fs::metadata(path).ok()?;
         Some((metadata.modified().ok()?, metadata.len()))
     };
-    [&config.ca, &config.certificate, &config.key].into_iter().flatten().map(stamp).collect()
+    let issued = config.issued.as_ref().map(KafkaStore::path);
+    let files = [&config.ca, &config.certificate, &config.key].into_iter().flatten().cloned();
+    files.chain(issued).map(stamp).collect()
 }
 
 fn codec(compression: Compression) -> &'static str {

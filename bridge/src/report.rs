@@ -6,10 +6,12 @@ use std::time::Duration;
 use anyhow::Context;
 use node::backlog::Options;
 use node::health::{Server, Vitals};
-use node::{Backlog, Clock, Identity, IdentityStore, Link, LinkOptions, Recorder};
+use node::{Backlog, Clock, Identity, IdentityStore, Kafka, KafkaStatus, Link, LinkOptions, Recorder};
+use protocol::Timestamp;
+use protocol::message::{BridgeStatus, KafkaState, RouteStatus};
 use protocol::metrics::{self, Known};
 use protocol::telemetry::{Row, Schema};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
@@ -17,13 +19,20 @@ use tokio_util::task::TaskTracker;
 use transport::Endpoint;
 
 use crate::bridge::SOFTWARE;
-use crate::config::Config;
+use crate::config::{Config, KafkaConfig};
 use crate::counters::Counters;
 use crate::host;
 use crate::log::Log;
+use crate::producer;
+use crate::rehearsal::Control;
+use crate::route::Passed;
+use crate::standing::Standing;
 
 /// How long the hub may take to store what is left when the bridge stops.
 const DRAIN: Duration = Duration::from_secs(8);
+
+/// Routes that the hub is told of.
+const MOST_ROUTES: usize = 64;
 
 /// A session that comes back by itself, and the task that samples.
 pub struct Report {
@@ -46,6 +55,7 @@ impl Report {
         identity: Identity,
         log: Log,
         counters: Arc<Counters>,
+        passed: Arc<Passed>,
     ) -> anyhow::Result<Self> {
         let clock = Clock::system();
         let options = Options::new(config.state_dir.join("spool"), config.spool_size.bytes());
@@ -55,6 +65,10 @@ impl Report {
         }
         let recorder = Recorder::new(backlog.clone(), node::telemetry::SAMPLES_PER_BATCH);
         let endpoint = Endpoint::client().context("the bridge can't open a UDP socket")?;
+        let kafka = kafka(&config.kafka);
+        let control = kafka.clone().map(|kafka| Control::bind(&config.state_dir, kafka)).transpose();
+        let control = control.with_context(|| format!("{} takes no socket", config.state_dir.display()))?;
+        let certificate = kafka.as_ref().map(|kafka| kafka.status.subscribe());
         let (links, link_stop, stop) = (TaskTracker::new(), CancellationToken::new(), CancellationToken::new());
         let options = LinkOptions {
             endpoint: endpoint.clone(),
@@ -65,12 +79,14 @@ impl Report {
             recorder: recorder.clone(),
             commands: None,
             tails: None,
+            kafka,
             logs: None,
             renew: Arc::<Notify>::default(),
             clock: clock.clone(),
         };
         let link = Link::start(options, &links, link_stop.clone());
         links.close();
+        let brokers = watch::Sender::default();
         let vitals = Vitals {
             software: SOFTWARE.into(),
             interval: config.interval.get(),
@@ -79,6 +95,7 @@ impl Report {
             counters: link.counters(),
             spool: backlog.watch(),
             logs: None,
+            bridge: Some(brokers.subscribe()),
         };
         let server = Server::bind(config.health_listen, vitals).await?;
         let mut tasks = JoinSet::new();
@@ -88,7 +105,12 @@ impl Report {
                 tracing::warn!(%error, "the probes are no longer served");
             }
         });
-        let sampler = Sampler { log, counters, clock, recorder: recorder.clone() };
+        if let Some(control) = control {
+            tasks.spawn(control.serve(stop.clone()));
+        }
+        let standing = config.kafka.standing.clone();
+        let sampler =
+            Sampler { log, counters, clock, recorder: recorder.clone(), standing, certificate, passed, brokers };
         tasks.spawn(sampler.run(config.interval.get(), stop.clone()));
         Ok(Self { endpoint, recorder, links, link_stop, tasks, stop })
     }
@@ -109,11 +131,27 @@ impl Report {
     }
 }
 
+/// The certificate for the brokers, when it is to come from the hub.
+pub(crate) fn kafka(config: &KafkaConfig) -> Option<Kafka> {
+    let (store, config) = (config.issued.clone()?, config.clone());
+    Some(Kafka {
+        store,
+        trial: Arc::new(move |credential| producer::try_out(&config, credential)),
+        renew: Arc::<Notify>::default(),
+        status: watch::Sender::default(),
+    })
+}
+
 struct Sampler {
     log: Log,
     counters: Arc<Counters>,
     clock: Clock,
     recorder: Recorder,
+    standing: Standing,
+    /// The certificate from the hub; `None` when it is to have none from there.
+    certificate: Option<watch::Receiver<KafkaStatus>>,
+    passed: Arc<Passed>,
+    brokers: watch::Sender<BridgeStatus>,
 }
 
 impl Sampler {
@@ -131,11 +169,37 @@ impl Sampler {
                 () = stop.cancelled() => true,
                 _ = ticks.tick() => false,
             };
+            let status = self.status();
+            self.brokers.send_if_modified(|known| std::mem::replace(known, status.clone()) != status);
+            self.recorder.bridge(status).await;
             let values = self.figures().into_iter().map(|(_, value)| value).collect();
             self.recorder.record(&schema, Row { at: self.clock.now(), values }).await;
             if last {
                 return;
             }
+        }
+    }
+
+    fn status(&self) -> BridgeStatus {
+        let certificate = self.certificate.as_ref().map(|certificate| certificate.borrow().clone());
+        let (state, message) = match &certificate {
+            Some(KafkaStatus { not_after: None, .. }) => {
+                (KafkaState::Waiting, "the hub has not given this bridge a Kafka certificate yet".to_owned())
+            }
+            _ => self.standing.now().told(),
+        };
+        let certificate = certificate.unwrap_or_default();
+        let routes = self.passed.ways().iter().take(MOST_ROUTES).map(|way| RouteStatus {
+            from: way.from.clone(),
+            to: way.to.clone(),
+            last_ms: way.last().map_or(0, Timestamp::millis),
+        });
+        BridgeStatus {
+            kafka: state.into(),
+            message,
+            certificate_not_after_ms: certificate.not_after.map_or(0, Timestamp::millis),
+            certificate_trouble: certificate.trouble.unwrap_or_default(),
+            routes: routes.collect(),
         }
     }
 

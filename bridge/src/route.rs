@@ -3,6 +3,10 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::SystemTime;
+
+use protocol::Timestamp;
 
 use crate::config::{Preset, RouteConfig};
 use crate::filter::{Filter, FilterError};
@@ -18,7 +22,38 @@ const REMEMBERED: usize = 10_000;
 #[derive(Debug)]
 pub struct Routes {
     routes: Vec<Route>,
-    known: HashMap<(Box<str>, Box<str>), Answer>,
+    /// By connection and topic.
+    known: HashMap<Box<str>, HashMap<Box<str>, Answer>>,
+    passed: Arc<Passed>,
+}
+
+/// When a record of each route was last given its target: that is, when it was handed to the brokers.
+#[derive(Debug, Default)]
+pub struct Passed(Vec<Way>);
+
+/// A route, and when it was last taken.
+#[derive(Debug)]
+pub struct Way {
+    /// The MQTT topic filter.
+    pub from: String,
+    /// The Kafka topic, or how its name is made.
+    pub to: String,
+    /// In milliseconds since the Unix epoch; 0 before the first record.
+    last: AtomicI64,
+}
+
+impl Passed {
+    /// The ways, in the order of the routes.
+    pub fn ways(&self) -> &[Way] {
+        &self.0
+    }
+}
+
+impl Way {
+    /// When it was last taken.
+    pub fn last(&self) -> Option<Timestamp> {
+        Some(self.last.load(Ordering::Relaxed)).filter(|last| *last != 0).map(Timestamp::from_millis)
+    }
 }
 
 type Answer = Result<Arc<Target>, NoTarget>;
@@ -96,8 +131,14 @@ impl Routes {
         let parse = |(index, route): (usize, &RouteConfig)| {
             Route::new(route).map_err(|source| RouteError { route: index + 1, source })
         };
-        let routes = configured.iter().enumerate().map(parse).collect::<Result<_, _>>()?;
-        Ok(Self { routes, known: HashMap::new() })
+        let routes: Vec<Route> = configured.iter().enumerate().map(parse).collect::<Result<_, _>>()?;
+        let ways = routes.iter().zip(configured).map(|(route, configured)| Way {
+            from: route.from.to_string(),
+            to: configured.to.clone().unwrap_or_else(|| uns::TOPIC.to_owned()),
+            last: AtomicI64::new(0),
+        });
+        let passed = Arc::new(Passed(ways.collect()));
+        Ok(Self { routes, known: HashMap::new(), passed })
     }
 
     /// Where a message of `topic` goes that came by the connection `mqtt`.
@@ -105,15 +146,27 @@ impl Routes {
     /// # Errors
     /// [`NoTarget`] says why it goes nowhere.
     pub fn target(&mut self, mqtt: &str, topic: &str) -> Result<Arc<Target>, NoTarget> {
-        let key = (Box::from(mqtt), Box::from(topic));
-        if let Some(known) = self.known.get(&key) {
+        let target = self.known_target(mqtt, topic)?;
+        if let Some(way) = self.passed.0.get(target.route - 1) {
+            way.last.store(Timestamp::from(SystemTime::now()).millis(), Ordering::Relaxed);
+        }
+        Ok(target)
+    }
+
+    /// Which route is taken, and when it last was.
+    pub fn passed(&self) -> Arc<Passed> {
+        Arc::clone(&self.passed)
+    }
+
+    fn known_target(&mut self, mqtt: &str, topic: &str) -> Result<Arc<Target>, NoTarget> {
+        if let Some(known) = self.known.get(mqtt).and_then(|topics| topics.get(topic)) {
             return known.clone();
         }
         let target = self.work_out(mqtt, topic).map(Arc::new);
-        if self.known.len() >= REMEMBERED {
+        if self.known.values().map(HashMap::len).sum::<usize>() >= REMEMBERED {
             self.known.clear();
         }
-        self.known.insert(key, target.clone());
+        self.known.entry(mqtt.into()).or_default().insert(topic.into(), target.clone());
         target
     }
 

@@ -36,6 +36,21 @@ pub fn check(config: &Config) -> anyhow::Result<(String, bool)> {
             let _ = writeln!(text, "fail  {} can't be read: {error}", file.display());
         }
     }
+    if let Some(issued) = &config.kafka.issued {
+        match issued.load() {
+            Ok(Some(credential)) => {
+                let until = credential.summary().not_after;
+                let _ = writeln!(text, "ok    kafka certificate from the hub until {until}");
+            }
+            Ok(None) => {
+                text.push_str("warn  the hub has given no Kafka certificate yet: it does when the bridge runs\n")
+            }
+            Err(error) => {
+                well = false;
+                let _ = writeln!(text, "fail  {error}");
+            }
+        }
+    }
     if well {
         let _ = writeln!(text, "ok    kafka at {}", config.kafka.brokers.join(", "));
     }

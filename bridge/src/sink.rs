@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use protocol::Timestamp;
 use rdkafka::error::RDKafkaErrorCode;
 use rdkafka::message::{Header, OwnedHeaders};
+use settings::Size;
 use spool::{Entry, LostRange, Reader, SpoolError};
 use tokio_util::sync::CancellationToken;
 
@@ -20,16 +21,22 @@ use crate::counters::Counters;
 use crate::dead_letter::{DeadLetter, DeadLetters};
 use crate::header;
 use crate::log::Log;
+use crate::pace::Pace;
 use crate::producer::{Outgoing, Producer, certificate_stamp};
+use crate::receipts::Receipts;
 use crate::record::Record;
 use crate::route::{Routes, Target};
 
-/// How long the connection is served at a time while records are on their way.
-const SERVE: Duration = Duration::from_millis(1);
+/// How long to wait for records while others are on their way, before their reports are looked at.
+const SERVE: Duration = Duration::from_millis(5);
+/// Records read from the log at once, and their bytes: those that the producer has no room for wait in memory.
+const AHEAD: usize = 512;
+const AHEAD_BYTES: usize = 1 << 20;
 /// How long to wait for records when none is on its way.
 const IDLE: Duration = Duration::from_millis(20);
-/// What Kafka has confirmed is saved this often: after a crash, no more than that is sent twice.
-const SAVE: Duration = Duration::from_millis(100);
+/// What Kafka has confirmed is saved this often: after a crash, no more than that is sent twice. On a slow disk it is saved
+/// less often, so that this takes no more than a fifth of the time.
+const SAVE: Duration = Duration::from_millis(10);
 /// How long a producer that ends may take to get rid of what is on its way.
 const DRAIN: Duration = Duration::from_secs(5);
 /// How long a topic that refused a record is not asked again.
@@ -45,6 +52,7 @@ const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_
 pub struct Sink {
     parts: Parts,
     epoch: String,
+    pace: Pace,
     /// Topics that refused a record, and when.
     refusals: HashMap<String, (Instant, RDKafkaErrorCode)>,
     /// Records whose batch was refused: each is sent alone.
@@ -57,7 +65,8 @@ pub struct Sink {
     learnt: bool,
     /// Reasons for dead letters that the log has.
     told: HashSet<String>,
-    saved: Instant,
+    /// When to save next what Kafka has confirmed, if there is anything new.
+    save_at: Instant,
     unsaved: bool,
 }
 
@@ -73,6 +82,8 @@ pub struct Parts {
     pub routes: Routes,
     /// Where those go that nobody takes.
     pub dead_letters: DeadLetters,
+    /// Who hears of what Kafka has.
+    pub receipts: Arc<Receipts>,
     /// What to count in.
     pub counters: Arc<Counters>,
 }
@@ -93,7 +104,7 @@ enum End {
 struct Window {
     reader: Reader,
     /// Read, and not taken by the producer yet.
-    held: Option<(u64, Vec<u8>)>,
+    held: VecDeque<Entry>,
     /// In order; the first is not done.
     slots: VecDeque<Slot>,
     /// How many of them wait for a report.
@@ -122,16 +133,19 @@ impl Sink {
     /// When the system has no thread to give.
     pub fn start(parts: Parts, stop: CancellationToken) -> std::io::Result<JoinHandle<()>> {
         let epoch = header::epoch(parts.log.spool().epoch());
+        parts.receipts.delivered(parts.log.spool().acknowledged());
+        let pace = Pace::new(parts.config.max_rate.map(Size::bytes), Instant::now());
         let sink = Self {
             parts,
             epoch,
+            pace,
             refusals: HashMap::new(),
             suspects: BTreeSet::new(),
             condemned: BTreeMap::new(),
             ahead: BTreeSet::new(),
             learnt: false,
             told: HashSet::new(),
-            saved: Instant::now(),
+            save_at: Instant::now(),
             unsaved: false,
         };
         std::thread::Builder::new().name("kafka".into()).spawn(move || sink.run(&stop))
@@ -196,10 +210,9 @@ impl Sink {
                 let filled = if stop.is_cancelled() { Err(End::Stopped) } else { self.fill(producer, &mut window) };
                 ending = filled.err().map(|end| (end, Instant::now()));
             }
-            if window.under_way == 0 && ending.is_none() {
-                groups = self.parts.log.wait(groups, IDLE);
-            }
-            for (sequence, outcome) in producer.poll(if window.under_way == 0 { Duration::ZERO } else { SERVE }) {
+            let patience = if window.under_way == 0 && ending.is_none() { IDLE } else { SERVE };
+            groups = self.parts.log.wait(groups, patience);
+            for (sequence, outcome) in producer.poll() {
                 if let Err(code) = self.reported(&mut window, sequence, outcome)
                     && !matches!(ending, Some((End::Failed(_), _)))
                 {
@@ -227,17 +240,18 @@ impl Sink {
     /// Hands over what the producer takes.
     fn fill(&mut self, producer: &Producer, window: &mut Window) -> Result<(), End> {
         loop {
-            let (sequence, bytes) = match window.held.take() {
-                Some(held) => held,
-                None => match window.reader.next(&mut self.parts.log.spool()).map_err(End::Disk)? {
-                    None => return Ok(()),
-                    Some(Entry::Record { sequence, bytes, .. }) => (sequence, bytes),
-                    Some(Entry::Lost(LostRange { first, last, reason })) => {
-                        tracing::error!(first, last, ?reason, "records of the log are lost");
-                        window.done(last);
-                        continue;
-                    }
-                },
+            let entry = match window.held.pop_front() {
+                Some(entry) => entry,
+                None if self.read(window)? => continue,
+                None => return Ok(()),
+            };
+            let (sequence, bytes) = match entry {
+                Entry::Record { sequence, bytes, .. } => (sequence, bytes),
+                Entry::Lost(LostRange { first, last, reason }) => {
+                    tracing::error!(first, last, ?reason, "records of the log are lost");
+                    window.done(last);
+                    continue;
+                }
             };
             if self.ahead.remove(&sequence) {
                 window.done(sequence);
@@ -251,14 +265,17 @@ impl Sink {
             // One that is suspected travels alone, and what is after it waits for its report.
             let suspected = |sequence| self.suspects.contains(sequence);
             let alone = suspected(&sequence) || window.slots.back().is_some_and(|slot| suspected(&slot.last));
-            if alone && window.under_way > 0 {
-                window.held = Some((sequence, bytes));
+            if (alone && window.under_way > 0) || !self.pace.is_open(Instant::now()) {
+                window.hold(sequence, bytes);
                 return Ok(());
             }
             match self.send(producer, sequence, &bytes) {
-                Ok((target, received)) => window.sent(sequence, target, received),
+                Ok((target, received)) => {
+                    self.pace.spend(bytes.len());
+                    window.sent(sequence, target, received);
+                }
                 Err(Unsent::Full) => {
-                    window.held = Some((sequence, bytes));
+                    window.hold(sequence, bytes);
                     return Ok(());
                 }
                 Err(Unsent::Failed(code)) => return Err(End::Failed(code)),
@@ -268,6 +285,29 @@ impl Sink {
                 }
             }
         }
+    }
+
+    /// Reads on; gives whether there was anything. While records are on their way it does not wait for the disk.
+    fn read(&self, window: &mut Window) -> Result<bool, End> {
+        let log = &self.parts.log;
+        let spool = if window.under_way == 0 { Some(log.spool()) } else { log.try_spool() };
+        let Some(mut spool) = spool else { return Ok(false) };
+        let mut bytes = 0;
+        while window.held.len() < AHEAD && bytes < AHEAD_BYTES {
+            match window.reader.next(&mut spool) {
+                Ok(Some(entry)) => {
+                    if let Entry::Record { bytes: record, .. } = &entry {
+                        bytes += record.len();
+                    }
+                    window.held.push_back(entry);
+                }
+                Ok(None) => break,
+                // It comes again, after what was read.
+                Err(_) if !window.held.is_empty() => break,
+                Err(error) => return Err(End::Disk(error)),
+            }
+        }
+        Ok(!window.held.is_empty())
     }
 
     fn send(&mut self, producer: &Producer, sequence: u64, bytes: &[u8]) -> Result<(Arc<Target>, Timestamp), Unsent> {
@@ -301,24 +341,22 @@ impl Sink {
     }
 
     fn headers(&self, sequence: u64, record: &Record<'_>, target: &Target) -> OwnedHeaders {
+        let add = |headers: OwnedHeaders, key: &str, value: &str| headers.insert(Header { key, value: Some(value) });
         let mut headers = OwnedHeaders::new_with_capacity(8 + target.headers.len());
-        let mut add = |key: &str, value: &str| {
-            headers = std::mem::take(&mut headers).insert(Header { key, value: Some(value) });
-        };
-        add(header::BRIDGE, &self.parts.bridge);
-        add(header::EPOCH, &self.epoch);
-        add(header::SEQUENCE, &sequence.to_string());
-        add(header::MQTT, record.mqtt);
-        add(header::TOPIC, record.topic);
-        add(header::RECEIVED, &record.received.millis().to_string());
+        headers = add(headers, header::BRIDGE, &self.parts.bridge);
+        headers = add(headers, header::EPOCH, &self.epoch);
+        headers = add(headers, header::SEQUENCE, &sequence.to_string());
+        headers = add(headers, header::MQTT, record.mqtt);
+        headers = add(headers, header::TOPIC, record.topic);
+        headers = add(headers, header::RECEIVED, &record.received.millis().to_string());
         if record.retained {
-            add(header::RETAINED, "true");
+            headers = add(headers, header::RETAINED, "true");
         }
         if record.duplicate {
-            add(header::DUPLICATE, "true");
+            headers = add(headers, header::DUPLICATE, "true");
         }
         for (name, value) in &target.headers {
-            add(name, value);
+            headers = add(headers, name, value);
         }
         headers
     }
@@ -360,21 +398,23 @@ impl Sink {
             // Until it is in one place for good, it stays in the other.
             self.parts.dead_letters.sync()?;
             self.parts.log.spool().acknowledge(through)?;
+            self.parts.receipts.delivered(through);
             window.forget(through);
             self.unsaved = true;
         }
-        if self.unsaved && self.saved.elapsed() > SAVE {
+        if self.unsaved && Instant::now() >= self.save_at {
             self.save();
         }
         Ok(())
     }
 
     fn save(&mut self) {
-        self.saved = Instant::now();
+        let begun = Instant::now();
         match self.parts.log.spool().save_acknowledged() {
             Ok(()) => self.unsaved = false,
             Err(error) => tracing::warn!("what Kafka has confirmed can't be saved, and may be sent twice: {error}"),
         }
+        self.save_at = Instant::now() + SAVE.max(4 * begun.elapsed());
     }
 
     fn bury(&mut self, sequence: u64, reason: String, record: Vec<u8>) {
@@ -405,7 +445,12 @@ enum Unsent {
 
 impl Window {
     fn new(reader: Reader) -> Self {
-        Self { reader, held: None, slots: VecDeque::new(), under_way: 0 }
+        Self { reader, held: VecDeque::new(), slots: VecDeque::new(), under_way: 0 }
+    }
+
+    /// Keeps a record for later that was read and not sent.
+    fn hold(&mut self, sequence: u64, bytes: Vec<u8>) {
+        self.held.push_front(Entry::Record { sequence, key: true, bytes });
     }
 
     fn sent(&mut self, sequence: u64, target: Arc<Target>, received: Timestamp) {

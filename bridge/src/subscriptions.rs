@@ -33,7 +33,10 @@ impl Subscriptions {
         let now: BTreeSet<&str> = current.iter().map(Filter::as_str).collect();
         let stale: Vec<String> = before.lines().filter(|line| !now.contains(line)).map(str::to_owned).collect();
         let subscriptions = Self { file, left: stale.len(), stale, current };
-        subscriptions.write(true)?;
+        // A disk that is full is no reason not to start: there may be nothing to write.
+        if subscriptions.text(true) != before {
+            subscriptions.write(true)?;
+        }
         Ok(subscriptions)
     }
 
@@ -59,13 +62,16 @@ impl Subscriptions {
         }
     }
 
-    fn write(&self, with_stale: bool) -> anyhow::Result<()> {
+    fn text(&self, with_stale: bool) -> String {
         let stale = self.stale.iter().map(String::as_str).filter(|_| with_stale);
         // A line break can't stand in a file of lines; such a filter is not given up later.
         let known = self.current.iter().map(Filter::as_str).chain(stale).filter(|filter| !filter.contains('\n'));
-        let text = known.fold(String::new(), |text, filter| text + filter + "\n");
+        known.fold(String::new(), |text, filter| text + filter + "\n")
+    }
+
+    fn write(&self, with_stale: bool) -> anyhow::Result<()> {
         let new = self.file.with_extension("new");
-        let written = std::fs::write(&new, text).and_then(|()| std::fs::rename(&new, &self.file));
+        let written = std::fs::write(&new, self.text(with_stale)).and_then(|()| std::fs::rename(&new, &self.file));
         written.with_context(|| format!("cannot write {}", self.file.display()))
     }
 }

@@ -2,6 +2,10 @@
 
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
+#[path = "plant/hub.rs"]
+mod hub;
+#[path = "plant/promises.rs"]
+mod promises;
 #[path = "plant/rig.rs"]
 mod rig;
 #[path = "plant/tls.rs"]
@@ -9,11 +13,12 @@ mod tls;
 
 use std::time::Duration;
 
+use hyperfactory_tests::rig::Front;
 use protocol::NodeId;
 use rdkafka::mocking::MockCluster;
 use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
 use rig::{Bridge, Delivered, Mosquitto, Publisher};
-use tls::{Front, Plane};
+use tls::Plane;
 
 const ROUTES: &str = r#"
 [[route]]
@@ -181,7 +186,7 @@ fn certificates_change_while_messages_flow_and_none_is_lost_doubled_or_reordered
     let (cluster, mosquitto) = (MockCluster::new(1).unwrap(), Mosquitto::start());
     cluster.create_topic("machines", 4, 1).unwrap();
     let (plane, foreign) = (Plane::of("acme"), Plane::of("other"));
-    let front = Front::before(&cluster.bootstrap_servers(), &plane);
+    let front = Front::before(&cluster.bootstrap_servers(), plane.server()).unwrap();
     let folder = tempfile::tempdir().unwrap();
     let [ca, certificate, key] = ["ca.pem", "kafka.pem", "kafka.key"].map(|name| folder.path().join(name));
     let node = NodeId::new(std::time::SystemTime::now().into(), [7; 10]);

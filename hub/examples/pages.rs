@@ -158,6 +158,7 @@ fn one(i: usize) -> Node {
             restarting: 0,
             stopped: 0,
         },
+        bridge: None,
     }
 }
 

@@ -48,6 +48,7 @@ pub mod action {
     pub const NODE_ENROLLED: &str = "node.enrolled";
     pub const ENROLLMENT_REFUSED: &str = "enrollment.refused";
     pub const CERTIFICATE_ISSUED: &str = "certificate.issued";
+    pub const CERTIFICATE_REFUSED: &str = "certificate.refused";
     pub const CERTIFICATE_RENEWED: &str = "certificate.renewed";
     pub const RENEWAL_REFUSED: &str = "renewal.refused";
     pub const CERTIFICATE_POLICY_CHANGED: &str = "certificate_policy.changed";

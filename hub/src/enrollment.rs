@@ -3,6 +3,7 @@
 mod advice;
 mod freeze;
 mod group;
+mod kafka;
 mod keys;
 mod name;
 mod recovery;

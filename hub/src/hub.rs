@@ -489,7 +489,10 @@ async fn keep_certified(
             follow(&authorities).await;
         }
         let now_trusted = roots.borrow_and_update().clone();
-        behind |= now_trusted.step != told.step;
+        if now_trusted.step != told.step {
+            behind = true;
+            gateway.registry.kafka(&"a step of a rotation".into());
+        }
         if !now_trusted.same(&told) {
             behind = true;
             if let Err(error) = trusted.replace(&now_trusted.trusted) {

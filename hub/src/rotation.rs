@@ -16,7 +16,7 @@ use store::{Database, StoreError, Transaction};
 
 use crate::audit::{self, Actor, Record, action};
 use crate::authorities::{Authorities, AuthoritiesError, Succession, place};
-use crate::enrollment::{ADVICE_WITHIN_MAX, AdviseError, Enrollment, Whom};
+use crate::enrollment::{ADVICE_WITHIN_MAX, AdviseError, Enrollment};
 
 pub use gate::{Gate, Missing};
 pub use gauges::Gauges;
@@ -139,6 +139,15 @@ pub enum RotationError {
         id: i64,
         /// How it ended.
         phase: Phase,
+    },
+    /// The root is kept offline, and has not signed yet.
+    #[error(
+        "rotation {id} waits for the fleet root, which is kept offline: take `hyperfactory-hub ca root requests` to it, have \
+         them signed and import the answers; then go on"
+    )]
+    Unsigned {
+        /// Its number.
+        id: i64,
     },
     /// Somebody is not ready.
     #[error("{}", missing(gate))]
@@ -315,6 +324,9 @@ impl Rotations {
         let Some(gate) = gate::look(&mut transaction, &rotation, wish.direction, now).await? else {
             return Err(RotationError::Over { id, phase: rotation.phase });
         };
+        if gate.unsigned {
+            return Err(RotationError::Unsigned { id });
+        }
         if gate.missing.len() > wish.leave {
             return Err(RotationError::NotReady { gate: Box::new(gate) });
         }
@@ -323,7 +335,7 @@ impl Rotations {
         }
         let (from, to) = (rotation.phase, gate.to);
         self.carry_out(&mut transaction, &rotation, wish.direction, actor, now).await?;
-        let renews = matches!(rotation.role, Role::Root | Role::Nodes(_))
+        let renews = matches!(rotation.role, Role::Root | Role::Nodes(_) | Role::Kafka(_))
             && matches!((from, to), (Phase::Trust, Phase::Issue) | (Phase::Issue, Phase::Trust));
         let renew_within = renews.then(|| i64::try_from(wish.renew_within.as_millis()).unwrap_or(i64::MAX));
         sqlx::query("UPDATE rotations SET renew_within = $2 WHERE id = $1")
@@ -451,11 +463,16 @@ impl Rotations {
             // Back in the phase before, those are to renew who have what they would have to leave again.
             let direction = if rotation.phase == Phase::Trust { Direction::Back } else { Direction::Forward };
             if let Some(gate) = self.gate(&rotation, direction, now).await? {
-                let nodes = gate.missing.iter().filter_map(|one| one.id.parse().ok()).collect();
+                // Nobody but a person renews what brokers show.
+                let nodes = gate.missing.iter().filter(|one| one.kind != "broker");
+                let nodes = nodes.filter_map(|one| one.id.parse().ok()).collect();
                 let reason = format!("rotation of {}: {}", named(&rotation.role), rotation.reason);
                 let reason: String = reason.chars().take(REASON_MAX).collect();
                 let within = Duration::from_millis(within.unsigned_abs());
-                let advised = enrollment.renew_soon(&Whom::Nodes(nodes), within, &Actor::system(), &reason, now).await;
+                let advised = match rotation.role {
+                    Role::Kafka(_) => enrollment.renew_kafka_soon(nodes, within, &reason, now).await,
+                    _ => enrollment.renew_identities_soon(nodes, within, &reason, now).await,
+                };
                 advised.map_err(|error| match error {
                     AdviseError::Store(error) => RotationError::Store(error),
                     AdviseError::Within => RotationError::Within,

@@ -139,7 +139,10 @@ CREATE TABLE nodes (
     roots_trouble TEXT,
     -- Advice: when to renew, while it uses a certificate up to this number.
     renew_at BIGINT,
-    renew_through BIGINT
+    renew_through BIGINT,
+    -- The same of a bridge's Kafka certificate, while it uses one that was issued until then.
+    kafka_renew_at BIGINT,
+    kafka_renew_before BIGINT
 );
 CREATE UNIQUE INDEX nodes_name ON nodes (tenant, name) WHERE removed_at IS NULL;
 

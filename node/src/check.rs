@@ -237,6 +237,7 @@ mod tests {
             log_spool_trouble: None,
             last_sample_seconds: 0.0,
             sampling_trouble: None,
+            kafka: None,
         }
     }
 

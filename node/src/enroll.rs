@@ -9,7 +9,7 @@ use protocol::id::IdError;
 use protocol::message::{EnrollReply, EnrollRequest, Enrolled, Refusal, RefusalCode, enroll_reply};
 use protocol::{NodeId, NodeKind, frame, version};
 use tokio::time::Instant;
-use transport::{Backoff, CloseCode, ConnectError, Connection, Endpoint, StreamError};
+use transport::{Backoff, CloseCode, ConnectError, Connection, Endpoint, EndpointError, StreamError};
 
 use crate::clock::Clock;
 use crate::identity::{Credential, CredentialError, Identity, IdentityError, IdentityStore, Pending};
@@ -17,6 +17,10 @@ use crate::link::{Caller, DialError, ders, dial};
 
 /// How long the hub may take to answer a request.
 const ANSWER_WITHIN: Duration = Duration::from_secs(15);
+/// How long a person, or a service that starts, waits while the hub does not answer or is busy.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// How long the end of the connection may take to reach the hub.
+const GOODBYE_WITHIN: Duration = Duration::from_secs(1);
 /// Delays between attempts.
 const FIRST_DELAY: Duration = Duration::from_secs(1);
 const LONGEST_DELAY: Duration = Duration::from_secs(20);
@@ -30,6 +34,25 @@ pub struct Applicant {
     pub name: String,
     /// For example `hyperfactory-agent 0.1.0`.
     pub software: String,
+}
+
+/// Enrolls this machine by a socket of its own, and sees to it that the service can read what it keeps.
+///
+/// # Errors
+/// As [`enroll`].
+pub async fn enroll_machine(
+    store: &IdentityStore,
+    token: &JoinToken,
+    applicant: &Applicant,
+    clock: &Clock,
+) -> Result<Identity, EnrollError> {
+    let endpoint = Endpoint::client()?;
+    let enrolled = enroll(&endpoint, store, token, applicant, clock, PATIENCE).await;
+    // Also after a failure: the key that waits for its certificate has to be readable by the service.
+    store.hand_over();
+    // The hub is to hear of the end of the connection.
+    let _ = tokio::time::timeout(GOODBYE_WITHIN, endpoint.wait_idle()).await;
+    enrolled
 }
 
 /// Enrolls this node and saves its identity. While the hub does not answer or is busy, it keeps trying for `patience`.
@@ -158,6 +181,9 @@ pub enum EnrollError {
     /// Keys or identity could not be kept.
     #[error(transparent)]
     Identity(#[from] IdentityError),
+    /// No socket.
+    #[error("this machine gives no UDP socket")]
+    Socket(#[from] EndpointError),
     /// The hub was not reached, or is not the one the token is for.
     #[error(transparent)]
     Dial(#[from] DialError),

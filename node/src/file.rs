@@ -2,7 +2,7 @@
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, chown};
 use std::path::{Path, PathBuf};
 
 /// Reads a file of at most `limit` bytes; `None` when there is none.
@@ -69,6 +69,24 @@ pub(crate) fn remove(path: &Path) -> Result<(), FileError> {
 pub(crate) fn create_directory(directory: &Path) -> Result<(), FileError> {
     let failed = |source| FileError::Directory { path: directory.to_owned(), source };
     DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(failed)
+}
+
+/// Gives files that root made in a directory to the user that the directory belongs to.
+pub(crate) fn hand_over(directory: &Path) {
+    if !rustix::process::geteuid().is_root() {
+        return;
+    }
+    let Ok(owner) = fs::metadata(directory).map(|directory| (directory.uid(), directory.gid())) else { return };
+    if owner.0 == 0 {
+        return;
+    }
+    for file in fs::read_dir(directory).into_iter().flatten().flatten() {
+        if file.file_type().is_ok_and(|kind| kind.is_file())
+            && let Err(error) = chown(file.path(), Some(owner.0), Some(owner.1))
+        {
+            tracing::warn!(file = %file.path().display(), %error, "the service may not be able to read a file");
+        }
+    }
 }
 
 /// A file of the node's state that could not be read or written.

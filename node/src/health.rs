@@ -14,7 +14,7 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
-use protocol::message::{SpoolFault, SpoolStatus};
+use protocol::message::{BridgeStatus, SpoolFault, SpoolStatus};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -71,6 +71,8 @@ pub struct Vitals {
     pub spool: watch::Receiver<SpoolStatus>,
     /// The state of the spool for logs, where logs are shipped.
     pub logs: Option<watch::Receiver<SpoolStatus>>,
+    /// How a bridge stands with its brokers; `None` for any other node.
+    pub bridge: Option<watch::Receiver<BridgeStatus>>,
 }
 
 impl Vitals {

@@ -150,6 +150,14 @@ impl IdentityStore {
         }
     }
 
+    /// Gives files that root made in the service's directory to the user that the directory belongs to.
+    pub fn hand_over(&self) {
+        match &self.0 {
+            Place::Directory(directory) => file::hand_over(directory),
+            Place::Memory(_) => {}
+        }
+    }
+
     /// The identity, or `None` when this node never enrolled.
     ///
     /// # Errors

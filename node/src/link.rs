@@ -2,6 +2,7 @@
 
 mod delivery;
 mod dial;
+mod kafka;
 mod logs;
 mod recovery;
 mod renewal;
@@ -28,6 +29,7 @@ use crate::backlog::Backlog;
 use crate::clock::Clock;
 use crate::commands::Commands;
 use crate::identity::{Identity, IdentityStore};
+use crate::kafka::Kafka;
 use crate::tails::Source;
 use crate::telemetry::Recorder;
 
@@ -67,6 +69,8 @@ pub struct LinkOptions {
     pub commands: Option<Commands>,
     /// What reads services' logs; `None`: this node has none, and says so.
     pub tails: Option<Source>,
+    /// A bridge's certificate for its tenant's brokers; `None`: it wants none from the hub.
+    pub kafka: Option<Kafka>,
     /// Log lines to ship; `None`: this node ships none.
     pub logs: Option<Backlog>,
     /// Notified, it has the certificate renewed now.

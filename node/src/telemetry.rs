@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use prost::Message;
-use protocol::message::{BatchBody, Engine, NodeStatus, Service, ServiceKey, SpoolStatus};
+use protocol::message::{BatchBody, BridgeStatus, Engine, NodeStatus, Service, ServiceKey, SpoolStatus};
 use protocol::session::ClockReading;
 use protocol::telemetry::{Encoder, Row, Schema};
 use tokio::sync::watch;
@@ -67,6 +67,8 @@ struct Gathered {
     engine: Option<Engine>,
     engine_changed: bool,
     clock: Option<ClockReading>,
+    bridge: Option<BridgeStatus>,
+    bridge_changed: bool,
     told: Option<NodeStatus>,
     /// The next batch starts afresh: after the process's start, and after one that could not be stored.
     key_due: bool,
@@ -139,6 +141,20 @@ impl Recorder {
             gathered.services.apply(change.services, change.removed) || engine_changed
         };
         if news {
+            self.store().await;
+        }
+    }
+
+    /// Takes how a bridge stands with its brokers; stored at once when that is another state than before.
+    pub async fn bridge(&self, status: BridgeStatus) {
+        let changed = {
+            let mut gathered = self.gathered();
+            let told = gathered.bridge.replace(status.clone());
+            let changed = told.is_none_or(|told| without_routes(told) != without_routes(status));
+            gathered.bridge_changed |= changed;
+            changed
+        };
+        if changed {
             self.store().await;
         }
     }
@@ -262,6 +278,7 @@ impl Shared {
             clock: gathered.clock.map(Into::into),
             clock_state: gathered.clock.map_or(0, |reading| reading.state().into()),
             spool: Some(self.backlog.status()),
+            bridge: gathered.bridge.clone().map(Box::new),
         }
     }
 
@@ -282,6 +299,8 @@ impl Gathered {
             engine: None,
             engine_changed: false,
             clock: None,
+            bridge: None,
+            bridge_changed: false,
             told: None,
             key_due: true,
         }
@@ -289,7 +308,7 @@ impl Gathered {
 
     /// The next batch and the rows in it, or `None` when there is nothing to tell.
     fn take(&mut self, status: NodeStatus, needs_key: bool) -> Option<(BatchBody, Vec<Row>)> {
-        if self.rows.is_empty() && !self.services.changed() && !self.engine_changed {
+        if self.rows.is_empty() && !self.services.changed() && !self.engine_changed && !self.bridge_changed {
             return None;
         }
         let rows = std::mem::take(&mut self.rows);
@@ -311,6 +330,7 @@ impl Gathered {
             self.told = Some(status.clone());
         }
         self.engine_changed = false;
+        self.bridge_changed = false;
         self.key_due = false;
         Some((BatchBody { key, samples, services, removed, engine, status: told.then_some(status) }, rows))
     }
@@ -324,6 +344,11 @@ impl Gathered {
     }
 }
 
+/// What of it is a state: when records last passed changes with every look.
+fn without_routes(status: BridgeStatus) -> BridgeStatus {
+    BridgeStatus { routes: Vec::new(), ..status }
+}
+
 /// Whether a status is worth telling: depth and size of the spool change with every batch and are series of their own.
 fn differs(told: &NodeStatus, now: &NodeStatus) -> bool {
     let spool = |status: &NodeStatus| {
@@ -334,7 +359,7 @@ fn differs(told: &NodeStatus, now: &NodeStatus) -> bool {
         (Some(told), Some(now)) => told.offset_ms.abs_diff(now.offset_ms) >= CLOCK_STEP_MS,
         (told, now) => told != now,
     };
-    moved || told.clock_state != now.clock_state || spool(told) != spool(now)
+    moved || told.bridge != now.bridge || told.clock_state != now.clock_state || spool(told) != spool(now)
 }
 
 #[cfg(test)]

@@ -11,11 +11,11 @@ use std::time::Duration;
 
 pub use clock::{ClockReading, SKEW};
 pub use hub::{HubOutput, HubSession, NodeHello};
-pub use node::{Held, NodeOutput, NodeSession, Welcomed};
+pub use node::{Granted, Held, NodeOutput, NodeSession, Welcomed};
 
 /// How long the hub waits for a Hello, and the node for the answer.
 pub const HELLO_DEADLINE: Duration = Duration::from_secs(10);
-/// How long the node waits for its renewed certificate before it may ask again.
+/// How long the node waits for a certificate before it may ask again.
 pub const RENEW_DEADLINE: Duration = Duration::from_secs(30);
 /// Longest that one Pace makes a node send every sample at once.
 pub const MAX_LIVE: Duration = Duration::from_secs(600);

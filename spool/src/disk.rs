@@ -16,7 +16,7 @@ use crate::walk::Walk;
 /// Memory a group keeps while there is nothing in it.
 const IDLE_GROUP: usize = 64 << 10;
 /// Segments tried for one group before the disk is taken for broken.
-const ATTEMPTS: usize = 3;
+pub(crate) const ATTEMPTS: usize = 3;
 
 /// The log on disk.
 #[derive(Debug)]
@@ -30,6 +30,8 @@ pub(crate) struct DiskLog {
     pub(crate) active: Option<Active>,
     pub(crate) room: Room,
     pub(crate) group: Group,
+    /// Bytes of the group that is being written; 0: none is.
+    pub(crate) flying: u64,
     /// The last number that is durable, as a record or as a loss.
     pub(crate) durable: u64,
     /// The next record has to be a key, whatever the segment says.
@@ -71,6 +73,22 @@ pub(crate) struct Group {
     starts_with_key: bool,
 }
 
+/// A group on its way to the disk. Nothing of the log is needed meanwhile.
+#[derive(Debug)]
+pub(crate) struct Flight {
+    group: Group,
+    file: SpoolFile,
+    at: u64,
+}
+
+impl Flight {
+    /// Writes the group and makes it durable.
+    pub(crate) fn write(&self) -> Result<(), SpoolError> {
+        self.file.write_at(&self.group.bytes, self.at).map_err(|source| self.file.failed("write", source))?;
+        self.file.sync()
+    }
+}
+
 /// Why a write failed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Failure {
@@ -104,6 +122,7 @@ impl DiskLog {
         if rolls || overflows {
             match (self.flush(), self.options.overflow) {
                 (Ok(()), _) => {}
+                (Err(error @ SpoolError::Syncing), _) => return Err(error),
                 (Err(_), Overflow::DropOldest) => return Ok(self.lose_new()),
                 (Err(error), Overflow::Refuse) => return Err(error),
             }
@@ -119,7 +138,18 @@ impl DiskLog {
 
     /// Makes every record and loss durable, and sees to the reserve.
     pub(crate) fn sync(&mut self) -> Result<(), SpoolError> {
+        if self.flying > 0 {
+            return Err(SpoolError::Syncing);
+        }
         let flushed = self.flush();
+        self.after_flush(flushed)
+    }
+
+    /// The rest of a sync, whose records are flushed or not.
+    pub(crate) fn after_flush(&mut self, flushed: Result<(), SpoolError>) -> Result<(), SpoolError> {
+        if let Err(error) = &flushed {
+            self.note(error);
+        }
         if self.unsaved {
             self.save()?;
         }
@@ -140,6 +170,7 @@ impl DiskLog {
         }
         if through > last {
             self.group.clear();
+            self.flying = 0;
             self.active = None;
             self.key_due = true;
             self.durable = through;
@@ -160,7 +191,7 @@ impl DiskLog {
         let from = self.locate(self.ledger.first()).unwrap_or(0);
         let sealed = self.segments.len() - usize::from(self.active.is_some());
         let backlog: u64 = self.segments.range(from.min(sealed)..sealed).map(|segment| segment.bytes).sum();
-        backlog + self.active.as_ref().map_or(0, |active| active.end) + self.group.bytes.len() as u64
+        backlog + self.active.as_ref().map_or(0, |active| active.end) + self.flying + self.group.bytes.len() as u64
     }
 
     /// Index of the segment that would hold `number`.
@@ -251,7 +282,7 @@ impl DiskLog {
 
     /// Where the newest segment will end once the group is in it.
     fn planned_end(&self) -> u64 {
-        self.active.as_ref().map_or(HEADER, |active| active.end) + self.group.bytes.len() as u64
+        self.active.as_ref().map_or(HEADER, |active| active.end) + self.flying + self.group.bytes.len() as u64
     }
 
     fn segment_bytes(&self) -> u64 {
@@ -269,6 +300,9 @@ impl DiskLog {
 
     /// Writes the group and syncs it. A segment that fails is left as it is, and the whole group goes into the next.
     fn flush(&mut self) -> Result<(), SpoolError> {
+        if self.flying > 0 {
+            return Err(SpoolError::Syncing);
+        }
         if self.group.bytes.is_empty() {
             return Ok(());
         }
@@ -280,27 +314,58 @@ impl DiskLog {
     fn try_flush(&mut self) -> Result<(), SpoolError> {
         let mut failed = None;
         for _ in 0..ATTEMPTS {
-            let mut active = match self.active.take() {
-                Some(active) => active,
-                None => self.begin_segment()?,
-            };
-            segment::stamp(&mut self.group.bytes, active.seed);
-            let written = active.file.write_at(&self.group.bytes, active.end);
-            match written.map_err(|source| active.file.failed("write", source)).and_then(|()| active.file.sync()) {
-                Ok(()) => {
-                    active.end += self.group.bytes.len() as u64;
-                    self.durable = self.group.last;
-                    self.group.clear();
-                    self.active = Some(active);
-                    return Ok(());
-                }
-                Err(error) => {
-                    failed = Some(error);
-                    self.abandon(&active);
-                }
+            let Some(flight) = self.begin_flush()? else { return Ok(()) };
+            let written = flight.write();
+            match self.end_flush(flight, written) {
+                Ok(()) => return Ok(()),
+                Err(error) => failed = Some(error),
             }
         }
         Err(failed.unwrap_or_else(|| self.directory.full()))
+    }
+
+    /// Makes the group ready to be written, where the log does not have to be kept still; `None` when it is empty.
+    pub(crate) fn begin_flush(&mut self) -> Result<Option<Flight>, SpoolError> {
+        if self.flying > 0 {
+            return Err(SpoolError::Syncing);
+        }
+        if self.group.bytes.is_empty() {
+            return Ok(None);
+        }
+        let active = match self.active.take() {
+            Some(active) => active,
+            None => self.begin_segment()?,
+        };
+        segment::stamp(&mut self.group.bytes, active.seed);
+        self.flying = self.group.bytes.len() as u64;
+        let flight = Flight { group: std::mem::take(&mut self.group), file: active.file.share(), at: active.end };
+        self.active = Some(active);
+        Ok(Some(flight))
+    }
+
+    /// Takes note of what became of a flight. After a failure its records are in the group again, for the next segment.
+    pub(crate) fn end_flush(&mut self, flight: Flight, written: Result<(), SpoolError>) -> Result<(), SpoolError> {
+        let Flight { mut group, .. } = flight;
+        // Whoever receives has acknowledged more than there was meanwhile: nothing of it counts any more.
+        let (1.., Some(active)) = (std::mem::take(&mut self.flying), &mut self.active) else { return Ok(()) };
+        match written {
+            Ok(()) => {
+                active.end += group.bytes.len() as u64;
+                self.durable = group.last;
+                group.clear();
+                if self.group.bytes.is_empty() {
+                    self.group = group;
+                }
+                Ok(())
+            }
+            Err(error) => {
+                if let Some(active) = self.active.take() {
+                    self.abandon(&active);
+                }
+                self.group.put_before(group);
+                Err(error)
+            }
+        }
     }
 
     /// The newest segment is written no more. One without a durable record is forgotten, but its file stays until the
@@ -383,6 +448,15 @@ impl Group {
         }
         self.last = number;
         segment::push_record(&mut self.bytes, number, key, record);
+    }
+
+    /// Puts these in front, which come before.
+    fn put_before(&mut self, mut earlier: Self) {
+        if !self.bytes.is_empty() {
+            earlier.bytes.append(&mut self.bytes);
+            earlier.last = self.last;
+        }
+        *self = earlier;
     }
 
     fn clear(&mut self) {

@@ -39,6 +39,9 @@ pub enum SpoolError {
     /// The next record has to be a key: it begins a segment, or follows a loss.
     #[error("the next record has to be a key record, as needs_key() says")]
     NeedsKey,
+    /// Another thread is making records durable, and this would have to, too.
+    #[error("a sync is under way in another thread: try again after it")]
+    Syncing,
     /// The record is larger than a segment takes.
     #[error("a record of {length} bytes is over the spool's limit of {limit}")]
     TooLarge {

@@ -4,6 +4,7 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use rustix::fs::{FallocateFlags, FlockOperation};
 use rustix::io::Errno;
@@ -27,7 +28,7 @@ pub(crate) struct Directory {
 #[derive(Debug)]
 pub(crate) struct SpoolFile {
     path: PathBuf,
-    file: File,
+    file: Arc<File>,
 }
 
 impl Directory {
@@ -72,7 +73,7 @@ impl Directory {
         if !file.metadata()?.is_file() {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "not a regular file"));
         }
-        Ok(SpoolFile { path, file })
+        Ok(SpoolFile { path, file: Arc::new(file) })
     }
 
     /// Creates a file of `bytes` zeros that are allocated, where the file system can, and durable. The name is not
@@ -83,7 +84,7 @@ impl Directory {
             let file = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(&path)?;
             #[cfg(test)]
             hook::created(&self.path, &file);
-            let file = SpoolFile { path: path.clone(), file };
+            let file = SpoolFile { path: path.clone(), file: Arc::new(file) };
             file.allocate(bytes)?;
             file.file.set_len(bytes)?;
             file.sync_raw()?;
@@ -148,6 +149,11 @@ impl Drop for Directory {
 }
 
 impl SpoolFile {
+    /// The same open file.
+    pub(crate) fn share(&self) -> Self {
+        Self { path: self.path.clone(), file: Arc::clone(&self.file) }
+    }
+
     pub(crate) fn length(&self) -> io::Result<u64> {
         self.file.metadata().map(|metadata| metadata.len())
     }
@@ -230,7 +236,7 @@ impl SpoolFile {
     fn clear_raw(&self, bytes: u64) -> io::Result<()> {
         #[cfg(test)]
         hook::writing(&self.file, 0, usize::try_from(bytes).unwrap_or(usize::MAX));
-        match rustix::fs::fallocate(&self.file, FallocateFlags::ZERO_RANGE, 0, bytes) {
+        match rustix::fs::fallocate(&*self.file, FallocateFlags::ZERO_RANGE, 0, bytes) {
             Ok(()) => {}
             Err(errno) if is_unsupported(errno) => {
                 self.allocate(bytes)?;
@@ -243,7 +249,7 @@ impl SpoolFile {
     }
 
     fn allocate(&self, bytes: u64) -> io::Result<()> {
-        match rustix::fs::fallocate(&self.file, FallocateFlags::empty(), 0, bytes) {
+        match rustix::fs::fallocate(&*self.file, FallocateFlags::empty(), 0, bytes) {
             Ok(()) => Ok(()),
             Err(errno) if is_unsupported(errno) => Ok(()),
             Err(errno) => Err(errno.into()),

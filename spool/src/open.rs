@@ -50,6 +50,7 @@ pub(crate) fn open(options: Options, epoch: u64) -> Result<(DiskLog, Recovery), 
         active: None,
         room,
         group: Group::default(),
+        flying: 0,
         durable,
         // Nobody knows any more what the last record would be the predecessor of.
         key_due: true,

@@ -19,6 +19,7 @@ const PAGE: usize = 4096;
 
 thread_local! {
     static STAGE: RefCell<Option<Stage>> = const { RefCell::new(None) };
+    static MEANWHILE: RefCell<Option<Box<dyn FnOnce()>>> = const { RefCell::new(None) };
 }
 
 /// One directory that is watched.
@@ -81,6 +82,11 @@ pub(crate) fn watch(directory: &Path) {
     }
     stage.listings = vec![stage.listing()];
     STAGE.set(Some(stage));
+}
+
+/// Does `act` while the next sync of a file is under way.
+pub(crate) fn at_next_sync(act: impl FnOnce() + 'static) {
+    MEANWHILE.set(Some(Box::new(act)));
 }
 
 /// Lets the next `count` syncs of files fail.
@@ -168,6 +174,9 @@ pub(crate) fn removing(path: &Path) {
 }
 
 pub(crate) fn before_sync(file: &File) -> io::Result<()> {
+    if let Some(act) = MEANWHILE.take() {
+        act();
+    }
     let mut result = Ok(());
     with(|stage| {
         if stage.good > 0 {

@@ -1,8 +1,9 @@
 //! The spool as its users see it, on disk or in memory.
 
 use std::ops::RangeInclusive;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use crate::disk::{DiskLog, Failure};
+use crate::disk::{ATTEMPTS, DiskLog, Failure};
 use crate::error::SpoolError;
 use crate::ledger::Ledger;
 use crate::lost::{LostRange, LostReason};
@@ -133,6 +134,41 @@ impl Spool {
         }
     }
 
+    /// As [`Self::sync`], of a spool that is shared: while the disk writes a group it is not locked, so nobody who reads it
+    /// or acknowledges waits for the disk. Appending meanwhile is allowed, as far as it needs no sync itself.
+    ///
+    /// # Errors
+    /// As [`Self::sync`]; [`SpoolError::Syncing`] when another sync is under way.
+    pub fn sync_shared(shared: &Mutex<Self>) -> Result<(), SpoolError> {
+        let begin = || match &mut lock(shared).store {
+            Store::Disk(log) => log.begin_flush(),
+            Store::Memory(_) => Ok(None),
+        };
+        let mut flushed = Ok(());
+        for _ in 0..ATTEMPTS {
+            let flight = match begin() {
+                Ok(Some(flight)) => flight,
+                Ok(None) => break,
+                Err(error @ SpoolError::Syncing) => return Err(error),
+                Err(error) => {
+                    flushed = Err(error);
+                    break;
+                }
+            };
+            let written = flight.write();
+            if let Store::Disk(log) = &mut lock(shared).store {
+                flushed = log.end_flush(flight, written);
+            }
+            if flushed.is_ok() {
+                break;
+            }
+        }
+        match &mut lock(shared).store {
+            Store::Disk(log) => log.after_flush(flushed),
+            Store::Memory(_) => Ok(()),
+        }
+    }
+
     /// Takes note that everything up to and including `through` has arrived. Room is given back by whole segments.
     ///
     /// # Errors
@@ -202,6 +238,10 @@ impl Spool {
             Store::Memory(log) => &log.ledger,
         }
     }
+}
+
+fn lock(shared: &Mutex<Spool>) -> MutexGuard<'_, Spool> {
+    shared.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Drop for Spool {

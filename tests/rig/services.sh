@@ -30,7 +30,7 @@ services_down() {
 # start on their own.
 need_services() {
     need_packages "docker.io" "docker-cli|docker.io" containerd iptables busybox-static iproute2 procps \
-        "postgresql-15|postgresql" python3-venv openssl gnutls-bin mosquitto
+        "postgresql-15|postgresql" python3-venv openssl gnutls-bin mosquitto haproxy
     need_root "to run a Docker Engine and network namespaces for the tests"
 }
 
@@ -42,8 +42,9 @@ rig_open() {
     base=$(cd "$base" && pwd)
     rig_cache=$base/cache
     local stale
+    # Without an owner it is another run's that begins or ends just now.
     for stale in "$base"/run.*; do
-        [ -d "$stale" ] && ! _alive "$(cat "$stale/owner" 2>/dev/null)" && _rig_reap "$stale"
+        [ -s "$stale/owner" ] && ! _alive "$(cat "$stale/owner" 2>/dev/null)" && _rig_reap "$stale"
     done
     rig_run=$(mktemp -d "$base/run.XXXXXX")
     chmod 755 "$rig_run"
@@ -54,8 +55,11 @@ rig_open() {
     echo "$rig_sockets" >"$rig_run/sockets"
 }
 
+# The owner goes first: nobody takes for left behind what is being removed.
 rig_close() {
-    as_root rm -rf --one-file-system "$rig_run" "$rig_sockets"
+    as_root rm -f "$rig_run/owner"
+    case "$rig_sockets" in /tmp/hyperfactory-rig.*) as_root rm -rf --one-file-system "$rig_sockets" ;; esac
+    as_root rm -rf --one-file-system "$rig_run"
     rig_run=''
 }
 
@@ -65,9 +69,7 @@ _rig_reap() {
     say "  stopping what an earlier, interrupted run left in $1"
     postgres_down
     engine_down
-    case "$rig_sockets" in /tmp/hyperfactory-rig.*) as_root rm -rf --one-file-system "$rig_sockets" ;; esac
-    as_root rm -rf --one-file-system "$rig_run"
-    rig_run=''
+    rig_close
 }
 
 _alive() { [ -n "$1" ] && [ -d "/proc/$1" ]; }
@@ -176,7 +178,8 @@ engine_down() {
     _stop "$state/dockerd.pid" TERM 20 "$state"
     _stop "$state/containerd.pid" TERM 10 "$state"
     local mount
-    awk -v a="$state/" -v b="$rig_sockets/" 'index($5, a) == 1 || index($5, b) == 1 { print $5 }' /proc/self/mountinfo |
+    # What was killed before it had sockets has none; an empty name would stand for every mount of the machine.
+    awk -v a="$state/" -v b="${rig_sockets:-$state}/" 'index($5, a) == 1 || index($5, b) == 1 { print $5 }' /proc/self/mountinfo |
         while read -r mount; do as_root umount -l "$mount" 2>/dev/null || true; done
 }
 

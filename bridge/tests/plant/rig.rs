@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::File;
+use std::io::Write;
 use std::net::TcpListener;
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
@@ -50,9 +51,13 @@ impl Process {
     }
 
     fn terminate(&mut self) {
-        let id = self.0.id().to_string();
-        assert!(Command::new("kill").arg(id).status().unwrap().success());
+        self.signal("TERM");
         assert!(self.0.wait().is_ok());
+    }
+
+    fn signal(&self, name: &str) {
+        let id = self.0.id().to_string();
+        assert!(Command::new("kill").args(["-s", name, &id]).status().unwrap().success());
     }
 
     fn kill(&mut self) {
@@ -99,6 +104,16 @@ impl Mosquitto {
         self.up();
     }
 
+    /// It hangs: connections stay, and nothing is answered.
+    pub(crate) fn hang(&self) {
+        self.process.as_ref().unwrap().signal("STOP");
+    }
+
+    /// It goes on.
+    pub(crate) fn go_on(&self) {
+        self.process.as_ref().unwrap().signal("CONT");
+    }
+
     fn up(&mut self) {
         let log = self.folder.path().join("log");
         let mut command = Command::new("mosquitto");
@@ -114,6 +129,8 @@ impl Mosquitto {
 /// The bridge under test.
 pub(crate) struct Bridge {
     folder: TempDir,
+    /// What is configured of the connection to Mosquitto beside its address.
+    mqtt: String,
     process: Option<Process>,
 }
 
@@ -123,18 +140,38 @@ impl Bridge {
     }
 
     pub(crate) fn with(mosquitto: &Mosquitto, brokers: &str, routes: &str, more: &str) -> Self {
-        let mut bridge = Self { folder: tempfile::tempdir().unwrap(), process: None };
-        bridge.configure(mosquitto, brokers, routes, more);
+        let mut bridge = Self::prepare(mosquitto, brokers, routes, more);
         bridge.start_again();
         bridge
+    }
+
+    /// One whose connection is configured so.
+    pub(crate) fn with_mqtt(mqtt: &str, mosquitto: &Mosquitto, brokers: &str, routes: &str) -> Self {
+        let mut bridge = Self::prepare(mosquitto, brokers, routes, "");
+        bridge.mqtt = mqtt.to_owned();
+        bridge.configure(mosquitto, brokers, routes, "");
+        bridge.start_again();
+        bridge
+    }
+
+    /// One that is configured, and not started yet.
+    pub(crate) fn prepare(mosquitto: &Mosquitto, brokers: &str, routes: &str, more: &str) -> Self {
+        let bridge = Self { folder: tempfile::tempdir().unwrap(), mqtt: String::new(), process: None };
+        bridge.configure(mosquitto, brokers, routes, more);
+        bridge
+    }
+
+    /// A file of its state.
+    pub(crate) fn state(&self, name: &str) -> String {
+        std::fs::read_to_string(self.state_dir().join(name)).unwrap_or_default()
     }
 
     /// Writes its configuration anew.
     pub(crate) fn configure(&self, mosquitto: &Mosquitto, brokers: &str, routes: &str, more: &str) {
         let brokers = brokers.split(',').map(|broker| format!("{broker:?}")).collect::<Vec<_>>().join(",");
         let config = format!(
-            "name = \"test\"\n{more}\n[[mqtt]]\nname = \"plant\"\naddress = \"127.0.0.1:{}\"\n[kafka]\nbrokers = [{brokers}]\n{routes}",
-            mosquitto.port
+            "name = \"test\"\n{more}\n[[mqtt]]\nname = \"plant\"\naddress = \"127.0.0.1:{}\"\n{}\n[kafka]\nbrokers = [{brokers}]\n{routes}",
+            mosquitto.port, self.mqtt
         );
         std::fs::write(self.folder.path().join("bridge.toml"), config).unwrap();
     }
@@ -152,6 +189,27 @@ impl Bridge {
         self.process.take().unwrap().terminate();
     }
 
+    /// Waits until its log on disk has this in it.
+    pub(crate) fn stored(&self, text: &str) {
+        until("a message on disk", || {
+            let files = std::fs::read_dir(self.state_dir().join("log")).ok()?;
+            files
+                .flatten()
+                .filter_map(|file| std::fs::read(file.path()).ok())
+                .find(|bytes| bytes.windows(text.len()).any(|window| window == text.as_bytes()))
+        });
+    }
+
+    /// Its disk is gone, and another is there.
+    pub(crate) fn lose_disk(&self) {
+        std::fs::remove_dir_all(self.state_dir()).unwrap();
+    }
+
+    /// How often it said so.
+    pub(crate) fn times(&self, what: &str) -> usize {
+        self.log().matches(what).count()
+    }
+
     /// Waits until it has subscribed for the `count`th time.
     pub(crate) fn subscribed(&self, count: usize) {
         until("the subscription", || (self.log().matches(" subscribed").count() >= count).then_some(()));
@@ -160,6 +218,11 @@ impl Bridge {
     /// Waits until it says so.
     pub(crate) fn said(&self, what: &str) {
         until(what, || self.log().contains(what).then_some(()));
+    }
+
+    /// Waits until it has said so for the `count`th time.
+    pub(crate) fn said_again(&self, what: &str, count: usize) {
+        until(what, || (self.log().matches(what).count() >= count).then_some(()));
     }
 
     pub(crate) fn ask(&self, arguments: &[&str]) -> (String, bool) {
@@ -191,8 +254,13 @@ impl Bridge {
     fn command(&self) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_hyperfactory-bridge"));
         command.arg("--config").arg(self.folder.path().join("bridge.toml"));
-        command.arg("--state-dir").arg(self.folder.path().join("state"));
+        command.arg("--state-dir").arg(self.state_dir());
         command
+    }
+
+    /// Where it keeps its state.
+    pub(crate) fn state_dir(&self) -> PathBuf {
+        self.folder.path().join("state")
     }
 
     fn log_file(&self) -> PathBuf {
@@ -274,22 +342,34 @@ impl Publisher {
         let acknowledged = Arc::new(std::sync::atomic::AtomicU64::new(0));
         let counting = Arc::clone(&acknowledged);
         let thread = std::thread::spawn(move || serve(events, &counting));
-        Client { client, acknowledged, sent: std::sync::atomic::AtomicU64::new(0), thread: Some(thread) }
+        Client {
+            client,
+            qos: QoS::AtLeastOnce,
+            acknowledged,
+            sent: std::sync::atomic::AtomicU64::new(0),
+            thread: Some(thread),
+        }
     }
 }
 
 /// A connection that publishes.
 pub(crate) struct Client {
     client: AsyncClient,
+    qos: QoS,
     acknowledged: Arc<std::sync::atomic::AtomicU64>,
     sent: std::sync::atomic::AtomicU64,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Client {
+    /// From now on it publishes exactly once.
+    pub(crate) fn exactly_once(&mut self) {
+        self.qos = QoS::ExactlyOnce;
+    }
+
     pub(crate) fn send(&self, topic: &str, payload: &[u8], retain: bool) {
         self.sent.fetch_add(1, Ordering::Relaxed);
-        until("room to publish", || self.client.try_publish(topic, QoS::AtLeastOnce, retain, payload).ok());
+        until("room to publish", || self.client.try_publish(topic, self.qos, retain, payload).ok());
     }
 
     /// Waits until Mosquitto has acknowledged all that was sent.
@@ -312,7 +392,7 @@ fn serve(mut events: EventLoop, acknowledged: &std::sync::atomic::AtomicU64) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
         while let Ok(event) = events.poll().await {
-            if matches!(event, Event::Incoming(Packet::PubAck(_))) {
+            if matches!(event, Event::Incoming(Packet::PubAck(_) | Packet::PubComp(_))) {
                 acknowledged.fetch_add(1, Ordering::Relaxed);
             }
         }
@@ -382,6 +462,31 @@ pub(crate) struct Record {
     number: u64,
     retained: bool,
     pub(crate) duplicate: bool,
+}
+
+/// A disk small enough to be filled, in place of a folder; needs root.
+pub(crate) struct SmallDisk(PathBuf);
+
+impl SmallDisk {
+    pub(crate) fn over(folder: PathBuf, kibibytes: u32) -> Self {
+        std::fs::create_dir_all(&folder).unwrap();
+        let size = format!("size={kibibytes}k");
+        let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", &size, "tmpfs"]).arg(&folder).status().unwrap();
+        assert!(mounted.success(), "mounting a disk needs root: run the tests by ./test, which asks sudo");
+        Self(folder)
+    }
+
+    /// Takes all the room that is left.
+    pub(crate) fn fill(&self) {
+        let mut filler = File::options().create(true).append(true).open(self.0.join("filler")).unwrap();
+        while filler.write(&[1; 4096]).is_ok() {}
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("--lazy").arg(&self.0).status();
+    }
 }
 
 /// What came out, the records of a partition in order.

@@ -198,7 +198,9 @@ fn show(rotation: &Value, output: &mut Output) -> Result<(), Failure> {
     if let Some(gate) = rotation.get("forward") {
         let count = number("/forward/missing_count");
         let to = text(gate, "/to");
-        rows.push(if count == 0 {
+        rows.push(if gate.get("unsigned").and_then(Value::as_bool) == Some(true) {
+            ["next".into(), format!("{to}: waits for the fleet root, which is kept offline and has to sign first: see hyperfactory-hub ca root requests")]
+        } else if count == 0 {
             let brokers = gate.get("confirm_brokers").and_then(Value::as_bool) == Some(true);
             let brokers = if brokers { " --brokers-updated, when you have looked" } else { "" };
             ["next".into(), format!("{to}: all are ready; hfctl ca rotate advance {id}{brokers}")]

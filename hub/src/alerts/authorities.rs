@@ -1,4 +1,4 @@
-//! Authorities that should have been followed by new ones: one rule, and what is open of it.
+//! Authorities that should have been followed by new ones, or that wait to be the first: one rule, and what is open of it.
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
@@ -60,8 +60,16 @@ impl Watch {
     }
 }
 
-/// What is wrong with an authority: it still issues, its time to be followed is over, and nothing is there to follow it.
+/// What is wrong with an authority: it still issues, its time to be followed is over, and nothing is there to follow it; or
+/// it is to be a tenant's first, and its root has not signed it yet.
 fn judge(one: &Listed, listed: &[Listed], now: Timestamp) -> Option<(Place, (Level, String))> {
+    let same = |other: &Listed| other.kind == one.kind && other.tenant == one.tenant;
+    if one.state == UNSIGNED && !listed.iter().any(|other| same(other) && matches!(&*other.state, "active" | "trusted"))
+    {
+        let message = "no node can enroll: the tenant's first authority awaits the signature of the fleet root, which is kept \
+                       offline: see `hyperfactory-hub ca root requests`";
+        return Some((place(one)?, (Level::Warning, message.to_owned())));
+    }
     let (by, ends) = (one.renew_by?, one.not_after?);
     if one.state != "active" || now < by.plus(PATIENCE) || one.followers(listed).any(|other| other.state != UNSIGNED) {
         return None;
@@ -75,10 +83,14 @@ fn judge(one: &Listed, listed: &[Listed], now: Timestamp) -> Option<(Place, (Lev
     };
     let advice =
         if unsigned { "its successor awaits a signature: see `hyperfactory-hub ca root requests`" } else { advice };
-    let tenant = one.tenant.as_deref().map(str::parse).transpose().ok()?;
     let level = if ends.since(now) < CRITICAL { Level::Critical } else { Level::Warning };
     let message = format!("{what} ends at {ends} and should have been followed by {by}: {advice}");
-    Some(((tenant, format!("{}/{}", one.kind, one.generation)), (level, message)))
+    Some((place(one)?, (level, message)))
+}
+
+fn place(one: &Listed) -> Option<Place> {
+    let tenant = one.tenant.as_deref().map(str::parse).transpose().ok()?;
+    Some((tenant, format!("{}/{}", one.kind, one.generation)))
 }
 
 #[cfg(test)]
@@ -144,6 +156,18 @@ mod tests {
         assert_eq!(told(&changes), [(true, Some("acme"), "nodes/1", Level::Warning)]);
         let [Change::Opened(finding)] = changes.as_slice() else { panic!("{changes:?}") };
         assert!(finding.message.contains("its successor awaits a signature"), "{}", finding.message);
+    }
+
+    #[test]
+    fn a_tenants_first_that_is_not_signed_is_told_at_once() {
+        let mut watch = Watch::default();
+        let mut all = [one("nodes", Some("acme"), 1, "active"), one("nodes", Some("zeta"), 1, UNSIGNED)];
+        let changes = watch.observe(&all, day(1));
+        assert_eq!(told(&changes), [(true, Some("zeta"), "nodes/1", Level::Warning)]);
+        let [Change::Opened(finding)] = changes.as_slice() else { panic!("{changes:?}") };
+        assert!(finding.message.contains("hyperfactory-hub ca root requests"), "{}", finding.message);
+        all[1].state = "active".into();
+        assert_eq!(told(&watch.observe(&all, day(2))), [(false, Some("zeta"), "nodes/1", Level::Warning)]);
     }
 
     #[test]

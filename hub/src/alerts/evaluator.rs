@@ -106,6 +106,8 @@ impl Evaluator {
         look.judge(Rule::EngineUnreachable, "", rules::engine(view));
         look.judge(Rule::ClockSkew, "", rules::clock(view, &self.policy));
         look.judge(Rule::SpoolFault, "", rules::spool_fault(view));
+        look.judge(Rule::KafkaRefused, "", rules::kafka_refused(view));
+        look.judge(Rule::KafkaCertificate, "", rules::kafka_certificate(view));
         look.spool_loss();
         look.certificate();
         look.services();
@@ -207,6 +209,8 @@ impl Look<'_> {
             Rule::NodeLost => (policy.lost_after, policy.back_for),
             Rule::ServiceUnhealthy | Rule::ServiceFailed => (policy.service_after, policy.service_well_for),
             Rule::EngineUnreachable => (policy.engine_after, policy.engine_after),
+            // The bridge tries again by itself: what it says once may be over at its next attempt.
+            Rule::KafkaCertificate => (policy.service_after, Duration::ZERO),
             // A measurement with its own hysteresis, or one that does not go back and forth.
             Rule::ServiceRestarting
             | Rule::NodeCloned
@@ -215,6 +219,7 @@ impl Look<'_> {
             | Rule::SpoolFault
             | Rule::CertificateOverdue
             | Rule::CertificateExpiring
+            | Rule::KafkaRefused
             | Rule::AuthorityEnding
             | Rule::RolloutHalted => (Duration::ZERO, Duration::ZERO),
         }

@@ -1,7 +1,7 @@
 //! The rules: what each says of a node as it is now. No memory, no patience: those are the evaluator's.
 
 use protocol::Timestamp;
-use protocol::message::{EngineState, Service, ServiceHealth, ServiceState, SpoolFault};
+use protocol::message::{EngineState, KafkaState, Service, ServiceHealth, ServiceState, SpoolFault};
 
 use super::Policy;
 use crate::telemetry::state::{Certificate, Level, NodeView, Presence};
@@ -31,6 +31,10 @@ pub enum Rule {
     CertificateOverdue,
     /// The certificate ends soon and was not renewed.
     CertificateExpiring,
+    /// A broker does not let a bridge in, or not write.
+    KafkaRefused,
+    /// A bridge can't have its next Kafka certificate, or its brokers do not take it.
+    KafkaCertificate,
     /// An authority was not followed by another in its window. About no node.
     AuthorityEnding,
     /// A rollout holds itself. About no node.
@@ -38,7 +42,7 @@ pub enum Rule {
 }
 
 impl Rule {
-    pub(super) const ALL: [Self; 13] = [
+    pub(super) const ALL: [Self; 15] = [
         Self::NodeLost,
         Self::NodeCloned,
         Self::ServiceUnhealthy,
@@ -50,6 +54,8 @@ impl Rule {
         Self::SpoolFault,
         Self::CertificateOverdue,
         Self::CertificateExpiring,
+        Self::KafkaRefused,
+        Self::KafkaCertificate,
         Self::AuthorityEnding,
         Self::RolloutHalted,
     ];
@@ -68,6 +74,8 @@ impl Rule {
             Self::SpoolFault => "spool.fault",
             Self::CertificateOverdue => "certificate.overdue",
             Self::CertificateExpiring => "certificate.expiring",
+            Self::KafkaRefused => "kafka.refused",
+            Self::KafkaCertificate => "kafka.certificate",
             Self::AuthorityEnding => "authority.ending",
             Self::RolloutHalted => "rollout.halted",
         }
@@ -202,6 +210,31 @@ pub(super) fn overdue_at(view: &NodeView, policy: &Policy) -> Option<(Timestamp,
     let terms = policy.certificates.terms(Some(&view.tenant), view.kind.into());
     let by = terms.renew_by(certificate.issued_at, certificate.not_after);
     Some((by, by.plus(policy.overdue_after.min(certificate.not_after.since(by) / 4))))
+}
+
+pub(super) fn kafka_refused(view: &NodeView) -> Judgement {
+    let Some(bridge) = view.status.bridge.as_ref().filter(|_| view.presence.is_online()) else {
+        return Judgement::Unclear;
+    };
+    match bridge.kafka() {
+        KafkaState::Refused => wrong(
+            Level::Critical,
+            said(&bridge.message, "a Kafka broker refuses this bridge, and records wait on its disk"),
+        ),
+        KafkaState::Connected => Judgement::Well,
+        // Nobody says that it would be let in now.
+        KafkaState::Unspecified | KafkaState::Waiting | KafkaState::Unreachable => Judgement::Unclear,
+    }
+}
+
+pub(super) fn kafka_certificate(view: &NodeView) -> Judgement {
+    let Some(bridge) = view.status.bridge.as_ref().filter(|_| view.presence.is_online()) else {
+        return Judgement::Unclear;
+    };
+    match bridge.certificate_trouble.as_str() {
+        "" => Judgement::Well,
+        trouble => wrong(Level::Warning, trouble.to_owned()),
+    }
 }
 
 pub(super) fn unhealthy(service: &Service) -> Judgement {

@@ -202,6 +202,7 @@ impl From<RotationError> for Problem {
             RotationError::UnderWay { .. }
             | RotationError::Elsewhere { .. }
             | RotationError::Over { .. }
+            | RotationError::Unsigned { .. }
             | RotationError::NotReady { .. }
             | RotationError::Brokers { .. }
             | RotationError::Ended(_) => Self::conflict(error.to_string()),

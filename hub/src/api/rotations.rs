@@ -76,7 +76,7 @@ pub(crate) struct Step {
 pub(crate) struct Gate {
     /// The phase it leads to.
     pub to: &'static str,
-    /// Whether nobody is missing. An operator may still have to confirm something.
+    /// Whether nobody is missing and nothing is unsigned. An operator may still have to confirm something.
     pub ready: bool,
     /// How many are not ready.
     pub missing_count: usize,
@@ -84,6 +84,8 @@ pub(crate) struct Gate {
     pub missing: Vec<Missing>,
     /// Whether an operator has to confirm with `brokers_updated` that the tenant's brokers have been seen to.
     pub confirm_brokers: bool,
+    /// Whether the fleet root, which is kept offline, has to sign something first.
+    pub unsigned: bool,
     /// Unused join tokens that are of no use from then on.
     pub outdated_tokens: i64,
 }
@@ -120,10 +122,11 @@ impl From<rotation::Gate> for Gate {
     fn from(gate: rotation::Gate) -> Self {
         Self {
             to: gate.to.as_str(),
-            ready: gate.missing.is_empty(),
+            ready: gate.missing.is_empty() && !gate.unsigned,
             missing_count: gate.missing.len(),
             missing: gate.missing.into_iter().take(FIRST).map(Missing::from).collect(),
             confirm_brokers: gate.brokers,
+            unsigned: gate.unsigned,
             outdated_tokens: gate.tokens,
         }
     }

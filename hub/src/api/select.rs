@@ -332,6 +332,7 @@ pub(crate) mod tests {
             host: Host { hostname: format!("{name}.example"), ..Host::default() },
             figures: Figures { cpu: Some(cpu), memory: Some(Used { used: cpu, total: 1.0 }), ..Figures::default() },
             service_counts: ServiceCounts::default(),
+            bridge: None,
         })
     }
 

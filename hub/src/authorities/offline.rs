@@ -270,6 +270,26 @@ pub(super) async fn intermediate(
     Ok(Some(Issuing { id, authority }))
 }
 
+/// The successor of the intermediate that issues as `role`; nobody is told of it. With the root's key elsewhere it is asked
+/// for: once it is signed, it waits to be told of as any successor does (see [`rows::complete`]).
+pub(super) async fn successor(
+    transaction: &mut Transaction,
+    keys: &Keys,
+    role: &Role,
+    lifetime: Duration,
+    now: Timestamp,
+) -> Result<i64, AuthoritiesError> {
+    if let Some(root) = load(transaction, &Role::Root, keys).await? {
+        let key = PrivateKey::generate().map_err(AuthorityError::from)?;
+        let certificate = root.authority.sign_intermediate(role, &key.public_key(), now, lifetime)?;
+        let authority = Authority::with_key(certificate.into(), key)?;
+        return rows::insert(transaction, &authority, Some(root.id), "pending", keys, now).await;
+    }
+    request(transaction, keys, role, now).await?;
+    let waiting = waiting(transaction, keys, role).await?;
+    waiting.map(|(id, _)| id).ok_or(AuthoritiesError::RootOffline)
+}
+
 /// Makes a key for an intermediate that the root is to sign, unless there is one.
 async fn request(
     transaction: &mut Transaction,

@@ -114,7 +114,8 @@ pub(super) async fn save(
     insert(transaction, authority, issuer, "active", keys, now).await
 }
 
-/// Gives the row that waits for a signature its certificate by the root `issuer`, and makes it the active one, as [`save`] does.
+/// Gives the row that waits for a signature its certificate by the root `issuer`, and makes it the active one, as [`save`]
+/// does; the successor in a rotation has its turn when the rotation says so.
 pub(super) async fn complete(
     transaction: &mut Transaction,
     id: i64,
@@ -123,13 +124,22 @@ pub(super) async fn complete(
     actor: &Actor,
     now: Timestamp,
 ) -> Result<(), AuthoritiesError> {
-    stand_down(transaction, role).await?;
+    let rotated: i64 =
+        sqlx::query_scalar("SELECT COUNT(*) FROM rotations WHERE new_authority = $1 AND ended_at IS NULL")
+            .bind(id)
+            .fetch_one(&mut **transaction)
+            .await?;
+    let state = if rotated > 0 { "pending" } else { "active" };
+    if rotated == 0 {
+        stand_down(transaction, role).await?;
+    }
     let summary = Summary::of(certificate).map_err(AuthoritiesError::Unreadable)?;
-    sqlx::query("UPDATE authorities SET state = 'active', certificate = $2, not_after = $3, issuer = $4 WHERE id = $1")
+    sqlx::query("UPDATE authorities SET state = $5, certificate = $2, not_after = $3, issuer = $4 WHERE id = $1")
         .bind(id)
         .bind(certificate.to_vec())
         .bind(summary.not_after.millis())
         .bind(issuer)
+        .bind(state)
         .execute(&mut **transaction)
         .await?;
     created(transaction, role, &summary, actor, now).await

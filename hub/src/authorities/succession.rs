@@ -36,41 +36,34 @@ impl Authorities {
         actor: &Actor,
         now: Timestamp,
     ) -> Result<Succession, AuthoritiesError> {
-        let (old, new, issuer) = match role {
+        let old = rows::active(transaction, role).await?;
+        let new = match role {
             Role::Root => {
                 let next = Authority::create_root(now, self.fleet_policy().lifetime(Kind::Root))?;
-                (active_root(transaction).await?, next, None)
+                insert(transaction, &next, None, "pending", &self.0.keys, now).await?
             }
-            Role::Kafka(tenant) => {
-                let old = rows::active(transaction, role).await?;
-                let new = Authority::create_kafka_root(tenant, now, self.policy(tenant).lifetime(Kind::KafkaRoot))?;
-                (old.ok_or_else(|| AuthoritiesError::Missing(tenant.clone()))?, new, None)
+            Role::Kafka(tenant) if old.is_some() => {
+                let next = Authority::create_kafka_root(tenant, now, self.policy(tenant).lifetime(Kind::KafkaRoot))?;
+                insert(transaction, &next, None, "pending", &self.0.keys, now).await?
             }
-            Role::Hub | Role::Nodes(_) => {
-                let old = rows::active(transaction, role).await?;
-                let root = self.root(transaction).await?;
-                let new = match role {
-                    Role::Nodes(tenant) => {
-                        old.ok_or_else(|| AuthoritiesError::Missing(tenant.clone()))?;
-                        let lifetime = self.policy(tenant).lifetime(Kind::NodesIntermediate);
-                        root.authority.issue_tenant_intermediate(tenant, now, lifetime)?
-                    }
-                    _ => root
-                        .authority
-                        .issue_hub_intermediate(now, self.fleet_policy().lifetime(Kind::HubIntermediate))?,
-                };
-                (old.ok_or(AuthorityError::Certificate)?, new, Some(root.id))
+            Role::Hub | Role::Nodes(_) if old.is_some() => {
+                offline::successor(transaction, &self.0.keys, role, self.intermediate_lifetime(role), now).await?
             }
+            Role::Kafka(tenant) | Role::Nodes(tenant) => return Err(AuthoritiesError::Missing(tenant.clone())),
+            Role::Hub => return Err(AuthorityError::Certificate.into()),
             Role::Web => return Err(AuthorityError::NotAllowed { role: Role::Web, what: "to a successor" }.into()),
         };
-        let id = insert(transaction, &new, issuer, "pending", &self.0.keys, now).await?;
-        let succession = Succession { role: role.clone(), old, new: id };
+        let old = old.ok_or(AuthorityError::Certificate)?;
+        let succession = Succession { role: role.clone(), old, new };
         // A root that is kept offline signs the link at the next ceremony: `awaited` tells of it, and the rotation waits.
         if *role == Role::Root
             && let Some(root) = self.by_number(transaction, old).await?
         {
-            let link = root.link(new.certificate_der(), now)?;
-            save_link(transaction, (old, id), &link, false, actor, now).await?;
+            let next: Vec<u8> = sqlx::query_scalar("SELECT certificate FROM authorities WHERE id = $1")
+                .bind(new)
+                .fetch_one(&mut **transaction)
+                .await?;
+            save_link(transaction, (old, new), &root.link(&next.into(), now)?, false, actor, now).await?;
         }
         Ok(succession)
     }
@@ -277,11 +270,6 @@ impl Authorities {
     async fn signing(&self, transaction: &mut Transaction, id: i64) -> Result<Authority, AuthoritiesError> {
         self.by_number(transaction, id).await?.ok_or(AuthoritiesError::KeyElsewhere(id))
     }
-}
-
-/// The row of the root that issues, whether or not its key is here.
-async fn active_root(transaction: &mut Transaction) -> Result<i64, AuthoritiesError> {
-    Ok(rows::active(transaction, &Role::Root).await?.ok_or(AuthorityError::Certificate)?)
 }
 
 async fn set_state(transaction: &mut Transaction, id: i64, state: &'static str) -> Result<(), AuthoritiesError> {

@@ -13,6 +13,8 @@ pub enum Section {
     Fleet,
     /// Customers.
     Tenants,
+    /// Plants' ways to Kafka.
+    Bridges,
     /// Commands over many nodes.
     Rollouts,
     /// What went wrong.
@@ -88,6 +90,7 @@ impl Frame<'_> {
                             ul {
                                 (item(Section::Fleet, "/", html! { "Fleet" }))
                                 (item(Section::Tenants, "/tenants", html! { "Tenants" }))
+                                (item(Section::Bridges, "/bridges", html! { "Bridges" }))
                                 (item(Section::Rollouts, "/rollouts", html! { "Rollouts" }))
                                 (item(Section::Alerts, "/alerts", html! { "Alerts" (alert_pill(self.open_alerts)) }))
                                 (item(Section::Trust, "/trust", html! { "Trust" }))

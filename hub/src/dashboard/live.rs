@@ -14,7 +14,7 @@ use axum::response::Response;
 use axum::response::sse::{Event, Sse};
 use futures_util::stream;
 use maud::Markup;
-use protocol::{CommandId, NodeId, TenantId};
+use protocol::{CommandId, NodeId, NodeKind, TenantId};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::json;
@@ -29,7 +29,7 @@ use super::pages::{
     tenant_list, version,
 };
 use super::session::{Away, Visitor};
-use super::{alerts, audit, commands, fleet, history, join, layout, node, rollouts, rotation, tenants};
+use super::{alerts, audit, bridges, commands, fleet, history, join, layout, node, rollouts, rotation, tenants};
 use crate::alerts::Change;
 use crate::api::follow::{Follow, follow};
 use crate::api::problem::Problem;
@@ -53,6 +53,7 @@ enum Watched {
     Node { id: NodeId, range: Span },
     Command { id: CommandId },
     Tenants,
+    Bridges,
     Alerts(AlertQuery),
     Audit(AuditQuery),
     Join { token: String },
@@ -156,6 +157,7 @@ impl Watched {
                 Self::Command { id: id.map_err(|error: protocol::id::IdError| Problem::malformed(error.to_string()))? }
             }
             "tenants" => Self::Tenants,
+            "bridges" => Self::Bridges,
             "alerts" => Self::Alerts(read(uri)?),
             "audit" => Self::Audit(read(uri)?),
             "join" => Self::Join { token: read::<Tokened>(uri)?.token },
@@ -314,6 +316,10 @@ impl Live {
                 self.visitor.principal().tenant.as_ref().is_none_or(in_tenant)
             }
             Watched::Node { id, .. } => *id == changed,
+            Watched::Bridges => {
+                let is_bridge = self.app.state.fleet.node(changed).is_none_or(|view| view.kind == NodeKind::Bridge);
+                is_bridge && self.visitor.principal().tenant.as_ref().is_none_or(in_tenant)
+            }
             // The one it waits for is not known yet.
             Watched::Join { .. } => true,
             Watched::Alerts(_) | Watched::Audit(_) | Watched::Command { .. } | Watched::Rotation { .. } => false,
@@ -359,6 +365,7 @@ impl Live {
                 out.put("node-head", node::heading(&seen.detail, clock));
                 out.put("notes", node::notes(&seen.detail, &seen.open(), clock));
                 out.put("tiles", node::tiles(&seen.detail, clock));
+                out.put("bridge", bridges::section(&seen.detail.node, clock));
                 out.put("services", node::services(&seen.detail, acts(&self.visitor, &seen.detail), clock));
                 let viewer = self.visitor.viewer();
                 out.put("commands", commands::history(&seen.detail, &seen.commands, &viewer, clock));
@@ -374,6 +381,7 @@ impl Live {
                 let detail = crate::api::commands::detail(app, who, *id).await?;
                 out.put("view", commands::view(&detail, &self.visitor.viewer(), clock));
             }
+            Watched::Bridges => out.put("view", bridges::view(&bridges::of(app, who), clock)),
             Watched::Tenants => {
                 let tenants = tenant_list(app, who).await?;
                 out.put("view", tenants::list(&tenants, &self.visitor.viewer(), clock));

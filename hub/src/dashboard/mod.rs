@@ -4,6 +4,7 @@ pub mod alerts;
 pub mod api_tokens;
 pub mod assets;
 pub mod audit;
+mod bridges;
 pub mod chart;
 mod commands;
 pub mod fleet;
@@ -50,6 +51,7 @@ pub(crate) fn router() -> Router<App> {
         .route("/nodes/{node}/logs/kept", get(kept_logs::page))
         .route("/commands/{command}", get(commands::show))
         .route("/commands/{command}/cancel", post(commands::cancel))
+        .route("/bridges", get(bridges::list))
         .route("/rollouts", get(rollouts::list).post(rollouts::start))
         .route("/rollouts/new", get(rollouts::new))
         .route("/rollouts/{rollout}", get(rollouts::show))

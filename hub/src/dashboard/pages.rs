@@ -16,7 +16,7 @@ use super::layout::{Frame, Section};
 use super::session::{Ours, Sent, Visitor, capital};
 use super::{OrShown as _, Shown, api_tokens as token_views, assets, fleet as fleet_views, join as join_views};
 use super::{
-    alerts as alert_views, audit as audit_views, commands, history, node as node_views, pki as pki_views,
+    alerts as alert_views, audit as audit_views, bridges, commands, history, node as node_views, pki as pki_views,
     rotation as rotation_views, tenants as tenant_views, trust,
 };
 use crate::access::{self, Grant, Principal};
@@ -207,6 +207,7 @@ pub(super) async fn node(
             (node_views::notes(&seen.detail, &seen.open(), clock))
             (node_views::tiles(&seen.detail, clock))
             (node_views::services(&seen.detail, acts(&visitor, &seen.detail), clock))
+            (bridges::section(&seen.detail.node, clock))
             (commands::history(&seen.detail, &seen.commands, &visitor.viewer(), clock))
             (node_views::charts(&seen.detail, range, &charts))
             (node_views::facts(&seen.detail, &seen.coverage, clock))

@@ -110,7 +110,8 @@ pub(super) fn view(rotation: &Rotation, clock: Clock) -> Markup {
 fn waiting(gate: &Gate, clock: Clock) -> Markup {
     html! {
         section aria-label="Who is not ready" {
-            header { h2 { @if gate.ready { "All are ready for: " (title(gate.to)) } @else { (gate.missing_count) " not ready for: " (title(gate.to)) } } }
+            header { h2 { @if gate.ready { "All are ready for: " (title(gate.to)) } @else if gate.unsigned { "Waits for the fleet root: " (title(gate.to)) } @else { (gate.missing_count) " not ready for: " (title(gate.to)) } } }
+            @if gate.unsigned { p { "The fleet root is kept offline and has to sign first. Take " code { "hyperfactory-hub ca root requests" } " to it, have them signed, and import the answers." } }
             @if gate.outdated_tokens > 0 { p { (gate.outdated_tokens) " unused join tokens name the root that is given up then. They can't be used any more: make new ones." } }
             @if !gate.missing.is_empty() {
                 div.card {
@@ -226,7 +227,7 @@ fn happens(kind: &str, phase: &str, direction: Direction) -> &'static str {
             "Every node is told to trust the new root beside the old one. Nothing else changes."
         }
         ("kafka", "prepare", Direction::Forward) => {
-            "The tenant's file of Kafka roots holds both from then on. Nothing is issued from the new one: first give the file to every broker and bridge."
+            "The tenant's file of Kafka roots holds both from then on. Bridges that have their certificate from the hub are told. Nothing is issued from the new one: first give the file to every broker, and to bridges with files of their own."
         }
         (_, "prepare", Direction::Forward) => {
             "Nobody has to be told: nodes and hub trust what is under the fleet root. Nothing else changes."
@@ -239,7 +240,7 @@ fn happens(kind: &str, phase: &str, direction: Direction) -> &'static str {
         }
         ("hub", "trust", Direction::Forward) => "The hub shows nodes a certificate of the new intermediate at once.",
         (_, "trust", Direction::Forward) => {
-            "Bridges and brokers get certificates of the new root. Those of the old one stay good as long as brokers and bridges trust it."
+            "Bridges are told to renew; give every broker a certificate of the new root. Those of the old one stay good as long as brokers and bridges trust it."
         }
         ("root", "issue", Direction::Forward) => {
             "Nodes are told to trust the new root alone, and the hub takes no certificate under the old one any more: whoever still has one has to recover, which a node does by itself. Join tokens that name the old root can't be used any more."

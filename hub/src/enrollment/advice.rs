@@ -39,6 +39,35 @@ pub enum Whom {
     All,
 }
 
+/// The certificates that are meant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum What {
+    /// Nodes' identities.
+    Identity,
+    /// What bridges show their tenant's brokers.
+    Kafka,
+    /// Both.
+    All,
+}
+
+impl What {
+    fn has_identity(self) -> bool {
+        self != Self::Kafka
+    }
+
+    fn has_kafka(self) -> bool {
+        self != Self::Identity
+    }
+
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Identity => "identity",
+            Self::Kafka => "kafka_client",
+            Self::All => "all",
+        }
+    }
+}
+
 /// What an advice did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Advised {
@@ -79,7 +108,7 @@ pub(super) struct Advice {
 }
 
 impl Enrollment {
-    /// Advises nodes to renew their certificates, spread evenly over `within` from `now` on: no stretch of that time has
+    /// Advises nodes to renew their certificates, bridges also those for Kafka, spread evenly over `within` from `now` on: no stretch of that time has
     /// more than its share. It takes the place of an earlier advice, and moves no renewal to later than the policy says.
     /// Whoever is in session here is told before this returns, the others when they return; it is satisfied when a newer
     /// certificate has been issued. The act and its reason are in the audit log of each tenant concerned.
@@ -89,6 +118,39 @@ impl Enrollment {
     pub async fn renew_soon(
         &self,
         whom: &Whom,
+        within: Duration,
+        actor: &Actor,
+        reason: &str,
+        now: Timestamp,
+    ) -> Result<Advised, AdviseError> {
+        self.advise((whom, What::All), within, actor, reason, now).await
+    }
+
+    /// The same, for their identities alone.
+    pub(crate) async fn renew_identities_soon(
+        &self,
+        nodes: Vec<NodeId>,
+        within: Duration,
+        reason: &str,
+        now: Timestamp,
+    ) -> Result<Advised, AdviseError> {
+        self.advise((&Whom::Nodes(nodes), What::Identity), within, &Actor::system(), reason, now).await
+    }
+
+    /// The same, for bridges' Kafka certificates alone.
+    pub(crate) async fn renew_kafka_soon(
+        &self,
+        bridges: Vec<NodeId>,
+        within: Duration,
+        reason: &str,
+        now: Timestamp,
+    ) -> Result<Advised, AdviseError> {
+        self.advise((&Whom::Nodes(bridges), What::Kafka), within, &Actor::system(), reason, now).await
+    }
+
+    async fn advise(
+        &self,
+        (whom, what): (&Whom, What),
         within: Duration,
         actor: &Actor,
         reason: &str,
@@ -111,7 +173,7 @@ impl Enrollment {
         let mut transaction = self.0.database.within(one_tenant.map(TenantId::as_str)).begin_write().await?;
         let mut taken = Vec::with_capacity(wanted.len());
         for some in wanted.chunks(AT_ONCE) {
-            taken.append(&mut store(&mut transaction, some).await?);
+            taken.append(&mut store(&mut transaction, some, what, now).await?);
         }
         let mut by_tenant: BTreeMap<&TenantId, Vec<NodeId>> = BTreeMap::new();
         for row in &taken {
@@ -126,7 +188,7 @@ impl Enrollment {
                 _ => tenant.to_string(),
             },
             detail: json!({
-                "reason": reason, "within_seconds": within.as_secs(), "count": nodes.len(),
+                "reason": reason, "certificates": what.as_str(), "within_seconds": within.as_secs(), "count": nodes.len(),
                 "nodes": nodes.iter().take(NAMED).map(ToString::to_string).collect::<Vec<_>>(),
             }),
             remote: None,
@@ -141,8 +203,15 @@ impl Enrollment {
         let mut advised = Advised { nodes: taken.len(), told: 0, until: now };
         for Taken { node, advice, .. } in taken {
             advised.until = advised.until.max(advice.at);
-            self.0.registry.advised(node, advice);
-            advised.told += usize::from(self.0.sessions.direct(node, Directive::Renew(Arc::clone(&said))));
+            let mut told = false;
+            if what.has_identity() {
+                self.0.registry.advised(node, advice);
+                told |= self.0.sessions.direct(node, Directive::Renew(Arc::clone(&said)));
+            }
+            if what.has_kafka() {
+                told |= self.0.sessions.direct(node, Directive::Kafka(Arc::clone(&said)));
+            }
+            advised.told += usize::from(told);
         }
         tracing::info!(nodes = advised.nodes, told = advised.told, until = %advised.until, reason, "nodes are to renew");
         Ok(advised)
@@ -169,14 +238,25 @@ struct Taken {
     advice: Advice,
 }
 
-async fn store(transaction: &mut Transaction, wanted: &[(NodeId, Timestamp)]) -> Result<Vec<Taken>, AdviseError> {
+async fn store(
+    transaction: &mut Transaction,
+    wanted: &[(NodeId, Timestamp)],
+    what: What,
+    now: Timestamp,
+) -> Result<Vec<Taken>, AdviseError> {
+    let identity = "renew_at = v.column2,
+         renew_through = (SELECT COALESCE(MAX(c.sequence), 0) FROM certificates c
+                          WHERE c.node = nodes.id AND c.kind IN ('agent', 'bridge'))";
+    let kafka = format!("kafka_renew_at = v.column2, kafka_renew_before = {}", now.millis());
+    let (set, at) = match what {
+        What::Identity => (identity.to_owned(), "renew_at, renew_through"),
+        What::Kafka => (kafka, "kafka_renew_at, 0"),
+        What::All => (format!("{identity}, {kafka}"), "renew_at, renew_through"),
+    };
     let sql = format!(
-        "UPDATE nodes SET renew_at = v.column2,
-             renew_through = (SELECT COALESCE(MAX(c.sequence), 0) FROM certificates c
-                              WHERE c.node = nodes.id AND c.kind IN ('agent', 'bridge'))
-         FROM (VALUES {}) AS v
+        "UPDATE nodes SET {set} FROM (VALUES {}) AS v
          WHERE nodes.id = v.column1 AND removed_at IS NULL AND revoked_at IS NULL
-         RETURNING id, tenant, renew_at, renew_through",
+         RETURNING id, tenant, {at}",
         rows::placeholders(wanted.len(), 2)
     );
     let query = wanted

@@ -29,6 +29,8 @@ pub enum Directive {
     Trust(Arc<Trust>),
     /// Tell it again when to renew, and why that has changed.
     Renew(Arc<str>),
+    /// A bridge's Kafka certificate, or the roots that go with it, stand differently than it was told, for this reason.
+    Kafka(Arc<str>),
 }
 
 /// The sessions this hub holds.
@@ -118,6 +120,11 @@ impl Registry {
     /// Tells every session which roots to trust.
     pub fn trust(&self, trust: &Arc<Trust>) {
         self.live().retain(|_, entry| entry.directives.try_send(Directive::Trust(Arc::clone(trust))).is_ok());
+    }
+
+    /// Has every bridge ask how its Kafka certificate stands.
+    pub fn kafka(&self, reason: &Arc<str>) {
+        self.live().retain(|_, entry| entry.directives.try_send(Directive::Kafka(Arc::clone(reason))).is_ok());
     }
 
     /// Ends the session of a node that is frozen.

@@ -6,9 +6,9 @@ use std::time::{Duration, Instant, SystemTime};
 use futures_util::FutureExt;
 use pki::NodeIdentity;
 use protocol::frame::{MAX_CONTROL, MAX_SHIPMENT, MAX_TELEMETRY};
-use protocol::message::{Refusal, RefusalCode, RenewRequest, Renewed, ToHub, Upload};
+use protocol::message::{KafkaGrant, Refusal, RefusalCode, RenewRequest, Renewed, ToHub, ToNode, Upload};
 use protocol::session::{HELLO_DEADLINE, HubOutput, HubSession, NodeHello, SessionError};
-use protocol::{SessionId, Timestamp, version};
+use protocol::{NodeKind, SessionId, Timestamp, version};
 use rand::RngExt;
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
@@ -29,6 +29,8 @@ use crate::telemetry::state::Ended;
 /// Uploads of one session: a node in its daily life sends one in 10 to 60 s, and one that was away hands over an hour
 /// of them in a second.
 const UPLOADS: Rate = Rate(500.0);
+/// Questions of one session about its Kafka certificate: one at its start, and a few when something has changed.
+const KAFKA: Rate = Rate(3.0);
 /// Batches of shipped logs of one session: a node that ships without a backlog sends one a second.
 const SHIPMENTS: Rate = Rate(50.0);
 /// How long a session goes on without its logs when they can't be stored. The node then comes back, and sends them again.
@@ -262,6 +264,7 @@ async fn attend(
     commands.notify_one();
     let mut relay = Relay::new(&gateway.tails, session);
     tails.notify_one();
+    let mut kafka = Budget::new(KAFKA, Instant::now());
     loop {
         let message = tokio::select! {
             biased;
@@ -282,6 +285,15 @@ async fn attend(
                 Some(Directive::Renew(reason)) => {
                     let renew_at = gateway.enrollment.renew_at(identity);
                     if let Some(advice) = control.machine.advise(renew_at, &reason) && control.writer.send(&advice).await.is_err() {
+                        return Over::Node(Ended::Lost);
+                    }
+                    continue;
+                }
+                Some(Directive::Kafka(reason)) => {
+                    if identity.kind == NodeKind::Bridge
+                        && let Some(news) = control.machine.kafka_news(&reason)
+                        && control.writer.send(&news).await.is_err()
+                    {
                         return Over::Node(Ended::Lost);
                     }
                     continue;
@@ -326,6 +338,10 @@ async fn attend(
                         renewed.unwrap_or_else(|refusal| Renewed { refusal: Some(refusal), ..Renewed::default() }),
                     )
                 }
+                HubOutput::Kafka { certificate_request, in_use } => {
+                    let wait = kafka.spend(1, Instant::now());
+                    Box::pin(certify_for_kafka(gateway, identity, control, (&certificate_request, in_use), wait)).await
+                }
                 HubOutput::Trusts { roots, trouble } => {
                     Box::pin(trusting(gateway, identity, &roots, &trouble)).await;
                     continue;
@@ -356,6 +372,27 @@ async fn attend(
             }
         }
     }
+}
+
+/// The answer to a bridge that asks for its Kafka certificate; one that has asked too often is to `wait`.
+async fn certify_for_kafka(
+    gateway: &Gateway,
+    identity: &NodeIdentity,
+    control: &mut Control,
+    (request, in_use): (&[u8], bool),
+    wait: Duration,
+) -> ToNode {
+    let granted = if wait.is_zero() {
+        gateway.enrollment.kafka(identity, request, in_use, now()).await
+    } else {
+        Err(Refusal {
+            code: RefusalCode::Busy.into(),
+            message: "this bridge asks for its Kafka certificate again and again; look at its log".into(),
+            retry_after_ms: u64::try_from(wait.as_millis()).unwrap_or(u64::MAX),
+        })
+    };
+    let refusal = |refusal| KafkaGrant { refusal: Some(refusal), ..KafkaGrant::default() };
+    control.machine.kafka(granted.unwrap_or_else(refusal))
 }
 
 /// The streams beside the control stream, in the order in which a node opens them.

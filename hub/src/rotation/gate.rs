@@ -21,6 +21,8 @@ pub struct Gate {
     pub missing: Vec<Missing>,
     /// Whether an operator has to confirm that the tenant's brokers have been seen to: no program can look there.
     pub brokers: bool,
+    /// Whether the root, whose key is kept offline, has to sign something first: the successor, or the link to the next root.
+    pub unsigned: bool,
     /// Join tokens that can be used until then, and not any more.
     pub tokens: i64,
 }
@@ -103,7 +105,20 @@ pub(super) async fn look(
         Some(root) => tokens(transaction, root, now).await?,
         None => 0,
     };
-    Ok(Some(Gate { to, missing, brokers, tokens }))
+    let unsigned = match (rotation.phase, direction) {
+        (Phase::Prepare, Direction::Forward) => unsigned(transaction, rotation).await?,
+        _ => false,
+    };
+    Ok(Some(Gate { to, missing, brokers, unsigned, tokens }))
+}
+
+async fn unsigned(transaction: &mut Transaction, rotation: &Rotation) -> Result<bool, StoreError> {
+    let sql = match rotation.role {
+        Role::Root => "SELECT COUNT(*) FROM root_links WHERE introduced = $1",
+        _ => "SELECT COUNT(*) FROM authorities WHERE id = $1 AND certificate IS NOT NULL",
+    };
+    let signed: i64 = sqlx::query_scalar(sql).bind(rotation.new).fetch_one(&mut **transaction).await?;
+    Ok(signed == 0)
 }
 
 /// Unused join tokens that name this root.
@@ -273,7 +288,7 @@ async fn nodes(transaction: &mut Transaction, rotation: &Rotation, wanted: Wante
     Ok(missing)
 }
 
-/// Bridges whose newest Kafka certificate is of the wrong root, and live certificates of brokers that none of the right one
+/// Bridges whose Kafka certificate is of the wrong root, by what they said that they use; and live certificates of brokers that none of the right one
 /// takes the place of.
 async fn kafka(
     transaction: &mut Transaction,
@@ -289,23 +304,31 @@ async fn kafka(
         _ => "has a certificate of the old Kafka root's",
     };
     let rows = sqlx::query(
-        "SELECT n.id, n.name, s.presence, s.since, c.authority
+        "SELECT n.id, n.name, s.presence, s.since, c.authority, c.state
          FROM certificates c JOIN nodes n ON n.id = c.node LEFT JOIN node_states s ON s.node = n.id
          WHERE c.tenant = $1 AND c.kind = 'kafka-client' AND c.state IN ('issued', 'active') AND c.not_after > $2
            AND n.removed_at IS NULL AND n.revoked_at IS NULL
-         ORDER BY c.issued_at",
+         ORDER BY CASE c.state WHEN 'active' THEN 1 ELSE 0 END, c.issued_at",
     )
     .bind(tenant.as_str())
     .bind(now.millis())
     .fetch_all(&mut **transaction)
     .await?;
-    let mut newest: BTreeMap<(String, String), &AnyRow> = BTreeMap::new();
+    // The last of each: the one it uses, or until it has said so, the newest that it was given.
+    let mut bridges: BTreeMap<(String, String), (&AnyRow, bool)> = BTreeMap::new();
     for row in &rows {
-        newest.insert((row.try_get(1)?, row.try_get(0)?), row);
+        let right = !is_wrong(row.try_get(4)?);
+        let known = bridges.entry((row.try_get(1)?, row.try_get(0)?)).or_insert((row, false));
+        *known = (row, known.1 || right);
     }
     let mut missing = Vec::new();
-    for ((name, id), row) in newest {
+    for ((name, id), (row, has_right)) in bridges {
         if is_wrong(row.try_get(4)?) {
+            let why = if has_right {
+                format!("{why}, and has not used the one it was given since: its brokers may not take it")
+            } else {
+                why.to_owned()
+            };
             let presence = row.try_get::<Option<String>, _>(2)?.unwrap_or_else(|| "never_seen".to_owned());
             missing.push(Missing {
                 id,
@@ -314,7 +337,7 @@ async fn kafka(
                 kind: "bridge".to_owned(),
                 presence: Some(presence),
                 since: row.try_get::<Option<i64>, _>(3)?.map(Timestamp::from_millis),
-                why: why.to_owned(),
+                why,
             });
         }
     }

@@ -2,6 +2,7 @@
 
 mod latest;
 mod persist;
+mod row;
 mod services;
 mod view;
 

@@ -5,7 +5,7 @@ use hyperfactory_hub::authorities::ceremony::{Answers, Request};
 use hyperfactory_hub::authorities::{Authorities, AuthoritiesError, Awaited, ImportError, Imported};
 use hyperfactory_hub::keys::Keys;
 use hyperfactory_hub::revocation_lists::RevocationLists;
-use hyperfactory_hub::rotation::{Direction, Phase};
+use hyperfactory_hub::rotation::{Direction, Phase, Rotation};
 use pki::offline::read_list;
 use pki::{Authority, Role, pem};
 use protocol::message::RefusalCode;
@@ -250,6 +250,53 @@ on_both_engines! {
         assert_eq!(served(days(312)).await.until, days(711));
         assert_eq!(kinds(&world, days(312)).await, []);
         world.close().await;
+    }
+
+    async fn an_intermediate_is_rotated_when_the_root_has_signed_its_successor(database: TestDatabase) {
+        let (world, root) = without_root(database).await;
+        let gate = async |rotation: &Rotation| {
+            let gate = world.rotations.gate(rotation, Direction::Forward, at(2)).await.expect("known");
+            gate.expect("a gate").unsigned
+        };
+        let given_up = world.rotations.start(Role::Nodes(acme()), "a leak", &ann(), at(1)).await.expect("begun");
+        assert_eq!(kinds(&world, at(2)).await, [("nodes", Some("acme".to_owned()))]);
+        assert_eq!(states(&world, "acme").await, ["active", "awaiting-signature"]);
+        assert!(gate(&given_up).await);
+        let refused = step(&world.rotations, &given_up, Direction::Forward, at(2)).await.expect_err("not signed");
+        assert!(refused.to_string().contains("hyperfactory-hub ca root requests"), "{refused}");
+        let late = ceremony(&world, &root, at(2)).await;
+        step(&world.rotations, &given_up, Direction::Back, at(3)).await.expect("aborted");
+        assert_eq!((kinds(&world, at(3)).await, states(&world, "acme").await), (vec![], vec!["active".into(), "retired".into()]));
+        let imported = world.authorities.import(&late, &ann(), at(3)).await.expect("too late");
+        assert_eq!((imported.intermediates, imported.known), (0, 1), "what was given up is not taken up again");
+
+        // The root's way back into the hub, and a ceremony: either signs the successor, and nobody is told of it yet.
+        let mut rotation = world.rotations.start(Role::Nodes(acme()), "a leak", &ann(), at(4)).await.expect("begun");
+        let hubs = world.rotations.start(Role::Hub, "a leak", &ann(), at(4)).await.expect("begun");
+        let answers = ceremony(&world, &root, at(5)).await;
+        let only = Answers { intermediates: answers.intermediates[1..].to_vec(), ..answers };
+        assert_eq!(world.authorities.import(&only, &ann(), at(6)).await.expect("imported").intermediates, 1);
+        assert_eq!(states(&world, "acme").await, ["active", "retired", "pending"]);
+        assert!(!gate(&rotation).await && gate(&hubs).await);
+        assert_eq!(world.authorities.bring_root_back(&root, &ann(), at(7)).await.expect("back"), Some(1));
+        assert!(!gate(&hubs).await);
+        assert_eq!(kinds(&world, at(7)).await, []);
+
+        for (direction, expected) in [
+            (Direction::Forward, ["active", "retired", "trusted"]),
+            (Direction::Forward, ["trusted", "retired", "active"]),
+            (Direction::Back, ["active", "retired", "trusted"]),
+            (Direction::Forward, ["trusted", "retired", "active"]),
+            (Direction::Forward, ["retired", "retired", "active"]),
+            (Direction::Forward, ["retired", "retired", "active"]),
+        ] {
+            rotation = step(&world.rotations, &rotation, direction, at(8)).await.expect("a step");
+            assert_eq!(states(&world, "acme").await, expected);
+        }
+        assert_eq!(rotation.phase, Phase::Done);
+        world.node().await;
+        world.close().await;
+        assert_eq!(verified(&mut owner(database).await, &[]).await.findings, []);
     }
 
     async fn a_next_root_waits_for_its_introduction(database: TestDatabase) {

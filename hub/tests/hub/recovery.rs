@@ -44,9 +44,11 @@ impl State {
     }
 
     pub(crate) async fn enrolled(world: &World, now: Timestamp) -> Self {
-        let token = world.token_at(NodeKind::Agent, None, now).await;
-        let key = key();
-        let enrolled = world.enroll(&token, &key, now).await.expect("enrolled");
+        Self::enrolled_as(world, NodeKind::Agent, now).await
+    }
+
+    pub(crate) async fn enrolled_as(world: &World, kind: NodeKind, now: Timestamp) -> Self {
+        let (key, enrolled) = world.enrolled_as(kind, now).await;
         Self::new(key, &enrolled.certificate_chain, &enrolled.roots, 1)
     }
 
@@ -406,7 +408,7 @@ pub(crate) fn now() -> Timestamp {
 pub(crate) struct Running {
     address: SocketAddr,
     authorities: hyperfactory_hub::authorities::Authorities,
-    rotations: Rotations,
+    pub(crate) rotations: Rotations,
     pub(crate) enrollment: hyperfactory_hub::enrollment::Enrollment,
     shutdown: CancellationToken,
     task: JoinSet<anyhow::Result<()>>,

@@ -4,7 +4,8 @@ use axum::body::Body;
 use axum::http::{Method, Request, StatusCode};
 use hyperfactory_hub::access::Role;
 use hyperfactory_hub::audit::{self, action};
-use protocol::message::ServiceHealth;
+use protocol::NodeKind;
+use protocol::message::{KafkaState, ServiceHealth};
 use serde_json::Value;
 use store::on_both_engines;
 
@@ -318,5 +319,38 @@ on_both_engines! {
         assert!(page.contains("Fleet root") && !page.contains("Renew certificates of"), "{page}");
         let admin = Browser::sign_in(&site, Role::Admin, None).await;
         assert!(admin.get("/trust").await.body.contains("Renew certificates of the fleet"));
+    }
+
+    async fn the_page_bridges_shows_what_waits_where_it_went_and_what_brokers_say(test: TestDatabase) {
+        let site = Site::open(test).await;
+        site.tenant("acme").await;
+        site.tenant("zeta").await;
+        let browser = Browser::sign_in(&site, Role::Viewer, Some("acme")).await;
+        assert!(browser.get("/bridges").await.body.contains("No bridges yet"));
+        let (cologne, agent) = (site.node_of(NodeKind::Bridge, "acme", "cologne").await, site.node("acme", "press").await);
+        let others = site.node_of(NodeKind::Bridge, "zeta", "others-plant").await;
+        let mut live = browser.live("/bridges").await;
+        live.until("come with its first session").await;
+        for node in [cologne, others] {
+            site.connect(node);
+            site.tell_of_brokers(node, KafkaState::Connected, "");
+        }
+        let update = live.until("Connected").await;
+        let view = html(&update, "view").expect("the list");
+        for shown in ["cologne", "1,240", "3.0 KiB", "2 min", "machines/#", "none since its start"] {
+            assert!(view.contains(shown), "{shown}: {view}");
+        }
+        let page = browser.get("/bridges").await.body;
+        assert!(page.contains("in 30 d") && page.contains("1 min ago"), "{page}");
+        assert!(!view.contains("others-plant") && !view.contains(&agent.to_string()), "{view}");
+
+        site.tell_of_brokers(cologne, KafkaState::Refused, "certificate revoked");
+        assert!(html(&live.until("Refused").await, "view").expect("the list").contains("ertificate revoked"));
+        let page = browser.get(&format!("/nodes/{cologne}")).await.body;
+        assert!(page.contains("From MQTT to Kafka") && page.contains("ertificate revoked"), "{page}");
+        assert!(!browser.get(&format!("/nodes/{agent}")).await.body.contains("From MQTT to Kafka"));
+        let token = site.token(Role::Viewer, None).await;
+        let node = site.get(&format!("/api/v1/nodes/{cologne}"), &token).await.json();
+        assert_eq!((&node["bridge"]["kafka"], &node["bridge"]["pending"]), (&"refused".into(), &1240.0.into()), "{node}");
     }
 }

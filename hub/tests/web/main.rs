@@ -37,12 +37,16 @@ use hyperfactory_hub::schema;
 use hyperfactory_hub::tails::Tails;
 use hyperfactory_hub::telemetry::history::History;
 use hyperfactory_hub::telemetry::ingest::Ingest;
-use hyperfactory_hub::telemetry::state::{Fleet, Report, Services};
+use hyperfactory_hub::telemetry::state::{Fleet, Report, Sample, Services};
 use hyperfactory_hub::tenants::Tenants;
 use hyperfactory_hub::web::{self, AppState};
 use pki::PrivateKey;
-use protocol::message::{EnrollRequest, NodeFacts, Service, ServiceHealth, ServiceKey, ServiceState};
-use protocol::{NodeId, NodeKind, SessionId, TenantId, Timestamp, version};
+use protocol::message::{
+    BridgeStatus, EnrollRequest, KafkaState, NodeFacts, NodeStatus, RouteStatus, Service, ServiceHealth, ServiceKey,
+    ServiceState,
+};
+use protocol::telemetry::Schema;
+use protocol::{NodeId, NodeKind, SessionId, TenantId, Timestamp, metrics, version};
 use serde_json::Value;
 use store::Database;
 use store::group::Limits;
@@ -171,23 +175,31 @@ impl Site {
 
     /// Enrolls a node with a real token and key.
     async fn node(&self, tenant: &str, name: &str) -> NodeId {
+        self.node_of(NodeKind::Agent, tenant, name).await
+    }
+
+    async fn node_of(&self, kind: NodeKind, tenant: &str, name: &str) -> NodeId {
         let new = NewToken {
             tenant: self::tenant(tenant),
-            kind: NodeKind::Agent,
+            kind,
             name: Some(name.into()),
             valid_for: Duration::from_secs(600),
         };
         let (_, token) = self.enrollment.create_token(new, &Actor::system(), now()).await.expect("a join token");
-        self.enroll(&token).await
+        self.enroll_as(kind, &token).await
     }
 
     async fn enroll(&self, token: &pki::JoinToken) -> NodeId {
+        self.enroll_as(NodeKind::Agent, token).await
+    }
+
+    async fn enroll_as(&self, kind: NodeKind, token: &pki::JoinToken) -> NodeId {
         let key = PrivateKey::generate().expect("a key");
         let request = EnrollRequest {
             versions: Some(version::SPOKEN),
             secret: token.secret.to_vec(),
             certificate_request: key.certificate_request().expect("a request"),
-            kind: protocol::message::NodeKind::Agent.into(),
+            kind: protocol::message::NodeKind::from(kind).into(),
             name: "host".into(),
             software: "test".into(),
         };
@@ -218,6 +230,26 @@ impl Site {
             vec![Report { current: true, services: Services::new(vec![service]), ..Report::default() }],
             now(),
         );
+    }
+
+    /// Has a bridge report how it stands with its brokers, and its figures.
+    fn tell_of_brokers(&self, node: NodeId, kafka: KafkaState, message: &str) {
+        let ago = |seconds| now().minus(Duration::from_secs(seconds));
+        let route = |from: &str, last_ms| RouteStatus { from: from.into(), to: "machines".into(), last_ms };
+        let bridge = BridgeStatus {
+            kafka: kafka.into(),
+            message: message.into(),
+            certificate_not_after_ms: now().plus(Duration::from_secs(30 * 86_400 + 60)).millis(),
+            certificate_trouble: String::new(),
+            routes: vec![route("machines/#", ago(61).millis()), route("spare/#", 0)],
+        };
+        let known = [(metrics::BRIDGE_PENDING, 1_240), (metrics::BRIDGE_BYTES, 3_072), (metrics::BRIDGE_LAG, 125_000)];
+        let schema = known.map(|(metric, _)| (metric.into(), vec!["".into()])).to_vec();
+        let schema = Arc::new(Schema::new(schema).expect("a schema"));
+        let sample = Sample::new(now(), schema, known.into_iter().map(|(_, value)| Some(value)));
+        let status = NodeStatus { bridge: Some(Box::new(bridge)), ..NodeStatus::default() };
+        let report = Report { current: true, status: Some(status), samples: vec![sample], ..Report::default() };
+        self.fleet.report(node, vec![report], now());
     }
 
     async fn send(&self, request: Request<Body>) -> Answer {

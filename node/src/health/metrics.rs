@@ -58,6 +58,13 @@ pub(super) fn exposition(vitals: &Vitals) -> prometheus::Result<String> {
     }
     seconds("hyperfactory_last_sample_age_seconds", "Time since the last sample", vitals.pulse.age().as_secs_f64())?;
 
+    if let Some(bridge) = vitals.bridge.as_ref().map(|bridge| bridge.borrow().clone()) {
+        let state = u64::from(bridge.kafka.unsigned_abs());
+        gauge("hyperfactory_kafka_state", "0 unknown, 1 connected, 2 waiting, 3 unreachable, 4 refused", state)?;
+        let ends = bridge.certificate_not_after_ms as f64 / 1e3;
+        seconds("hyperfactory_kafka_certificate_not_after_seconds", "When the Kafka certificate ends; 0: none", ends)?;
+    }
+
     let build = Opts::new("hyperfactory_build_info", "The release").const_label("software", &vitals.software);
     let build = IntGauge::with_opts(build)?;
     build.set(1);

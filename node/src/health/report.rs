@@ -4,7 +4,8 @@ use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use protocol::message::{ClockState, SpoolFault, SpoolStatus};
+use protocol::Timestamp;
+use protocol::message::{BridgeStatus, ClockState, KafkaState, SpoolFault, SpoolStatus};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -50,6 +51,22 @@ pub struct Report {
     pub last_sample_seconds: f64,
     /// Why the sampling loop counts as frozen; absent while it is alive.
     pub sampling_trouble: Option<String>,
+    /// How a bridge stands with its brokers; absent for any other node.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kafka: Option<KafkaReport>,
+}
+
+/// How a bridge stands with its tenant's brokers.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct KafkaReport {
+    /// `connected`, `waiting` (for a certificate from the hub), `unreachable`, `refused` or `unknown`.
+    pub state: String,
+    /// What is wrong and what to do; absent when nothing is.
+    pub trouble: Option<String>,
+    /// When the certificate from the hub ends, RFC 3339; absent when it has none from there.
+    pub certificate_not_after: Option<String>,
+    /// Why it has not the next one, and what to do; absent when all is in order.
+    pub certificate_trouble: Option<String>,
 }
 
 impl Report {
@@ -81,12 +98,31 @@ impl Report {
             log_spool_trouble: logs.and_then(trouble),
             last_sample_seconds: vitals.pulse.age().as_secs_f64(),
             sampling_trouble: vitals.health().err(),
+            kafka: vitals.bridge.as_ref().map(|bridge| kafka(&bridge.borrow())),
         }
     }
 }
 
 fn trouble(spool: SpoolStatus) -> Option<String> {
     (spool.fault() != SpoolFault::Unspecified).then_some(spool.message)
+}
+
+fn kafka(status: &BridgeStatus) -> KafkaReport {
+    let said = |text: &String| (!text.is_empty()).then(|| text.clone());
+    let ends = Some(status.certificate_not_after_ms).filter(|ends| *ends != 0);
+    KafkaReport {
+        state: match status.kafka() {
+            KafkaState::Unspecified => "unknown",
+            KafkaState::Connected => "connected",
+            KafkaState::Waiting => "waiting",
+            KafkaState::Unreachable => "unreachable",
+            KafkaState::Refused => "refused",
+        }
+        .to_owned(),
+        trouble: said(&status.message),
+        certificate_not_after: ends.map(|ends| Timestamp::from_millis(ends).to_string()),
+        certificate_trouble: said(&status.certificate_trouble),
+    }
 }
 
 /// Most bytes of an answer: a report is under 2 KiB.

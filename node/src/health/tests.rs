@@ -34,6 +34,7 @@ impl Probed {
             counters,
             spool: spool.subscribe(),
             logs: Some(logs.subscribe()),
+            bridge: None,
         };
         let server = Server::bind(ANY_PORT, vitals).await.expect("a free port");
         let (address, tasks, shutdown) =
@@ -175,6 +176,7 @@ async fn a_port_that_is_taken_is_an_error_that_names_the_key_to_change() {
         counters: Arc::default(),
         spool: probed.spool.subscribe(),
         logs: None,
+        bridge: None,
     };
     let error = Server::bind(address, vitals).await.err().expect("taken");
     assert!(

@@ -15,7 +15,7 @@ use crate::clock::Clock;
 use crate::identity::{Credential, Identity, IdentityError, IdentityStore, Pending};
 
 /// A wait for a time of day is cut into pieces of this, so that a clock that was set is noticed.
-const LOOK_EVERY: Duration = Duration::from_secs(60);
+pub(super) const LOOK_EVERY: Duration = Duration::from_secs(60);
 /// A certificate serves at least this long, whatever the hub says: one that is due as soon as it is issued would have a
 /// node do nothing but renew.
 const SERVES_AT_LEAST: Duration = Duration::from_secs(10);

@@ -10,6 +10,7 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 use transport::{CloseCode, Closed, Connection, FrameReader, FrameWriter, StreamError};
 
+use super::kafka::{self, Due, KafkaRenewal};
 use super::logs::{self, Tails};
 use super::renewal::Renewal;
 use super::shipment::{self, Shipment};
@@ -117,6 +118,7 @@ impl Actor {
         };
         let mut upload = Upload::new(self, held.telemetry, &welcomed);
         let mut renewal = Renewal::new(&self.options, &welcomed, self.renewed);
+        let mut kafka = KafkaRenewal::begin(&self.options, welcomed.clock).await;
         let mut outbox = match &self.options.commands {
             Some(commands) => Some(commands.connect().await),
             None => None,
@@ -124,7 +126,9 @@ impl Actor {
         let (mut tails, mut log) = logs::tails(self.options.tails.clone());
         let ended = tokio::select! {
             biased;
-            ended = self.control(&connection, &mut control, &mut renewal, &mut outbox, &mut tails) => ended.map(Some),
+            ended = self.control(&connection, &mut control, (&mut renewal, &mut kafka), &mut outbox, &mut tails) => {
+                ended.map(Some)
+            }
             ended = upload.run(&mut stream) => ended.map(|()| None),
             ended = shipment::run(&mut shipment) => ended.map(|()| None),
             () = log.run(&connection) => Ok(None),
@@ -170,6 +174,10 @@ impl Actor {
                     | NodeOutput::Trust(_)
                     | NodeOutput::RenewalRefused(_)
                     | NodeOutput::RenewalUnanswered
+                    | NodeOutput::Kafka(_)
+                    | NodeOutput::KafkaRefused(_)
+                    | NodeOutput::KafkaUnanswered
+                    | NodeOutput::KafkaNews(_)
                     | NodeOutput::Command(_)
                     | NodeOutput::Cancel(_)
                     | NodeOutput::OutcomeStored(_)
@@ -222,7 +230,7 @@ impl Actor {
         &self,
         connection: &Connection,
         control: &mut Control,
-        renewal: &mut Renewal,
+        (renewal, kafka): (&mut Renewal, &mut Option<KafkaRenewal>),
         outbox: &mut Option<mpsc::Receiver<ToHub>>,
         tails: &mut Tails,
     ) -> Result<Identity, Failure> {
@@ -243,6 +251,21 @@ impl Actor {
                         && let Some(message) = control.machine.renew(request, sequence, control.clock.now())
                     {
                         control.writer.send(&message).await?;
+                    }
+                    Vec::new()
+                }
+                due = kafka::due(kafka) => {
+                    if let Some(kafka) = kafka {
+                        match due {
+                            Due::Ask => {
+                                if let Some((request, in_use)) = kafka.request().await
+                                    && let Some(message) = control.machine.kafka(request, in_use, control.clock.now())
+                                {
+                                    control.writer.send(&message).await?;
+                                }
+                            }
+                            Due::Tried(tried) => kafka.settle(*tried).await,
+                        }
                     }
                     Vec::new()
                 }
@@ -274,6 +297,16 @@ impl Actor {
                     }
                     NodeOutput::RenewalRefused(refusal) => renewal.refused(&refusal),
                     NodeOutput::RenewalUnanswered => renewal.unanswered(),
+                    NodeOutput::Kafka(granted) => {
+                        if let Some(kafka) = kafka {
+                            kafka.granted(granted).await;
+                        }
+                    }
+                    NodeOutput::KafkaRefused(refusal) => {
+                        kafka.iter_mut().for_each(|kafka| kafka.refused(&refusal));
+                    }
+                    NodeOutput::KafkaUnanswered => kafka.iter_mut().for_each(KafkaRenewal::unanswered),
+                    NodeOutput::KafkaNews(reason) => kafka.iter_mut().for_each(|kafka| kafka.news(&reason)),
                     NodeOutput::Command(order) => match &self.options.commands {
                         Some(commands) => commands.give(Input::Order(Box::new(order))).await,
                         None => control.writer.send(&commands::none(&order)).await?,

@@ -1,5 +1,5 @@
 use prost::Message;
-use protocol::message::{EngineState, ServiceHealth, ServiceState};
+use protocol::message::{EngineState, KafkaState, RouteStatus, ServiceHealth, ServiceState};
 use protocol::telemetry::Decoder;
 use protocol::{Sequence, SpoolEpoch, Timestamp, metrics};
 
@@ -216,4 +216,32 @@ async fn services_beyond_what_fits_a_batch_are_left_out_and_the_others_stay() {
     let reported = recorder.snapshot().services.len();
     assert!((200..1_500).contains(&reported), "{reported}");
     assert_eq!(stored(&recorder).await[0].services.len(), reported);
+}
+
+#[tokio::test]
+async fn how_a_bridge_stands_is_told_when_it_changes_and_its_routes_with_the_next_batch() {
+    let (recorder, schema) = (recorder(), schema(&["eth0"]));
+    let status = |kafka: KafkaState, last_ms| BridgeStatus {
+        kafka: kafka.into(),
+        routes: vec![RouteStatus { from: "a".into(), to: "b".into(), last_ms }],
+        ..BridgeStatus::default()
+    };
+    recorder.bridge(status(KafkaState::Connected, 1)).await;
+    recorder.bridge(status(KafkaState::Connected, 2)).await;
+    let told = async || -> Vec<_> {
+        let batches = stored(&recorder).await.into_iter();
+        batches.filter_map(|batch| Some(*batch.status?.bridge?)).collect()
+    };
+    assert_eq!(told().await, [status(KafkaState::Connected, 1)], "a record that passed is no news");
+    recorder.bridge(status(KafkaState::Refused, 2)).await;
+    assert_eq!(told().await.last(), Some(&status(KafkaState::Refused, 2)));
+    recorder.bridge(status(KafkaState::Refused, 3)).await;
+    for at in 0..4 {
+        recorder.record(&schema, row(at, &[at])).await;
+    }
+    assert_eq!(told().await.last(), Some(&status(KafkaState::Refused, 3)));
+    assert_eq!(
+        recorder.snapshot().status.and_then(|status| status.bridge),
+        Some(Box::new(status(KafkaState::Refused, 3)))
+    );
 }

@@ -549,7 +549,10 @@ impl Shared {
                             Renewed { certificate_chain: chain, sequence: sequence + 1, ..Renewed::default() };
                         writer.send(&session.renewed(renewed)).await.map_err(text)?;
                     }
-                    HubOutput::Hello(_) | HubOutput::Unsupported(_) | HubOutput::Output(_) => {}
+                    HubOutput::Hello(_)
+                    | HubOutput::Unsupported(_)
+                    | HubOutput::Output(_)
+                    | HubOutput::Kafka { .. } => {}
                 }
             }
         }

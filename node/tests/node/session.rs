@@ -55,6 +55,7 @@ impl TestNode {
             recorder: recorder.clone(),
             commands: None,
             tails: None,
+            kafka: None,
             logs: None,
             renew: Arc::default(),
             clock,

@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use super::{ClockReading, HELLO_DEADLINE, SessionError};
 use crate::message::{
-    Acknowledge, CancelCommand, Command, CommandOutcome, CommandOutput, Goodbye, Hello, NodeFacts, OutcomeStored, Pace,
-    Refusal, RefusalCode, RenewalAdvice, Renewed, Shipping, SpoolRange, StopTail, ToHub, ToNode, Trust, Unsupported,
-    VersionRange, Welcome, to_hub, to_node,
+    Acknowledge, CancelCommand, Command, CommandOutcome, CommandOutput, Goodbye, Hello, KafkaGrant, KafkaNews,
+    NodeFacts, OutcomeStored, Pace, Refusal, RefusalCode, RenewalAdvice, Renewed, Shipping, SpoolRange, StopTail,
+    ToHub, ToNode, Trust, Unsupported, VersionRange, Welcome, to_hub, to_node,
 };
 use crate::tail::Tail;
 use crate::{CommandId, SessionId, TailId, Timestamp, version};
@@ -37,6 +37,8 @@ enum State {
     },
     Running {
         renewing: bool,
+        /// A request for a Kafka certificate waits for its answer.
+        kafka: bool,
     },
     Over,
 }
@@ -73,6 +75,13 @@ pub enum HubOutput {
         certificate_request: Vec<u8>,
         /// Number of the certificate the node uses.
         sequence: u64,
+    },
+    /// Answer with [`HubSession::kafka`].
+    Kafka {
+        /// PKCS#10, DER.
+        certificate_request: Vec<u8>,
+        /// Whether the node uses the certificate for this key.
+        in_use: bool,
     },
     /// The roots the node trusts now.
     Trusts {
@@ -134,14 +143,17 @@ impl HubSession {
                 Err(SessionError::Unexpected { found: name(&other), expected: "nothing before the Welcome" })
             }
             (State::Running { .. }, Message::Clock(report)) => Ok(vec![HubOutput::Clock(report.into())]),
-            (State::Running { renewing }, Message::Renew(request)) => {
+            (State::Running { kafka, .. }, Message::Kafka(request)) => {
+                if std::mem::replace(kafka, true) {
+                    let refusal = Some(under_way("a request for a Kafka certificate"));
+                    let answer = KafkaGrant { refusal, ..KafkaGrant::default() };
+                    return Ok(vec![HubOutput::Send(to_node::Message::Kafka(answer).into())]);
+                }
+                Ok(vec![HubOutput::Kafka { certificate_request: request.certificate_request, in_use: request.in_use }])
+            }
+            (State::Running { renewing, .. }, Message::Renew(request)) => {
                 if std::mem::replace(renewing, true) {
-                    let refusal = Refusal {
-                        code: RefusalCode::Busy.into(),
-                        message: "a renewal of this session is under way; wait for its answer".into(),
-                        retry_after_ms: 0,
-                    };
-                    let answer = Renewed { refusal: Some(refusal), ..Renewed::default() };
+                    let answer = Renewed { refusal: Some(under_way("a renewal")), ..Renewed::default() };
                     return Ok(vec![HubOutput::Send(to_node::Message::Renewed(answer).into())]);
                 }
                 Ok(vec![HubOutput::Renew {
@@ -199,7 +211,7 @@ impl HubSession {
         now: Timestamp,
     ) -> Option<ToNode> {
         let State::Deciding { version, received_at } = self.state else { return None };
-        self.state = State::Running { renewing: false };
+        self.state = State::Running { renewing: false, kafka: false };
         let welcome = Welcome {
             version,
             session_id: session.to_bytes().to_vec(),
@@ -221,10 +233,23 @@ impl HubSession {
 
     /// The answer to a renewal.
     pub fn renewed(&mut self, renewed: Renewed) -> ToNode {
-        if let State::Running { renewing } = &mut self.state {
+        if let State::Running { renewing, .. } = &mut self.state {
             *renewing = false;
         }
         to_node::Message::Renewed(renewed).into()
+    }
+
+    /// The answer to a request for a Kafka certificate.
+    pub fn kafka(&mut self, grant: KafkaGrant) -> ToNode {
+        if let State::Running { kafka, .. } = &mut self.state {
+            *kafka = false;
+        }
+        to_node::Message::Kafka(grant).into()
+    }
+
+    /// Has a bridge ask how its Kafka certificate stands, and why; `None` unless the session is running.
+    pub fn kafka_news(&self, reason: &str) -> Option<ToNode> {
+        self.is_running().then(|| to_node::Message::KafkaNews(KafkaNews { reason: reason.into() }).into())
     }
 
     /// Makes the node send every sample at once for a while; `None` unless the session is running.
@@ -330,6 +355,14 @@ fn version_refusal(ours: VersionRange, theirs: VersionRange) -> Refusal {
     }
 }
 
+fn under_way(what: &str) -> Refusal {
+    Refusal {
+        code: RefusalCode::Busy.into(),
+        message: format!("{what} of this session is under way; wait for its answer"),
+        retry_after_ms: 0,
+    }
+}
+
 fn malformed(fault: &'static str) -> SessionError {
     SessionError::Malformed { message: "Hello", fault }
 }
@@ -345,5 +378,6 @@ fn name(message: &to_hub::Message) -> &'static str {
         Message::Goodbye(_) => "Goodbye",
         Message::Trust(_) => "TrustReport",
         Message::Output(_) => "CommandOutput",
+        Message::Kafka(_) => "KafkaRequest",
     }
 }

@@ -5,14 +5,16 @@ use std::time::Duration;
 use super::{ClockReading, HELLO_DEADLINE, MAX_LIVE, RENEW_DEADLINE, SessionError};
 use crate::command::{self, Order};
 use crate::message::{
-    Acknowledge, Goodbye, Hello, NodeFacts, Refusal, RenewRequest, Renewed, Shipping, SpoolRange, ToHub, ToNode, Trust,
-    TrustReport, Unsupported, VersionRange, to_hub, to_node,
+    Acknowledge, Goodbye, Hello, KafkaGrant, KafkaRequest, NodeFacts, Refusal, RenewRequest, Renewed, Shipping,
+    SpoolRange, ToHub, ToNode, Trust, TrustReport, Unsupported, VersionRange, to_hub, to_node,
 };
 use crate::tail::Tail;
 use crate::{CommandId, SessionId, TailId, Timestamp};
 
 /// Characters of the hub's reason for an advice that are kept.
 const MAX_REASON: usize = 300;
+/// Kafka roots that are looked at.
+const MAX_KAFKA_ROOTS: usize = 4;
 
 /// The node's side of one session, from its Hello on.
 #[derive(Debug)]
@@ -24,11 +26,11 @@ pub struct NodeSession {
 #[derive(Debug)]
 enum State {
     /// Hello is sent.
-    Greeting {
-        sent_at: Timestamp,
-    },
+    Greeting { sent_at: Timestamp },
     Running {
         renewing_since: Option<Timestamp>,
+        /// A request for a Kafka certificate is under way.
+        kafka_since: Option<Timestamp>,
     },
     /// Refused, or one side said Goodbye.
     Over,
@@ -56,6 +58,14 @@ pub enum NodeOutput {
     RenewalRefused(Refusal),
     /// The hub did not answer a renewal; ask again.
     RenewalUnanswered,
+    /// What to show the tenant's brokers.
+    Kafka(Granted),
+    /// The hub would give no Kafka certificate.
+    KafkaRefused(Refusal),
+    /// The hub did not answer a request for a Kafka certificate; ask again.
+    KafkaUnanswered,
+    /// Ask how the Kafka certificate stands, for this reason.
+    KafkaNews(String),
     /// The roots to trust from now on; answer with [`NodeSession::trusts`].
     Trust(Trust),
     /// Renew the certificate then.
@@ -86,6 +96,17 @@ pub enum NodeOutput {
         /// Come back no sooner than this; `None`: by back-off.
         retry_after: Option<Duration>,
     },
+}
+
+/// A certificate for the tenant's brokers, as the hub gave it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Granted {
+    /// DER.
+    pub certificate: Vec<u8>,
+    /// DER of the roots to judge the brokers by.
+    pub roots: Vec<Vec<u8>>,
+    /// When to ask for the next one; `None`: by the node's own policy.
+    pub renew_at: Option<Timestamp>,
 }
 
 /// What the hub said in its Welcome.
@@ -188,7 +209,7 @@ impl NodeSession {
                 if !(self.versions.oldest..=self.versions.newest).contains(&welcome.version) {
                     return Err(malformed("Welcome", "it chose a protocol version that this node did not offer"));
                 }
-                self.state = State::Running { renewing_since: None };
+                self.state = State::Running { renewing_since: None, kafka_since: None };
                 let welcomed = Welcomed {
                     session,
                     version: welcome.version,
@@ -207,10 +228,17 @@ impl NodeSession {
             (State::Greeting { .. }, other) => {
                 Err(SessionError::Unexpected { found: name(&other), expected: "Welcome or Refusal" })
             }
-            (State::Running { renewing_since }, Message::Renewed(renewed)) => {
+            (State::Running { renewing_since, .. }, Message::Renewed(renewed)) => {
                 // An answer that came after its deadline is as good as one before.
                 *renewing_since = None;
                 Ok(vec![renewal(renewed)])
+            }
+            (State::Running { kafka_since, .. }, Message::Kafka(grant)) => {
+                *kafka_since = None;
+                Ok(vec![granted(grant)])
+            }
+            (State::Running { .. }, Message::KafkaNews(news)) => {
+                Ok(vec![NodeOutput::KafkaNews(news.reason.chars().take(MAX_REASON).collect())])
             }
             (State::Running { .. }, Message::Command(command)) => {
                 let id = command_id("Command", &command.command_id)?;
@@ -258,10 +286,18 @@ impl NodeSession {
 
     /// Asks for a certificate after the one of this number; `None` when the session is not running or a request is under way.
     pub fn renew(&mut self, certificate_request: Vec<u8>, sequence: u64, now: Timestamp) -> Option<ToHub> {
-        let State::Running { renewing_since: renewing_since @ None } = &mut self.state else { return None };
+        let State::Running { renewing_since: renewing_since @ None, .. } = &mut self.state else { return None };
         *renewing_since = Some(now);
         Some(to_hub::Message::Renew(RenewRequest { certificate_request, sequence }))
             .map(|message| ToHub { message: Some(message) })
+    }
+
+    /// Asks for a Kafka certificate, or how the one stands that is `in_use` for this key; `None` when the session is not running
+    /// or such a request is under way.
+    pub fn kafka(&mut self, certificate_request: Vec<u8>, in_use: bool, now: Timestamp) -> Option<ToHub> {
+        let State::Running { kafka_since: kafka_since @ None, .. } = &mut self.state else { return None };
+        *kafka_since = Some(now);
+        Some(to_hub::Message::Kafka(KafkaRequest { certificate_request, in_use }).into())
     }
 
     /// The roots this node trusts now, and why it did not take what it was sent.
@@ -280,7 +316,9 @@ impl NodeSession {
     pub fn deadline(&self) -> Option<Timestamp> {
         match self.state {
             State::Greeting { sent_at } => Some(sent_at.plus(HELLO_DEADLINE)),
-            State::Running { renewing_since } => Some(renewing_since?.plus(RENEW_DEADLINE)),
+            State::Running { renewing_since, kafka_since } => {
+                Some(renewing_since.into_iter().chain(kafka_since).min()?.plus(RENEW_DEADLINE))
+            }
             State::Over => None,
         }
     }
@@ -294,9 +332,15 @@ impl NodeSession {
             return Ok(None);
         }
         match &mut self.state {
-            State::Running { renewing_since } => {
-                *renewing_since = None;
-                Ok(Some(NodeOutput::RenewalUnanswered))
+            State::Running { renewing_since, kafka_since } => {
+                // One that is as late has its turn next: the deadline has passed for it as well.
+                let late = |since: &Option<Timestamp>| since.is_some_and(|since| now >= since.plus(RENEW_DEADLINE));
+                if late(renewing_since) {
+                    *renewing_since = None;
+                    return Ok(Some(NodeOutput::RenewalUnanswered));
+                }
+                *kafka_since = None;
+                Ok(Some(NodeOutput::KafkaUnanswered))
             }
             State::Greeting { .. } => {
                 self.state = State::Over;
@@ -326,6 +370,17 @@ fn renewal(renewed: Renewed) -> NodeOutput {
             sequence: renewed.sequence,
             renew_at: time(renewed.renew_at_ms),
         },
+    }
+}
+
+fn granted(grant: KafkaGrant) -> NodeOutput {
+    match grant.refusal {
+        Some(refusal) => NodeOutput::KafkaRefused(refusal),
+        None => NodeOutput::Kafka(Granted {
+            certificate: grant.certificate,
+            roots: grant.roots.into_iter().take(MAX_KAFKA_ROOTS).collect(),
+            renew_at: time(grant.renew_at_ms),
+        }),
     }
 }
 
@@ -367,5 +422,7 @@ fn name(message: &to_node::Message) -> &'static str {
         Message::StartTail(_) => "StartTail",
         Message::StopTail(_) => "StopTail",
         Message::Renewal(_) => "RenewalAdvice",
+        Message::Kafka(_) => "KafkaGrant",
+        Message::KafkaNews(_) => "KafkaNews",
     }
 }

@@ -258,7 +258,7 @@ fn messages() -> Vec<(&'static str, Vec<u8>)> {
                 links: vec![vec![4]],
             }),
         ),
-        recover("recover-refusal", recover_reply::Reply::Refusal(refusal)),
+        recover("recover-refusal", recover_reply::Reply::Refusal(refusal.clone())),
         bytes("acknowledge", stored),
         bytes("batch-body", body(clock)),
         to_hub(
@@ -314,6 +314,35 @@ fn messages() -> Vec<(&'static str, Vec<u8>)> {
             }),
         ),
         to_node("to-node-stop-tail", to_node::Message::StopTail(StopTail { tail_id: vec![3; 16] })),
+        to_hub("to-hub-kafka", to_hub::Message::Kafka(KafkaRequest { certificate_request: vec![4], in_use: false })),
+        to_hub(
+            "to-hub-kafka-in-use",
+            to_hub::Message::Kafka(KafkaRequest { certificate_request: vec![4], in_use: true }),
+        ),
+        to_node(
+            "to-node-kafka",
+            to_node::Message::Kafka(KafkaGrant {
+                certificate: vec![1],
+                roots: vec![vec![2], vec![3]],
+                renew_at_ms: 1_790_000_000_005,
+                refusal: None,
+            }),
+        ),
+        to_node(
+            "to-node-kafka-refused",
+            to_node::Message::Kafka(KafkaGrant { refusal: Some(refusal), ..KafkaGrant::default() }),
+        ),
+        to_node("to-node-kafka-news", to_node::Message::KafkaNews(KafkaNews { reason: "rotation".into() })),
+        bytes(
+            "bridge-status",
+            BridgeStatus {
+                kafka: KafkaState::Refused.into(),
+                message: "revoked".into(),
+                certificate_not_after_ms: 1_790_000_000_005,
+                certificate_trouble: "busy".into(),
+                routes: vec![RouteStatus { from: "a/#".into(), to: "a".into(), last_ms: 1_790_000_000_006 }],
+            },
+        ),
         bytes(
             "tail-upload-lines",
             TailUpload {
@@ -390,6 +419,7 @@ fn body(clock: ClockReport) -> BatchBody {
                 fault: SpoolFault::DiskFull.into(),
                 message: "free some space".into(),
             }),
+            bridge: None,
         }),
     }
 }

@@ -3,13 +3,13 @@
 use std::time::Duration;
 
 use protocol::message::{
-    Acknowledge, Command, CommandState, Goodbye, Hello, Pace, Refusal, RefusalCode, RenewRequest, RenewalAdvice,
-    Renewed, Shipping, SpoolRange, StartTail, ToHub, ToNode, Trust, TrustReport, Unsupported, VersionRange, Welcome,
-    to_hub, to_node,
+    Acknowledge, Command, CommandState, Goodbye, Hello, KafkaGrant, Pace, Refusal, RefusalCode, RenewRequest,
+    RenewalAdvice, Renewed, Shipping, SpoolRange, StartTail, ToHub, ToNode, Trust, TrustReport, Unsupported,
+    VersionRange, Welcome, to_hub, to_node,
 };
 use protocol::session::{
-    ClockReading, HELLO_DEADLINE, Held, HubOutput, HubSession, MAX_LIVE, NodeOutput, NodeSession, RENEW_DEADLINE,
-    SessionError,
+    ClockReading, Granted, HELLO_DEADLINE, Held, HubOutput, HubSession, MAX_LIVE, NodeOutput, NodeSession,
+    RENEW_DEADLINE, SessionError,
 };
 use protocol::tail::Tail;
 use protocol::{SessionId, TailId, Timestamp};
@@ -340,4 +340,37 @@ fn advice_to_renew_reaches_the_node_with_a_reason_within_bounds() {
     let early = to_node::Message::Renewal(RenewalAdvice::default());
     let error = greeting.receive(early.into(), at(1)).expect_err("not before the Welcome");
     assert!(matches!(error, SessionError::Unexpected { found: "RenewalAdvice", .. }));
+}
+
+#[test]
+fn a_kafka_certificate_is_asked_for_beside_a_renewal_and_answered_once() {
+    let (mut node, mut hub) = running();
+    let asked = node.kafka(vec![1], true, at(300)).expect("running");
+    assert!(node.kafka(vec![1], true, at(300)).is_none(), "one at a time");
+    let renewal = node.renew(vec![2], 1, at(301)).expect("a renewal goes on beside it");
+    let request = HubOutput::Kafka { certificate_request: vec![1], in_use: true };
+    assert_eq!(hub.receive(asked.clone(), at(310)), Ok(vec![request]));
+    assert!(matches!(&hub.receive(renewal, at(310)).expect("good")[..], [HubOutput::Renew { .. }]));
+    let busy = hub.receive(asked, at(311)).expect("good");
+    let [HubOutput::Send(busy)] = &busy[..] else { panic!("{busy:?}") };
+    let outputs = node.receive(busy.clone(), at(312)).expect("good");
+    assert!(matches!(&outputs[..], [NodeOutput::KafkaRefused(refusal)] if refusal.code() == RefusalCode::Busy));
+
+    let grant =
+        KafkaGrant { certificate: vec![3], roots: vec![vec![4]; 9], renew_at_ms: at(500).millis(), refusal: None };
+    let granted = Granted { certificate: vec![3], roots: vec![vec![4]; 4], renew_at: Some(at(500)) };
+    assert_eq!(node.receive(hub.kafka(grant), at(320)), Ok(vec![NodeOutput::Kafka(granted)]));
+    let again = node.kafka(vec![5], false, at(330)).expect("the first was answered");
+    assert!(matches!(&hub.receive(again, at(331)).expect("good")[..], [HubOutput::Kafka { .. }]));
+
+    // Of two that are not answered, each is told.
+    assert_eq!(node.deadline(), Some(at(301).plus(RENEW_DEADLINE)));
+    let late = at(330).plus(RENEW_DEADLINE);
+    assert_eq!(node.tick(late), Ok(Some(NodeOutput::RenewalUnanswered)));
+    assert_eq!(node.tick(late), Ok(Some(NodeOutput::KafkaUnanswered)));
+    assert_eq!(node.deadline(), None);
+
+    let news = hub.kafka_news("rotation").expect("running");
+    assert_eq!(node.receive(news, at(340)), Ok(vec![NodeOutput::KafkaNews("rotation".into())]));
+    assert!(HubSession::open(V1, at(0)).kafka_news("").is_none(), "not before the Welcome");
 }

@@ -1,8 +1,10 @@
 //! Room: what the spool takes, what it drops when it may not take more, and what opening costs.
 
+use std::sync::{Arc, Mutex};
+
 use super::{EPOCH, drain, fill, keys, lost, named, open, record, scratch, segments, small};
 use crate::segment::{self, HEADER, PAGE, Seed, SegmentHeader};
-use crate::{Entry, LostReason, Options, Overflow, Spool, SpoolError};
+use crate::{Entry, LostReason, Options, Overflow, Spool, SpoolError, rehearsal};
 
 fn taken(directory: &std::path::Path) -> u64 {
     let bytes = |path: &std::path::PathBuf| std::fs::metadata(path).expect("metadata").len();
@@ -26,6 +28,30 @@ fn what_is_appended_is_read_after_a_sync_and_not_before() {
     let (spool, recovery) = open(directory.path());
     assert!(recovery.is_clean());
     assert_eq!((spool.epoch(), spool.first(), spool.last()), (EPOCH, 2, 1));
+}
+
+#[test]
+fn a_spool_whose_disk_is_at_work_is_read_and_written_by_others() {
+    let directory = scratch();
+    let (mut spool, _) = open(directory.path());
+    fill(&mut spool, 3, 1);
+    assert_eq!(spool.append(&record(4), true).expect("appended"), 4);
+    let spool = Arc::new(Mutex::new(spool));
+    let (others, seen) = (Arc::clone(&spool), Arc::new(Mutex::new(0)));
+    let saw = Arc::clone(&seen);
+    rehearsal::at_next_sync(move || {
+        let mut spool = others.try_lock().expect("it is not locked");
+        *saw.lock().expect("locked") = drain(&mut spool, 1).len();
+        spool.acknowledge(2).expect("acknowledged");
+        assert_eq!(spool.append(&record(5), true).expect("appended"), 5);
+        assert!(matches!(spool.sync(), Err(SpoolError::Syncing)));
+    });
+    Spool::sync_shared(&spool).expect("synced");
+    assert_eq!(*seen.lock().expect("locked"), 3, "what is not durable is not read");
+    let mut spool = spool.lock().expect("locked");
+    assert_eq!(drain(&mut spool, 3).len(), 2, "what came meanwhile is for the next sync");
+    spool.sync().expect("synced");
+    assert_eq!(drain(&mut spool, 3).len(), 3);
 }
 
 #[test]

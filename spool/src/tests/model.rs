@@ -6,6 +6,7 @@ use proptest::prelude::*;
 use tempfile::TempDir;
 
 use super::{scratch, small};
+use crate::disk::DiskLog;
 use crate::memory::MemoryLog;
 use crate::rehearsal::{self, Choices};
 use crate::spool::Store;
@@ -18,6 +19,12 @@ enum Step {
         key: bool,
     },
     Sync,
+    /// A sync of a shared spool: meanwhile others append, read and acknowledge.
+    Share {
+        appends: usize,
+        reads: usize,
+        short: u64,
+    },
     FailSyncs(usize),
     Read(usize),
     Acknowledge(u64),
@@ -47,6 +54,7 @@ fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         10 => (0usize..700, prop::bool::weighted(0.2)).prop_map(|(length, key)| Step::Append { length, key }),
         4 => Just(Step::Sync),
+        4 => (0usize..4, 0usize..20, 0u64..20).prop_map(|(appends, reads, short)| Step::Share { appends, reads, short }),
         1 => (1usize..8).prop_map(Step::FailSyncs),
         3 => (1usize..20).prop_map(Step::Read),
         2 => (0u64..20).prop_map(Step::Acknowledge),
@@ -109,6 +117,7 @@ impl Life {
         match step {
             Step::Append { length, key } => self.append(length, key),
             Step::Sync => self.sync(),
+            Step::Share { appends, reads, short } => self.share(appends, reads, short),
             Step::FailSyncs(count) => rehearsal::fail_syncs(count),
             Step::Read(count) => {
                 for _ in 0..count {
@@ -185,9 +194,13 @@ impl Life {
         bytes.resize(8 + length, self.records as u8);
         let (last, needs_key) = (self.spool().last(), self.spool().needs_key());
         let (given, key) = match self.spool().append(&bytes, key) {
+            Err(SpoolError::Syncing) => return,
             Err(SpoolError::NeedsKey) => {
                 assert!(!key && self.spool().needs_key());
-                (self.spool().append(&bytes, true).expect("a key is always taken"), true)
+                match self.spool().append(&bytes, true) {
+                    Err(SpoolError::Syncing) => return,
+                    other => (other.expect("a key is always taken"), true),
+                }
             }
             other => {
                 assert!(key || !needs_key, "a delta was taken where a key was needed");
@@ -200,10 +213,47 @@ impl Life {
     }
 
     fn sync(&mut self) {
-        if self.spool().sync().is_ok() {
+        let last = self.spool().last();
+        let synced = self.spool().sync();
+        self.synced(synced.is_ok(), last);
+    }
+
+    fn share(&mut self, appends: usize, reads: usize, short: u64) {
+        let last = self.spool().last();
+        let flight = match self.log().begin_flush() {
+            Ok(Some(flight)) => flight,
+            Ok(None) => return self.sync(),
+            Err(error) => {
+                self.log().note(&error);
+                return;
+            }
+        };
+        (0..appends).for_each(|_| self.append(200, true));
+        assert!(matches!(self.spool().sync(), Err(SpoolError::Syncing)));
+        self.take(Step::Read(reads));
+        self.take(Step::Acknowledge(short));
+        let written = flight.write();
+        let flushed = self.log().end_flush(flight, written);
+        let synced = self.log().after_flush(flushed);
+        self.synced(synced.is_ok(), last);
+    }
+
+    fn log(&mut self) -> &mut DiskLog {
+        match &mut self.spool().store {
+            Store::Disk(log) => log,
+            Store::Memory(_) => panic!("a spool on disk"),
+        }
+    }
+
+    /// Takes note of a sync after `last` was appended.
+    fn synced(&mut self, synced: bool, last: u64) {
+        if synced {
             let spool = self.spool.as_ref().expect("open");
             let is_lost = |number: u64| spool.lost().iter().any(|range| (range.first..=range.last).contains(&number));
-            let durable = self.appended.range(self.acknowledged + 1..).map(|(number, _)| *number);
+            let durable = self
+                .appended
+                .range(self.acknowledged + 1..(last + 1).max(self.acknowledged + 1))
+                .map(|(number, _)| *number);
             self.promised.extend(durable.filter(|number| !is_lost(*number)));
             assert_eq!(spool.status().fault.filter(|fault| fault.kind == crate::FaultKind::Io), None);
         } else {

@@ -205,6 +205,7 @@ impl SimulatedNode {
             recorder: self.recorder.clone(),
             commands: self.begun.as_ref().map(|begun| desk(begun.clone(), &tasks, &shutdown)),
             tails: None,
+            kafka: None,
             logs: None,
             renew: Arc::clone(&self.renew),
             clock: Clock::system(),

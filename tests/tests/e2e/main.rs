@@ -19,3 +19,4 @@ mod rotation;
 mod scripts;
 mod service;
 mod shipping;
+mod socket_proxy;

@@ -1,7 +1,8 @@
 //! Stories of nodes, told in seconds: what opens, what closes, and what must do neither.
 
 use protocol::message::{
-    ClockReport, Engine, EngineState, ServiceHealth, ServiceKey, ServiceState, SpoolFault, SpoolStatus,
+    BridgeStatus, ClockReport, Engine, EngineState, KafkaState, ServiceHealth, ServiceKey, ServiceState, SpoolFault,
+    SpoolStatus,
 };
 use protocol::{NodeKind, SessionId};
 
@@ -429,4 +430,35 @@ fn a_short_life_is_no_alert_while_it_is_renewed_in_its_window() {
     // 77 % and a quarter of the rest; six sevenths.
     let (overdue, expiring) = (left + 2_979, left + 3_086);
     story.tells(&[(overdue, "opened", "certificate.overdue"), (expiring, "opened", "certificate.expiring")]);
+}
+
+#[test]
+fn a_broker_that_refuses_a_bridge_is_told_at_once_and_until_one_lets_it_in() {
+    fn brokers(kafka: KafkaState, trouble: &str) -> impl FnOnce(&mut NodeView) {
+        let bridge = BridgeStatus {
+            kafka: kafka.into(),
+            message: "certificate revoked".into(),
+            certificate_trouble: trouble.into(),
+            ..BridgeStatus::default()
+        };
+        move |view| Arc::make_mut(&mut view.status).bridge = Some(Box::new(bridge))
+    }
+    let mut story = Story::new();
+    story.change(1, brokers(KafkaState::Unreachable, ""));
+    story.change(2, brokers(KafkaState::Refused, ""));
+    let reason = story.evaluator.attention(story.view.node).reasons.remove(0);
+    assert!(reason.level == Level::Critical && reason.message.contains("certificate revoked"), "{reason:?}");
+    // That it does not even answer any more is no better.
+    story.change(3, brokers(KafkaState::Unreachable, ""));
+    story.tells(&[(2, "opened", "kafka.refused")]);
+    story.change(4, brokers(KafkaState::Connected, ""));
+    story.change(5, brokers(KafkaState::Connected, "the brokers don't take it"));
+    story.until(300);
+    let attention = story.evaluator.attention(story.view.node);
+    assert!(attention.level == Level::Warning && attention.reasons[0].message.contains("don't take it"));
+    story.change(301, brokers(KafkaState::Connected, ""));
+    let log: Vec<_> = story.log.iter().map(|(_, what, rule, _)| (*what, *rule)).collect();
+    let certificate = "kafka.certificate";
+    let refused = "kafka.refused";
+    assert_eq!(log, [("opened", refused), ("closed", refused), ("opened", certificate), ("closed", certificate)]);
 }

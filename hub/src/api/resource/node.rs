@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::{Figures, Service, ServiceCounts, Time};
+use super::{Bridge, Figures, Service, ServiceCounts, Time};
 
 /// What a node is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -134,6 +134,9 @@ pub struct Node {
     pub figures: Figures,
     /// Its services, counted.
     pub service_counts: ServiceCounts,
+    /// A bridge's way to Kafka.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bridge: Option<Bridge>,
 }
 
 /// What a node says about its host; empty text where it has not said.

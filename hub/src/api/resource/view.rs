@@ -3,7 +3,7 @@
 use protocol::{Timestamp, message, metrics};
 
 use super::{
-    Attention, AttentionLevel, Certificate, Clock, ClockState, Disk, Engine, EngineState, Figures, Host, Node,
+    Attention, AttentionLevel, Bridge, Certificate, Clock, ClockState, Disk, Engine, EngineState, Figures, Host, Node,
     NodeDetail, Presence, PresenceState, Reason, Service, ServiceCounts, ServiceHealth, ServiceState, Spool, Time,
     Used,
 };
@@ -49,6 +49,7 @@ impl From<&NodeView> for Node {
             },
             figures: view.latest.as_ref().map(figures).unwrap_or_default(),
             service_counts: counts(&view.services),
+            bridge: Bridge::of(view),
         }
     }
 }

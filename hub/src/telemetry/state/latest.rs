@@ -5,32 +5,31 @@ use std::sync::Arc;
 use protocol::Timestamp;
 use protocol::telemetry::{Kind, Metric, Schema};
 
-/// Stands for "not measured": no real figure is the smallest of all numbers.
-const NONE: i64 = i64::MIN;
+use super::row::Row;
 
-/// One row, 8 bytes a series.
+/// One row of figures at rest.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Sample {
     /// When it was measured, by the node's clock.
     pub at: Timestamp,
     /// What its columns are.
     pub schema: Arc<Schema>,
-    values: Arc<[i64]>,
+    values: Row,
 }
 
 impl Sample {
     /// A row in the order of `schema`.
     pub fn new(at: Timestamp, schema: Arc<Schema>, values: impl Iterator<Item = Option<i64>>) -> Self {
-        Self { at, schema, values: values.map(|value| value.unwrap_or(NONE)).collect() }
+        Self { at, schema, values: Row::new(values) }
     }
 
     /// The integers, in the order of the schema.
-    pub fn values(&self) -> impl ExactSizeIterator<Item = Option<i64>> + Clone {
-        self.values.iter().map(|value| (*value != NONE).then_some(*value))
+    pub fn values(&self) -> impl Iterator<Item = Option<i64>> {
+        self.values.iter()
     }
 
     fn raw(&self, index: usize) -> Option<i64> {
-        self.values.get(index).copied().filter(|value| *value != NONE)
+        self.values.iter().nth(index).flatten()
     }
 }
 

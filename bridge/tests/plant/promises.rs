@@ -1,0 +1,103 @@
+//! What an acknowledgement promises, and what becomes of it on a broker that hangs and a disk that is full.
+
+use std::time::Duration;
+
+use rdkafka::mocking::MockCluster;
+
+use super::ROUTES;
+use super::rig::{Bridge, Delivered, Mosquitto, Publisher, SmallDisk};
+
+#[test]
+fn a_message_that_is_acknowledged_once_delivered_outlives_the_bridges_disk() {
+    let (cluster, mosquitto) = (MockCluster::new(1).unwrap(), Mosquitto::start());
+    cluster.create_topic("machines", 1, 1).unwrap();
+    cluster.broker_down(1).unwrap();
+    let brokers = cluster.bootstrap_servers();
+    let mut bridge = Bridge::with_mqtt("ack = \"delivered\"", &mosquitto, &brokers, ROUTES);
+    bridge.subscribed(1);
+    let published = [("machines/a".to_owned(), Publisher::publish(&mosquitto, "machines/a", 1..=20))];
+    bridge.stored("machines/a20");
+    bridge.kill();
+    bridge.lose_disk();
+    cluster.broker_up(1).unwrap();
+    bridge.start_again();
+    Delivered::wait(&cluster, &["machines"], &published).assert_complete_and_in_order(&published);
+    // What Kafka has is acknowledged: with its disk lost again, nothing comes again.
+    bridge.stop();
+    bridge.lose_disk();
+    bridge.start_again();
+    bridge.subscribed(3);
+    Publisher::publish(&mosquitto, "machines/a", 21..=21);
+    let published = [("machines/a".to_owned(), 21)];
+    let delivered = Delivered::wait(&cluster, &["machines"], &published);
+    delivered.assert_complete_and_in_order(&published);
+    assert!(delivered.twice().is_empty(), "{:?}", delivered.twice());
+}
+
+#[test]
+fn messages_with_quality_of_service_2_come_through_kills_without_a_storm() {
+    let (cluster, mosquitto) = (MockCluster::new(1).unwrap(), Mosquitto::start());
+    cluster.create_topic("machines", 4, 1).unwrap();
+    let mut bridge = Bridge::with_mqtt("qos = 2", &mosquitto, &cluster.bootstrap_servers(), ROUTES);
+    bridge.subscribed(1);
+    let mut client = Publisher::connect(&mosquitto);
+    client.exactly_once();
+    for number in 1..=2000u32 {
+        client.send("machines/a", number.to_string().as_bytes(), false);
+        if number % 200 == 0 {
+            bridge.kill();
+            bridge.start_again();
+        }
+    }
+    client.settle();
+    let published = [("machines/a".to_owned(), 2000)];
+    let delivered = Delivered::wait(&cluster, &["machines"], &published);
+    delivered.assert_complete_and_in_order(&published);
+    assert!(delivered.twice().iter().all(|record| record.duplicate), "{:?}", delivered.twice());
+    assert_eq!(bridge.times("the connection is down"), 0);
+}
+
+#[test]
+fn a_broker_that_hangs_is_left_and_found_again() {
+    let (cluster, mosquitto) = (MockCluster::new(1).unwrap(), Mosquitto::start());
+    cluster.create_topic("machines", 1, 1).unwrap();
+    let bridge = Bridge::with_mqtt("keep-alive = \"1s\"", &mosquitto, &cluster.bootstrap_servers(), ROUTES);
+    bridge.subscribed(1);
+    let publisher = Publisher::start(&mosquitto, &["machines/a"], Duration::from_millis(1));
+    mosquitto.hang();
+    bridge.said("the broker did not answer a ping");
+    mosquitto.go_on();
+    bridge.subscribed(2);
+    let published = publisher.finish();
+    Delivered::wait(&cluster, &["machines"], &published).assert_complete_and_in_order(&published);
+}
+
+#[test]
+fn a_full_disk_makes_mqtt_wait_and_loses_nothing() {
+    let (cluster, mosquitto) = (MockCluster::new(1).unwrap(), Mosquitto::start());
+    cluster.create_topic("machines", 1, 1).unwrap();
+    cluster.broker_down(1).unwrap();
+    let mut bridge = Bridge::with(
+        &mosquitto,
+        &cluster.bootstrap_servers(),
+        ROUTES,
+        "log-size = \"16MiB\"\ndead-letter-size = \"1MiB\"",
+    );
+    bridge.subscribed(1);
+    bridge.stop();
+    bridge.lose_disk();
+    // The log may take more than there is.
+    let disk = SmallDisk::over(bridge.state_dir(), 6 << 10);
+    bridge.start_again();
+    bridge.subscribed(2);
+    let published = Publisher::publish_large(&mosquitto, "machines/a", 8000, 1000);
+    bridge.said("is full: free some space");
+    // Nor does it need room to start, and to deliver what it has.
+    disk.fill();
+    bridge.kill();
+    bridge.start_again();
+    cluster.broker_up(1).unwrap();
+    let published = [("machines/a".to_owned(), published)];
+    Delivered::wait(&cluster, &["machines"], &published).assert_complete_and_in_order(&published);
+    drop((bridge, disk));
+}

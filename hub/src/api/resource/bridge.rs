@@ -1,0 +1,103 @@
+//! What a bridge tells of itself: its way to Kafka, and what waits before it.
+
+use protocol::{Timestamp, message, metrics};
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use super::Time;
+use crate::telemetry::state::NodeView;
+
+/// A bridge's way from MQTT to Kafka; what is absent it has not said.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct Bridge {
+    /// How it stands with its tenant's brokers.
+    pub kafka: KafkaState,
+    /// What is wrong there and what to do; empty when nothing is.
+    pub message: String,
+    /// When the Kafka certificate ends that the hub gave it.
+    pub certificate_not_after: Option<Time>,
+    /// Why it has not the next one, and what to do; empty when all is in order.
+    pub certificate_trouble: String,
+    /// Records on its disk that Kafka has not confirmed.
+    pub pending: Option<f64>,
+    /// Bytes of the log that holds them.
+    pub bytes: Option<f64>,
+    /// How long ago it received what Kafka confirmed last, while there is more, in seconds.
+    pub lag_seconds: Option<f64>,
+    /// Messages from MQTT a second.
+    pub received_per_second: Option<f64>,
+    /// Records that Kafka confirmed a second.
+    pub delivered_per_second: Option<f64>,
+    /// Records that became dead letters, and messages too large to be kept, since it started.
+    pub dropped: Option<f64>,
+    /// Connections to MQTT brokers that are up.
+    pub connected: Option<f64>,
+    /// Its routes, in the order of its configuration.
+    pub routes: Vec<Route>,
+}
+
+/// How a bridge stands with its brokers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum KafkaState {
+    /// It has not said.
+    Unknown,
+    /// A broker takes its records.
+    Connected,
+    /// It waits for a certificate from the hub.
+    Waiting,
+    /// No broker answers, or none that it trusts.
+    Unreachable,
+    /// A broker does not let it in, or not write.
+    Refused,
+}
+
+/// A route of a bridge.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct Route {
+    /// The MQTT topic filter.
+    pub from: String,
+    /// The Kafka topic, or how its name is made.
+    pub to: String,
+    /// When a record of it was last handed to the brokers, by the bridge's clock.
+    pub last_at: Option<Time>,
+}
+
+impl Bridge {
+    /// What a node tells; `None` when it is no bridge, or has told nothing yet.
+    pub(crate) fn of(view: &NodeView) -> Option<Self> {
+        let status = view.status.bridge.as_ref()?;
+        let value = |metric: metrics::Known| view.latest.as_ref()?.value(metric.name, "");
+        let rate = |metric: metrics::Known| view.latest.as_ref()?.rate(metric.name, "");
+        Some(Self {
+            kafka: match status.kafka() {
+                message::KafkaState::Unspecified => KafkaState::Unknown,
+                message::KafkaState::Connected => KafkaState::Connected,
+                message::KafkaState::Waiting => KafkaState::Waiting,
+                message::KafkaState::Unreachable => KafkaState::Unreachable,
+                message::KafkaState::Refused => KafkaState::Refused,
+            },
+            message: status.message.clone(),
+            certificate_not_after: time(status.certificate_not_after_ms),
+            certificate_trouble: status.certificate_trouble.clone(),
+            pending: value(metrics::BRIDGE_PENDING),
+            bytes: value(metrics::BRIDGE_BYTES),
+            lag_seconds: value(metrics::BRIDGE_LAG).map(|lag| lag / 1000.0),
+            received_per_second: rate(metrics::BRIDGE_RECEIVED),
+            delivered_per_second: rate(metrics::BRIDGE_DELIVERED),
+            dropped: value(metrics::BRIDGE_REFUSED),
+            connected: value(metrics::BRIDGE_CONNECTED),
+            routes: status.routes.iter().map(Route::from).collect(),
+        })
+    }
+}
+
+impl From<&message::RouteStatus> for Route {
+    fn from(route: &message::RouteStatus) -> Self {
+        Self { from: route.from.clone(), to: route.to.clone(), last_at: time(route.last_ms) }
+    }
+}
+
+fn time(millis: i64) -> Option<Time> {
+    (millis != 0).then_some(Time(Timestamp::from_millis(millis)))
+}

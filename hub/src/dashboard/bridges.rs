@@ -1,0 +1,163 @@
+//! Bridges: every plant's way from MQTT to Kafka, what waits before it, and how it stands with its brokers.
+
+use std::sync::Arc;
+
+use axum::extract::State;
+use axum::response::Response;
+use maud::{Markup, html};
+
+use super::Shown;
+use super::format::{self, Clock, Standing};
+use super::layout::Section;
+use super::pages::{framed, still};
+use super::session::Visitor;
+use crate::access::Principal;
+use crate::api::resource::{Bridge, KafkaState, Kind, Node, PresenceState, Route};
+use crate::web::App;
+
+/// A certificate that ends within so many days should have been renewed.
+const FEW_DAYS: i64 = 14;
+const DAY_MS: i64 = 86_400_000;
+
+/// `GET /bridges`
+pub(super) async fn list(State(app): State<App>, visitor: Visitor) -> Result<Response, Shown> {
+    let bridges = of(&app, visitor.principal());
+    let content = html! {
+        div.head { div { h1 { "Bridges" } p { "Each carries a plant's MQTT messages to its tenant's Kafka bus." } } }
+        (view(&bridges, still(&app)))
+    };
+    framed(&app, &visitor, "Bridges", Section::Bridges, Some("bridges".into()), &content).await
+}
+
+/// The bridges that exist for somebody, by tenant and name.
+pub(super) fn of(app: &App, who: &Principal) -> Vec<Arc<Node>> {
+    let mut nodes = app.roster.of(who, None);
+    nodes.retain(|node| node.kind == Kind::Bridge);
+    nodes
+}
+
+/// The live part.
+pub(super) fn view(bridges: &[Arc<Node>], clock: Clock) -> Markup {
+    html! {
+        div #view {
+            @if bridges.is_empty() {
+                div.card.empty {
+                    h2 { "No bridges yet" }
+                    p { "Make a join token for a bridge and paste its command on a machine of the plant; it appears here within seconds." }
+                }
+            } @else {
+                div.card.wrap {
+                    table.cards {
+                        caption.visually-hidden { "Bridges by tenant and name" }
+                        thead {
+                            tr {
+                                th scope="col" { "Bridge" } th scope="col" { "Kafka" } th.num scope="col" { "Waiting" } th.num scope="col" { "Lag" }
+                                th.num scope="col" { "In" } th.num scope="col" { "Out" } th.num scope="col" { "Dropped" }
+                                th scope="col" { "Last record" } th scope="col" { "Certificate" }
+                            }
+                        }
+                        tbody #rows { @for bridge in bridges { (row(bridge, clock)) } }
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn row(node: &Node, clock: Clock) -> Markup {
+    let gone = node.presence.state != PresenceState::Online;
+    let bridge = node.bridge.as_ref();
+    let rate = |value: Option<f64>| value.filter(|_| !gone).map(|value| format!("{value:.1}/s"));
+    html! {
+        tr id={ "b-" (node.id) } {
+            th scope="row" { a href={ "/nodes/" (node.id) } { (node.name) } span.sub { (node.tenant) } }
+            td.wide {
+                @if gone { (format::node(node).show()) } @else if let Some(bridge) = bridge { (kafka(bridge)) }
+                @else { span.quiet { "not told yet" } }
+            }
+            @if let Some(bridge) = bridge {
+                td.num data-name="Waiting" {
+                    @if let Some(pending) = bridge.pending { (format::thousands(pending as u64)) }
+                    @if let Some(bytes) = bridge.bytes { span.sub { (format::bytes(bytes)) } }
+                }
+                td.num data-name="Lag" { @if let Some(lag) = bridge.lag_seconds { (format::duration(lag)) } }
+                td.num data-name="In" { @if let Some(rate) = rate(bridge.received_per_second) { (rate) } }
+                td.num data-name="Out" { @if let Some(rate) = rate(bridge.delivered_per_second) { (rate) } }
+                td.num data-name="Dropped" { @if let Some(dropped) = bridge.dropped { (format::thousands(dropped as u64)) } }
+                td.wide { @for route in &bridge.routes { (last(route, clock)) } }
+                td data-name="Certificate" { (certificate(bridge, clock)) }
+            } @else {
+                td.wide colspan="7" { span.quiet { "Its figures come with its first session." } }
+            }
+        }
+    }
+}
+
+/// How it stands with its brokers.
+fn kafka(bridge: &Bridge) -> Markup {
+    html! { (standing(bridge.kafka).show()) @if !bridge.message.is_empty() { span.sub { (format::sentence("", &bridge.message)) } } }
+}
+
+fn standing(state: KafkaState) -> Standing {
+    let (class, word) = match state {
+        KafkaState::Unknown => ("away", "Not known yet"),
+        KafkaState::Connected => ("ok", "Connected"),
+        KafkaState::Waiting => ("notice", "Waits for a certificate"),
+        KafkaState::Unreachable => ("warning", "Unreachable"),
+        KafkaState::Refused => ("critical", "Refused"),
+    };
+    Standing { class, word }
+}
+
+fn last(route: &Route, clock: Clock) -> Markup {
+    html! {
+        div.nowrap {
+            span.mono.small { (route.from) " → " (route.to) } " "
+            @match route.last_at { Some(at) => (clock.ago(at)), None => span.quiet { "none since its start" } }
+        }
+    }
+}
+
+fn certificate(bridge: &Bridge, clock: Clock) -> Markup {
+    html! {
+        @match bridge.certificate_not_after {
+            Some(ends) => {
+                @let left = (ends.0.millis() - clock.now.millis()) / DAY_MS;
+                @let class = if left < 0 { "critical" } else if left < FEW_DAYS { "warning" } else { "ok" };
+                span class={ "state " (class) } { (format::mark(class)) (clock.ago(ends)) }
+            }
+            None => span.quiet { "from its own files" },
+        }
+        @if !bridge.certificate_trouble.is_empty() { span.sub.warning { (format::sentence("", &bridge.certificate_trouble)) } }
+    }
+}
+
+/// A bridge's part of its node's page.
+pub(super) fn section(node: &Node, clock: Clock) -> Markup {
+    html! {
+        div #bridge {
+            @if let Some(bridge) = &node.bridge {
+                section aria-label="From MQTT to Kafka" {
+                    header { h2 { "From MQTT to Kafka" } a.quiet href="/bridges" { "All bridges" } }
+                    div.facts {
+                        div.card {
+                            h3 { "Brokers" }
+                            dl {
+                                dt { "State" } dd { (kafka(bridge)) }
+                                dt { "Certificate" } dd { (certificate(bridge, clock)) }
+                                @if let Some(pending) = bridge.pending { dt { "Waiting" } dd { (format::thousands(pending as u64)) " records" } }
+                                @if let Some(lag) = bridge.lag_seconds { dt { "Lag" } dd { (format::duration(lag)) } }
+                                @if let Some(dropped) = bridge.dropped { dt { "Dropped" } dd { (format::thousands(dropped as u64)) } }
+                            }
+                        }
+                        div.card {
+                            h3 { "Last records" }
+                            @if bridge.routes.is_empty() { p.quiet { "No routes." } }
+                            @for route in &bridge.routes { (last(route, clock)) }
+                        }
+                    }
+                }
+            }
+        }
+    }
+}

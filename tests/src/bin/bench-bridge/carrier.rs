@@ -1,0 +1,112 @@
+//! The bridges that are compared, and how each is started.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::Result;
+use hyperfactory_tests::rig::{Process, SOON, Usage, binary, until};
+use rustix::process::Signal;
+
+use crate::kafka::Kafka;
+use crate::message::{FILTER, KAFKA_TOPIC};
+use crate::plant::Mosquitto;
+
+/// A bridge.
+#[derive(Clone, Debug)]
+pub(crate) enum Carrier {
+    /// Ours, as it is packaged.
+    Ours,
+    /// mosquitto_sub, and a producer that reads what it prints.
+    Subscriber,
+}
+
+/// A bridge that runs; ended when dropped.
+pub(crate) struct Running {
+    command: Command,
+    log: PathBuf,
+    process: Option<Process>,
+}
+
+impl Carrier {
+    /// Starts it between the two, with its state in `folder`.
+    pub(crate) fn start(&self, folder: &Path, mosquitto: &Mosquitto, kafka: &Kafka) -> Result<Running> {
+        let command = match self {
+            Self::Ours => ours(folder, mosquitto, kafka)?,
+            Self::Subscriber => subscriber(mosquitto, kafka)?,
+        };
+        let mut running = Running { command, log: folder.join("bridge.log"), process: None };
+        running.start_again()?;
+        Ok(running)
+    }
+}
+
+impl Running {
+    /// Starts it after [`Self::kill`] or [`Self::stop`].
+    pub(crate) fn start_again(&mut self) -> Result<()> {
+        self.process = Some(Process::start_group(&mut self.command, &self.log)?);
+        Ok(())
+    }
+
+    /// What it has cost since its start.
+    pub(crate) fn usage(&mut self) -> Result<Usage> {
+        let Some(process) = &mut self.process else { return Ok(Usage::default()) };
+        process.check()?;
+        Usage::of_tree(process.id())
+    }
+
+    /// As by `kill -9`.
+    pub(crate) fn kill(&mut self) -> Result<()> {
+        self.process.take().map_or(Ok(()), |mut process| process.kill())
+    }
+
+    /// In order, as far as it knows how.
+    pub(crate) fn stop(&mut self) -> Result<()> {
+        let Some(mut process) = self.process.take() else { return Ok(()) };
+        process.signal(Signal::TERM)?;
+        let _ = process.wait(Duration::from_secs(10));
+        process.kill()
+    }
+
+    /// Waits until what is published reaches Kafka.
+    pub(crate) fn wait_until_it_carries(&mut self, mosquitto: &Mosquitto, kafka: &Kafka) -> Result<()> {
+        let before = kafka.records()?;
+        until("a message that is carried", SOON, || {
+            if let Some(process) = &mut self.process {
+                process.check()?;
+            }
+            // The number of none that is counted.
+            mosquitto.publish(0..=0)?;
+            Ok((kafka.records()? > before).then_some(()))
+        })
+    }
+}
+
+fn ours(folder: &Path, mosquitto: &Mosquitto, kafka: &Kafka) -> Result<Command> {
+    let file = folder.join("bridge.toml");
+    std::fs::write(
+        &file,
+        format!(
+            "name = \"bench\"\n[[mqtt]]\nname = \"plant\"\naddress = \"127.0.0.1:{}\"\n[kafka]\nbrokers = [{:?}]\n\
+             [[route]]\nfrom = {FILTER:?}\nto = {KAFKA_TOPIC:?}\n",
+            mosquitto.port(),
+            kafka.brokers()
+        ),
+    )?;
+    let mut command = Command::new(binary("hyperfactory-bridge")?);
+    command.arg("--config").arg(file).arg("--state-dir").arg(folder.join("state")).arg("run");
+    Ok(command)
+}
+
+fn subscriber(mosquitto: &Mosquitto, kafka: &Kafka) -> Result<Command> {
+    let own = std::env::current_exe()?;
+    let script = format!(
+        "mosquitto_sub -h 127.0.0.1 -p {} -i bench -c -q 1 -t '{FILTER}' -F '%t %p' | '{}' forward '{}'",
+        mosquitto.port(),
+        own.display(),
+        kafka.brokers()
+    );
+    let mut command = Command::new("sh");
+    command.args(["-c", &script]);
+    Ok(command)
+}

@@ -1,0 +1,158 @@
+//! The example of a socket proxy, with a real engine behind it: the agent does all it does through it, and nothing else
+//! passes.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use hyperfactory_tests::rig::{Agent, Engine, Hub, Process, SOON, until};
+use serde_json::{Value, json};
+
+const SERVICES: &str = r#"
+services:
+  web:
+    image: IMAGE
+    command: ["sh", "-c", "echo pressure 7 bar; exec sleep infinity"]
+    network_mode: none
+    pull_policy: never
+    stop_signal: SIGKILL
+"#;
+
+/// What whoever holds the engine's socket would try.
+const REFUSED: [(&str, &str); 22] = [
+    ("POST", "/v1.41/containers/create"),
+    ("POST", "/containers/create?name=x"),
+    ("POST", "/v1.41/containers/CONTAINER/exec"),
+    ("POST", "/v1.41/exec/0/start"),
+    ("POST", "/v1.41/containers/CONTAINER/kill"),
+    ("POST", "/v1.41/containers/CONTAINER/attach"),
+    ("POST", "/v1.41/containers/CONTAINER/update"),
+    ("DELETE", "/v1.41/containers/CONTAINER?force=1"),
+    ("GET", "/v1.41/containers/CONTAINER/archive?path=/etc"),
+    ("PUT", "/v1.41/containers/CONTAINER/archive?path=/etc"),
+    ("GET", "/v1.41/containers/CONTAINER/export"),
+    ("GET", "/v1.41/containers/CONTAINER/../CONTAINER/export?/json"),
+    ("GET", "/v1.41/containers/CONTAINER%2fexport%3f/json"),
+    ("GET", "/v1.41/images/../containers/CONTAINER/archive"),
+    ("POST", "/v1.41/images/create?fromImage=x"),
+    ("POST", "/v1.41/build"),
+    ("GET", "/v1.41/secrets"),
+    ("GET", "/v1.41/volumes"),
+    ("POST", "/v1.41/volumes/create"),
+    ("POST", "/v1.41/networks/create"),
+    ("POST", "/v1.41/swarm/init"),
+    ("POST", "/v1.41/containers/json"),
+];
+
+/// The status that the answer to a request begins with.
+fn status(socket: &Path, method: &str, target: &str) -> Result<u16> {
+    let mut connection = UnixStream::connect(socket)?;
+    connection.set_read_timeout(Some(Duration::from_secs(20)))?;
+    write!(connection, "{method} {target} HTTP/1.1\r\nHost: docker\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")?;
+    let mut answer = [0; 12];
+    connection.read_exact(&mut answer)?;
+    let answer = String::from_utf8_lossy(&answer);
+    answer
+        .strip_prefix("HTTP/1.1 ")
+        .and_then(|code| code.parse().ok())
+        .with_context(|| format!("{answer:?} is no status"))
+}
+
+/// The example's folder.
+fn example() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../compose/socket-proxy")
+}
+
+#[test]
+fn the_agent_does_all_it_does_through_the_socket_proxy_and_nothing_else_passes() -> Result<()> {
+    let engine = Engine::from_environment()?;
+    let project = engine.project("proxied", SERVICES)?;
+    project.up()?;
+    let folder = tempfile::tempdir()?;
+    let socket = folder.path().join("docker.sock");
+    let mut haproxy = Command::new("/usr/sbin/haproxy");
+    haproxy
+        .arg("-f")
+        .arg(example().join("haproxy.cfg"))
+        .env("HYPERFACTORY_ENGINE_SOCKET", engine.socket())
+        .env("HYPERFACTORY_PROXY_SOCKET", &socket);
+    let mut proxy = Process::start(&mut haproxy, &folder.path().join("haproxy.log"))?;
+    until("the proxy's socket", SOON, || {
+        proxy.check()?;
+        Ok(socket.exists().then_some(()))
+    })?;
+
+    let mut hub = Hub::start()?;
+    hub.tenant("acme")?;
+    let address = format!("unix://{}", socket.display());
+    let mut agent = Agent::create()?.set("docker-host", address).set("interval", "1s");
+    agent.enroll(&hub.join_token("acme")?)?;
+    agent.run()?;
+    let node = agent.node()?;
+    let service = || -> Result<Option<Value>> {
+        let node = hub.node(&node)?;
+        let all = node["services"].as_array().cloned().unwrap_or_default();
+        Ok(all.into_iter().find(|one| one["stack"] == "proxied" && one["service"] == "web"))
+    };
+    until("the service with its figures and its image", SOON, || {
+        let Some(web) = service()? else { return Ok(None) };
+        Ok((web["state"] == "running" && web["memory"].is_number() && web["image_digest"] != "").then_some(()))
+    })?;
+
+    let before = engine.inspect(&project.container("web")?)?["State"]["StartedAt"].clone();
+    for (action, said) in [
+        ("service.restart", "restarted, running since"),
+        ("service.logs", "pressure 7 bar"),
+        ("diagnostics", "proxied"),
+    ] {
+        let asked = json!({
+            "action": action, "target": { "nodes": [node] }, "reason": "a test",
+            "stack": (action != "diagnostics").then_some("proxied"), "service": (action != "diagnostics").then_some("web"),
+        });
+        let made = hub.api().post("/api/v1/commands", &asked)?.ok()?;
+        let id = made["commands"][0]["id"].as_str().context("no command")?.to_owned();
+        let done = until(action, SOON, || {
+            let command: Value = hub.api().get(&format!("/api/v1/commands/{id}"))?.ok()?;
+            ensure!(command["state"] != "failed", "{command}");
+            Ok((command["state"] == "succeeded").then_some(command))
+        })?;
+        assert!(done["output"].as_str().is_some_and(|output| output.contains(said)), "{done}");
+    }
+    assert_ne!(engine.inspect(&project.container("web")?)?["State"]["StartedAt"], before);
+
+    let container = project.container("web")?;
+    for (method, target) in REFUSED {
+        let target = target.replace("CONTAINER", &container);
+        assert_eq!(status(&socket, method, &target)?, 403, "{method} {target}");
+    }
+    assert_eq!(status(&socket, "GET", &format!("/v1.41/containers/{container}/json"))?, 200);
+    // Nothing of that reached the engine.
+    assert_eq!(engine.inspect(&container)?["State"]["Running"], true);
+
+    assert!(agent.stop()?.success() && hub.stop()?.success());
+    Ok(())
+}
+
+#[test]
+fn the_example_of_a_socket_proxy_is_a_compose_file_without_privileges() -> Result<()> {
+    let engine = Engine::from_environment()?;
+    let file = example().join("compose.yaml");
+    let file = file.to_str().context("not UTF-8")?;
+    let stack: Value = serde_json::from_str(&engine.run(&["compose", "--file", file, "config", "--format", "json"])?)?;
+    let proxy = &stack["services"]["socket-proxy"];
+    assert_eq!((&proxy["cap_drop"], &proxy["read_only"]), (&json!(["ALL"]), &json!(true)), "{proxy}");
+    let sockets = fs::read_to_string(example().join("haproxy.cfg"))?;
+    for (variable, path) in proxy["environment"].as_object().context("no environment")? {
+        assert!(sockets.contains(variable.as_str()), "{variable} is not used");
+        let path = path.as_str().context("not a path")?;
+        let mounted = proxy["volumes"].as_array().is_some_and(|all| {
+            all.iter().any(|one| one["target"].as_str().is_some_and(|target| path.starts_with(target)))
+        });
+        assert!(mounted, "{path} is not there");
+    }
+    Ok(())
+}
