@@ -1,7 +1,7 @@
 //! Ships services' logs: follows the containers that are chosen, and gathers their lines into batches for the spool.
 //!
 //! A line is in the spool once, or it is counted among those left out: where each container was read to is written down
-//! with every batch (see [`position`]), and the engine's own log is where lines wait meanwhile.
+//! with every batch (`position.rs`), and the engine's own log is where lines wait meanwhile.
 
 mod batch;
 mod budget;
