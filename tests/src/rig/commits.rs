@@ -6,6 +6,7 @@
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 
@@ -119,6 +120,7 @@ impl Drop for Tracer {
 pub struct Proxy {
     address: SocketAddr,
     aim: Arc<Mutex<Option<Aim>>>,
+    over: Arc<AtomicBool>,
     accepting: Option<JoinHandle<()>>,
 }
 
@@ -137,20 +139,21 @@ impl Proxy {
         let (user, server) = authority.rsplit_once('@').context("a URL without a user")?;
         let server: SocketAddr = server.parse().context("the server's address")?;
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("listening before PostgreSQL")?;
-        let (address, aim) = (listener.local_addr()?, Arc::default());
+        let (address, aim, over) = (listener.local_addr()?, Arc::default(), Arc::default());
         let accepting = thread::spawn({
-            let aim = Arc::clone(&aim);
-            move || accept(&listener, server, &aim)
+            let (aim, over) = (Arc::clone(&aim), Arc::clone(&over));
+            move || accept(&listener, server, &aim, &over)
         });
         let url = format!("{scheme}://{user}@{address}/{database}");
-        Ok((Self { address, aim, accepting: Some(accepting) }, url))
+        Ok((Self { address, aim, over, accepting: Some(accepting) }, url))
     }
 }
 
 impl Drop for Proxy {
     fn drop(&mut self) {
-        // The one connection that says nothing.
-        if TcpStream::connect(self.address).and_then(|stream| stream.shutdown(Shutdown::Both)).is_ok()
+        self.over.store(true, Ordering::SeqCst);
+        // It is looked at with the next connection.
+        if TcpStream::connect(self.address).is_ok()
             && let Some(accepting) = self.accepting.take()
         {
             let _ = accepting.join();
@@ -158,10 +161,10 @@ impl Drop for Proxy {
     }
 }
 
-/// Serves connections until one comes that says nothing.
-fn accept(listener: &TcpListener, server: SocketAddr, aim: &Arc<Mutex<Option<Aim>>>) {
+/// Serves connections until it is `over`. One that says nothing is none: a hub is killed while it connects, too.
+fn accept(listener: &TcpListener, server: SocketAddr, aim: &Arc<Mutex<Option<Aim>>>, over: &AtomicBool) {
     for client in listener.incoming().flatten() {
-        if client.peek(&mut [0]).is_ok_and(|bytes| bytes == 0) {
+        if over.load(Ordering::SeqCst) {
             return;
         }
         let Ok(server) = TcpStream::connect(server) else { continue };
@@ -229,4 +232,28 @@ fn killed(process: u32) -> bool {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_that_goes_away_in_silence_ends_nothing_for_others() -> Result<()> {
+        let server = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+        let (proxy, _) = Proxy::before(&format!("postgres://rig@{}/rig", server.local_addr()?))?;
+        drop(TcpStream::connect(proxy.address)?);
+        let mut client = TcpStream::connect(proxy.address)?;
+        client.write_all(b"a query")?;
+        client.shutdown(Shutdown::Write)?;
+        let heard = server.incoming().take(2).map(|stream| {
+            let mut said = String::new();
+            stream?.read_to_string(&mut said)?;
+            Ok(said)
+        });
+        let mut heard = heard.collect::<Result<Vec<_>>>()?;
+        heard.sort();
+        assert_eq!(heard, ["", "a query"]);
+        Ok(())
+    }
 }
