@@ -3,6 +3,7 @@
 //! `./test` starts the engine and the database and says in the environment where they are; for one test by hand
 //! there is `tests/rig/with cargo nextest run …`. Everything a test starts through here ends with its handle.
 
+mod access_lists;
 mod agent;
 mod binary;
 mod browser;
@@ -19,6 +20,7 @@ mod usage;
 mod wait;
 
 pub use crate::api::{Api, Reply};
+pub use access_lists::{AccessEntry, AccessLists};
 pub use agent::{Agent, AgentEndpoints};
 pub use binary::binary;
 pub use browser::{Browser, Theme, View};
