@@ -16,6 +16,7 @@ mod hub;
 mod netns;
 mod postgres;
 mod process;
+mod tansu;
 mod usage;
 mod wait;
 
@@ -32,6 +33,7 @@ pub use hub::{Endpoints, Hub, HubBuilder};
 pub use netns::Netns;
 pub use postgres::{Postgres, TestDatabase};
 pub use process::Process;
+pub use tansu::Tansu;
 pub use usage::Usage;
 pub use wait::{SOON, until, until_async};
 
