@@ -1,7 +1,9 @@
-//! The bridge as a process between a real Mosquitto and librdkafka's own brokers, killed and starved.
+//! The bridge as a process between a real Mosquitto and brokers, librdkafka's own and a real one, killed and starved.
 
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
+#[path = "plant/broker.rs"]
+mod broker;
 #[path = "plant/hub.rs"]
 mod hub;
 #[path = "plant/promises.rs"]

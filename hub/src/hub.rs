@@ -30,6 +30,7 @@ use crate::commands::{Commands, SteadyClock};
 use crate::config::{Config, Encryption};
 use crate::enrollment::{self, Enrollment};
 use crate::gateway::{self, Gateway};
+use crate::kafka_access::KafkaAccess;
 use crate::keys::Keys;
 use crate::logs;
 use crate::metrics::Metrics;
@@ -240,6 +241,8 @@ impl Hub {
         storing.spawn(keeping);
         let rollouts = Rollouts::new(database.clone(), commands.clone(), fleet.clone(), alerts.clone());
         storing.spawn(rollouts.keep(now, stop_storing.clone()));
+        let kafka_access = KafkaAccess::new(database.clone(), commands.clone(), fleet.clone());
+        storing.spawn(kafka_access.keep(now, stop_storing.clone()));
         let tails = Tails::new(database.clone(), Arc::clone(&registry));
         let webhook = config.audit_heads_webhook.clone().map(Webhook::new).transpose()?;
         let file = config.audit_heads_file.clone();
@@ -285,6 +288,7 @@ impl Hub {
             authorities: domain.authorities.clone(),
             rotations: domain.rotations.clone(),
             rollouts,
+            kafka_access,
             enrollment: gateway.enrollment.clone(),
             revocation_lists: RevocationLists::new(gateway.database.clone(), domain.authorities.clone()),
             fleet: fleet.clone(),

@@ -16,6 +16,7 @@ pub mod enrollment;
 pub mod expiry;
 pub mod gateway;
 pub mod hub;
+pub mod kafka_access;
 pub mod keys;
 pub mod labels;
 pub mod logs;

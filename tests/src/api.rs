@@ -103,6 +103,11 @@ impl Api {
         reply(self.signed(self.agent.post(self.url(path))).send_json(body)).with_context(|| format!("POST {path}"))
     }
 
+    /// PUT of a JSON body.
+    pub fn put(&self, path: &str, body: &impl Serialize) -> Result<Reply> {
+        reply(self.signed(self.agent.put(self.url(path))).send_json(body)).with_context(|| format!("PUT {path}"))
+    }
+
     /// DELETE.
     pub fn delete(&self, path: &str) -> Result<Reply> {
         reply(self.signed(self.agent.delete(self.url(path))).call()).with_context(|| format!("DELETE {path}"))

@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use hyperfactory_tests::rig::Tansu;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::message::Headers;
 use rdkafka::mocking::MockCluster;
@@ -23,7 +24,22 @@ use tempfile::TempDir;
 /// Long enough for a busy machine; nothing waits this long when all is well.
 const SOON: Duration = Duration::from_secs(90);
 
-type Cluster = MockCluster<'static, DefaultProducerContext>;
+/// Brokers, as a client without TLS finds them.
+pub(crate) trait Brokers {
+    fn addresses(&self) -> String;
+}
+
+impl Brokers for MockCluster<'static, DefaultProducerContext> {
+    fn addresses(&self) -> String {
+        self.bootstrap_servers()
+    }
+}
+
+impl Brokers for Tansu {
+    fn addresses(&self) -> String {
+        self.address().to_owned()
+    }
+}
 
 /// Topics and how many messages there are of each, numbered from 1.
 pub(crate) type Published = [(String, u64)];
@@ -101,6 +117,16 @@ impl Mosquitto {
     /// Ends it in order, with its sessions saved, and starts it again.
     pub(crate) fn restart(&mut self) {
         self.process.take().unwrap().terminate();
+        self.up();
+    }
+
+    /// Ends it as a power cut would; what it has not saved is lost.
+    pub(crate) fn kill(&mut self) {
+        self.process.take().unwrap().kill();
+    }
+
+    /// Starts it again.
+    pub(crate) fn start_again(&mut self) {
         self.up();
     }
 
@@ -443,9 +469,8 @@ impl Listener {
 }
 
 /// Puts a record into Kafka that is not the bridge's.
-pub(crate) fn produce(cluster: &Cluster, topic: &str, key: &str, payload: &str) {
-    let producer: BaseProducer =
-        ClientConfig::new().set("bootstrap.servers", cluster.bootstrap_servers()).create().unwrap();
+pub(crate) fn produce(cluster: &impl Brokers, topic: &str, key: &str, payload: &str) {
+    let producer: BaseProducer = ClientConfig::new().set("bootstrap.servers", cluster.addresses()).create().unwrap();
     producer.send(BaseRecord::to(topic).key(key).payload(payload)).unwrap();
     producer.flush(SOON).unwrap();
 }
@@ -494,19 +519,19 @@ pub(crate) struct Delivered(Vec<Record>);
 
 impl Delivered {
     /// Reads until all that was published is there.
-    pub(crate) fn wait(cluster: &Cluster, topics: &[&str], published: &Published) -> Self {
+    pub(crate) fn wait(cluster: &impl Brokers, topics: &[&str], published: &Published) -> Self {
         Self::wait_but(cluster, topics, published, None)
     }
 
     /// The same, without one.
     pub(crate) fn wait_but(
-        cluster: &Cluster,
+        cluster: &impl Brokers,
         topics: &[&str],
         published: &Published,
         but: Option<(&str, u64)>,
     ) -> Self {
         let consumer: BaseConsumer = ClientConfig::new()
-            .set("bootstrap.servers", cluster.bootstrap_servers())
+            .set("bootstrap.servers", cluster.addresses())
             .set("group.id", "test")
             .set("enable.auto.commit", "false")
             .create()

@@ -14,6 +14,7 @@ use crate::authorities::AuthoritiesError;
 use crate::certificate_policy::PolicyError;
 use crate::commands::{CancelError, RequestError};
 use crate::enrollment::{AdviseError, RevokeError, TokenError, UnfreezeError};
+use crate::kafka_access;
 use crate::labels::LabelError;
 use crate::logs::search::SearchError;
 use crate::operators::OperatorsError;
@@ -311,6 +312,16 @@ impl From<LabelError> for Problem {
         match error {
             LabelError::Malformed(_) | LabelError::TooMany => Self::invalid(error.to_string()),
             LabelError::Store(error) => error.into(),
+        }
+    }
+}
+
+impl From<kafka_access::AccessError> for Problem {
+    fn from(error: kafka_access::AccessError) -> Self {
+        match error {
+            kafka_access::AccessError::NotABridge(_) => Self::conflict(error.to_string()),
+            kafka_access::AccessError::Topics(_) => Self::invalid(error.to_string()),
+            kafka_access::AccessError::Store(error) => error.into(),
         }
     }
 }

@@ -29,6 +29,7 @@ use hyperfactory_hub::audit::Actor;
 use hyperfactory_hub::authorities::Authorities;
 use hyperfactory_hub::commands::{Commands, SteadyClock};
 use hyperfactory_hub::enrollment::{self, Enrollment, NewToken};
+use hyperfactory_hub::kafka_access::KafkaAccess;
 use hyperfactory_hub::keys::{Keys, Master};
 use hyperfactory_hub::revocation_lists::RevocationLists;
 use hyperfactory_hub::rollouts::Rollouts;
@@ -120,6 +121,7 @@ impl Site {
         tasks.spawn(keeping);
         let rollouts = Rollouts::new(database.clone(), commands.clone(), fleet.clone(), alerts.clone());
         tasks.spawn(rollouts.keep(now, stop.clone()));
+        let kafka_access = KafkaAccess::new(database.clone(), commands.clone(), fleet.clone());
         let tails = Tails::new(database.clone(), Arc::default());
         let tenants = Tenants::new(database.clone(), authorities.clone());
         let rotations = Rotations::new(database.clone(), authorities.clone());
@@ -131,6 +133,7 @@ impl Site {
             authorities: authorities.clone(),
             rotations: rotations.clone(),
             rollouts,
+            kafka_access,
             enrollment: enrollment.clone(),
             revocation_lists: RevocationLists::new(database.clone(), authorities.clone()),
             fleet: fleet.clone(),

@@ -240,6 +240,7 @@ impl SimulatedNode {
             memory_bytes: 16 << 30,
             software: format!("hyperfactory-fleet {}", env!("CARGO_PKG_VERSION")),
             booted_at_ms: 0,
+            keeps_kafka_acls: false,
         }
     }
 }

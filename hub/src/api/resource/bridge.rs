@@ -5,6 +5,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::Time;
+use crate::kafka_access::{Access, State};
 use crate::telemetry::state::NodeView;
 
 /// A bridge's way from MQTT to Kafka; what is absent it has not said.
@@ -50,6 +51,46 @@ pub enum KafkaState {
     Unreachable,
     /// A broker does not let it in, or not write.
     Refused,
+}
+
+/// What a bridge may do at its tenant's brokers.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct KafkaAccess {
+    /// Topics it may write to, each by name, or by a beginning and `*`; none: it may do nothing.
+    pub topics: Vec<String>,
+    /// Whether the brokers' access lists say so.
+    pub state: KafkaAccessState,
+    /// What is wrong or awaited, and what to do; or what was done.
+    pub message: String,
+}
+
+/// Whether brokers know what a bridge may do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum KafkaAccessState {
+    /// Not yet.
+    Waiting,
+    /// An agent is on it.
+    Asked,
+    /// They do.
+    Placed,
+    /// The last attempt was in vain; there will be another.
+    Refused,
+}
+
+impl From<&Access> for KafkaAccess {
+    fn from(access: &Access) -> Self {
+        Self {
+            topics: access.topics.clone(),
+            state: match access.state {
+                State::Waiting => KafkaAccessState::Waiting,
+                State::Asked => KafkaAccessState::Asked,
+                State::Placed => KafkaAccessState::Placed,
+                State::Refused => KafkaAccessState::Refused,
+            },
+            message: access.message.clone(),
+        }
+    }
 }
 
 /// A route of a bridge.
