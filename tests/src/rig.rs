@@ -15,6 +15,7 @@ mod hub;
 mod netns;
 mod postgres;
 mod process;
+mod relay;
 mod usage;
 mod wait;
 
@@ -30,6 +31,7 @@ pub use hub::{Endpoints, Hub, HubBuilder};
 pub use netns::Netns;
 pub use postgres::{Postgres, TestDatabase};
 pub use process::Process;
+pub use relay::{Relay, Towards};
 pub use usage::Usage;
 pub use wait::{SOON, until, until_async};
 
