@@ -30,6 +30,7 @@ use hyperfactory_hub::authorities::Authorities;
 use hyperfactory_hub::commands::{Commands, SteadyClock};
 use hyperfactory_hub::enrollment::{self, Enrollment, NewToken};
 use hyperfactory_hub::keys::{Keys, Master};
+use hyperfactory_hub::metrics::Metrics;
 use hyperfactory_hub::revocation_lists::RevocationLists;
 use hyperfactory_hub::rollouts::Rollouts;
 use hyperfactory_hub::rotation::Rotations;
@@ -120,7 +121,7 @@ impl Site {
         tasks.spawn(keeping);
         let rollouts = Rollouts::new(database.clone(), commands.clone(), fleet.clone(), alerts.clone());
         tasks.spawn(rollouts.keep(now, stop.clone()));
-        let tails = Tails::new(database.clone(), Arc::default());
+        let tails = Tails::new(database.clone(), Arc::default(), Arc::new(Metrics::new().expect("metrics")));
         let tenants = Tenants::new(database.clone(), authorities.clone());
         let rotations = Rotations::new(database.clone(), authorities.clone());
         let access = Access::new(database.clone());
