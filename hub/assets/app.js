@@ -321,7 +321,7 @@
     const row = document.activeElement.closest("#rows > tr");
     if (event.key === "x" && row) $("input[name=node]", row)?.click();
     if (event.key === "a") $("#pick-all")?.click();
-    if (event.key === "d" && $("#rows input:checked, #pick-all:checked")) $("#do").focus();
+    if (event.key === "d" && $("#rows input:checked, #pick-all:checked")) { event.preventDefault(); $("#do").focus(); }
     if (event.key === "Escape") $("#selection").reset();
   });
 

@@ -202,7 +202,7 @@ async fn several_nodes_are_told_at_once_without_the_mouse() -> Result<()> {
     press(&browser, "Hand over").await?;
     press(&browser, "" + Key::Tab).await?;
     press(&browser, "" + Key::Return).await?;
-    reads(&browser, By::Tag("h1"), "on 12 nodes?").await?;
+    reads(&browser, By::Tag("h1"), "hand over all telemetry that is held on 12 nodes?").await?;
     reads(&browser, By::Id("of-whom"), "Of zeta").await?;
     fits(&browser, "selection-confirm").await?;
     press(&browser, "before the move").await?;
@@ -222,6 +222,7 @@ async fn several_nodes_are_told_at_once_without_the_mouse() -> Result<()> {
     press(&browser, "Renew").await?;
     press(&browser, "" + Key::Tab).await?;
     press(&browser, "" + Key::Return).await?;
+    reads(&browser, By::Tag("h1"), "renew").await?;
     reads(&browser, By::Id("main"), "no session now").await?;
     press(&browser, "it is time").await?;
     press(&browser, "" + Key::Return).await?;
