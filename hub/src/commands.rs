@@ -4,6 +4,7 @@
 mod clock;
 mod expiry;
 mod request;
+mod tally;
 mod writer;
 
 use std::sync::Arc;

@@ -44,6 +44,7 @@ use crate::telemetry::history::{History, Upkeep};
 use crate::telemetry::ingest::Ingest;
 use crate::telemetry::state::Fleet;
 use crate::tenants::Tenants;
+use crate::upkeep;
 use crate::web::{self, AppState, Door, Https, Server};
 
 /// How long sessions may take to say goodbye, and what is queued to be stored, when the hub stops.
@@ -243,7 +244,9 @@ impl Hub {
         storing.spawn(rollouts.keep(now, stop_storing.clone()));
         let kafka_access = KafkaAccess::new(database.clone(), commands.clone(), fleet.clone());
         storing.spawn(kafka_access.keep(now, stop_storing.clone()));
-        let tails = Tails::new(database.clone(), Arc::clone(&registry));
+        let asked = upkeep::Upkeep::new(database.clone(), config.commands_retention.get());
+        storing.spawn(asked.keep(now, stop_storing.clone()));
+        let tails = Tails::new(database.clone(), Arc::clone(&registry), Arc::clone(&metrics));
         let webhook = config.audit_heads_webhook.clone().map(Webhook::new).transpose()?;
         let file = config.audit_heads_file.clone();
         let every = config.audit_heads_every.get();

@@ -33,4 +33,5 @@ mod streams;
 pub mod tails;
 pub mod telemetry;
 pub mod tenants;
+pub mod upkeep;
 pub mod web;

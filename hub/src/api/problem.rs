@@ -349,7 +349,7 @@ impl From<TailsError> for Problem {
 impl From<SearchError> for Problem {
     fn from(error: SearchError) -> Self {
         match error {
-            SearchError::Text(_) | SearchError::Grep(_) => Self::invalid(error.to_string()),
+            SearchError::Text(_) | SearchError::Grep(_) | SearchError::Late => Self::invalid(error.to_string()),
             SearchError::Store(error) => error.into(),
         }
     }

@@ -31,6 +31,7 @@ use hyperfactory_hub::commands::{Commands, SteadyClock};
 use hyperfactory_hub::enrollment::{self, Enrollment, NewToken};
 use hyperfactory_hub::kafka_access::KafkaAccess;
 use hyperfactory_hub::keys::{Keys, Master};
+use hyperfactory_hub::metrics::Metrics;
 use hyperfactory_hub::revocation_lists::RevocationLists;
 use hyperfactory_hub::rollouts::Rollouts;
 use hyperfactory_hub::rotation::Rotations;
@@ -122,7 +123,7 @@ impl Site {
         let rollouts = Rollouts::new(database.clone(), commands.clone(), fleet.clone(), alerts.clone());
         tasks.spawn(rollouts.keep(now, stop.clone()));
         let kafka_access = KafkaAccess::new(database.clone(), commands.clone(), fleet.clone());
-        let tails = Tails::new(database.clone(), Arc::default());
+        let tails = Tails::new(database.clone(), Arc::default(), Arc::new(Metrics::new().expect("metrics")));
         let tenants = Tenants::new(database.clone(), authorities.clone());
         let rotations = Rotations::new(database.clone(), authorities.clone());
         let access = Access::new(database.clone());

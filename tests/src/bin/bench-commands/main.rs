@@ -1,6 +1,7 @@
 //! `./bench commands`: how soon a node accepts what is asked of it, the stored row included, beside request and reply over
 //! NATS; and a command for every node at once.
 
+mod faulty;
 mod nats;
 
 use std::collections::HashMap;
@@ -31,6 +32,12 @@ struct Arguments {
     /// Numbers of connected nodes.
     #[arg(long, value_delimiter = ',', default_values_t = [100, 1_000, 5_000])]
     nodes: Vec<usize>,
+    /// Commands through faults on each engine; 0 leaves that part out.
+    #[arg(long, default_value_t = 100_000)]
+    faulty: usize,
+    /// The part with faults alone.
+    #[arg(long)]
+    faulty_only: bool,
 }
 
 /// Longest wait for a fleet to come up, or for a command to arrive.
@@ -47,11 +54,15 @@ type Arrival = (CommandId, Instant);
 #[tokio::main(flavor = "multi_thread", worker_threads = 1)]
 async fn main() -> Result<()> {
     let arguments = Arguments::parse();
+    let faulty = arguments.faulty;
+    let mut report = tokio::task::spawn_blocking(move || faulty::measure(faulty)).await??;
+    if arguments.faulty_only {
+        return report.finish(arguments.json.as_deref());
+    }
     let mut peers = HashMap::new();
     for nodes in &arguments.nodes {
         peers.insert(*nodes, nats::measure(*nodes, arguments.commands).await?);
     }
-    let mut report = Report::default();
     measure(&mut report, "SQLite", None, &arguments, &peers).await?;
     let database = Postgres::from_environment()?.database()?;
     measure(&mut report, "PostgreSQL", Some(database.url()), &arguments, &peers).await?;
