@@ -242,6 +242,7 @@ impl Site {
             certificate_not_after_ms: now().plus(Duration::from_secs(30 * 86_400 + 60)).millis(),
             certificate_trouble: String::new(),
             routes: vec![route("machines/#", ago(61).millis()), route("spare/#", 0)],
+            classes: Vec::new(),
         };
         let known = [(metrics::BRIDGE_PENDING, 1_240), (metrics::BRIDGE_BYTES, 3_072), (metrics::BRIDGE_LAG, 125_000)];
         let schema = known.map(|(metric, _)| (metric.into(), vec!["".into()])).to_vec();
