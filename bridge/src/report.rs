@@ -235,7 +235,8 @@ impl Sampler {
 }
 
 fn class_status((class, log): &(Class, Log)) -> ClassStatus {
-    let range = log.spool().lost().last().copied();
+    // The disk may be at work; it is told with the next look then.
+    let range = log.try_spool().and_then(|spool| spool.lost().last().copied());
     ClassStatus {
         name: class.name.clone(),
         overflow: class.overflow.to_string(),
