@@ -5,20 +5,25 @@
 
 pub mod audit;
 pub mod bridge;
+pub mod class;
 pub mod config;
 pub mod counters;
 pub mod dead_letter;
 pub mod enroll;
+pub mod expiry;
 pub mod filter;
 pub mod header;
 pub mod host;
 pub mod intake;
+pub mod lanes;
+mod latest;
 pub mod log;
 pub mod pace;
 pub mod producer;
 pub mod receipts;
 pub mod record;
 pub mod rehearsal;
+pub mod repair;
 pub mod report;
 pub mod route;
 pub mod show;

@@ -222,9 +222,19 @@ impl Routes {
         lints
     }
 
+    /// The index of the route of a message: the first that matches.
+    pub fn find(&self, mqtt: &str, topic: &str) -> Option<usize> {
+        self.routes.iter().position(|route| route.is_for(mqtt) && route.from.matches(topic))
+    }
+
+    /// The same, that notes where another notes which route is taken.
+    pub fn noting(self, passed: Arc<Passed>) -> Self {
+        Self { passed, ..self }
+    }
+
     fn work_out(&self, mqtt: &str, topic: &str) -> Result<Target, NoTarget> {
-        let found = self.routes.iter().enumerate().find(|(_, route)| route.is_for(mqtt) && route.from.matches(topic));
-        let (index, route) = found.ok_or(NoTarget::Unrouted)?;
+        let index = self.find(mqtt, topic).ok_or(NoTarget::Unrouted)?;
+        let route = &self.routes[index];
         let number = index + 1;
         let short = |level| NoTarget::Level { route: number, level };
         let (to, key) = match &route.to {

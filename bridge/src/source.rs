@@ -25,7 +25,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::MqttConfig;
 use crate::counters::Counters;
-use crate::intake::{Intake, Submission};
+use crate::intake::Submission;
+use crate::lanes::Lanes;
 use crate::record::Record;
 use crate::subscriptions::Subscriptions;
 
@@ -50,7 +51,7 @@ pub struct Source {
     config: MqttConfig,
     subscriptions: Subscriptions,
     events: EventLoop,
-    intake: Arc<Intake>,
+    lanes: Arc<Lanes>,
     acknowledged: watch::Receiver<u64>,
     counters: Arc<Counters>,
     clock: Clock,
@@ -81,7 +82,7 @@ pub struct Parts {
     /// What to subscribe to.
     pub subscriptions: Subscriptions,
     /// Where messages go.
-    pub intake: Arc<Intake>,
+    pub lanes: Arc<Lanes>,
     /// Up to which number they may be acknowledged.
     pub acknowledged: watch::Receiver<u64>,
     /// What to count in.
@@ -121,13 +122,13 @@ impl Source {
     pub fn new(config: MqttConfig, parts: Parts) -> anyhow::Result<Self> {
         // Nothing is asked of the event loop but to connect.
         let events = EventLoop::new(options(&config, &parts.bridge)?, 1);
-        let Parts { index, subscriptions, intake, acknowledged, counters, clock, longest, .. } = parts;
+        let Parts { index, subscriptions, lanes, acknowledged, counters, clock, longest, .. } = parts;
         Ok(Self {
             index,
             config,
             subscriptions,
             events,
-            intake,
+            lanes,
             acknowledged,
             counters,
             clock,
@@ -330,8 +331,8 @@ impl Source {
             return Ok(());
         }
         self.batch_bytes = 0;
-        let intake = Arc::clone(&self.intake);
-        let mut putting = pin!(intake.put(std::mem::take(&mut self.batch)));
+        let lanes = Arc::clone(&self.lanes);
+        let mut putting = pin!(lanes.put(std::mem::take(&mut self.batch)));
         let mut heard = Ok(());
         loop {
             tokio::select! {

@@ -56,6 +56,14 @@ pub(crate) fn until<T>(what: &str, mut check: impl FnMut() -> Option<T>) -> T {
     }
 }
 
+/// The files of a folder whose names end so, sorted.
+pub(crate) fn files(folder: &Path, ending: &str) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
+    let mut paths: Vec<_> = entries.filter(|path| path.to_string_lossy().ends_with(ending)).collect();
+    paths.sort();
+    paths
+}
+
 /// A child process that does not outlive its handle.
 struct Process(Child);
 
@@ -112,6 +120,11 @@ impl Mosquitto {
         let mut mosquitto = Self { folder, port, process: None };
         mosquitto.up();
         mosquitto
+    }
+
+    /// Where it listens, on loopback.
+    pub(crate) fn port(&self) -> u16 {
+        self.port
     }
 
     /// Ends it in order, with its sessions saved, and starts it again.
@@ -217,13 +230,24 @@ impl Bridge {
 
     /// Waits until its log on disk has this in it.
     pub(crate) fn stored(&self, text: &str) {
+        self.stored_in("log", text);
+    }
+
+    /// Waits until a log of its state has this in it.
+    pub(crate) fn stored_in(&self, log: &str, text: &str) {
         until("a message on disk", || {
-            let files = std::fs::read_dir(self.state_dir().join("log")).ok()?;
-            files
-                .flatten()
-                .filter_map(|file| std::fs::read(file.path()).ok())
+            files(&self.state_dir().join(log), ".seg")
+                .iter()
+                .filter_map(|file| std::fs::read(file).ok())
                 .find(|bytes| bytes.windows(text.len()).any(|window| window == text.as_bytes()))
         });
+    }
+
+    /// What it says when it refuses.
+    pub(crate) fn refused(&self, arguments: &[&str]) -> String {
+        let output = self.command().args(arguments).output().unwrap();
+        assert!(!output.status.success());
+        String::from_utf8(output.stderr).unwrap()
     }
 
     /// Its disk is gone, and another is there.
@@ -530,6 +554,27 @@ impl Delivered {
         published: &Published,
         but: Option<(&str, u64)>,
     ) -> Self {
+        let mut missing: HashSet<(String, u64)> = HashSet::new();
+        for (topic, count) in published {
+            missing.extend((1..=*count).map(|number| (topic.clone(), number)));
+        }
+        if let Some((topic, number)) = but {
+            missing.remove(&(topic.to_owned(), number));
+        }
+        Self::read(cluster, topics, missing)
+    }
+
+    /// Reads until these messages are there.
+    pub(crate) fn wait_for(cluster: &Cluster, topics: &[&str], messages: &[(String, u64)]) -> Self {
+        Self::read(cluster, topics, messages.iter().cloned().collect())
+    }
+
+    /// What is there now.
+    pub(crate) fn now(cluster: &Cluster, topics: &[&str]) -> Self {
+        Self::read(cluster, topics, HashSet::new())
+    }
+
+    fn read(cluster: &Cluster, topics: &[&str], mut missing: HashSet<(String, u64)>) -> Self {
         let consumer: BaseConsumer = ClientConfig::new()
             .set("bootstrap.servers", cluster.addresses())
             .set("group.id", "test")
@@ -544,13 +589,6 @@ impl Delivered {
             }
         }
         consumer.assign(&assignment).unwrap();
-        let mut missing: HashSet<(String, u64)> = HashSet::new();
-        for (topic, count) in published {
-            missing.extend((1..=*count).map(|number| (topic.clone(), number)));
-        }
-        if let Some((topic, number)) = but {
-            missing.remove(&(topic.to_owned(), number));
-        }
         let (mut records, begun) = (Vec::new(), Instant::now());
         // A little longer than until all is there, for what comes twice.
         let mut complete = None;
@@ -597,6 +635,11 @@ impl Delivered {
     pub(crate) fn twice(&self) -> Vec<Record> {
         let mut seen = HashSet::new();
         self.once().filter(|record| !seen.insert((record.mqtt_topic.clone(), record.number))).cloned().collect()
+    }
+
+    /// The numbers that came of an MQTT topic, each record once, in their order.
+    pub(crate) fn numbers(&self, topic: &str) -> Vec<u64> {
+        self.once().filter(|record| record.mqtt_topic == topic).map(|record| record.number).collect()
     }
 
     pub(crate) fn keys(&self, topic: &str) -> Vec<&str> {

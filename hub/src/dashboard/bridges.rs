@@ -209,6 +209,10 @@ pub(super) fn section(node: &Node, clock: Clock) -> Markup {
                                 @if let Some(pending) = bridge.pending { dt { "Waiting" } dd { (format::thousands(pending as u64)) " records" } }
                                 @if let Some(lag) = bridge.lag_seconds { dt { "Lag" } dd { (format::duration(lag)) } }
                                 @if let Some(dropped) = bridge.dropped { dt { "Dropped" } dd { (format::thousands(dropped as u64)) } }
+                                @for class in &bridge.classes {
+                                    dt { "Dropped of " (class.name) }
+                                    dd { (format::thousands(class.dropped)) span.sub { (class.overflow) } }
+                                }
                             }
                         }
                         div.card {

@@ -358,9 +358,12 @@ on_both_engines! {
         let page = browser.get(&format!("/nodes/{cologne}")).await.body;
         assert!(page.contains("cologne.*") && page.contains("Not taken"), "{page}");
         assert!(page.contains("From MQTT to Kafka") && page.contains("ertificate revoked"), "{page}");
+        assert!(page.contains("Dropped of trends") && page.contains("4,321"), "{page}");
         assert!(!browser.get(&format!("/nodes/{agent}")).await.body.contains("From MQTT to Kafka"));
         let token = site.token(Role::Viewer, None).await;
         let node = site.get(&format!("/api/v1/nodes/{cologne}"), &token).await.json();
         assert_eq!((&node["bridge"]["kafka"], &node["bridge"]["pending"]), (&"refused".into(), &1240.0.into()), "{node}");
+        let class = &node["bridge"]["classes"][0];
+        assert_eq!((&class["overflow"], &class["dropped"]), (&"drop-oldest".into(), &4321.into()), "{node}");
     }
 }

@@ -44,8 +44,8 @@ use hyperfactory_hub::tenants::Tenants;
 use hyperfactory_hub::web::{self, AppState};
 use pki::PrivateKey;
 use protocol::message::{
-    BridgeStatus, EnrollRequest, KafkaState, NodeFacts, NodeStatus, RouteStatus, Service, ServiceHealth, ServiceKey,
-    ServiceState,
+    BridgeStatus, ClassStatus, EnrollRequest, KafkaState, NodeFacts, NodeStatus, RouteStatus, Service, ServiceHealth,
+    ServiceKey, ServiceState,
 };
 use protocol::telemetry::Schema;
 use protocol::{NodeId, NodeKind, SessionId, TenantId, Timestamp, metrics, version};
@@ -246,6 +246,12 @@ impl Site {
             certificate_not_after_ms: now().plus(Duration::from_secs(30 * 86_400 + 60)).millis(),
             certificate_trouble: String::new(),
             routes: vec![route("machines/#", ago(61).millis()), route("spare/#", 0)],
+            classes: vec![ClassStatus {
+                name: "trends".into(),
+                overflow: "drop-oldest".into(),
+                dropped: 4_321,
+                ..ClassStatus::default()
+            }],
         };
         let known = [(metrics::BRIDGE_PENDING, 1_240), (metrics::BRIDGE_BYTES, 3_072), (metrics::BRIDGE_LAG, 125_000)];
         let schema = known.map(|(metric, _)| (metric.into(), vec!["".into()])).to_vec();

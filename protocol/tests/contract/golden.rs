@@ -342,6 +342,7 @@ fn messages() -> Vec<(&'static str, Vec<u8>)> {
                 certificate_not_after_ms: 1_790_000_000_005,
                 certificate_trouble: "busy".into(),
                 routes: vec![RouteStatus { from: "a/#".into(), to: "a".into(), last_ms: 1_790_000_000_006 }],
+                classes: Vec::new(),
             },
         ),
         bytes(

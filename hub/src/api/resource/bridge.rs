@@ -31,10 +31,14 @@ pub struct Bridge {
     pub delivered_per_second: Option<f64>,
     /// Records that became dead letters, and messages too large to be kept, since it started.
     pub dropped: Option<f64>,
+    /// Records dropped because their class's room was used up, or they were too old, since its logs began.
+    pub overflowed: Option<f64>,
     /// Connections to MQTT brokers that are up.
     pub connected: Option<f64>,
     /// Its routes, in the order of its configuration.
     pub routes: Vec<Route>,
+    /// Its classes of topics, in the order of its configuration.
+    pub classes: Vec<TopicClass>,
 }
 
 /// How a bridge stands with its brokers.
@@ -104,6 +108,23 @@ pub struct Route {
     pub last_at: Option<Time>,
 }
 
+/// A class of topics of a bridge, which has a log of its own.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct TopicClass {
+    /// Its name.
+    pub name: String,
+    /// What gives way when its room is used up: `block`, `drop-oldest`, `drop-newest` or `latest-per-topic`.
+    pub overflow: String,
+    /// Records dropped since its log began.
+    pub dropped: u64,
+    /// The first number of the range dropped last, while Kafka's readers are not told of it.
+    pub first: Option<u64>,
+    /// Its last number.
+    pub last: Option<u64>,
+    /// Why.
+    pub reason: String,
+}
+
 impl Bridge {
     /// What a node tells; `None` when it is no bridge, or has told nothing yet.
     pub(crate) fn of(view: &NodeView) -> Option<Self> {
@@ -127,8 +148,10 @@ impl Bridge {
             received_per_second: rate(metrics::BRIDGE_RECEIVED),
             delivered_per_second: rate(metrics::BRIDGE_DELIVERED),
             dropped: value(metrics::BRIDGE_REFUSED),
+            overflowed: value(metrics::BRIDGE_DROPPED),
             connected: value(metrics::BRIDGE_CONNECTED),
             routes: status.routes.iter().map(Route::from).collect(),
+            classes: status.classes.iter().map(TopicClass::from).collect(),
         })
     }
 }
@@ -136,6 +159,14 @@ impl Bridge {
 impl From<&message::RouteStatus> for Route {
     fn from(route: &message::RouteStatus) -> Self {
         Self { from: route.from.clone(), to: route.to.clone(), last_at: time(route.last_ms) }
+    }
+}
+
+impl From<&message::ClassStatus> for TopicClass {
+    fn from(class: &message::ClassStatus) -> Self {
+        let message::ClassStatus { name, overflow, dropped, first, last, reason } = class.clone();
+        let number = |number: u64| (number > 0).then_some(number);
+        Self { name, overflow, dropped, first: number(first), last: number(last), reason }
     }
 }
 
