@@ -565,16 +565,16 @@ impl Delivered {
     }
 
     /// Reads until these messages are there.
-    pub(crate) fn wait_for(cluster: &Cluster, topics: &[&str], messages: &[(String, u64)]) -> Self {
+    pub(crate) fn wait_for(cluster: &impl Brokers, topics: &[&str], messages: &[(String, u64)]) -> Self {
         Self::read(cluster, topics, messages.iter().cloned().collect())
     }
 
     /// What is there now.
-    pub(crate) fn now(cluster: &Cluster, topics: &[&str]) -> Self {
+    pub(crate) fn now(cluster: &impl Brokers, topics: &[&str]) -> Self {
         Self::read(cluster, topics, HashSet::new())
     }
 
-    fn read(cluster: &Cluster, topics: &[&str], mut missing: HashSet<(String, u64)>) -> Self {
+    fn read(cluster: &impl Brokers, topics: &[&str], mut missing: HashSet<(String, u64)>) -> Self {
         let consumer: BaseConsumer = ClientConfig::new()
             .set("bootstrap.servers", cluster.addresses())
             .set("group.id", "test")

@@ -106,7 +106,9 @@ impl KafkaAccess {
             (Step::Wait, _) | (Step::Ask, None) => return Ok(None),
             (Step::Ask, Some(agent)) => {
                 let new = request(&row, agent);
-                let (requested, asked) = self.commands.place(&mut transaction, &new, &Actor::system(), now).await?;
+                let places = self.commands.no_places();
+                let (requested, asked) =
+                    self.commands.place(&mut transaction, &new, &places, &Actor::system(), now).await?;
                 command = requested.commands.first().map(|(command, _)| command.to_string());
                 records = asked;
                 placed = Some((new, requested));
@@ -141,7 +143,7 @@ impl KafkaAccess {
         }
         transaction.commit().await?;
         if let Some((new, requested)) = placed {
-            self.commands.placed(&new, &requested);
+            self.commands.placed(&new, &requested, self.commands.no_places(), now);
             row.command = Some((Stands::Queued, String::new()));
             return Ok(Some(row));
         }
