@@ -27,7 +27,7 @@ pub(crate) enum Kafka {
         #[arg(long, value_name = "ADDRESS")]
         ip: Vec<IpAddr>,
     },
-    /// Says which Kafka topics a bridge may write to: these and no others. An agent of the tenant with [kafka] in its agent.toml
+    /// Says which Kafka topics a bridge may write to: these and no others. An agent of the tenant whose agent.toml says `kafka.brokers`
     /// brings the brokers' access lists to it.
     Allow {
         /// The bridge's id, or its name.
