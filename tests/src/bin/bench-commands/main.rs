@@ -4,7 +4,7 @@
 mod faulty;
 mod nats;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -29,6 +29,9 @@ struct Arguments {
     /// Commands for each figure.
     #[arg(long, default_value_t = 2_000)]
     commands: usize,
+    /// Seconds between the samples of a node.
+    #[arg(long, default_value_t = 10)]
+    interval: u64,
     /// Numbers of connected nodes.
     #[arg(long, value_delimiter = ',', default_values_t = [100, 1_000, 5_000])]
     nodes: Vec<usize>,
@@ -45,8 +48,8 @@ const PATIENCE: Duration = Duration::from_secs(120);
 /// The p99 to reach, in ms, by number of nodes.
 const TARGETS: [(usize, f64); 2] = [(1_000, 3.0), (5_000, 10.0)];
 
-/// Commands that were begun and are not counted yet: at most those of one request.
-const ARRIVALS: usize = 1_000;
+/// Commands that were begun and are not counted yet: those of one request, and what comes again.
+const ARRIVALS: usize = 4_096;
 
 /// Which command was begun, and when.
 type Arrival = (CommandId, Instant);
@@ -88,7 +91,7 @@ async fn measure(
     fleet::enroll(&stores, &Tokens::from_api(api, vec!["bench".into()])).await?;
     for nodes in &arguments.nodes {
         let stores = stores.get(..*nodes).context("too few identities")?;
-        let (one_by_one, at_once) = commands(&hub, stores, arguments.commands).await?;
+        let (one_by_one, at_once) = commands(&hub, stores, arguments).await?;
         let theirs = peers.get(nodes).context("no peer")?;
         let target =
             TARGETS.iter().find(|(count, _)| count == nodes).map_or(Target::Less, |(_, ms)| Target::AtMost(*ms));
@@ -105,36 +108,35 @@ async fn measure(
     Ok(())
 }
 
-/// Milliseconds of each of `count` commands, one after the other, and how long one for every node took.
-async fn commands(hub: &Hub, stores: &[IdentityStore], count: usize) -> Result<(Vec<f64>, Duration)> {
+/// Milliseconds of each command, one after the other, and how long one for every node took.
+async fn commands(hub: &Hub, stores: &[IdentityStore], arguments: &Arguments) -> Result<(Vec<f64>, Duration)> {
     let (arrived, mut arrivals) = mpsc::channel::<Arrival>(ARRIVALS);
     let begun = Begun(Arc::new(move |id| {
         // One too many is missed by whoever counts them.
         let _ = arrived.try_send((id, Instant::now()));
     }));
-    let fleet = Fleet::start(&Options { begun: Some(begun), ..Options::default() }, stores)?;
+    let interval = Duration::from_secs(arguments.interval);
+    let fleet = Fleet::start(&Options { begun: Some(begun), interval, ..Options::default() }, stores)?;
     ensure!(fleet.wait_for_sessions(stores.len(), PATIENCE).await, "{} of {} sessions", fleet.up(), stores.len());
     let ids: Vec<String> = fleet.nodes().iter().map(|node| node.id().to_string()).collect();
-    let mut taken = Vec::with_capacity(count);
-    for _ in 0..count {
+    let mut taken = Vec::with_capacity(arguments.commands);
+    for _ in 0..arguments.commands {
         let node = ids.get(rand::rng().random_range(0..ids.len())).context("no nodes")?;
         let asked = json!({ "action": "drain", "target": { "nodes": [node] } });
         let (api, began) = (hub.api().clone(), Instant::now());
         let made = tokio::task::spawn_blocking(move || api.post("/api/v1/commands", &asked)?.ok()).await??;
         let id: CommandId = made["commands"][0]["id"].as_str().context("no command")?.parse()?;
-        let (arrived, at) = next(&mut arrivals).await?;
-        ensure!(arrived == id, "another command arrived than was asked for");
+        let at = all(&mut arrivals, HashSet::from([id])).await?;
         taken.push(at.duration_since(began).as_secs_f64() * 1e3);
     }
     // Only the nodes that are connected are named; a body holds a thousand of them.
     let few: Vec<&String> = ids.iter().take(1_000).collect();
     let asked = json!({ "action": "drain", "target": { "nodes": few } });
     let (api, began) = (hub.api().clone(), Instant::now());
-    tokio::task::spawn_blocking(move || api.post("/api/v1/commands", &asked)?.ok()).await??;
-    let mut last = began;
-    for _ in &few {
-        last = last.max(next(&mut arrivals).await?.1);
-    }
+    let made = tokio::task::spawn_blocking(move || api.post("/api/v1/commands", &asked)?.ok()).await??;
+    let made = made["commands"].as_array().context("no commands")?;
+    let made = made.iter().map(|command| Ok(command["id"].as_str().context("no id")?.parse()?));
+    let last = all(&mut arrivals, made.collect::<Result<_>>()?).await?;
     fleet.stop(PATIENCE).await;
     Ok((taken, last.duration_since(began)))
 }
@@ -146,9 +148,16 @@ fn percentile(values: &[f64], share: f64) -> f64 {
     sorted.get(place.min(sorted.len().saturating_sub(1))).copied().unwrap_or(f64::NAN)
 }
 
-async fn next(arrivals: &mut mpsc::Receiver<Arrival>) -> Result<Arrival> {
-    tokio::time::timeout(PATIENCE, arrivals.recv())
-        .await
-        .context("a command did not arrive")?
-        .context("the fleet ended")
+/// When the last of these was begun. Others are passed over: what a fleet before did not come to tell the end of is handed
+/// over again, and its nodes have forgotten it.
+async fn all(arrivals: &mut mpsc::Receiver<Arrival>, mut awaited: HashSet<CommandId>) -> Result<Instant> {
+    loop {
+        let (id, at) = tokio::time::timeout(PATIENCE, arrivals.recv())
+            .await
+            .context("a command did not arrive")?
+            .context("the fleet ended")?;
+        if awaited.remove(&id) && awaited.is_empty() {
+            return Ok(at);
+        }
+    }
 }
