@@ -10,6 +10,7 @@ mod recovery;
 mod registry;
 mod revocation;
 mod tokens;
+mod trusting;
 
 use std::net::IpAddr;
 use std::sync::{Arc, Weak};
@@ -72,6 +73,7 @@ struct Inner {
     sessions: Arc<Sessions>,
     /// Where certificates are asked for.
     submitter: Submitter<Writer>,
+    trusting: Submitter<trusting::Writer>,
 }
 
 /// A certificate as it goes to a node.
@@ -142,16 +144,17 @@ impl Enrollment {
         for (node, certificate) in registry.certificates() {
             fleet.certificate(node, certificate);
         }
+        let (trusting, hearing) = group_commit(database.clone(), trusting::Writer, trusting::LIMITS, stop.clone());
         let mut issuing = None;
         let inner = Arc::new_cyclic(|inner| {
             let writer = Writer(Weak::clone(inner));
             let (submitter, task) = group_commit(database.clone(), writer, group::LIMITS, stop);
             issuing = Some(task);
-            Inner { database, authorities, fleet, settings, registry, sessions, submitter }
+            Inner { database, authorities, fleet, settings, registry, sessions, submitter, trusting }
         });
         Ok((Self(inner), async move {
             if let Some(issuing) = issuing {
-                issuing.await;
+                tokio::join!(issuing, hearing);
             }
         }))
     }
@@ -305,18 +308,12 @@ impl Enrollment {
     ///
     /// # Errors
     /// When it could not be stored; what it said before then counts.
-    pub async fn trusting(&self, node: NodeId, roots: &[[u8; 32]], trouble: &str) -> Result<(), StoreError> {
+    pub async fn trusting(&self, node: NodeId, roots: &[[u8; 32]], trouble: &str) -> Result<(), GroupError> {
         if !self.0.registry.trusts_anew(node, roots, trouble) {
             return Ok(());
         }
-        let mut transaction = self.0.database.begin_write().await?;
-        sqlx::query("UPDATE nodes SET roots = $2, roots_trouble = NULLIF($3, '') WHERE id = $1")
-            .bind(node.to_string())
-            .bind(roots.concat())
-            .bind(trouble)
-            .execute(&mut *transaction)
-            .await?;
-        transaction.commit().await?;
+        let word = trusting::Word { node, roots: roots.concat(), trouble: trouble.to_owned() };
+        self.0.trusting.submit(word).await?;
         self.0.registry.trusting(node, roots, trouble);
         Ok(())
     }

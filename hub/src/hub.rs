@@ -214,6 +214,7 @@ impl Hub {
         let (authorities, sessions) = (domain.authorities.clone(), Arc::clone(&registry));
         let stop_storing = CancellationToken::new();
         let storing = TaskTracker::new();
+        storing.spawn(database.clone().keep(stop_storing.clone()));
         let (enrollment, issuing) =
             Enrollment::open(database.clone(), authorities, fleet.clone(), settings, sessions, stop_storing.clone())
                 .await?;

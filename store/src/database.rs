@@ -8,8 +8,9 @@ use std::time::{Duration, Instant};
 use sqlx::any::{AnyConnectOptions, AnyPoolOptions};
 use sqlx::pool::PoolConnection;
 use sqlx::{Any, AnyConnection, AnyPool, AssertSqlSafe, ConnectOptions, Connection, Executor, Row};
+use tokio_util::sync::CancellationToken;
 
-use crate::error::{StoreError, is_damage};
+use crate::error::{StoreError, is_away, is_damage};
 use crate::migrate::{self, Migration};
 use crate::tenancy;
 
@@ -23,6 +24,8 @@ const SQLITE_READERS: u32 = 4;
 /// Connections to a PostgreSQL server, well below its default of 100 with several hubs.
 const POSTGRES_READERS: u32 = 8;
 const POSTGRES_WRITERS: u32 = 6;
+/// Between two checkpoints of a SQLite database.
+const CHECKPOINTS: Duration = Duration::from_secs(2);
 
 /// Which engine stands behind a [`Database`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -128,7 +131,17 @@ impl Database {
             Engine::Sqlite => "BEGIN IMMEDIATE",
             Engine::Postgres => "BEGIN",
         };
-        self.begin(&self.inner.writers, statement).await
+        // A writer's connection is looked at when it comes back, not when it is wanted: a command waits for it. Should the
+        // server have gone since then, all of them are gone, and are replaced one by one.
+        let mut gone = 0;
+        loop {
+            match self.begin(&self.inner.writers, statement).await {
+                Err(error) if self.inner.engine == Engine::Postgres && is_away(&error) && gone < POSTGRES_WRITERS => {
+                    gone += 1;
+                }
+                begun => return Ok(begun?),
+            }
+        }
     }
 
     /// Starts a transaction whose statements all see the database as it is now, whatever is written meanwhile. Hold
@@ -141,18 +154,18 @@ impl Database {
             Engine::Sqlite => "BEGIN",
             Engine::Postgres => "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY",
         };
-        self.begin(&self.inner.readers, statement).await
+        Ok(self.begin(&self.inner.readers, statement).await?)
     }
 
-    async fn begin(&self, pool: &AnyPool, statement: &'static str) -> Result<Transaction, StoreError> {
-        Ok(match (&self.tenant, self.inner.engine) {
+    async fn begin(&self, pool: &AnyPool, statement: &'static str) -> Result<Transaction, sqlx::Error> {
+        match (&self.tenant, self.inner.engine) {
             (Some(tenant), Engine::Postgres) => {
                 // One message to the server, so that narrowing costs no way there and back.
                 let statement = format!("{statement}{}", tenancy::narrowed(tenant));
-                pool.begin_with(AssertSqlSafe(statement)).await?
+                pool.begin_with(AssertSqlSafe(statement)).await
             }
-            _ => pool.begin_with(statement).await?,
-        })
+            _ => pool.begin_with(statement).await,
+        }
     }
 
     /// A connection of its own for migrations: as whoever signed in, who may own the tables.
@@ -163,6 +176,20 @@ impl Database {
     /// Tables and roles are as they should be from now on.
     pub(crate) fn migrated(&self) {
         *self.inner.migrated.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+    }
+
+    /// Keeps SQLite's log short until `stop`: what is committed goes into the file while the writer goes on, so that no
+    /// commit has to wait for it. PostgreSQL does so by itself.
+    pub async fn keep(self, stop: CancellationToken) {
+        if self.inner.engine == Engine::Postgres {
+            return;
+        }
+        while stop.run_until_cancelled(tokio::time::sleep(CHECKPOINTS)).await.is_some() {
+            // One that is under way is not left: it would go on, and nobody would have its connection.
+            if let Err(error) = self.inner.readers.execute("PRAGMA wal_checkpoint(PASSIVE)").await {
+                tracing::warn!(%error, "SQLite's log did not go into its file; it will with the next commits");
+            }
+        }
     }
 
     /// Ends all connections, waiting for those in use.
@@ -226,12 +253,12 @@ async fn open_sqlite(path: &Path) -> Result<Inner, StoreError> {
     probe.execute(SQLITE_WRITER).await.map_err(failed)?;
     probe.close().await.map_err(failed)?;
     let migrated = Migrated::default();
-    let writers = pool(1, Engine::Sqlite, &migrated)
+    let writers = pool(1, Engine::Sqlite, &migrated, Look::BeforeUse)
         .after_connect(|connection, _| Box::pin(async { connection.execute(SQLITE_WRITER).await.map(drop) }))
         .connect_with(options.clone())
         .await
         .map_err(failed)?;
-    let readers = pool(SQLITE_READERS, Engine::Sqlite, &migrated)
+    let readers = pool(SQLITE_READERS, Engine::Sqlite, &migrated, Look::BeforeUse)
         .after_connect(|connection, _| Box::pin(async { connection.execute(SQLITE_READER).await.map(drop) }))
         .connect_with(options.clone())
         .await
@@ -239,9 +266,10 @@ async fn open_sqlite(path: &Path) -> Result<Inner, StoreError> {
     Ok(Inner { engine: Engine::Sqlite, location, options, readers, writers, migrated })
 }
 
-/// A commit is on the disk when it returns; a crash costs nothing that was answered.
+/// A commit is on the disk when it returns; a crash costs nothing that was answered. The log goes into the file beside the
+/// writer ([`Database::keep`]); where nobody does that, or not often enough, its commits do when it holds 16 MiB.
 const SQLITE_WRITER: &str = "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON;
-    PRAGMA busy_timeout = 10000; PRAGMA journal_size_limit = 67108864";
+    PRAGMA busy_timeout = 10000; PRAGMA journal_size_limit = 67108864; PRAGMA wal_autocheckpoint = 4096";
 /// The system keeps the file in memory once; readers need not keep it four times more.
 const SQLITE_READER: &str = "PRAGMA query_only = ON; PRAGMA busy_timeout = 10000; PRAGMA cache_size = -256";
 
@@ -254,12 +282,12 @@ async fn open_postgres(url: &str) -> Result<Inner, StoreError> {
     };
     let options = url.parse::<AnyConnectOptions>().map_err(failed)?.disable_statement_logging();
     let migrated = Migrated::default();
-    let writers = pool(POSTGRES_WRITERS, Engine::Postgres, &migrated)
+    let writers = pool(POSTGRES_WRITERS, Engine::Postgres, &migrated, Look::AfterUse)
         .after_connect(|connection, _| Box::pin(async { connection.execute(tenancy::CONNECTED).await.map(drop) }))
         .connect_with(options.clone())
         .await
         .map_err(failed)?;
-    let readers = pool(POSTGRES_READERS, Engine::Postgres, &migrated)
+    let readers = pool(POSTGRES_READERS, Engine::Postgres, &migrated, Look::BeforeUse)
         .after_connect(|connection, _| {
             Box::pin(async {
                 connection.execute(tenancy::CONNECTED).await?;
@@ -274,20 +302,30 @@ async fn open_postgres(url: &str) -> Result<Inner, StoreError> {
 
 const POSTGRES_READER: &str = "SET default_transaction_read_only = on";
 
-/// A connection of a pool is looked at before each use: see [`at_rest`].
-fn pool(connections: u32, engine: Engine, migrated: &Migrated) -> AnyPoolOptions {
+/// When a pool looks at its connections: see [`at_rest`].
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Look {
+    BeforeUse,
+    AfterUse,
+}
+
+fn pool(connections: u32, engine: Engine, migrated: &Migrated, look: Look) -> AnyPoolOptions {
     let migrated = Arc::clone(migrated);
-    AnyPoolOptions::new()
+    let options = AnyPoolOptions::new()
         .max_connections(connections)
         .acquire_timeout(ACQUIRE_TIMEOUT)
         .test_before_acquire(false)
         .before_acquire(move |connection, metadata| {
             let since = migrated.lock().unwrap_or_else(PoisonError::into_inner).map(|at| at.elapsed());
             let current = since.is_none_or(|since| metadata.age < since);
-            Box::pin(async move { Ok(current && at_rest(connection, engine).await?) })
+            Box::pin(async move { Ok(current && (look == Look::AfterUse || at_rest(connection, engine).await?)) })
         })
         .idle_timeout(None)
-        .max_lifetime(None)
+        .max_lifetime(None);
+    match look {
+        Look::BeforeUse => options,
+        Look::AfterUse => options.after_release(move |connection, _| Box::pin(at_rest(connection, engine))),
+    }
 }
 
 /// Whether a connection is good, and in no transaction; one that is not is replaced.

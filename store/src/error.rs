@@ -84,6 +84,15 @@ pub(crate) fn is_damage(error: &SqlxError) -> bool {
     matches!(error, SqlxError::Database(refused) if class(refused.code().as_deref()) == Class::Damaged)
 }
 
+/// Whether the engine has gone away from a connection.
+pub(crate) fn is_away(error: &SqlxError) -> bool {
+    match error {
+        SqlxError::Io(_) => true,
+        SqlxError::Database(refused) => class(refused.code().as_deref()) == Class::Away,
+        _ => false,
+    }
+}
+
 #[derive(Debug, PartialEq, Eq)]
 enum Class {
     Full,

@@ -43,7 +43,8 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { queue: 4096, group: 1024, linger: Duration::from_millis(100) }
+        // So many rows hold SQLite's one writer for some 20 ms at most: in between, others have their turn.
+        Self { queue: 4096, group: 128, linger: Duration::from_millis(100) }
     }
 }
 

@@ -4,6 +4,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use crate as store;
 use store::group::{Apply, GroupError, Limits, Submitter, group_commit};
@@ -211,6 +212,42 @@ async fn a_transaction_that_was_left_behind_is_nobodys_past() {
 }
 
 #[tokio::test]
+async fn whoever_goes_away_while_a_transaction_begins_binds_nobody_to_its_tenant() {
+    let database = TestDatabase::create(Engine::Postgres).await;
+    let opened = database.open().await;
+    let bound = opened.within(Some("a"));
+    for waited in 0..200 {
+        // Some go before BEGIN is sent, some before it is answered, some have their transaction.
+        let left = tokio::time::timeout(Duration::from_micros(10 * waited), bound.begin_write()).await;
+        drop(left);
+        let mut transaction = opened.begin_write().await.expect("a transaction");
+        let tenant: String = sqlx::query_scalar("SELECT current_setting('hyperfactory.tenant')")
+            .fetch_one(&mut *transaction)
+            .await
+            .expect("a setting");
+        assert_eq!(tenant, "*", "after {} µs", 10 * waited);
+    }
+    opened.close().await;
+    database.remove().await;
+}
+
+#[tokio::test]
+async fn what_is_committed_goes_into_the_file_beside_the_writer() {
+    let database = TestDatabase::create(Engine::Sqlite).await;
+    let (opened, submitter, _, stop, mut tasks) = notes(&database).await;
+    tasks.spawn(opened.clone().keep(stop.clone()));
+    let file = || std::fs::metadata(opened.location()).expect("the file").len();
+    // Less than a commit would put there by itself.
+    submitter.submit("x".repeat(1 << 20)).await.expect("committed");
+    assert!(file() < 1 << 20, "{} bytes", file());
+    while file() < 1 << 20 {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    stop.cancel();
+    while tasks.join_next().await.is_some() {}
+}
+
+#[tokio::test]
 async fn a_lost_server_is_named_and_found_again() {
     let database = TestDatabase::create(Engine::Postgres).await;
     let (opened, submitter, _, _stop, _tasks) = notes(&database).await;
@@ -237,6 +274,17 @@ async fn a_lost_server_is_named_and_found_again() {
     drop(transaction);
     submitter.submit("after".into()).await.expect("connected again, by itself");
     assert_eq!(texts(&opened).await, ["after", "before"]);
+    // Every connection at once, while nobody uses them.
+    let mut held = Vec::new();
+    for _ in 0..6 {
+        held.push(opened.begin_write().await.expect("a transaction"));
+    }
+    for transaction in held {
+        transaction.rollback().await.expect("ended");
+    }
+    kick().await;
+    submitter.submit("later".into()).await.expect("connected again, by itself");
+    assert_eq!(texts(&opened).await, ["after", "before", "later"]);
     admin.close().await;
     opened.close().await;
     database.remove().await;

@@ -21,8 +21,8 @@ use super::{Dirty, Fleet, Member, NodeView, Presence, Report, Sample, Services, 
 const FIGURES_EVERY: Duration = Duration::from_secs(60);
 /// How often it is looked what must be copied.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
-/// Nodes in one transaction.
-const AT_ONCE: usize = 256;
+/// Nodes in one transaction: it holds SQLite's one writer for a few milliseconds.
+const AT_ONCE: usize = 64;
 
 impl Fleet {
     /// Reads all enrolled nodes and their last state. A node that held a session when the hub ended counts as lost
@@ -176,8 +176,10 @@ fn spread(now: Timestamp) -> Timestamp {
 }
 
 async fn write(database: &Database, views: &[Arc<NodeView>], now: Timestamp) -> Result<(), StoreError> {
+    // Before the transaction begins: others wait for its end.
+    let copies: Vec<(&NodeView, Vec<u8>)> = views.iter().map(|view| (&**view, encode(view))).collect();
     let mut transaction = database.begin_write().await?;
-    crate::rows::write(&mut transaction, UPSERT, views, |query, view| {
+    crate::rows::write(&mut transaction, UPSERT, &copies, |query, (view, state)| {
         let (presence, since, remote) = match &view.presence {
             Presence::NeverSeen => ("never", view.enrolled_at, None),
             Presence::Online { since, remote } => ("online", *since, Some(remote.to_string())),
@@ -193,7 +195,7 @@ async fn write(database: &Database, views: &[Arc<NodeView>], now: Timestamp) -> 
             .bind(remote)
             .bind(view.facts.encode_to_vec())
             .bind(now.millis())
-            .bind(encode(view))
+            .bind(state.clone())
     })
     .await?;
     transaction.commit().await?;

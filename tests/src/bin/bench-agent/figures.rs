@@ -128,8 +128,16 @@ pub(crate) struct Rate {
 }
 
 impl Rate {
-    /// Looks at a counter of processor time for `length`.
-    pub(crate) fn measure(length: Duration, counter: impl Fn() -> Result<Duration>) -> Result<Self> {
+    /// Of parts, as [`Rate::parts`] gives them. What drifts between them is part of the noise.
+    pub(crate) fn of(parts: &[f64]) -> Self {
+        let count = parts.len() as f64;
+        let per_hour = parts.iter().sum::<f64>() / count;
+        let variance = parts.iter().map(|rate| (rate - per_hour).powi(2)).sum::<f64>() / (count - 1.0);
+        Self { per_hour, noise: 2.0 * (variance / count).sqrt() }
+    }
+
+    /// Looks at a counter of processor time for `length`: seconds an hour in each of eight parts.
+    pub(crate) fn parts(length: Duration, counter: impl Fn() -> Result<Duration>) -> Result<Vec<f64>> {
         const PARTS: u32 = 8;
         let mut rates = Vec::new();
         let mut last = (Instant::now(), counter()?);
@@ -140,9 +148,6 @@ impl Rate {
             rates.push(spent / now.0.duration_since(last.0).as_secs_f64() * 3600.0);
             last = now;
         }
-        let count = f64::from(PARTS);
-        let per_hour = rates.iter().sum::<f64>() / count;
-        let variance = rates.iter().map(|rate| (rate - per_hour).powi(2)).sum::<f64>() / (count - 1.0);
-        Ok(Self { per_hour, noise: 2.0 * (variance / count).sqrt() })
+        Ok(rates)
     }
 }

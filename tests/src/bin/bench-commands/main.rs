@@ -45,6 +45,8 @@ struct Arguments {
 
 /// Longest wait for a fleet to come up, or for a command to arrive.
 const PATIENCE: Duration = Duration::from_secs(120);
+/// From the last session to the first command.
+const SETTLE: Duration = Duration::from_secs(10);
 /// The p99 to reach, in ms, by number of nodes.
 const TARGETS: [(usize, f64); 2] = [(1_000, 3.0), (5_000, 10.0)];
 
@@ -118,6 +120,9 @@ async fn commands(hub: &Hub, stores: &[IdentityStore], arguments: &Arguments) ->
     let interval = Duration::from_secs(arguments.interval);
     let fleet = Fleet::start(&Options { begun: Some(begun), interval, ..Options::default() }, stores)?;
     ensure!(fleet.wait_for_sessions(stores.len(), PATIENCE).await, "{} of {} sessions", fleet.up(), stores.len());
+    // What connecting costs is over then: first words, first batches, first copies of each node's state.
+    ensure!(fleet.wait_until_delivered(PATIENCE).await, "telemetry was not acknowledged");
+    tokio::time::sleep(SETTLE).await;
     let ids: Vec<String> = fleet.nodes().iter().map(|node| node.id().to_string()).collect();
     let mut taken = Vec::with_capacity(arguments.commands);
     for _ in 0..arguments.commands {
