@@ -25,6 +25,7 @@ pub mod route;
 pub mod show;
 pub mod sink;
 pub mod source;
+pub mod sparkplug;
 pub mod standing;
 pub mod step;
 pub mod subscriptions;

@@ -7,6 +7,8 @@
 
 /// The Kafka topic that all messages go to.
 pub const TOPIC: &str = "umh.messages";
+/// What its topics begin with.
+pub const PREFIX: &str = "umh/v1/";
 /// The filter of the namespace.
 pub const FILTER: &str = "umh/v1/#";
 
