@@ -33,7 +33,7 @@ struct Stream {
     seen: BTreeMap<u64, u64>,
     records: u64,
     doubled: u64,
-    /// The highest number of each MQTT topic.
+    /// The highest number of each MQTT topic, in each Kafka topic.
     latest: HashMap<Box<str>, u64>,
     disordered: u64,
 }
@@ -91,8 +91,12 @@ impl Ledger {
             std::str::from_utf8(found.value?).ok().map(str::to_owned)
         };
         let sequence = value(header::SEQUENCE).and_then(|sequence| sequence.parse().ok());
-        match (value(header::BRIDGE), value(header::EPOCH), sequence, value(header::TOPIC)) {
-            (Some(bridge), Some(epoch), Some(sequence), Some(topic)) => self.take(&bridge, &epoch, sequence, &topic),
+        // What one message was decoded to is many topics', and other routes may send a topic elsewhere.
+        let topic = value(header::UNS).or_else(|| value(header::TOPIC));
+        match (value(header::BRIDGE), value(header::EPOCH), sequence, topic) {
+            (Some(bridge), Some(epoch), Some(sequence), Some(topic)) => {
+                self.take(&bridge, &epoch, sequence, &format!("{} {topic}", message.topic()));
+            }
             _ => self.foreign += 1,
         }
     }

@@ -1,25 +1,30 @@
 //! The running bridge: builds its parts, runs them, and drains within a deadline.
 
 use std::sync::Arc;
+use std::sync::mpsc::sync_channel;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::Context;
 use node::{Clock, IdentityStore};
+use tokio::signal::unix::Signal;
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::config::Config;
+use crate::config::{Config, ConfigError};
 use crate::counters::Counters;
 use crate::dead_letter::DeadLetters;
 use crate::enroll;
 use crate::intake::Intake;
 use crate::log::{Log, Writer};
+use crate::mapping::Mapping;
 use crate::receipts::Receipts;
 use crate::report::Report;
 use crate::route::Routes;
 use crate::sink::{self, Sink};
 use crate::source::{self, Source};
+use crate::sparkplug::Tables;
 use crate::subscriptions::Subscriptions;
 
 /// Name and version of this program.
@@ -28,11 +33,23 @@ pub const SOFTWARE: &str = concat!("hyperfactory-bridge ", env!("CARGO_PKG_VERSI
 /// How often what was done is logged.
 const TELL: Duration = Duration::from_secs(60);
 
-/// Runs until `stop`, then drains.
+/// Changes of configuration that are held up by a sink that is busy; a further one is refused.
+const CHANGES: usize = 4;
+
+/// When to read the configuration again, and how.
+pub struct Reloads {
+    /// Tells when.
+    pub signals: Signal,
+    /// Reads it.
+    pub load: Box<dyn Fn() -> Result<Config, ConfigError> + Send>,
+}
+
+/// Runs until `stop`, then drains. Whenever `reloads` says so, it goes on with the routes and the rate that are configured
+/// then.
 ///
 /// # Errors
 /// When it can't start: the configuration lacks something, or the state directory can't be used.
-pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> {
+pub async fn run(config: Config, stop: CancellationToken, mut reloads: Reloads) -> anyhow::Result<()> {
     let (store, clock) = (IdentityStore::directory(&config.state_dir), Clock::system());
     let enrolled = stop.run_until_cancelled(enroll::identity(&config, &store, &clock)).await;
     let Some(identity) = enrolled.transpose()? else { return Ok(()) };
@@ -53,10 +70,11 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
     }
 
     let counters = Arc::<Counters>::default();
+    let passed = watch::Sender::new(routes.passed());
     let report = match identity {
         Some(identity) => {
             tracing::info!(node = %identity.node, tenant = %identity.tenant, hub = identity.hub, "reporting to the hub");
-            Some(Report::start(&config, store, identity, log.clone(), Arc::clone(&counters), routes.passed()).await?)
+            Some(Report::start(&config, store, identity, log.clone(), Arc::clone(&counters), passed.subscribe()).await?)
         }
         None => {
             tracing::info!("not enrolled: reporting to no hub");
@@ -67,6 +85,8 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
     let longest = log.spool().max_record();
     let (mut sources, sources_stop) = (JoinSet::new(), CancellationToken::new());
     let (mut connections, mut receipts) = (Vec::new(), Receipts::default());
+    let (inbound, (changes, changed)) =
+        (watch::Sender::new(Arc::new(Routes::new(&config.route)?)), sync_channel(CHANGES));
     for (index, mqtt) in config.mqtt.iter().enumerate() {
         let filters = routes.filters(&mqtt.name);
         if filters.is_empty() {
@@ -76,6 +96,8 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
             index,
             bridge: bridge.clone(),
             subscriptions: Subscriptions::begin(&config.state_dir, &mqtt.name, filters)?,
+            mapping: Mapping::new(routes.ways(&mqtt.name), Tables::open(&config.state_dir, &mqtt.name)?),
+            routes: inbound.subscribe(),
             intake: Arc::clone(&intake),
             acknowledged: receipts.connect(mqtt.ack),
             counters: Arc::clone(&counters),
@@ -92,6 +114,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
         config: config.kafka.clone(),
         bridge,
         routes,
+        changes: changed,
         dead_letters,
         receipts,
         counters: Arc::clone(&counters),
@@ -108,6 +131,22 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
         tokio::select! {
             () = stop.cancelled() => break,
             _ = telling.tick() => tell(&log, &counters),
+            Some(()) = reloads.signals.recv() => {
+                let reloaded = (reloads.load)().map_err(anyhow::Error::from).and_then(|new| {
+                    new.complete()?;
+                    let routes = Routes::new(&new.route)?.after(&passed.borrow());
+                    let (ours, theirs) = (routes.passed(), Arc::new(Routes::new(&new.route)?));
+                    // The sink first: it has to know a route before messages come by it.
+                    changes.try_send((routes, new.kafka.max_rate)).context("the change before is not made yet: try again")?;
+                    passed.send_replace(ours);
+                    inbound.send_replace(theirs);
+                    Ok(new)
+                });
+                match reloaded {
+                    Ok(new) => told(&config, &new),
+                    Err(error) => tracing::error!("the configuration of before goes on: {error:#}"),
+                }
+            }
             // None of them ends by itself; without it the bridge is no use, and the service manager starts it anew.
             Some(ended) = sources.join_next() => anyhow::bail!("a connection ended unexpectedly: {ended:?}"),
         }
@@ -130,6 +169,16 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
     Ok(())
 }
 
+fn told(started: &Config, new: &Config) {
+    tracing::info!(routes = new.route.len(), "going on with the configuration as it is now");
+    for lint in Routes::new(&new.route).map(|routes| routes.lints()).unwrap_or_default() {
+        tracing::warn!("{lint}");
+    }
+    for key in started.read_at_start(new) {
+        tracing::warn!("{key} is read at a start alone: restart the bridge");
+    }
+}
+
 async fn join(thread: JoinHandle<()>) {
     while !thread.is_finished() {
         tokio::time::sleep(Duration::from_millis(5)).await;
@@ -140,6 +189,8 @@ fn tell(log: &Log, counters: &Counters) {
     let status = log.status();
     tracing::info!(
         received = counters.received.now(),
+        filtered = counters.filtered.now(),
+        unmapped = counters.unmapped.now(),
         stored = counters.stored.now(),
         delivered = counters.delivered.now(),
         dead = counters.refused.now(),

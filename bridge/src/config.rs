@@ -12,6 +12,7 @@ use tracing_subscriber::filter::{LevelFilter, Targets};
 
 use crate::route::{RouteError, Routes};
 use crate::standing::Standing;
+use crate::step::StepConfig;
 
 /// Where the bridge keeps its state unless told otherwise.
 pub const STATE_DIR: &str = "/var/lib/hyperfactory/bridge";
@@ -49,13 +50,21 @@ pub struct Config {
 }
 
 /// A connection to an MQTT broker.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct MqttConfig {
     /// What it is called here and in headers.
     pub name: String,
     /// `host:port` of the broker.
     pub address: String,
+    /// Version of the protocol: 3, which is 3.1.1, or 5.
+    #[serde(default)]
+    pub version: Version,
+    /// How long the broker keeps the session after the connection ends, with version 5. Default: for ever, as far as the
+    /// broker goes along.
+    pub session_expiry: Option<Period>,
+    /// Messages that the broker may send before the first of them is acknowledged, with version 5. Default: 1000.
+    pub receive_maximum: Option<u16>,
     /// The client id, which names the session that the broker keeps. Default: from the names of bridge and connection.
     pub client_id: Option<String>,
     /// User name.
@@ -75,13 +84,36 @@ pub struct MqttConfig {
     pub keep_alive: Period,
 }
 
+/// A version of MQTT.
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq)]
+#[serde(try_from = "u8")]
+pub enum Version {
+    /// 3.1.1.
+    #[default]
+    Three,
+    /// 5.
+    Five,
+}
+
+impl TryFrom<u8> for Version {
+    type Error = &'static str;
+
+    fn try_from(number: u8) -> Result<Self, &'static str> {
+        match number {
+            3 => Ok(Self::Three),
+            5 => Ok(Self::Five),
+            _ => Err("use 3, for MQTT 3.1.1, or 5"),
+        }
+    }
+}
+
 /// When a message is acknowledged to its MQTT broker.
 #[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq)]
 #[serde(rename_all = "kebab-case")]
 pub enum Ack {
     /// Once it is on disk.
     #[default]
-    Stored,
+    Durable,
     /// Once Kafka has it, or it is a dead letter on disk: a message outlives the loss of the bridge's disk.
     Delivered,
 }
@@ -157,6 +189,18 @@ pub struct RouteConfig {
     pub key: Option<String>,
     /// Headers to add: templates by name.
     pub headers: BTreeMap<String, String>,
+    /// What messages are decoded from; they then go to the Unified Namespace, and to `to` what can't be decoded.
+    pub decode: Option<Decode>,
+    /// What is done with payloads, in this order, and which messages go no further.
+    pub step: Vec<StepConfig>,
+}
+
+/// A format that messages are decoded from.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "kebab-case")]
+pub enum Decode {
+    /// Sparkplug B.
+    SparkplugB,
 }
 
 /// A mapping that is built in.
@@ -286,6 +330,12 @@ impl Config {
             if !(Duration::from_secs(1)..=Duration::from_secs(3600)).contains(&mqtt.keep_alive.get()) {
                 return wrong("mqtt.keep-alive", "use from 1s to 1h");
             }
+            if mqtt.version == Version::Three && (mqtt.session_expiry.is_some() || mqtt.receive_maximum.is_some()) {
+                return wrong("mqtt.version", "session-expiry and receive-maximum take version = 5");
+            }
+            if mqtt.receive_maximum == Some(0) {
+                return wrong("mqtt.receive-maximum", "use 1 or more");
+            }
             if mqtt.client_id.as_deref().is_some_and(str::is_empty) {
                 return wrong("mqtt.client-id", "a session that the broker keeps has a name");
             }
@@ -359,6 +409,31 @@ impl Config {
         Ok(self)
     }
 
+    /// Keys in which `new` differs that are read at a start alone; the others are [`Self::route`] and `kafka.max-rate`.
+    pub fn read_at_start(&self, new: &Self) -> Vec<&'static str> {
+        let (kafka, next) = (&self.kafka, &new.kafka);
+        let differs = [
+            ("state-dir", self.state_dir != new.state_dir),
+            ("name", self.name != new.name),
+            ("interval", self.interval != new.interval),
+            ("spool-size", self.spool_size != new.spool_size),
+            ("health-listen", self.health_listen != new.health_listen),
+            ("log-size", self.log_size != new.log_size),
+            ("dead-letter-size", self.dead_letter_size != new.dead_letter_size),
+            ("log", self.log != new.log),
+            ("mqtt", self.mqtt != new.mqtt),
+            ("kafka.brokers", kafka.brokers != next.brokers),
+            ("kafka.compression", kafka.compression != next.compression),
+            ("kafka.linger", kafka.linger != next.linger),
+            ("kafka.max-record", kafka.max_record != next.max_record),
+            ("kafka.tls", kafka.tls != next.tls),
+            ("kafka.ca", kafka.ca != next.ca),
+            ("kafka.certificate", kafka.certificate != next.certificate),
+            ("kafka.key", kafka.key != next.key),
+        ];
+        differs.into_iter().filter(|(_, differs)| *differs).map(|(key, _)| key).collect()
+    }
+
     /// What is logged.
     pub fn log(&self) -> Targets {
         self.log.parse().unwrap_or_default()
@@ -376,6 +451,11 @@ impl Config {
 }
 
 impl MqttConfig {
+    /// Messages that the broker may send before the first of them is acknowledged. So many are synced to disk together.
+    pub fn receive_maximum(&self) -> u16 {
+        self.receive_maximum.unwrap_or(1000)
+    }
+
     /// The address in its two parts.
     pub fn host_and_port(&self) -> Option<(&str, u16)> {
         let (host, port) = self.address.rsplit_once(':')?;
@@ -428,8 +508,11 @@ mod tests {
             ("log = 'loud'".to_owned(), "`log` is not usable"),
             (format!("{mqtt}{mqtt}"), "a is given twice"),
             (format!("{mqtt}qos = 3"), "use 0, 1 or 2"),
-            (format!("{mqtt}ack = 'read'"), "expected `stored` or `delivered`"),
+            (format!("{mqtt}ack = 'read'"), "expected `durable` or `delivered`"),
             (format!("{mqtt}keep-alive = '10ms'"), "from 1s to 1h"),
+            (format!("{mqtt}version = 4"), "use 3, for MQTT 3.1.1, or 5"),
+            (format!("{mqtt}receive-maximum = 10"), "take version = 5"),
+            (format!("{mqtt}version = 5\nreceive-maximum = 0"), "use 1 or more"),
             (format!("{mqtt}nmae = 'b'"), "nmae"),
             ("[[mqtt]]\nname = 'a'\naddress = 'broker'".to_owned(), "is not host:port"),
             ("[[mqtt]]\nname = 'a b'\naddress = 'b:1'".to_owned(), "letters, digits"),
@@ -466,12 +549,15 @@ mod tests {
         let of = |address: &str| MqttConfig {
             name: "a".into(),
             address: address.into(),
+            version: Version::Three,
+            session_expiry: None,
+            receive_maximum: None,
             client_id: None,
             username: None,
             password: None,
             ca: None,
             qos: 1,
-            ack: Ack::Stored,
+            ack: Ack::Durable,
             keep_alive: keep_alive(),
         };
         assert_eq!(of("[::1]:1883").host_and_port(), Some(("::1", 1883)));

@@ -7,6 +7,10 @@ use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 pub struct Counters {
     /// Messages received from MQTT.
     pub received: Counter,
+    /// Messages that a route's steps let go no further.
+    pub filtered: Counter,
+    /// Messages that go on as they came although their route declares what to do with them.
+    pub unmapped: Counter,
     /// Records made durable.
     pub stored: Counter,
     /// Records that Kafka confirmed.

@@ -182,7 +182,7 @@ mod tests {
         let (log, _) = Log::open(directory.path().to_owned(), 1 << 20).unwrap();
         let (intake, counters) = (Arc::new(Intake::default()), Arc::<Counters>::default());
         let mut receipts = Receipts::default();
-        let told = receipts.connect(Ack::Stored);
+        let told = receipts.connect(Ack::Durable);
         let writer = Writer::start(log.clone(), Arc::clone(&intake), Arc::new(receipts), counters).unwrap();
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         let record = vec![7; 20_000];

@@ -47,7 +47,7 @@ impl Receipts {
     /// Messages are on disk, through this one of its connection.
     pub fn stored(&self, stored: Stored) {
         match self.connections.get(stored.mqtt) {
-            Some((told, Ack::Stored)) => drop(told.send_replace(stored.message)),
+            Some((told, Ack::Durable)) => drop(told.send_replace(stored.message)),
             Some((told, Ack::Delivered)) => {
                 let mut waiting = self.waiting();
                 if stored.record <= waiting.delivered {
@@ -84,7 +84,7 @@ mod tests {
     #[test]
     fn each_connection_hears_of_what_it_asked_for() {
         let mut receipts = Receipts::default();
-        let (disk, kafka) = (receipts.connect(Ack::Stored), receipts.connect(Ack::Delivered));
+        let (disk, kafka) = (receipts.connect(Ack::Durable), receipts.connect(Ack::Delivered));
         receipts.stored(Stored { mqtt: 0, message: 5, record: 10 });
         receipts.stored(Stored { mqtt: 1, message: 7, record: 12 });
         receipts.stored(Stored { mqtt: 1, message: 9, record: 20 });

@@ -55,7 +55,7 @@ impl Report {
         identity: Identity,
         log: Log,
         counters: Arc<Counters>,
-        passed: Arc<Passed>,
+        passed: watch::Receiver<Arc<Passed>>,
     ) -> anyhow::Result<Self> {
         let clock = Clock::system();
         let options = Options::new(config.state_dir.join("spool"), config.spool_size.bytes());
@@ -150,7 +150,7 @@ struct Sampler {
     standing: Standing,
     /// The certificate from the hub; `None` when it is to have none from there.
     certificate: Option<watch::Receiver<KafkaStatus>>,
-    passed: Arc<Passed>,
+    passed: watch::Receiver<Arc<Passed>>,
     brokers: watch::Sender<BridgeStatus>,
 }
 
@@ -189,7 +189,8 @@ impl Sampler {
             _ => self.standing.now().told(),
         };
         let certificate = certificate.unwrap_or_default();
-        let routes = self.passed.ways().iter().take(MOST_ROUTES).map(|way| RouteStatus {
+        let passed = Arc::clone(&self.passed.borrow());
+        let routes = passed.ways().iter().take(MOST_ROUTES).map(|way| RouteStatus {
             from: way.from.clone(),
             to: way.to.clone(),
             last_ms: way.last().map_or(0, Timestamp::millis),

@@ -4,6 +4,7 @@
 //! first such record on; the sequence in the headers tells what came twice. A record that is refused for good is found by
 //! sending those of its batch one by one, and becomes a dead letter.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -25,7 +26,7 @@ use crate::pace::Pace;
 use crate::producer::{Outgoing, Producer, certificate_stamp};
 use crate::receipts::Receipts;
 use crate::record::Record;
-use crate::route::{Routes, Target};
+use crate::route::{NoTarget, Routes, Target};
 
 /// How long to wait for records while others are on their way, before their reports are looked at.
 const SERVE: Duration = Duration::from_millis(5);
@@ -43,6 +44,8 @@ const DRAIN: Duration = Duration::from_secs(5);
 const REFUSAL: Duration = Duration::from_secs(60);
 /// How often the certificate's files are looked at.
 const LOOK: Duration = Duration::from_secs(1);
+/// Former routes that are kept for what is in the log. Records of one that is given up go by the next.
+const MOST_FORMER: usize = 8;
 /// Reasons for dead letters that are remembered as told.
 const MOST_TOLD: usize = 100;
 /// Pause after a producer failed, from and to.
@@ -53,6 +56,8 @@ pub struct Sink {
     parts: Parts,
     epoch: String,
     pace: Pace,
+    /// Routes of before, and the last record that they are for; oldest first.
+    former: VecDeque<(u64, Routes)>,
     /// Topics that refused a record, and when.
     refusals: HashMap<String, (Instant, RDKafkaErrorCode)>,
     /// Records whose batch was refused: each is sent alone.
@@ -80,6 +85,8 @@ pub struct Parts {
     pub bridge: String,
     /// Which goes where.
     pub routes: Routes,
+    /// Other routes and another rate, when there are any.
+    pub changes: std::sync::mpsc::Receiver<(Routes, Option<Size>)>,
     /// Where those go that nobody takes.
     pub dead_letters: DeadLetters,
     /// Who hears of what Kafka has.
@@ -139,6 +146,7 @@ impl Sink {
             parts,
             epoch,
             pace,
+            former: VecDeque::new(),
             refusals: HashMap::new(),
             suspects: BTreeSet::new(),
             condemned: BTreeMap::new(),
@@ -206,6 +214,9 @@ impl Sink {
                     ending = Some((End::Rotated, Instant::now()));
                 }
             }
+            while let Ok((routes, rate)) = self.parts.changes.try_recv() {
+                self.change(routes, rate);
+            }
             if ending.is_none() {
                 let filled = if stop.is_cancelled() { Err(End::Stopped) } else { self.fill(producer, &mut window) };
                 ending = filled.err().map(|end| (end, Instant::now()));
@@ -235,6 +246,28 @@ impl Sink {
                 ending = Some((end, since));
             }
         }
+    }
+
+    /// Goes on with other routes and another rate. What is in the log by now was accepted for the routes of before.
+    fn change(&mut self, routes: Routes, rate: Option<Size>) {
+        let through = self.parts.log.spool().last();
+        self.former.push_back((through, std::mem::replace(&mut self.parts.routes, routes)));
+        if self.former.len() > MOST_FORMER {
+            self.former.pop_front();
+        }
+        self.pace = Pace::new(rate.map(Size::bytes), Instant::now());
+    }
+
+    fn target(&mut self, sequence: u64, record: &Record<'_>) -> Result<Arc<Target>, NoTarget> {
+        let former = self.former.iter_mut().find(|(through, _)| sequence <= *through);
+        if let Some((_, former)) = former {
+            // A message of a new route may have been quicker than the word of it.
+            match former.target(record.mqtt, record.topic, record.notes.uns) {
+                Err(NoTarget::Unrouted) => {}
+                answer => return answer,
+            }
+        }
+        self.parts.routes.target(record.mqtt, record.topic, record.notes.uns)
     }
 
     /// Hands over what the producer takes.
@@ -313,7 +346,7 @@ impl Sink {
     fn send(&mut self, producer: &Producer, sequence: u64, bytes: &[u8]) -> Result<(Arc<Target>, Timestamp), Unsent> {
         let refused = |error: &dyn std::fmt::Display| Unsent::Refused(error.to_string());
         let record = Record::decode(bytes).map_err(|error| refused(&error))?;
-        let target = self.parts.routes.target(record.mqtt, record.topic).map_err(|error| refused(&error))?;
+        let target = self.target(sequence, &record).map_err(|error| refused(&error))?;
         if let Some((since, code)) = self.refusals.get(&target.topic) {
             if since.elapsed() < REFUSAL {
                 return Err(Unsent::Refused(format!("Kafka's topic {} takes none: {code}", target.topic)));
@@ -355,8 +388,25 @@ impl Sink {
         if record.duplicate {
             headers = add(headers, header::DUPLICATE, "true");
         }
+        let notes = &record.notes;
+        let notable = [
+            (header::UNS, notes.uns),
+            (header::BIRTH, notes.birth.then_some("true")),
+            (header::HISTORICAL, notes.historical.then_some("true")),
+            (header::UNMAPPED, notes.unmapped),
+            (header::CONTENT_TYPE, notes.content_type),
+        ];
+        for (name, value) in notable.into_iter().filter_map(|(name, value)| Some((name, value?))) {
+            headers = add(headers, name, value);
+        }
         for (name, value) in &target.headers {
             headers = add(headers, name, value);
+        }
+        for (name, value) in &notes.properties {
+            // No broker lets a NUL through; one that did must not stop the sink.
+            let plain = !name.starts_with(header::OWN) && !name.contains('\0');
+            let foreign = || Cow::Owned(format!("{}{}", header::FOREIGN, name.replace('\0', "")));
+            headers = add(headers, &if plain { Cow::Borrowed(*name) } else { foreign() }, value);
         }
         headers
     }
@@ -400,6 +450,9 @@ impl Sink {
             self.parts.log.spool().acknowledge(through)?;
             self.parts.receipts.delivered(through);
             window.forget(through);
+            while self.former.front().is_some_and(|(last, _)| *last <= through) {
+                self.former.pop_front();
+            }
             self.unsaved = true;
         }
         if self.unsaved && Instant::now() >= self.save_at {

@@ -4,12 +4,20 @@
 
 #[path = "plant/hub.rs"]
 mod hub;
+#[path = "plant/mapping.rs"]
+mod mapping;
 #[path = "plant/promises.rs"]
 mod promises;
+#[path = "plant/records.rs"]
+mod records;
+#[path = "plant/reload.rs"]
+mod reload;
 #[path = "plant/rig.rs"]
 mod rig;
 #[path = "plant/tls.rs"]
 mod tls;
+#[path = "plant/versions.rs"]
+mod versions;
 
 use std::time::Duration;
 

@@ -21,9 +21,9 @@ use rumqttc::{AsyncClient, Event, EventLoop, MqttOptions, Packet, QoS};
 use tempfile::TempDir;
 
 /// Long enough for a busy machine; nothing waits this long when all is well.
-const SOON: Duration = Duration::from_secs(90);
+pub(crate) const SOON: Duration = Duration::from_secs(90);
 
-type Cluster = MockCluster<'static, DefaultProducerContext>;
+pub(crate) type Cluster = MockCluster<'static, DefaultProducerContext>;
 
 /// Topics and how many messages there are of each, numbered from 1.
 pub(crate) type Published = [(String, u64)];
@@ -96,6 +96,26 @@ impl Mosquitto {
         let mut mosquitto = Self { folder, port, process: None };
         mosquitto.up();
         mosquitto
+    }
+
+    /// Lets so many messages fly to a client that does not say how many it wants.
+    pub(crate) fn with_inflight(most: u16) -> Self {
+        let mut mosquitto = Self::start();
+        mosquitto.process.take().unwrap().terminate();
+        let file = mosquitto.folder.path().join("mosquitto.conf");
+        let settings = std::fs::read_to_string(&file).unwrap();
+        std::fs::write(file, settings.replace("max_inflight_messages 1000", &format!("max_inflight_messages {most}")))
+            .unwrap();
+        mosquitto.up();
+        mosquitto
+    }
+
+    /// Publishes a message as a client of version 5 does, with these arguments of `mosquitto_pub`.
+    pub(crate) fn publish_five(&self, arguments: &[&str]) {
+        let port = self.port.to_string();
+        let mut command = Command::new("mosquitto_pub");
+        command.args(["-h", "127.0.0.1", "-p", &port, "-V", "5", "-q", "1"]).args(arguments);
+        assert!(command.status().unwrap().success());
     }
 
     /// Ends it in order, with its sessions saved, and starts it again.
@@ -182,6 +202,11 @@ impl Bridge {
 
     pub(crate) fn kill(&mut self) {
         self.process.take().unwrap().kill();
+    }
+
+    /// Has it read its configuration again.
+    pub(crate) fn reload(&self) {
+        self.process.as_ref().unwrap().signal("HUP");
     }
 
     /// Asks it to end, and waits.

@@ -1,0 +1,138 @@
+//! What routes declare to be done with messages, and what it leaves behind.
+
+use rdkafka::mocking::MockCluster;
+
+use crate::records;
+use crate::rig::{Bridge, Mosquitto, Publisher};
+
+const STEPS: &str = r#"
+[[route]]
+from = "machines/#"
+to = "machines"
+[[route.step]]
+filter = { field = "state", equals = "run" }
+[[route.step]]
+pick = ["temp_f", "id"]
+[[route.step]]
+rename = { temp_f = "temp" }
+[[route.step]]
+scale = { field = "temp", from = "°F", to = "°C" }
+[[route.step]]
+dead-band = { field = "temp", band = 1 }
+"#;
+
+#[test]
+fn what_steps_leave_is_delivered_and_numbers_have_no_gap() {
+    let (cluster, mosquitto) = (MockCluster::new(1).unwrap(), Mosquitto::start());
+    cluster.create_topic("machines", 1, 1).unwrap();
+    let mut bridge = Bridge::start(&mosquitto, &cluster.bootstrap_servers(), STEPS);
+    bridge.subscribed(1);
+    let client = Publisher::connect(&mosquitto);
+    let send = |payload: &str| client.send("machines/a", payload.as_bytes(), false);
+    send(r#"{"state":"run","temp_f":212,"id":9007199254740993,"x":1}"#);
+    send(r#"{"state":"stop","temp_f":500}"#);
+    send(r#"{"state":"run","temp_f":213}"#);
+    send("not JSON");
+    send(r#"{"state":"run","temp_f":"hot"}"#);
+    send(r#"{"state":"run","temp_f":32}"#);
+    client.settle();
+    let records = records::read(&cluster, "machines", 4);
+    let texts: Vec<&str> = records.iter().map(records::Full::text).collect();
+    assert_eq!(
+        texts,
+        [r#"{"id":9007199254740993,"temp":100.0}"#, "not JSON", r#"{"state":"run","temp_f":"hot"}"#, r#"{"temp":0.0}"#]
+    );
+    let unmapped: Vec<Option<&str>> = records.iter().map(|record| record.header("hf-unmapped")).collect();
+    assert!(unmapped[0].is_none() && unmapped[3].is_none(), "{unmapped:?}");
+    assert!(unmapped[1].unwrap().contains("step 1: it is not JSON"), "{unmapped:?}");
+    assert_eq!(unmapped[2].unwrap(), "step 4: temp is no number");
+    let numbers: Vec<&str> = records.iter().map(|record| record.header("hf-sequence").unwrap()).collect();
+    assert_eq!(numbers, ["1", "2", "3", "4"]);
+    bridge.stop();
+    let (report, whole) = bridge.audit(&["machines"]);
+    assert!(whole, "{report}");
+    bridge.said("filtered=2 unmapped=2");
+    // What was filtered is acknowledged: it does not come again.
+    bridge.start_again();
+    bridge.subscribed(2);
+    send(r#"{"state":"run","temp_f":32}"#);
+    client.settle();
+    let records = records::read(&cluster, "machines", 5);
+    assert_eq!(records.len(), 5, "a start lets one more of a topic pass");
+}
+
+const SPARKPLUG: &str = r#"
+[[route]]
+from = "spBv1.0/#"
+decode = "sparkplug-b"
+to = "sparkplug"
+"#;
+
+/// A payload with these metrics and this number in its sequence.
+fn sparkplug(seq: u8, metrics: &[Vec<u8>]) -> Vec<u8> {
+    let mut payload = vec![0x08, 100];
+    for metric in metrics {
+        payload.extend([0x12, u8::try_from(metric.len()).unwrap()]);
+        payload.extend(metric);
+    }
+    payload.extend([0x18, seq]);
+    payload
+}
+
+/// A whole number under its name and alias, or under the alias alone.
+fn metric(name: Option<&str>, alias: u8, value: u8) -> Vec<u8> {
+    let mut metric = Vec::new();
+    if let Some(name) = name {
+        metric.extend([0x0a, u8::try_from(name.len()).unwrap()]);
+        metric.extend(name.as_bytes());
+        metric.extend([0x20, 3]);
+    }
+    metric.extend([0x10, alias, 0x50, value]);
+    metric
+}
+
+#[test]
+fn sparkplug_becomes_readings_of_the_namespace_also_after_a_kill() {
+    let (cluster, mosquitto) = (MockCluster::new(1).unwrap(), Mosquitto::start());
+    for topic in ["umh.messages", "sparkplug"] {
+        cluster.create_topic(topic, 1, 1).unwrap();
+    }
+    let mut bridge = Bridge::start(&mosquitto, &cluster.bootstrap_servers(), SPARKPLUG);
+    bridge.subscribed(1);
+    let client = Publisher::connect(&mosquitto);
+    let send = |topic: &str, payload: &[u8]| client.send(&format!("spBv1.0/acme/{topic}"), payload, false);
+    send("NBIRTH/press", &sparkplug(0, &[metric(Some("bdSeq"), 0, 1), metric(Some("Motor/Temp"), 1, 20)]));
+    send("DBIRTH/press/arm", &sparkplug(1, &[metric(Some("angle"), 2, 90)]));
+    client.settle();
+    records::read(&cluster, "umh.messages", 2);
+    bridge.kill();
+    bridge.start_again();
+    bridge.subscribed(2);
+    send("NDATA/press", &sparkplug(2, &[metric(None, 1, 21), metric(None, 9, 1)]));
+    send("DDATA/press/arm", &sparkplug(4, &[metric(None, 2, 91)]));
+    send("NDEATH/press", &sparkplug(0, &[]));
+    client.settle();
+    let records = records::read(&cluster, "umh.messages", 4);
+    let told: Vec<String> = records.iter().map(|record| format!("{} {}", record.key, record.text())).collect();
+    assert_eq!(
+        told,
+        [
+            r#"umh.v1.acme.press._raw.Motor.Temp {"timestamp_ms":100,"value":20}"#,
+            r#"umh.v1.acme.press.arm._raw.angle {"timestamp_ms":100,"value":90}"#,
+            r#"umh.v1.acme.press._raw.Motor.Temp {"timestamp_ms":100,"value":21}"#,
+            r#"umh.v1.acme.press.arm._raw.angle {"timestamp_ms":100,"value":91}"#,
+        ]
+    );
+    let births: Vec<bool> = records.iter().map(|record| record.header("hf-birth").is_some()).collect();
+    assert_eq!(births, [true, true, false, false], "what a birth tells is no news");
+    assert_eq!(records[2].header("hf-uns"), Some("umh/v1/acme/press/_raw/Motor/Temp"));
+    assert_eq!(records[2].header("hf-topic"), Some("spBv1.0/acme/NDATA/press"));
+    let rest = records::read(&cluster, "sparkplug", 2);
+    assert_eq!(rest[0].payload, sparkplug(2, &[metric(None, 1, 21), metric(None, 9, 1)]), "it is as it came");
+    assert_eq!(rest[0].header("hf-unmapped"), Some("a metric has alias 9, which no birth has told"));
+    assert_eq!((rest[1].key.as_str(), rest[1].header("hf-unmapped")), ("spBv1.0/acme/NDEATH/press", None));
+    bridge.said("acme/press: messages 3 to 3 of its sequence are missing");
+    bridge.stop();
+    let (report, whole) = bridge.audit(&["umh.messages", "sparkplug"]);
+    assert!(whole, "{report}");
+}

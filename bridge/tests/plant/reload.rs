@@ -1,0 +1,76 @@
+//! A configuration that changes while messages flow.
+
+use std::time::Duration;
+
+use rdkafka::mocking::MockCluster;
+
+use crate::records;
+use crate::rig::{Bridge, Delivered, Mosquitto, Publisher};
+
+fn routes(filters: &[(&str, &str)]) -> String {
+    let route = |(from, to): &(&str, &str)| format!("[[route]]\nfrom = {from:?}\nto = {to:?}\n");
+    filters.iter().map(route).collect()
+}
+
+#[test]
+fn routes_change_without_a_loss_and_a_bad_file_is_refused() {
+    let (cluster, mosquitto) = (MockCluster::new(1).unwrap(), Mosquitto::start());
+    for topic in ["machines", "others", "late"] {
+        cluster.create_topic(topic, 1, 1).unwrap();
+    }
+    let brokers = cluster.bootstrap_servers();
+    let mut bridge = Bridge::start(&mosquitto, &brokers, &routes(&[("m/#", "machines"), ("old/#", "others")]));
+    bridge.subscribed(1);
+    let publisher = Publisher::start(&mosquitto, &["m/a", "m/b"], Duration::from_millis(1));
+    // Ones of which nobody knows but the file that is there at the reload.
+    bridge.configure(&mosquitto, &brokers, &routes(&[("m/#", "machines"), ("new/#", "others")]), "");
+    bridge.reload();
+    bridge.said("going on with the configuration as it is now");
+    bridge.subscribed(2);
+    bridge.said("no longer subscribed to");
+    let client = Publisher::connect(&mosquitto);
+    client.send("new/a", b"1", false);
+    client.settle();
+    assert_eq!(records::read(&cluster, "others", 1)[0].key, "new/a");
+
+    bridge.configure(&mosquitto, &brokers, "[[route]]\nform = \"x\"\n", "");
+    bridge.reload();
+    bridge.said("the configuration of before goes on");
+    bridge.configure(&mosquitto, &brokers, &routes(&[("m/#", "machines")]), "log-size = \"2GiB\"");
+    bridge.reload();
+    bridge.said("log-size is read at a start alone");
+    let published = publisher.finish();
+    let delivered = Delivered::wait(&cluster, &["machines"], &published);
+    delivered.assert_complete_and_in_order(&published);
+    assert!(delivered.twice().is_empty(), "{:?}", delivered.twice());
+    assert_eq!(bridge.times(" connected"), 1, "the session stays");
+    bridge.stop();
+    let (report, whole) = bridge.audit(&["machines", "others"]);
+    assert!(whole && report.contains(" 0 doubled"), "{report}");
+    assert_eq!(bridge.dead_letters(), "");
+}
+
+#[test]
+fn what_waits_goes_by_the_routes_it_was_accepted_for() {
+    let (cluster, mosquitto) = (MockCluster::new(1).unwrap(), Mosquitto::start());
+    for topic in ["machines", "late"] {
+        cluster.create_topic(topic, 1, 1).unwrap();
+    }
+    cluster.broker_down(1).unwrap();
+    let brokers = cluster.bootstrap_servers();
+    let mut bridge = Bridge::start(&mosquitto, &brokers, &routes(&[("m/#", "machines"), ("gone/#", "machines")]));
+    bridge.subscribed(1);
+    Publisher::publish(&mosquitto, "gone/a", 1..=20);
+    bridge.stored("gone/a20");
+    bridge.configure(&mosquitto, &brokers, &routes(&[("m/#", "late")]), "");
+    bridge.reload();
+    bridge.said("no longer subscribed to");
+    Publisher::publish(&mosquitto, "m/a", 1..=20);
+    bridge.stored("m/a20");
+    cluster.broker_up(1).unwrap();
+    let (before, after) = ([("gone/a".to_owned(), 20)], [("m/a".to_owned(), 20)]);
+    Delivered::wait(&cluster, &["machines"], &before).assert_complete_and_in_order(&before);
+    Delivered::wait(&cluster, &["late"], &after).assert_complete_and_in_order(&after);
+    bridge.stop();
+    assert_eq!(bridge.dead_letters(), "");
+}
