@@ -51,24 +51,23 @@ fn routes_change_without_a_loss_and_a_bad_file_is_refused() {
 }
 
 #[test]
-fn what_waits_goes_by_the_routes_it_was_accepted_for() {
+fn what_waits_goes_by_the_routes_it_was_accepted_for_and_at_the_new_rate() {
     let (cluster, mosquitto) = (MockCluster::new(1).unwrap(), Mosquitto::start());
     for topic in ["machines", "late"] {
         cluster.create_topic(topic, 1, 1).unwrap();
     }
-    cluster.broker_down(1).unwrap();
     let brokers = cluster.bootstrap_servers();
-    let mut bridge = Bridge::start(&mosquitto, &brokers, &routes(&[("m/#", "machines"), ("gone/#", "machines")]));
+    // At this rate it would take hours.
+    let slow = format!("max-rate = \"1KiB\"\n{}", routes(&[("m/#", "machines"), ("gone/#", "machines")]));
+    let mut bridge = Bridge::start(&mosquitto, &brokers, &slow);
     bridge.subscribed(1);
-    Publisher::publish(&mosquitto, "gone/a", 1..=20);
-    bridge.stored("gone/a20");
+    let count = Publisher::publish_large(&mosquitto, "gone/a", 200, 10_000);
+    bridge.stored(&format!("gone/a{count:010000}"));
     bridge.configure(&mosquitto, &brokers, &routes(&[("m/#", "late")]), "");
     bridge.reload();
     bridge.said("no longer subscribed to");
     Publisher::publish(&mosquitto, "m/a", 1..=20);
-    bridge.stored("m/a20");
-    cluster.broker_up(1).unwrap();
-    let (before, after) = ([("gone/a".to_owned(), 20)], [("m/a".to_owned(), 20)]);
+    let (before, after) = ([("gone/a".to_owned(), count)], [("m/a".to_owned(), 20)]);
     Delivered::wait(&cluster, &["machines"], &before).assert_complete_and_in_order(&before);
     Delivered::wait(&cluster, &["late"], &after).assert_complete_and_in_order(&after);
     bridge.stop();
