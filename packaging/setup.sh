@@ -214,6 +214,24 @@ need_build() {
     need_packages gcc g++ libc6-dev make pkg-config libssl-dev ca-certificates
 }
 
+# need_cargo_tool ROOT NAME [OPTION…]: the one on PATH, or built once, with cargo install's options, and kept under ROOT/target.
+need_cargo_tool() {
+    local tools=${CARGO_TARGET_DIR:-$1/target}/rig/cache/tools
+    shift
+    mkdir -p "$tools"
+    tools=$(cd "$tools" && pwd)
+    case ":$PATH:" in *":$tools/bin:"*) ;; *) export PATH="$PATH:$tools/bin" ;; esac
+    ! command -v "$1" >/dev/null || return 0
+    say "  building $1 (once, some minutes; kept in $tools) …"
+    # Without optimization and debug information: that saves more time in building than it costs in running.
+    CARGO_PROFILE_DEV_DEBUG=false cargo install --quiet --locked --debug --root "$tools" --target-dir "$tools/build" "$@" >"$tools/$1.log" 2>&1 ||
+        fail "$1 could not be built: $(grep -m 1 '^error' "$tools/$1.log")" "The whole log: $tools/$1.log"
+    rm -rf "$tools/build"
+}
+
+# need_kafka_broker ROOT: tansu, with the storage that outlives it.
+need_kafka_broker() { need_cargo_tool "$1" tansu --version 0.6.0 --no-default-features --features libsql; }
+
 # need_room FOLDER MEGABYTES WHAT ADVICE: refuses to start what would run out of disk halfway.
 need_room() {
     local free

@@ -133,7 +133,7 @@ pub async fn run(config: Config, recent: Recent, stop: CancellationToken) -> Res
         endpoint: endpoint.clone(),
         store,
         identity,
-        facts: facts(),
+        facts: facts(&config),
         process: rand::random(),
         recorder: recorder.clone(),
         commands: Some(commands),
@@ -257,7 +257,7 @@ fn backlog(directory: PathBuf, size: Size) -> Result<Backlog, Failure> {
     Ok(backlog)
 }
 
-/// What Hello tells of this host.
-fn facts() -> NodeFacts {
-    host::facts(SOFTWARE.into())
+/// What Hello tells of this host, and of what the hub may ask of it.
+fn facts(config: &Config) -> NodeFacts {
+    NodeFacts { keeps_kafka_acls: config.kafka.is_on(), ..host::facts(SOFTWARE.into()) }
 }

@@ -75,6 +75,13 @@ impl Carrier {
                 Some(path) => script::run(path, job.id, &stop, &output).await,
                 None => failed(format!("there is no script {name} any more")),
             },
+            Action::KafkaAcl { .. } if !self.config.kafka.is_on() => failed(
+                "this agent is configured for no Kafka brokers: its owner names them in agent.toml, [kafka] brokers",
+            ),
+            Action::KafkaAcl { bridge, topics } => match self.config.kafka.allow(bridge, &topics).await {
+                Ok(changes) => succeeded(&changes.to_string()),
+                Err(error) => failed(error.to_string()),
+            },
         }
     }
 

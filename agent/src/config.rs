@@ -10,6 +10,7 @@ use tracing_subscriber::filter::{LevelFilter, Targets};
 
 use crate::container::is_name;
 use crate::engine::{self, Address};
+use crate::kafka::KafkaConfig;
 use crate::policy::{ALL, Policy};
 use crate::shipper::Rate;
 
@@ -45,6 +46,8 @@ pub struct Config {
     pub commands: Policy,
     /// Which services' logs are shipped.
     pub logs: Logs,
+    /// Brokers where the hub has this agent say what bridges may do.
+    pub kafka: KafkaConfig,
 }
 
 /// The table `[logs]`: services whose logs are sent to the hub and kept there. None, unless somebody chooses them.
@@ -126,6 +129,7 @@ impl Default for Config {
             log: "info".into(),
             commands: Policy::default(),
             logs: Logs::default(),
+            kafka: KafkaConfig::default(),
         }
     }
 }
@@ -181,6 +185,7 @@ impl Config {
         }
         self.commands.checked()?;
         self.logs.checked()?;
+        self.kafka.checked()?;
         self.engine(None)?;
         Ok(self)
     }
@@ -244,6 +249,12 @@ mod tests {
             ("HYPERFACTORY_AGENT_LOGS_SERVICES", "shop/", "`logs.services` is not usable: \"shop/\" is no service"),
             ("HYPERFACTORY_AGENT_LOGS_LINES_PER_SECOND", "0", "`logs.lines-per-second` is not usable"),
             ("HYPERFACTORY_AGENT_LOGS_SPOOL_SIZE", "1KiB", "`logs.spool-size` is not usable: use 1MiB or more"),
+            (
+                "HYPERFACTORY_AGENT_KAFKA_BROKERS",
+                "redpanda",
+                "`kafka.brokers` is not usable: \"redpanda\" is not host:port",
+            ),
+            ("HYPERFACTORY_AGENT_KAFKA_KEY", "/etc/k", "`kafka.certificate` is not usable: name both"),
             ("HYPERFACTORY_AGENT_INTERVALL", "10s", "HYPERFACTORY_AGENT_INTERVAL"),
         ] {
             let refused = load(&[(variable, value)]).unwrap_err().to_string();

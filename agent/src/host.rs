@@ -142,6 +142,7 @@ pub fn facts(software: String) -> NodeFacts {
         booted_at_ms: System::boot_time().map_or(0, |seconds| {
             Timestamp::from_millis(i64::try_from(seconds).unwrap_or_default().saturating_mul(1000)).millis()
         }),
+        ..NodeFacts::default()
     }
 }
 

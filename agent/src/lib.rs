@@ -12,6 +12,7 @@ pub mod enroll;
 mod entry;
 pub mod failure;
 pub mod host;
+pub mod kafka;
 mod kept;
 pub mod policy;
 pub mod recent;

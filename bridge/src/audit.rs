@@ -1,4 +1,5 @@
-//! The verb `audit`: reads what is in Kafka, and says what is missing, doubled or out of order.
+//! The verb `audit`: reads what is in Kafka, and says what is missing, doubled or out of order. A gap is no loss when the
+//! bridge says that it was dropped as its class asks for: the first record after it does, in the header `hf-dropped`.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write;
@@ -33,6 +34,10 @@ struct Stream {
     seen: BTreeMap<u64, u64>,
     records: u64,
     doubled: u64,
+    /// The name of the class, if it is one's.
+    class: Option<String>,
+    /// Ranges that are said to be dropped.
+    dropped: Vec<(u64, u64)>,
     /// The highest number of each MQTT topic, in each Kafka topic.
     latest: HashMap<Box<str>, u64>,
     disordered: u64,
@@ -54,9 +59,16 @@ impl Ledger {
         }
     }
 
-    /// Whether no number is missing and the records of each topic are in order. Numbers may be doubled.
+    /// Takes what a record says of its class, and of what was dropped before it.
+    pub fn take_dropped(&mut self, bridge: &str, epoch: &str, class: Option<String>, dropped: Option<&str>) {
+        let stream = self.streams.entry((bridge.to_owned(), epoch.to_owned())).or_default();
+        stream.class = class.or(stream.class.take());
+        stream.dropped.extend(dropped.into_iter().flat_map(header::parse_dropped));
+    }
+
+    /// Whether no number is missing that was not dropped, and the records of each topic are in order. Numbers may be doubled.
     pub fn is_whole(&self) -> bool {
-        self.streams.values().all(|stream| stream.gaps().next().is_none() && stream.disordered == 0)
+        self.streams.values().all(|stream| stream.missing().is_empty() && stream.disordered == 0)
     }
 
     /// What was found, for a person.
@@ -64,14 +76,19 @@ impl Ledger {
         let mut text = String::new();
         for ((bridge, epoch), stream) in &self.streams {
             let last = stream.seen.last_key_value().map_or(0, |(_, last)| *last);
-            let missing: u64 = stream.gaps().map(|(first, last)| last - first + 1).sum();
+            let sum = |ranges: &[(u64, u64)]| ranges.iter().map(|(first, last)| last - first + 1).sum::<u64>();
+            let gaps: Vec<_> = stream.gaps().collect();
+            let ranges = stream.missing();
+            let (missing, dropped) = (sum(&ranges), sum(&gaps) - sum(&ranges));
             let Stream { records, doubled, disordered, .. } = stream;
+            let class = stream.class.as_ref().map_or_else(String::new, |class| format!(" of class {class}"));
+            let dropped = if dropped > 0 { format!("{dropped} dropped as configured, ") } else { String::new() };
             let _ = writeln!(
                 text,
-                "{bridge} {epoch}: {records} records, numbers to {last}: {missing} missing, {doubled} doubled, \
-                 {disordered} out of order"
+                "{bridge} {epoch}: {records} records{class}, numbers to {last}: {missing} missing, {dropped}{doubled} \
+                 doubled, {disordered} out of order"
             );
-            for (first, last) in stream.gaps().take(MOST_LISTED) {
+            for (first, last) in ranges.iter().take(MOST_LISTED) {
                 let _ = writeln!(text, "  missing {first} to {last}: see the bridge's log dump --dead-letters");
             }
         }
@@ -96,6 +113,7 @@ impl Ledger {
         match (value(header::BRIDGE), value(header::EPOCH), sequence, topic) {
             (Some(bridge), Some(epoch), Some(sequence), Some(topic)) => {
                 self.take(&bridge, &epoch, sequence, &format!("{} {topic}", message.topic()));
+                self.take_dropped(&bridge, &epoch, value(header::CLASS), value(header::DROPPED).as_deref());
             }
             _ => self.foreign += 1,
         }
@@ -113,6 +131,26 @@ impl Stream {
         let last = self.seen.remove(&(number + 1)).unwrap_or(number);
         self.seen.insert(first, last);
         true
+    }
+
+    /// The gaps, without what is said to be dropped.
+    fn missing(&self) -> Vec<(u64, u64)> {
+        let mut dropped = self.dropped.clone();
+        dropped.sort_unstable();
+        let mut missing = Vec::new();
+        for (begin, last) in self.gaps() {
+            let mut first = begin;
+            for (from, until) in dropped.iter().filter(|(from, until)| *until >= begin && *from <= last) {
+                if *from > first {
+                    missing.push((first, from - 1));
+                }
+                first = first.max(until + 1);
+            }
+            if first <= last {
+                missing.push((first, last));
+            }
+        }
+        missing
     }
 
     fn gaps(&self) -> impl Iterator<Item = (u64, u64)> {
@@ -180,6 +218,25 @@ mod tests {
         let ledger = ledger(&[(2, "b"), (1, "a"), (3, "a"), (1, "a"), (3, "a"), (4, "b")]);
         assert!(ledger.is_whole());
         assert!(ledger.report().contains("numbers to 4: 0 missing, 2 doubled, 0 out of order"), "{}", ledger.report());
+    }
+
+    #[test]
+    fn what_was_dropped_is_no_loss_and_what_is_missing_beside_it_is_one() {
+        let mut ledger = ledger(&[(1, "a"), (5, "a"), (9, "a"), (20, "a"), (30, "b")]);
+        ledger.take_dropped("b", "e", Some("trends".into()), Some("2-4"));
+        ledger.take_dropped("b", "e", None, Some("6-8,9-9"));
+        ledger.take_dropped("b", "e", None, Some("10-12,14-19"));
+        ledger.take_dropped("b", "e", None, Some("rubbish,7,0-40,30-21,25-40"));
+        assert!(!ledger.is_whole());
+        let report = ledger.report();
+        assert!(
+            report.contains("5 records of class trends, numbers to 30: 5 missing, 20 dropped as configured"),
+            "{report}"
+        );
+        assert!(report.contains("missing 13 to 13") && report.contains("missing 21 to 24"), "{report}");
+        ledger.take_dropped("b", "e", None, Some("21-24,13-13"));
+        assert!(ledger.is_whole(), "{}", ledger.report());
+        assert_eq!(header::dropped(&[(2, 4), (9, 9)]), "2-4,9-9");
     }
 
     #[test]

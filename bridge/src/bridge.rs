@@ -1,24 +1,27 @@
 //! The running bridge: builds its parts, runs them, and drains within a deadline.
 
-use std::sync::Arc;
 use std::sync::mpsc::sync_channel;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use node::{Clock, IdentityStore};
+use spool::Status;
 use tokio::signal::unix::Signal;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use crate::class::{self, Class};
 use crate::config::{Config, ConfigError};
 use crate::counters::Counters;
 use crate::dead_letter::DeadLetters;
 use crate::enroll;
-use crate::intake::Intake;
+use crate::lanes::{Lanes, Logs};
 use crate::log::{Log, Writer};
 use crate::mapping::Mapping;
+use crate::pace::Pace;
 use crate::receipts::Receipts;
 use crate::report::Report;
 use crate::route::Routes;
@@ -62,32 +65,54 @@ pub async fn run(config: Config, stop: CancellationToken, mut reloads: Reloads) 
     for lint in routes.lints() {
         tracing::warn!("{lint}");
     }
-    let (log, recovery) = Log::open(config.log_dir(), config.log_size.bytes())?;
-    tracing::info!(name = bridge, "starting {SOFTWARE}; log: {recovery}");
-    let (dead_letters, recovery) = DeadLetters::open(config.dead_letter_dir(), config.dead_letter_size.bytes())?;
-    if !recovery.is_clean() {
-        tracing::warn!("dead letters: {recovery}");
+    for lint in class::lints(&config) {
+        tracing::warn!("{lint}");
     }
+    tracing::info!(name = bridge, "starting {SOFTWARE}");
+    let classes = Class::all(&config);
+    let (mut logs, mut letters) = (Vec::new(), Vec::new());
+    for class in &classes {
+        let (log, recovery) = Log::open(class.options())?;
+        tracing::info!("log of {}: {recovery}", class.title());
+        logs.push((class.clone(), log));
+        let size = config.dead_letter_size.bytes();
+        let (dead_letters, recovery) = DeadLetters::open(class.dead_letter_dir.clone(), size)?;
+        if !recovery.is_clean() {
+            tracing::warn!("dead letters of {}: {recovery}", class.title());
+        }
+        letters.push(dead_letters);
+    }
+    let longest = logs.iter().map(|(_, log)| log.spool().max_record()).max().unwrap_or_default();
+    let logs = Logs::new(logs);
 
     let counters = Arc::<Counters>::default();
     let passed = watch::Sender::new(routes.passed());
     let report = match identity {
         Some(identity) => {
             tracing::info!(node = %identity.node, tenant = %identity.tenant, hub = identity.hub, "reporting to the hub");
-            Some(Report::start(&config, store, identity, log.clone(), Arc::clone(&counters), passed.subscribe()).await?)
+            Some(
+                Report::start(&config, store, identity, logs.clone(), Arc::clone(&counters), passed.subscribe())
+                    .await?,
+            )
         }
         None => {
             tracing::info!("not enrolled: reporting to no hub");
             None
         }
     };
-    let intake = Arc::<Intake>::default();
-    let longest = log.spool().max_record();
+    let mut lanes = Lanes::new(&classes, Routes::new(&config.route)?, &classes_of(&config));
+    let mut receipts: Vec<Receipts> = (0..classes.len()).map(Receipts::of).collect();
+    let mut heard = Vec::new();
+    for mqtt in &config.mqtt {
+        let (acknowledged, told) = lanes.connect();
+        receipts.iter_mut().for_each(|receipts| receipts.connect(Arc::clone(&told), mqtt.ack));
+        heard.push(acknowledged);
+    }
+    let lanes = Arc::new(lanes);
     let (mut sources, sources_stop) = (JoinSet::new(), CancellationToken::new());
-    let (mut connections, mut receipts) = (Vec::new(), Receipts::default());
-    let (inbound, (changes, changed)) =
-        (watch::Sender::new(Arc::new(Routes::new(&config.route)?)), sync_channel(CHANGES));
-    for (index, mqtt) in config.mqtt.iter().enumerate() {
+    let inbound = watch::Sender::new(Arc::new(Routes::new(&config.route)?));
+    let mut connections = Vec::new();
+    for ((index, mqtt), acknowledged) in config.mqtt.iter().enumerate().zip(heard) {
         let filters = routes.filters(&mqtt.name);
         if filters.is_empty() {
             tracing::warn!(mqtt = mqtt.name, "no route is for this connection");
@@ -98,29 +123,38 @@ pub async fn run(config: Config, stop: CancellationToken, mut reloads: Reloads) 
             subscriptions: Subscriptions::begin(&config.state_dir, &mqtt.name, filters)?,
             mapping: Mapping::new(routes.ways(&mqtt.name), Tables::open(&config.state_dir, &mqtt.name)?),
             routes: inbound.subscribe(),
-            intake: Arc::clone(&intake),
-            acknowledged: receipts.connect(mqtt.ack),
+            lanes: Arc::clone(&lanes),
+            acknowledged,
             counters: Arc::clone(&counters),
             clock: clock.clone(),
             longest,
         };
         connections.push(Source::new(mqtt.clone(), parts)?);
     }
-    let receipts = Arc::new(receipts);
-    let writer = Writer::start(log.clone(), Arc::clone(&intake), Arc::clone(&receipts), Arc::clone(&counters))
-        .context("the log's thread can't be started")?;
-    let parts = sink::Parts {
-        log: log.clone(),
-        config: config.kafka.clone(),
-        bridge,
-        routes,
-        changes: changed,
-        dead_letters,
-        receipts,
-        counters: Arc::clone(&counters),
-    };
-    let sink_stop = CancellationToken::new();
-    let sink = Sink::start(parts, sink_stop.clone()).context("the sink's thread can't be started")?;
+    let (sink_stop, mut writers, mut sinks) = (CancellationToken::new(), Vec::new(), Vec::new());
+    let mut changes = Vec::new();
+    let pace = Arc::new(Mutex::new(Pace::new(config.kafka.max_rate.map(settings::Size::bytes), Instant::now())));
+    for (lane, (((class, log), dead_letters), receipts)) in logs.iter().zip(letters).zip(receipts).enumerate() {
+        let intake = lanes.intake(lane).context("a class has no intake")?;
+        let receipts = Arc::new(receipts);
+        let writer = Writer::start(log.clone(), class.clone(), intake, Arc::clone(&receipts), Arc::clone(&counters));
+        writers.push(writer.context("a log's thread can't be started")?);
+        let (change, changed) = sync_channel(CHANGES);
+        changes.push(change);
+        let parts = sink::Parts {
+            log: log.clone(),
+            class: class.clone(),
+            pace: Arc::clone(&pace),
+            config: config.kafka.clone(),
+            bridge: bridge.clone(),
+            routes: Routes::new(&config.route)?.noting(routes.passed()),
+            changes: changed,
+            dead_letters,
+            receipts,
+            counters: Arc::clone(&counters),
+        };
+        sinks.push(Sink::start(parts, sink_stop.clone()).context("a sink's thread can't be started")?);
+    }
     for connection in connections {
         sources.spawn(connection.run(sources_stop.clone()));
     }
@@ -130,16 +164,21 @@ pub async fn run(config: Config, stop: CancellationToken, mut reloads: Reloads) 
     loop {
         tokio::select! {
             () = stop.cancelled() => break,
-            _ = telling.tick() => tell(&log, &counters),
+            _ = telling.tick() => tell(&logs, &counters),
             Some(()) = reloads.signals.recv() => {
                 let reloaded = (reloads.load)().map_err(anyhow::Error::from).and_then(|new| {
                     new.complete()?;
-                    let routes = Routes::new(&new.route)?.after(&passed.borrow());
-                    let (ours, theirs) = (routes.passed(), Arc::new(Routes::new(&new.route)?));
-                    // The sink first: it has to know a route before messages come by it.
-                    changes.try_send((routes, new.kafka.max_rate)).context("the change before is not made yet: try again")?;
+                    let ours = Routes::new(&new.route)?.after(&passed.borrow()).passed();
+                    // The sinks first: they have to know a route before messages come by it.
+                    for change in &changes {
+                        let routes = Routes::new(&new.route)?.noting(Arc::clone(&ours));
+                        change.try_send(routes).context("the change before is not made yet: try again")?;
+                    }
+                    let rate = new.kafka.max_rate.map(settings::Size::bytes);
+                    *pace.lock().unwrap_or_else(PoisonError::into_inner) = Pace::new(rate, Instant::now());
                     passed.send_replace(ours);
-                    inbound.send_replace(theirs);
+                    lanes.follow(Routes::new(&new.route)?, &classes_of(&new));
+                    inbound.send_replace(Arc::new(Routes::new(&new.route)?));
                     Ok(new)
                 });
                 match reloaded {
@@ -150,19 +189,20 @@ pub async fn run(config: Config, stop: CancellationToken, mut reloads: Reloads) 
             // None of them ends by itself; without it the bridge is no use, and the service manager starts it anew.
             Some(ended) = sources.join_next() => anyhow::bail!("a connection ended unexpectedly: {ended:?}"),
         }
-        anyhow::ensure!(!writer.is_finished() && !sink.is_finished(), "a thread of the bridge ended unexpectedly");
+        let ended = writers.iter().chain(&sinks).any(JoinHandle::is_finished);
+        anyhow::ensure!(!ended, "a thread of the bridge ended unexpectedly");
     }
     tracing::info!("stopping");
     sources_stop.cancel();
     while sources.join_next().await.is_some() {}
-    intake.close();
+    lanes.close();
     sink_stop.cancel();
-    join(sink).await;
+    join(sinks).await;
     // The writer may wait for room that does not come any more: what it has is not acknowledged, and comes again.
-    if tokio::time::timeout(Duration::from_secs(1), join(writer)).await.is_err() {
+    if tokio::time::timeout(Duration::from_secs(1), join(writers)).await.is_err() {
         tracing::warn!("messages that the log has no room for stay at their brokers");
     }
-    tell(&log, &counters);
+    tell(&logs, &counters);
     if let Some(report) = report {
         report.finish().await;
     }
@@ -179,14 +219,19 @@ fn told(started: &Config, new: &Config) {
     }
 }
 
-async fn join(thread: JoinHandle<()>) {
-    while !thread.is_finished() {
+/// The name of each route's class.
+fn classes_of(config: &Config) -> Vec<Option<String>> {
+    config.route.iter().map(|route| route.class.clone()).collect()
+}
+
+async fn join(threads: Vec<JoinHandle<()>>) {
+    while !threads.iter().all(JoinHandle::is_finished) {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
 
-fn tell(log: &Log, counters: &Counters) {
-    let status = log.status();
+fn tell(logs: &Logs, counters: &Counters) {
+    let (pending, bytes, _) = logs.total();
     tracing::info!(
         received = counters.received.now(),
         filtered = counters.filtered.now(),
@@ -194,11 +239,17 @@ fn tell(log: &Log, counters: &Counters) {
         stored = counters.stored.now(),
         delivered = counters.delivered.now(),
         dead = counters.refused.now(),
-        pending = status.pending,
-        bytes = status.bytes,
+        pending,
+        bytes,
         "so far"
     );
-    if let Some(fault) = status.fault {
-        tracing::warn!("{}", fault.message);
+    for (class, status) in logs.each() {
+        if !class.name.is_empty() {
+            let Status { pending, bytes, lost, .. } = status;
+            tracing::info!(class = class.name, overflow = %class.overflow, pending, bytes, dropped = lost, "so far");
+        }
+        if let Some(fault) = status.fault {
+            tracing::warn!("{}", fault.message);
+        }
     }
 }

@@ -10,6 +10,7 @@ use serde::Deserialize;
 use settings::{Period, Secret, Size};
 use tracing_subscriber::filter::{LevelFilter, Targets};
 
+use crate::class::{self, ClassConfig};
 use crate::route::{RouteError, Routes};
 use crate::standing::Standing;
 use crate::step::StepConfig;
@@ -45,6 +46,8 @@ pub struct Config {
     pub mqtt: Vec<MqttConfig>,
     /// Where they go.
     pub kafka: KafkaConfig,
+    /// Classes of topics that may be dropped, or have room of their own.
+    pub class: Vec<ClassConfig>,
     /// Which message goes where; the first that matches counts.
     pub route: Vec<RouteConfig>,
 }
@@ -189,6 +192,8 @@ pub struct RouteConfig {
     pub key: Option<String>,
     /// Headers to add: templates by name.
     pub headers: BTreeMap<String, String>,
+    /// Its class. Default: none, so its messages wait and are never dropped.
+    pub class: Option<String>,
     /// What messages are decoded from; they then go to the Unified Namespace, and to `to` what can't be decoded.
     pub decode: Option<Decode>,
     /// What is done with payloads, in this order, and which messages go no further.
@@ -233,6 +238,7 @@ impl Default for Config {
             log: "info".into(),
             mqtt: Vec::new(),
             kafka: KafkaConfig::default(),
+            class: Vec::new(),
             route: Vec::new(),
         }
     }
@@ -372,6 +378,7 @@ impl Config {
         if self.kafka.linger.get() > Duration::from_secs(1) {
             return wrong("kafka.linger", "use up to 1s");
         }
+        class::check(&self)?;
         Routes::new(&self.route)?;
         Ok(self)
     }
@@ -421,6 +428,7 @@ impl Config {
             ("log-size", self.log_size != new.log_size),
             ("dead-letter-size", self.dead_letter_size != new.dead_letter_size),
             ("log", self.log != new.log),
+            ("class", self.class != new.class),
             ("mqtt", self.mqtt != new.mqtt),
             ("kafka.brokers", kafka.brokers != next.brokers),
             ("kafka.compression", kafka.compression != next.compression),
@@ -464,14 +472,16 @@ impl MqttConfig {
     }
 }
 
-const NAME: &str = "use 1 to 64 letters, digits, '-', '_' and '.'";
+pub(crate) const NAME: &str = "use 1 to 64 letters, digits, '-', '_' and '.'";
 
-fn is_name(name: &str) -> bool {
+pub(crate) fn is_name(name: &str) -> bool {
     (1..=64).contains(&name.len()) && name.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'))
 }
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn load(text: &str) -> Result<Config, ConfigError> {
@@ -524,6 +534,12 @@ mod tests {
             ("[kafka]\ntls = 'off'\nca = '/a'".to_owned(), "asks for TLS"),
             ("[kafka]\ntls = 'hub'\nkey = '/k'\ncertificate = '/c'".to_owned(), "leave out one"),
             ("[kafka]\nbroker = []".to_owned(), "kafka.broker"),
+            ("[[class]]\nname = 'a'".to_owned(), "overflow"),
+            ("[[class]]\nname = 'a'\noverflow = 'drop'".to_owned(), "expected one of `block`, `drop-oldest`"),
+            ("[[class]]\nname = '..'\noverflow = 'block'".to_owned(), "letters, digits"),
+            ("[[class]]\nname = 'a'\noverflow = 'block'\nsize = '1KiB'".to_owned(), "use 1MiB or more"),
+            ("[[class]]\nname = 'a'\noverflow = 'block'\nmax-age = '1ms'".to_owned(), "use 1s or more"),
+            ("[[route]]\nfrom = 'a'\nto = 'b'\nclass = 'c'".to_owned(), "no [[class]] with the name \"c\""),
         ] {
             let refused = load(&text).unwrap_err().to_string();
             assert!(refused.contains(expected), "{text}: {refused}");
@@ -542,6 +558,33 @@ mod tests {
         assert!(!from_hub("[kafka]\ntls = 'off'", true).unwrap());
         let refused = from_hub("[kafka]\ntls = 'hub'", false).unwrap_err().to_string();
         assert!(refused.contains("hyperfactory-bridge enroll"), "{refused}");
+    }
+
+    proptest! {
+        /// The targets in `fuzz/` try the same for longer.
+        #[test]
+        fn any_file_is_read_or_refused(
+            changes in prop::collection::vec((any::<prop::sample::Index>(), any::<prop::sample::Index>(), 0u8..4), 1..6),
+            text in ".{0,20}",
+        ) {
+            let example = Path::new(env!("CARGO_MANIFEST_DIR")).join("../packaging/bridge.toml");
+            let example = std::fs::read_to_string(example).unwrap();
+            let mut lines: Vec<String> = example.lines().map(|line| line.trim_start_matches('#').to_owned()).collect();
+            for (at, other, what) in changes {
+                let (at, other) = (at.index(lines.len()), other.index(lines.len()));
+                match what {
+                    0 => lines.swap(at, other),
+                    1 => lines[at] = lines[other].clone(),
+                    2 => lines[at] = lines[at].replace(|c: char| c.is_ascii_digit() || c == '"', &text),
+                    _ => lines[at] += &text,
+                }
+            }
+            if let Ok(config) = load(&lines.join("\n")) {
+                let _ = crate::show::check(&config);
+                let _ = crate::dry_run::explain(&config, &text, Some(text.as_bytes()));
+            }
+            let _ = load(&text);
+        }
     }
 
     #[test]

@@ -31,8 +31,22 @@ impl DeadLetters {
     /// # Errors
     /// [`SpoolError`], which says what to do.
     pub fn open(directory: PathBuf, capacity_bytes: u64) -> Result<(Self, Recovery), SpoolError> {
-        let (spool, recovery) = Spool::open(Options::new(directory, capacity_bytes), rand::random())?;
+        let (spool, recovery) = Spool::open(Self::options(directory, capacity_bytes), rand::random())?;
         Ok((Self { spool, unsaved: false }, recovery))
+    }
+
+    /// As [`Self::open`], to look at them and change nothing.
+    ///
+    /// # Errors
+    /// [`SpoolError`], which says what to do.
+    pub fn look(directory: PathBuf, capacity_bytes: u64) -> Result<Self, SpoolError> {
+        let (spool, _) = Spool::look(Self::options(directory, capacity_bytes))?;
+        Ok(Self { spool, unsaved: false })
+    }
+
+    /// How they are laid out.
+    pub fn options(directory: PathBuf, capacity_bytes: u64) -> Options {
+        Options::new(directory, capacity_bytes)
     }
 
     /// Takes one; it is durable after [`Self::sync`].

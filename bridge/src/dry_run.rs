@@ -42,6 +42,7 @@ pub fn explain(config: &Config, topic: &str, payload: Option<&[u8]>) -> anyhow::
         };
         let Some(payload) = payload else {
             show(&mut text, mqtt, &target, None);
+            class(&mut text, config, &target);
             let ways = routes.ways(mqtt);
             let way = ways.iter().find(|way| way.route == target.route);
             if way.is_some_and(|way| way.decode.is_some() || !way.steps.is_empty()) {
@@ -59,6 +60,7 @@ pub fn explain(config: &Config, topic: &str, payload: Option<&[u8]>) -> anyhow::
         if made.is_empty() {
             let _ = writeln!(text, "by {mqtt}: route {} lets it go no further", target.route);
         }
+        class(&mut text, config, &target);
         for made in made {
             match routes.target(mqtt, topic, made.uns.as_deref()) {
                 Ok(target) => show(&mut text, mqtt, &target, Some((&made, payload))),
@@ -70,6 +72,12 @@ pub fn explain(config: &Config, topic: &str, payload: Option<&[u8]>) -> anyhow::
         }
     }
     Ok((text, well))
+}
+
+fn class(text: &mut String, config: &Config, target: &Target) {
+    if let Some(class) = config.route.get(target.route - 1).and_then(|route| route.class.as_ref()) {
+        let _ = writeln!(text, "  class {class}");
+    }
 }
 
 fn connections(config: &Config) -> Vec<&str> {

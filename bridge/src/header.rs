@@ -1,6 +1,7 @@
 //! Headers of the records in Kafka: by them whoever reads can prove that nothing is missing, and drop what came twice.
 //!
-//! Records of one bridge and epoch are numbered from 1 without a hole over all topics. A number that comes twice is the
+//! Records of one bridge and epoch are numbered from 1 without a hole over all topics, but for those that were dropped: the
+//! next record says which. A number that comes twice is the
 //! same record, sent again.
 
 /// Name of the bridge.
@@ -9,6 +10,10 @@ pub const BRIDGE: &str = "hf-bridge";
 pub const EPOCH: &str = "hf-epoch";
 /// The record's number, in decimal.
 pub const SEQUENCE: &str = "hf-sequence";
+/// Name of the record's class, if it is of one: classes have epochs of their own.
+pub const CLASS: &str = "hf-class";
+/// Numbers before this one that were dropped as the class asks for, as in `3-9,12-12`: they never come.
+pub const DROPPED: &str = "hf-dropped";
 /// Name of the MQTT connection that it came by.
 pub const MQTT: &str = "hf-mqtt";
 /// Its MQTT topic.
@@ -34,6 +39,21 @@ pub const CONTENT_TYPE: &str = "hf-content-type";
 pub const OWN: &str = "hf-";
 /// See [`OWN`].
 pub const FOREIGN: &str = "user.";
+
+/// Ranges of dropped numbers as the header has them.
+pub fn dropped(ranges: &[(u64, u64)]) -> String {
+    let ranges: Vec<String> = ranges.iter().map(|(first, last)| format!("{first}-{last}")).collect();
+    ranges.join(",")
+}
+
+/// What [`dropped`] wrote; what is not understood is left out.
+pub fn parse_dropped(text: &str) -> impl Iterator<Item = (u64, u64)> {
+    text.split(',').filter_map(|range| {
+        let (first, last) = range.split_once('-')?;
+        let (first, last) = (first.parse().ok()?, last.parse().ok()?);
+        (1 <= first && first <= last).then_some((first, last))
+    })
+}
 
 /// An epoch as the header has it.
 pub fn epoch(epoch: u64) -> String {

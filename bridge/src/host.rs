@@ -22,6 +22,7 @@ pub fn facts(software: String) -> NodeFacts {
         memory_bytes: number(&read("/proc/meminfo"), "MemTotal:").unwrap_or_default() * 1024,
         software,
         booted_at_ms: i64::try_from(booted).unwrap_or_default().saturating_mul(1000),
+        ..NodeFacts::default()
     }
 }
 

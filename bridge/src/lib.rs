@@ -5,16 +5,20 @@
 
 pub mod audit;
 pub mod bridge;
+pub mod class;
 pub mod config;
 pub mod counters;
 pub mod dead_letter;
 pub mod dry_run;
 pub mod enroll;
+pub mod expiry;
 pub mod fields;
 pub mod filter;
 pub mod header;
 pub mod host;
 pub mod intake;
+pub mod lanes;
+mod latest;
 pub mod log;
 pub mod mapping;
 pub mod pace;
@@ -22,6 +26,7 @@ pub mod producer;
 pub mod receipts;
 pub mod record;
 pub mod rehearsal;
+pub mod repair;
 pub mod report;
 pub mod route;
 pub mod show;

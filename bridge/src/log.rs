@@ -1,7 +1,8 @@
 //! The log: records on disk from their MQTT acknowledgement to Kafka's.
 //!
 //! One thread writes it in groups, one sync each, and says what is durable; the sink reads it. When it is full, or the
-//! disk is, the writer waits: nothing is acknowledged to MQTT, and nothing is lost.
+//! disk is, the writer waits: nothing is acknowledged to MQTT, and nothing is lost. In the log of a class of which something
+//! may be dropped, that gives way instead, and the log keeps its numbers and the reason.
 
 use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
@@ -10,8 +11,10 @@ use std::time::{Duration, Instant};
 
 use spool::{Options, Overflow, Recovery, Spool, SpoolError, Status};
 
+use crate::class::{self, Class};
 use crate::counters::Counters;
 use crate::intake::{Intake, Submission};
+use crate::latest;
 use crate::receipts::{Receipts, Stored};
 
 /// Bytes that wait in memory for a sync. Half of it is the largest record.
@@ -36,17 +39,17 @@ struct Shared {
 }
 
 impl Log {
-    /// How a log in `directory` is laid out.
+    /// How a log in `directory` is laid out that drops nothing.
     pub fn options(directory: PathBuf, capacity_bytes: u64) -> Options {
         Options { group_bytes: GROUP, overflow: Overflow::Refuse, ..Options::new(directory, capacity_bytes) }
     }
 
-    /// Opens the log in `directory`, or begins one, and says what was found there.
+    /// Opens a log, or begins one, and says what was found there.
     ///
     /// # Errors
     /// [`SpoolError`], which says what to do.
-    pub fn open(directory: PathBuf, capacity_bytes: u64) -> Result<(Self, Recovery), SpoolError> {
-        let (spool, recovery) = Spool::open(Self::options(directory, capacity_bytes), rand::random())?;
+    pub fn open(options: Options) -> Result<(Self, Recovery), SpoolError> {
+        let (spool, recovery) = Spool::open(options, rand::random())?;
         let status = Mutex::new(spool.status());
         let shared = Shared { status, spool: Mutex::new(spool), groups: Mutex::new(0), grown: Condvar::new() };
         Ok((Self(Arc::new(shared)), recovery))
@@ -93,10 +96,13 @@ impl Log {
 #[derive(Debug)]
 pub struct Writer {
     log: Log,
+    class: Class,
     intake: Arc<Intake>,
     receipts: Arc<Receipts>,
     counters: Arc<Counters>,
     complained: Option<Instant>,
+    /// Numbers that were lost when that was told last, and when.
+    told: (u64, Option<Instant>),
 }
 
 impl Writer {
@@ -106,24 +112,56 @@ impl Writer {
     /// When the system has no thread to give.
     pub fn start(
         log: Log,
+        class: Class,
         intake: Arc<Intake>,
         receipts: Arc<Receipts>,
         counters: Arc<Counters>,
     ) -> std::io::Result<JoinHandle<()>> {
-        let writer = Self { log, intake, receipts, counters, complained: None };
+        let told = (log.status().lost, None);
+        let writer = Self { log, class, intake, receipts, counters, complained: None, told };
         std::thread::Builder::new().name("log".into()).spawn(move || writer.run())
     }
 
     fn run(mut self) {
         while let Some(group) = self.intake.take() {
-            let (mut left, mut ends) = (group.as_slice(), Vec::new());
-            self.persist(|log| append(&mut log.spool(), &mut left, &mut ends));
-            self.persist(|log| Spool::sync_shared(&log.0.spool));
-            self.counters.stored.add(group.len() as u64);
-            self.log.grew();
-            for end in ends {
-                self.receipts.stored(end);
+            if self.class.overflow == class::Overflow::LatestPerTopic {
+                let Options { capacity_bytes, segment_bytes, .. } = self.class.options();
+                for part in parts(&group, latest::part_bytes(segment_bytes)) {
+                    self.persist(|log| latest::make_room(log, capacity_bytes, segment_bytes));
+                    self.write(part);
+                }
+            } else {
+                self.write(&group);
             }
+            self.tell_what_is_dropped();
+        }
+    }
+
+    fn write(&mut self, group: &[Submission]) {
+        let (mut left, mut ends) = (group, Vec::new());
+        let counters = Arc::clone(&self.counters);
+        self.persist(|log| append(&mut log.spool(), &mut left, &mut ends, &counters));
+        self.persist(|log| Spool::sync_shared(&log.0.spool));
+        self.counters.stored.add(group.len() as u64);
+        self.log.grew();
+        for end in ends {
+            self.receipts.stored(end);
+        }
+    }
+
+    /// Once when it begins, and then now and again.
+    fn tell_what_is_dropped(&mut self) {
+        if self.class.name.is_empty() || self.told.1.is_some_and(|at| at.elapsed() < REPEAT) {
+            return;
+        }
+        let spool = self.log.spool();
+        let lost = spool.status().lost;
+        if let (true, Some(range)) = (lost > self.told.0, spool.lost().last()) {
+            tracing::warn!(
+                class = self.class.name, overflow = %self.class.overflow, more = lost - self.told.0, total = lost,
+                "records are dropped, the last of them {range}"
+            );
+            self.told = (lost, Some(Instant::now()));
         }
     }
 
@@ -140,7 +178,10 @@ impl Writer {
                 Err(error) => {
                     if self.complained.is_none_or(|at| at.elapsed() > REPEAT) {
                         self.complained = Some(Instant::now());
-                        tracing::warn!("MQTT messages are not acknowledged for now: {error}");
+                        tracing::warn!(log = self.class.title(), "MQTT messages are not acknowledged for now: {error}");
+                    }
+                    if let (class::Overflow::LatestPerTopic, SpoolError::Full { .. }) = (self.class.overflow, error) {
+                        let _ = latest::give_up_oldest(&self.log);
                     }
                     // The groups before may be what the sink waits for.
                     self.log.grew();
@@ -152,12 +193,20 @@ impl Writer {
 }
 
 /// Appends what is left, and leaves what is not appended; `ends` are the last of each connection.
-fn append(spool: &mut Spool, left: &mut &[Submission], ends: &mut Vec<Stored>) -> Result<(), SpoolError> {
+fn append(
+    spool: &mut Spool,
+    left: &mut &[Submission],
+    ends: &mut Vec<Stored>,
+    counters: &Counters,
+) -> Result<(), SpoolError> {
     while let Some((submission, after)) = left.split_first() {
         if !submission.record.is_empty() {
             match spool.append(&submission.record, true) {
-                // Its connection lets nothing through that is larger than the log takes.
-                Err(error @ SpoolError::TooLarge { .. }) => tracing::error!("a message is dropped: {error}"),
+                // A connection lets nothing through that is larger than the largest log takes.
+                Err(error @ SpoolError::TooLarge { .. }) => {
+                    counters.oversize.add(1);
+                    tracing::error!("a message is dropped: {error}");
+                }
                 other => drop(other?),
             }
         }
@@ -171,19 +220,34 @@ fn append(spool: &mut Spool, left: &mut &[Submission], ends: &mut Vec<Stored>) -
     Ok(())
 }
 
+/// Cuts a group into parts of about so many bytes.
+fn parts(mut group: &[Submission], bytes: usize) -> impl Iterator<Item = &[Submission]> {
+    std::iter::from_fn(move || {
+        let mut sum = 0;
+        let fits = group.iter().take_while(|submission| {
+            sum += submission.record.len();
+            sum <= bytes
+        });
+        let (part, rest) = group.split_at(fits.count().max(1).min(group.len()));
+        group = rest;
+        (!part.is_empty()).then_some(part)
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::Ack;
+    use crate::class::ClassConfig;
+    use crate::config::{Ack, Config};
+    use crate::lanes::Told;
+    use crate::record::{Notes, Record};
+    use protocol::Timestamp;
+    use settings::Size;
 
     #[test]
     fn a_full_log_holds_acknowledgements_back_until_there_is_room() {
         let directory = tempfile::tempdir().unwrap();
-        let (log, _) = Log::open(directory.path().to_owned(), 1 << 20).unwrap();
-        let (intake, counters) = (Arc::new(Intake::default()), Arc::<Counters>::default());
-        let mut receipts = Receipts::default();
-        let told = receipts.connect(Ack::Durable);
-        let writer = Writer::start(log.clone(), Arc::clone(&intake), Arc::new(receipts), counters).unwrap();
+        let (log, intake, told, writer) = written(directory.path(), None);
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         let record = vec![7; 20_000];
         runtime.block_on(async {
@@ -207,5 +271,107 @@ mod tests {
         }
         writer.join().unwrap();
         assert_eq!((*told.borrow(), log.spool().status().lost), (100, 0));
+    }
+
+    /// A log of a mebibyte, of no class or of one that overflows so, and what is told of it.
+    fn written(
+        directory: &std::path::Path,
+        overflow: Option<class::Overflow>,
+    ) -> (Log, Arc<Intake>, tokio::sync::watch::Receiver<u64>, JoinHandle<()>) {
+        let size = Size::mebibytes(1);
+        let class = |overflow| ClassConfig { name: "c".into(), overflow, size, max_age: None };
+        let class = overflow.map(class).into_iter().collect();
+        let config = Config { state_dir: directory.to_owned(), log_size: size, class, ..Config::default() };
+        let class = Class::all(&config).pop().unwrap();
+        let (log, _) = Log::open(class.options()).unwrap();
+        let (intake, told) = (Arc::new(Intake::default()), Arc::new(Told::new(1)));
+        let (heard, mut receipts) = (told.hear(), Receipts::default());
+        receipts.connect(told, Ack::Durable);
+        let writer = Writer::start(log.clone(), class, Arc::clone(&intake), Arc::new(receipts), Arc::default());
+        (log, intake, heard, writer.unwrap())
+    }
+
+    /// Writes so many messages to a log that nobody empties, three of topics of their own, then of so many topics in turn.
+    /// Gives which ranges are dropped, and of each record that is left its message, its topic, and whether it may be there
+    /// twice.
+    fn overflown(
+        overflow: class::Overflow,
+        count: u64,
+        topics: u64,
+    ) -> (Vec<spool::LostRange>, Vec<(u64, String, bool)>) {
+        let directory = tempfile::tempdir().unwrap();
+        let (log, intake, heard, writer) = written(directory.path(), Some(overflow));
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        runtime.block_on(async {
+            for number in 1..=count {
+                let topic = if number > 3 { format!("t/{}", number % topics) } else { format!("once/{number}") };
+                let payload = format!("{number:01000}");
+                let (received, payload) = (Timestamp::from_millis(0), payload.as_bytes());
+                let record = Record {
+                    mqtt: "m",
+                    topic: &topic,
+                    payload,
+                    received,
+                    qos: 1,
+                    retained: false,
+                    duplicate: false,
+                    notes: Notes::default(),
+                };
+                intake.put(vec![Submission { mqtt: 0, number, record: record.encoded() }]).await;
+            }
+        });
+        intake.close();
+        writer.join().unwrap();
+        assert_eq!(*heard.borrow(), count, "what is dropped is acknowledged, too");
+        let mut spool = log.spool();
+        let (lost, mut kept) = (spool.lost().to_vec(), Vec::new());
+        assert_eq!(spool.status().lost, lost.iter().map(spool::LostRange::len).sum::<u64>());
+        let mut reader = spool.read_from(1);
+        while let Some(entry) = reader.next(&mut spool).unwrap() {
+            if let spool::Entry::Record { bytes, .. } = entry {
+                let record = Record::decode(&bytes).unwrap();
+                let message = std::str::from_utf8(record.payload).unwrap().parse().unwrap();
+                kept.push((message, record.topic.to_owned(), record.duplicate));
+            }
+        }
+        (lost, kept)
+    }
+
+    #[test]
+    fn a_class_drops_its_oldest_or_its_newest_and_knows_which() {
+        let (lost, kept) = overflown(class::Overflow::DropOldest, 3000, 10);
+        assert_eq!((lost.len(), lost[0].first, lost[0].reason), (1, 1, spool::LostReason::Overflow));
+        let expected: Vec<u64> = (lost[0].last + 1..=3000).collect();
+        assert_eq!(kept.iter().map(|(message, ..)| *message).collect::<Vec<_>>(), expected);
+        assert!(expected.len() > 700, "all but a segment is used: {}", expected.len());
+
+        let (lost, kept) = overflown(class::Overflow::DropNewest, 3000, 10);
+        assert_eq!((lost.len(), lost[0].last, lost[0].reason), (1, 3000, spool::LostReason::Overflow));
+        let expected: Vec<u64> = (1..lost[0].first).collect();
+        assert_eq!(kept.iter().map(|(message, ..)| *message).collect::<Vec<_>>(), expected);
+        assert!(expected.len() > 700, "all but a segment is used: {}", expected.len());
+    }
+
+    #[test]
+    fn a_class_of_latest_values_keeps_the_last_of_each_topic_in_order() {
+        let (lost, kept) = overflown(class::Overflow::LatestPerTopic, 6000, 37);
+        assert!(lost.iter().all(|range| range.reason == spool::LostReason::Superseded), "{lost:?}");
+        let mut last = std::collections::BTreeMap::new();
+        for (message, topic, _) in &kept {
+            let before = last.insert(topic, *message);
+            assert!(before.is_none_or(|before| before <= *message), "{topic}: {before:?}, then {message}");
+        }
+        let mut last: Vec<u64> = last.into_values().collect();
+        last.sort_unstable();
+        assert_eq!(last, (1..=3).chain(6000 - 36..=6000).collect::<Vec<_>>());
+        // What is written again may be in Kafka already.
+        assert!(kept.iter().all(|(message, _, twice)| *twice == (*message <= 3)), "{kept:?}");
+    }
+
+    #[test]
+    fn a_class_of_latest_values_with_more_topics_than_room_drops_the_oldest() {
+        let (lost, kept) = overflown(class::Overflow::LatestPerTopic, 6000, 6000);
+        assert!(kept.len() > 300, "{} stay", kept.len());
+        assert_eq!((kept.last().unwrap().0, lost[0].first), (6000, 1));
     }
 }

@@ -8,7 +8,7 @@ use anyhow::Context;
 use clap::{Parser, Subcommand};
 use hyperfactory_bridge::bridge::Reloads;
 use hyperfactory_bridge::config::{Config, ConfigError};
-use hyperfactory_bridge::{audit, bridge, dry_run, enroll, rehearsal, show};
+use hyperfactory_bridge::{audit, bridge, dry_run, enroll, rehearsal, repair, show};
 use node::{EnrollError, TokenArguments, TokenReadError};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
-/// Carries MQTT messages of a plant to its tenant's Kafka bus, one way, and loses none.
+/// Carries MQTT messages of a plant to its tenant's Kafka bus, one way, and loses none but what may be dropped.
 ///
 /// Exit codes: 0 done; 1 failed; 2 wrong usage or configuration; 3 refused by the hub.
 #[derive(Debug, Parser)]
@@ -74,15 +74,23 @@ enum Verb {
         #[arg(required = true)]
         topics: Vec<String>,
     },
-    /// Look at the records on disk; the bridge must not run
+    /// Look at the records on disk, or repair their files; the bridge must not run
     #[command(subcommand)]
     Log(LogVerb),
 }
 
 #[derive(Debug, Subcommand)]
 enum LogVerb {
-    /// Read all of it; fails when something is damaged
+    /// Read all of it and change nothing; fails when something is damaged
     Verify,
+    /// Say what has to be done to damaged files; fails while something has
+    ///
+    /// The bridge does the same by itself when it starts, and loses no more.
+    Repair {
+        /// Do it
+        #[arg(long)]
+        yes: bool,
+    },
     /// Show the records that wait for Kafka, a line each
     Dump {
         /// Those that Kafka refused, or that no route takes, and why
@@ -152,6 +160,9 @@ fn run(cli: Cli) -> anyhow::Result<bool> {
             Ok(ledger.is_whole())
         }
         Verb::Log(LogVerb::Verify) => show::verify(&config).and_then(|(text, well)| show(&text).map(|()| well)),
+        Verb::Log(LogVerb::Repair { yes }) => {
+            repair::run(&config, yes).and_then(|(text, well)| show(&text).map(|()| well))
+        }
         Verb::Log(LogVerb::Dump { dead_letters }) => show::dump(&config, dead_letters, show).map(|()| true),
     }
 }

@@ -2,16 +2,17 @@
 //! that Kafka has.
 
 use std::collections::VecDeque;
-use std::sync::{Mutex, MutexGuard, PoisonError};
-
-use tokio::sync::watch;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::config::Ack;
+use crate::lanes::Told;
 
-/// What connections are told.
+/// What connections are told of one log.
 #[derive(Debug, Default)]
 pub struct Receipts {
-    connections: Vec<(watch::Sender<u64>, Ack)>,
+    /// The log's lane.
+    lane: usize,
+    connections: Vec<(Arc<Told>, Ack)>,
     waiting: Mutex<Waiting>,
 }
 
@@ -36,22 +37,24 @@ pub struct Stored {
 }
 
 impl Receipts {
-    /// Adds a connection, the next by its index; gives where it hears up to which of its messages it may acknowledge.
-    pub fn connect(&mut self, ack: Ack) -> watch::Receiver<u64> {
-        let told = watch::Sender::new(0);
-        let heard = told.subscribe();
+    /// Those of a lane.
+    pub fn of(lane: usize) -> Self {
+        Self { lane, ..Self::default() }
+    }
+
+    /// Adds a connection, the next by its index, that is told up to which of its messages it may acknowledge.
+    pub fn connect(&mut self, told: Arc<Told>, ack: Ack) {
         self.connections.push((told, ack));
-        heard
     }
 
     /// Messages are on disk, through this one of its connection.
     pub fn stored(&self, stored: Stored) {
         match self.connections.get(stored.mqtt) {
-            Some((told, Ack::Durable)) => drop(told.send_replace(stored.message)),
+            Some((told, Ack::Durable)) => told.tell(self.lane, stored.message),
             Some((told, Ack::Delivered)) => {
                 let mut waiting = self.waiting();
                 if stored.record <= waiting.delivered {
-                    told.send_replace(stored.message);
+                    told.tell(self.lane, stored.message);
                 } else {
                     waiting.stored.push_back(stored);
                 }
@@ -67,7 +70,7 @@ impl Receipts {
         while let Some(first) = waiting.stored.front().copied().filter(|first| first.record <= through) {
             waiting.stored.pop_front();
             if let Some((told, _)) = self.connections.get(first.mqtt) {
-                told.send_replace(first.message);
+                told.tell(self.lane, first.message);
             }
         }
     }
@@ -84,7 +87,13 @@ mod tests {
     #[test]
     fn each_connection_hears_of_what_it_asked_for() {
         let mut receipts = Receipts::default();
-        let (disk, kafka) = (receipts.connect(Ack::Durable), receipts.connect(Ack::Delivered));
+        let mut connect = |ack| {
+            let told = Arc::new(Told::new(1));
+            let heard = told.hear();
+            receipts.connect(told, ack);
+            heard
+        };
+        let (disk, kafka) = (connect(Ack::Durable), connect(Ack::Delivered));
         receipts.stored(Stored { mqtt: 0, message: 5, record: 10 });
         receipts.stored(Stored { mqtt: 1, message: 7, record: 12 });
         receipts.stored(Stored { mqtt: 1, message: 9, record: 20 });

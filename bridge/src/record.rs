@@ -98,6 +98,15 @@ impl<'a> Record<'a> {
         bytes
     }
 
+    /// An encoded record, marked as one that may be in another record too.
+    pub fn doubled(encoded: &[u8]) -> Vec<u8> {
+        let mut bytes = encoded.to_vec();
+        if let Some(flags) = bytes.get_mut(1) {
+            *flags |= DUPLICATE;
+        }
+        bytes
+    }
+
     /// Reads what [`Self::encoded`] wrote.
     ///
     /// # Errors

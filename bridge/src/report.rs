@@ -8,7 +8,7 @@ use node::backlog::Options;
 use node::health::{Server, Vitals};
 use node::{Backlog, Clock, Identity, IdentityStore, Kafka, KafkaStatus, Link, LinkOptions, Recorder};
 use protocol::Timestamp;
-use protocol::message::{BridgeStatus, KafkaState, RouteStatus};
+use protocol::message::{BridgeStatus, ClassStatus, KafkaState, RouteStatus};
 use protocol::metrics::{self, Known};
 use protocol::telemetry::{Row, Schema};
 use tokio::sync::{Notify, watch};
@@ -19,9 +19,11 @@ use tokio_util::task::TaskTracker;
 use transport::Endpoint;
 
 use crate::bridge::SOFTWARE;
+use crate::class::Class;
 use crate::config::{Config, KafkaConfig};
 use crate::counters::Counters;
 use crate::host;
+use crate::lanes::Logs;
 use crate::log::Log;
 use crate::producer;
 use crate::rehearsal::Control;
@@ -53,7 +55,7 @@ impl Report {
         config: &Config,
         store: IdentityStore,
         identity: Identity,
-        log: Log,
+        logs: Logs,
         counters: Arc<Counters>,
         passed: watch::Receiver<Arc<Passed>>,
     ) -> anyhow::Result<Self> {
@@ -110,7 +112,7 @@ impl Report {
         }
         let standing = config.kafka.standing.clone();
         let sampler =
-            Sampler { log, counters, clock, recorder: recorder.clone(), standing, certificate, passed, brokers };
+            Sampler { logs, counters, clock, recorder: recorder.clone(), standing, certificate, passed, brokers };
         tasks.spawn(sampler.run(config.interval.get(), stop.clone()));
         Ok(Self { endpoint, recorder, links, link_stop, tasks, stop })
     }
@@ -143,7 +145,7 @@ pub(crate) fn kafka(config: &KafkaConfig) -> Option<Kafka> {
 }
 
 struct Sampler {
-    log: Log,
+    logs: Logs,
     counters: Arc<Counters>,
     clock: Clock,
     recorder: Recorder,
@@ -201,15 +203,16 @@ impl Sampler {
             certificate_not_after_ms: certificate.not_after.map_or(0, Timestamp::millis),
             certificate_trouble: certificate.trouble.unwrap_or_default(),
             routes: routes.collect(),
+            classes: self.logs.iter().filter(|(class, _)| !class.name.is_empty()).map(class_status).collect(),
         }
     }
 
     fn figures(&self) -> Vec<(Known, Option<i64>)> {
-        let status = self.log.status();
+        let (pending, bytes, dropped) = self.logs.total();
         let telemetry = self.recorder.backlog().status();
         let counted = |value: u64| i64::try_from(value).ok();
         let Counters { received, delivered, refused, oversize, connected, reached, .. } = &*self.counters;
-        let lag = match (status.pending, reached.now()) {
+        let lag = match (pending, reached.now()) {
             (0, _) => Some(0),
             (_, 0) => None,
             (_, reached) => Some((self.clock.now().millis() - reached).max(0)),
@@ -223,10 +226,24 @@ impl Sampler {
             (metrics::BRIDGE_RECEIVED, counted(received.now())),
             (metrics::BRIDGE_DELIVERED, counted(delivered.now())),
             (metrics::BRIDGE_REFUSED, counted(refused.now() + oversize.now())),
-            (metrics::BRIDGE_PENDING, counted(status.pending)),
-            (metrics::BRIDGE_BYTES, counted(status.bytes)),
+            (metrics::BRIDGE_PENDING, counted(pending)),
+            (metrics::BRIDGE_BYTES, counted(bytes)),
+            (metrics::BRIDGE_DROPPED, counted(dropped)),
             (metrics::BRIDGE_LAG, lag),
             (metrics::BRIDGE_CONNECTED, Some(connected.now())),
         ]
+    }
+}
+
+fn class_status((class, log): &(Class, Log)) -> ClassStatus {
+    // The disk may be at work; it is told with the next look then.
+    let range = log.try_spool().and_then(|spool| spool.lost().last().copied());
+    ClassStatus {
+        name: class.name.clone(),
+        overflow: class.overflow.to_string(),
+        dropped: log.status().lost,
+        first: range.map_or(0, |range| range.first),
+        last: range.map_or(0, |range| range.last),
+        reason: range.map_or_else(String::new, |range| range.reason.to_string()),
     }
 }

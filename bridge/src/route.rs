@@ -267,6 +267,11 @@ impl Routes {
         lints
     }
 
+    /// The same, that notes where another notes which route is taken.
+    pub fn noting(self, passed: Arc<Passed>) -> Self {
+        Self { passed, ..self }
+    }
+
     fn work_out(&self, mqtt: &str, topic: &str) -> Result<Target, NoTarget> {
         let number = self.route(mqtt, topic).ok_or(NoTarget::Unrouted)?;
         let route = self.routes.get(number - 1).ok_or(NoTarget::Unrouted)?;

@@ -3,11 +3,11 @@
 use std::fmt::Write;
 use std::path::Path;
 
-use spool::{Entry, Recovery, Spool};
+use spool::{Entry, Spool};
 
+use crate::class::{self, Class};
 use crate::config::Config;
 use crate::dead_letter::DeadLetters;
-use crate::log::Log;
 use crate::record::Record;
 use crate::route::Routes;
 
@@ -25,6 +25,9 @@ pub fn check(config: &Config) -> anyhow::Result<(String, bool)> {
         let _ = writeln!(text, "ok    mqtt {} at {} subscribes to {}", mqtt.name, mqtt.address, filters.join(", "));
     }
     for lint in routes.lints() {
+        let _ = writeln!(text, "warn  {lint}");
+    }
+    for lint in class::lints(config) {
         let _ = writeln!(text, "warn  {lint}");
     }
     let files = [&config.kafka.ca, &config.kafka.certificate, &config.kafka.key].into_iter();
@@ -62,17 +65,26 @@ pub fn check(config: &Config) -> anyhow::Result<(String, bool)> {
 /// # Errors
 /// When the log can't be read, or a running bridge has it.
 pub fn verify(config: &Config) -> anyhow::Result<(String, bool)> {
-    let (mut spool, recovery) = open(config)?;
-    let (mut records, mut foreign, mut lost) = (0u64, 0u64, 0u64);
-    walk(&mut spool, |entry| match entry {
-        Entry::Record { bytes, .. } => {
-            records += 1;
-            foreign += u64::from(Record::decode(&bytes).is_err());
+    let (mut text, mut well) = (String::new(), true);
+    for class in there(config)? {
+        let (mut spool, recovery) = Spool::look(class.options())?;
+        let (mut records, mut foreign, mut lost, mut dropped) = (0u64, 0u64, 0u64, 0u64);
+        walk(&mut spool, |entry| match entry {
+            Entry::Record { bytes, .. } => {
+                records += 1;
+                foreign += u64::from(Record::decode(&bytes).is_err());
+            }
+            Entry::Lost(range) if class.allows(range.reason) => dropped += range.len(),
+            Entry::Lost(range) => lost += range.len(),
+        })?;
+        if !class.name.is_empty() {
+            let _ = writeln!(text, "class {}: {dropped} dropped as configured", class.name);
         }
-        Entry::Lost(range) => lost += range.last - range.first + 1,
-    })?;
-    let text = format!("{recovery}\n{records} records to deliver, {lost} lost, {foreign} that are not the bridge's\n");
-    Ok((text, lost == 0 && foreign == 0))
+        let _ = writeln!(text, "{recovery}");
+        let _ = writeln!(text, "{records} records to deliver, {lost} lost, {foreign} that are not the bridge's");
+        well &= lost == 0 && foreign == 0;
+    }
+    Ok((text, well))
 }
 
 /// The records that wait, or the dead letters, a line each, given to `out` as they are read.
@@ -85,42 +97,45 @@ pub fn dump(
     mut out: impl FnMut(&str) -> anyhow::Result<()>,
 ) -> anyhow::Result<()> {
     let mut shown = Ok(());
-    if dead_letters {
-        exists(&config.dead_letter_dir())?;
-        let (mut letters, _) = DeadLetters::open(config.dead_letter_dir(), config.dead_letter_size.bytes())?;
-        letters.each(|letter| {
+    for class in there(config)? {
+        // Numbers are per class.
+        let name = if class.name.is_empty() { String::new() } else { format!("{} ", class.name) };
+        let mut tell = |text: String| {
             if shown.is_ok() {
-                shown = out(&format!("{} {}: {}\n", letter.sequence, line(&letter.record), letter.reason));
+                shown = out(&text);
             }
-        })?;
-        return shown;
-    }
-    let (mut spool, _) = open(config)?;
-    walk(&mut spool, |entry| {
-        let text = match entry {
-            Entry::Record { sequence, bytes, .. } => format!("{sequence} {}\n", line(&bytes)),
-            Entry::Lost(range) => format!("{} to {} lost: {:?}\n", range.first, range.last, range.reason),
         };
-        if shown.is_ok() {
-            shown = out(&text);
+        if dead_letters {
+            let mut letters = DeadLetters::look(class.dead_letter_dir, config.dead_letter_size.bytes())?;
+            letters.each(|letter| {
+                tell(format!("{name}{} {}: {}\n", letter.sequence, line(&letter.record), letter.reason));
+            })?;
+        } else {
+            let (mut spool, _) = Spool::look(class.options())?;
+            walk(&mut spool, |entry| {
+                tell(match entry {
+                    Entry::Record { sequence, bytes, .. } => format!("{name}{sequence} {}\n", line(&bytes)),
+                    Entry::Lost(range) => format!("{name}lost {range}\n"),
+                });
+            })?;
         }
-    })?;
+    }
     shown
 }
 
-fn open(config: &Config) -> anyhow::Result<(Spool, Recovery)> {
+/// The classes that have files.
+fn there(config: &Config) -> anyhow::Result<Vec<Class>> {
     exists(&config.log_dir())?;
-    let options = Log::options(config.log_dir(), config.log_size.bytes());
-    Ok(Spool::open(options, rand::random())?)
+    Ok(Class::all(config).into_iter().filter(|class| class.log_dir.is_dir()).collect())
 }
 
 /// Looking shall not begin a log.
-fn exists(directory: &Path) -> anyhow::Result<()> {
+pub(crate) fn exists(directory: &Path) -> anyhow::Result<()> {
     anyhow::ensure!(directory.is_dir(), "there is nothing at {}: no bridge ran here yet", directory.display());
     Ok(())
 }
 
-fn walk(spool: &mut Spool, mut see: impl FnMut(Entry)) -> anyhow::Result<()> {
+pub(crate) fn walk(spool: &mut Spool, mut see: impl FnMut(Entry)) -> anyhow::Result<()> {
     let mut reader = spool.read_from(spool.first());
     while let Some(entry) = reader.next(spool)? {
         see(entry);

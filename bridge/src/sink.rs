@@ -6,20 +6,21 @@
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use protocol::Timestamp;
 use rdkafka::error::RDKafkaErrorCode;
 use rdkafka::message::{Header, OwnedHeaders};
-use settings::Size;
 use spool::{Entry, LostRange, Reader, SpoolError};
 use tokio_util::sync::CancellationToken;
 
+use crate::class::Class;
 use crate::config::KafkaConfig;
 use crate::counters::Counters;
 use crate::dead_letter::{DeadLetter, DeadLetters};
+use crate::expiry::Expiry;
 use crate::header;
 use crate::log::Log;
 use crate::pace::Pace;
@@ -55,7 +56,7 @@ const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_
 pub struct Sink {
     parts: Parts,
     epoch: String,
-    pace: Pace,
+    expiry: Option<Expiry>,
     /// Routes of before, and the last record that they are for; oldest first.
     former: VecDeque<(u64, Routes)>,
     /// Topics that refused a record, and when.
@@ -79,14 +80,18 @@ pub struct Sink {
 pub struct Parts {
     /// Where records come from.
     pub log: Log,
+    /// Of which they are.
+    pub class: Class,
+    /// The rate of all sinks together.
+    pub pace: Arc<Mutex<Pace>>,
     /// Where they go.
     pub config: KafkaConfig,
     /// Name of the bridge.
     pub bridge: String,
     /// Which goes where.
     pub routes: Routes,
-    /// Other routes and another rate, when there are any.
-    pub changes: std::sync::mpsc::Receiver<(Routes, Option<Size>)>,
+    /// Other routes, when there are any.
+    pub changes: std::sync::mpsc::Receiver<Routes>,
     /// Where those go that nobody takes.
     pub dead_letters: DeadLetters,
     /// Who hears of what Kafka has.
@@ -101,6 +106,8 @@ enum End {
     Stopped,
     /// Another certificate is there.
     Rotated,
+    /// What it has not sent yet is too old.
+    Expired,
     /// It does not work any more, or gave a batch up.
     Failed(RDKafkaErrorCode),
     /// The disk failed.
@@ -116,6 +123,8 @@ struct Window {
     slots: VecDeque<Slot>,
     /// How many of them wait for a report.
     under_way: usize,
+    /// Ranges that were dropped as the class asks for; the next record that is sent says so, and they count as done with it.
+    dropped: Vec<(u64, u64)>,
 }
 
 struct Slot {
@@ -141,11 +150,11 @@ impl Sink {
     pub fn start(parts: Parts, stop: CancellationToken) -> std::io::Result<JoinHandle<()>> {
         let epoch = header::epoch(parts.log.spool().epoch());
         parts.receipts.delivered(parts.log.spool().acknowledged());
-        let pace = Pace::new(parts.config.max_rate.map(Size::bytes), Instant::now());
+        let expiry = parts.class.max_age.map(Expiry::new);
         let sink = Self {
             parts,
             epoch,
-            pace,
+            expiry,
             former: VecDeque::new(),
             refusals: HashMap::new(),
             suspects: BTreeSet::new(),
@@ -162,6 +171,7 @@ impl Sink {
     fn run(mut self, stop: &CancellationToken) {
         let mut pause = PAUSE.0;
         while !stop.is_cancelled() {
+            self.expire();
             let before = self.parts.counters.delivered.now();
             let end = match Producer::new(&self.parts.config, &self.parts.bridge) {
                 Ok(producer) => {
@@ -177,6 +187,10 @@ impl Sink {
                 End::Stopped => break,
                 End::Rotated => {
                     tracing::info!("the certificate for Kafka was replaced; going on with the new one");
+                    continue;
+                }
+                End::Expired => {
+                    tracing::debug!(class = self.parts.class.name, "what Kafka did not take in time is dropped");
                     continue;
                 }
                 End::Failed(code) if std::mem::take(&mut self.learnt) => {
@@ -210,12 +224,16 @@ impl Sink {
         loop {
             if ending.is_none() && looked.elapsed() > LOOK {
                 looked = Instant::now();
+                self.expire();
                 if certificate_stamp(&self.parts.config) != stamp {
                     ending = Some((End::Rotated, Instant::now()));
+                } else if self.is_late(&window) {
+                    producer.purge();
+                    ending = Some((End::Expired, Instant::now()));
                 }
             }
-            while let Ok((routes, rate)) = self.parts.changes.try_recv() {
-                self.change(routes, rate);
+            while let Ok(routes) = self.parts.changes.try_recv() {
+                self.change(routes);
             }
             if ending.is_none() {
                 let filled = if stop.is_cancelled() { Err(End::Stopped) } else { self.fill(producer, &mut window) };
@@ -225,7 +243,7 @@ impl Sink {
             groups = self.parts.log.wait(groups, patience);
             for (sequence, outcome) in producer.poll() {
                 if let Err(code) = self.reported(&mut window, sequence, outcome)
-                    && !matches!(ending, Some((End::Failed(_), _)))
+                    && !matches!(ending, Some((End::Failed(_) | End::Expired, _)))
                 {
                     // What is not sent yet need not be: it goes by the next producer, in its turn.
                     producer.purge();
@@ -249,13 +267,12 @@ impl Sink {
     }
 
     /// Goes on with other routes and another rate. What is in the log by now was accepted for the routes of before.
-    fn change(&mut self, routes: Routes, rate: Option<Size>) {
+    fn change(&mut self, routes: Routes) {
         let through = self.parts.log.spool().last();
         self.former.push_back((through, std::mem::replace(&mut self.parts.routes, routes)));
         if self.former.len() > MOST_FORMER {
             self.former.pop_front();
         }
-        self.pace = Pace::new(rate.map(Size::bytes), Instant::now());
     }
 
     fn target(&mut self, sequence: u64, record: &Record<'_>) -> Result<Arc<Target>, NoTarget> {
@@ -281,8 +298,12 @@ impl Sink {
             let (sequence, bytes) = match entry {
                 Entry::Record { sequence, bytes, .. } => (sequence, bytes),
                 Entry::Lost(LostRange { first, last, reason }) => {
-                    tracing::error!(first, last, ?reason, "records of the log are lost");
-                    window.done(last);
+                    if self.parts.class.allows(reason) {
+                        window.dropped.push((first, last));
+                    } else {
+                        tracing::error!(first, last, ?reason, "records of the log are lost");
+                        window.done(last);
+                    }
                     continue;
                 }
             };
@@ -291,20 +312,20 @@ impl Sink {
                 continue;
             }
             if let Some(reason) = self.condemned.remove(&sequence) {
-                self.bury(sequence, reason, bytes);
+                self.bury(sequence, window.and_dropped(reason), bytes);
                 window.done(sequence);
                 continue;
             }
             // One that is suspected travels alone, and what is after it waits for its report.
             let suspected = |sequence| self.suspects.contains(sequence);
             let alone = suspected(&sequence) || window.slots.back().is_some_and(|slot| suspected(&slot.last));
-            if (alone && window.under_way > 0) || !self.pace.is_open(Instant::now()) {
+            if (alone && window.under_way > 0) || !self.pace().is_open(Instant::now()) {
                 window.hold(sequence, bytes);
                 return Ok(());
             }
-            match self.send(producer, sequence, &bytes) {
+            match self.send(producer, sequence, &window.dropped, &bytes) {
                 Ok((target, received)) => {
-                    self.pace.spend(bytes.len());
+                    self.pace().spend(bytes.len());
                     window.sent(sequence, target, received);
                 }
                 Err(Unsent::Full) => {
@@ -313,7 +334,7 @@ impl Sink {
                 }
                 Err(Unsent::Failed(code)) => return Err(End::Failed(code)),
                 Err(Unsent::Refused(reason)) => {
-                    self.bury(sequence, reason, bytes);
+                    self.bury(sequence, window.and_dropped(reason), bytes);
                     window.done(sequence);
                 }
             }
@@ -343,7 +364,36 @@ impl Sink {
         Ok(!window.held.is_empty())
     }
 
-    fn send(&mut self, producer: &Producer, sequence: u64, bytes: &[u8]) -> Result<(Arc<Target>, Timestamp), Unsent> {
+    fn pace(&self) -> MutexGuard<'_, Pace> {
+        self.parts.pace.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Drops what is too old.
+    fn expire(&mut self) {
+        if let Some(expiry) = &mut self.expiry
+            && let Err(error) = expiry.check(&self.parts.log, SystemTime::now().into())
+        {
+            tracing::warn!(class = self.parts.class.name, "what is too old can't be dropped: {error}");
+        }
+    }
+
+    /// Whether the producer has a record that is dropped for its age.
+    fn is_late(&self, window: &Window) -> bool {
+        let received = window.slots.iter().find_map(|slot| match slot.state {
+            State::UnderWay(_, received) => Some(received),
+            State::Done | State::Failed => None,
+        });
+        let late = |received, expiry: &Expiry| expiry.is_late(received, SystemTime::now().into());
+        received.zip(self.expiry.as_ref()).is_some_and(|(received, expiry)| late(received, expiry))
+    }
+
+    fn send(
+        &mut self,
+        producer: &Producer,
+        sequence: u64,
+        dropped: &[(u64, u64)],
+        bytes: &[u8],
+    ) -> Result<(Arc<Target>, Timestamp), Unsent> {
         let refused = |error: &dyn std::fmt::Display| Unsent::Refused(error.to_string());
         let record = Record::decode(bytes).map_err(|error| refused(&error))?;
         let target = self.target(sequence, &record).map_err(|error| refused(&error))?;
@@ -359,7 +409,7 @@ impl Sink {
             key: &target.key,
             payload: record.payload,
             timestamp: record.received.millis(),
-            headers: self.headers(sequence, &record, &target),
+            headers: self.headers(sequence, dropped, &record, &target),
         };
         match producer.send(outgoing) {
             Ok(()) => Ok((target, record.received)),
@@ -373,7 +423,7 @@ impl Sink {
         }
     }
 
-    fn headers(&self, sequence: u64, record: &Record<'_>, target: &Target) -> OwnedHeaders {
+    fn headers(&self, sequence: u64, dropped: &[(u64, u64)], record: &Record<'_>, target: &Target) -> OwnedHeaders {
         let add = |headers: OwnedHeaders, key: &str, value: &str| headers.insert(Header { key, value: Some(value) });
         let mut headers = OwnedHeaders::new_with_capacity(8 + target.headers.len());
         headers = add(headers, header::BRIDGE, &self.parts.bridge);
@@ -382,6 +432,12 @@ impl Sink {
         headers = add(headers, header::MQTT, record.mqtt);
         headers = add(headers, header::TOPIC, record.topic);
         headers = add(headers, header::RECEIVED, &record.received.millis().to_string());
+        if !self.parts.class.name.is_empty() {
+            headers = add(headers, header::CLASS, &self.parts.class.name);
+        }
+        if !dropped.is_empty() {
+            headers = add(headers, header::DROPPED, &header::dropped(dropped));
+        }
         if record.retained {
             headers = add(headers, header::RETAINED, "true");
         }
@@ -454,6 +510,9 @@ impl Sink {
                 self.former.pop_front();
             }
             self.unsaved = true;
+        } else if let Some(through) = window.dropped_last() {
+            // It stays in the log until a record says so in Kafka; who waits for an acknowledgement is not to wait for that.
+            self.parts.receipts.delivered(through);
         }
         if self.unsaved && Instant::now() >= self.save_at {
             self.save();
@@ -498,7 +557,7 @@ enum Unsent {
 
 impl Window {
     fn new(reader: Reader) -> Self {
-        Self { reader, held: VecDeque::new(), slots: VecDeque::new(), under_way: 0 }
+        Self { reader, held: VecDeque::new(), slots: VecDeque::new(), under_way: 0, dropped: Vec::new() }
     }
 
     /// Keeps a record for later that was read and not sent.
@@ -508,11 +567,26 @@ impl Window {
 
     fn sent(&mut self, sequence: u64, target: Arc<Target>, received: Timestamp) {
         self.under_way += 1;
+        self.dropped.clear();
         self.slots.push_back(Slot { last: sequence, state: State::UnderWay(target, received) });
     }
 
     fn done(&mut self, last: u64) {
         self.slots.push_back(Slot { last, state: State::Done });
+    }
+
+    /// The reason for a dead letter, and what was dropped before it: it may be the only one to say so.
+    fn and_dropped(&self, reason: String) -> String {
+        if self.dropped.is_empty() {
+            reason
+        } else {
+            format!("{reason}; dropped before it: {}", header::dropped(&self.dropped))
+        }
+    }
+
+    /// The last number that was dropped, when nothing came after.
+    fn dropped_last(&self) -> Option<u64> {
+        self.dropped.last().filter(|_| self.slots.is_empty()).map(|(_, last)| *last)
     }
 
     /// Notes the report on a record, and gives where that was to go and when it was received; `None` when it is not awaited.

@@ -16,7 +16,8 @@ use tokio_util::sync::CancellationToken;
 use crate::config::MqttConfig;
 use crate::counters::Counters;
 use crate::filter::Filter;
-use crate::intake::{Intake, Submission};
+use crate::intake::Submission;
+use crate::lanes::Lanes;
 use crate::mapping::{Arrival, Made, Mapped, Mapping};
 use crate::record::{Notes, Record};
 use crate::route::Routes;
@@ -48,7 +49,7 @@ pub struct Source {
     asked: VecDeque<Vec<Filter>>,
     /// Packet id of what was asked last.
     packet_id: u16,
-    intake: Arc<Intake>,
+    lanes: Arc<Lanes>,
     acknowledged: watch::Receiver<u64>,
     counters: Arc<Counters>,
     clock: Clock,
@@ -83,7 +84,7 @@ pub struct Parts {
     /// Other routes, when there are any.
     pub routes: watch::Receiver<Arc<Routes>>,
     /// Where messages go.
-    pub intake: Arc<Intake>,
+    pub lanes: Arc<Lanes>,
     /// Up to which number they may be acknowledged.
     pub acknowledged: watch::Receiver<u64>,
     /// What to count in.
@@ -121,7 +122,7 @@ impl Source {
     /// When the authority's certificate can't be used.
     pub fn new(config: MqttConfig, parts: Parts) -> anyhow::Result<Self> {
         let dialer = Dialer::new(&config, &parts.bridge)?;
-        let Parts { index, subscriptions, mapping, routes, intake, acknowledged, counters, clock, longest, .. } = parts;
+        let Parts { index, subscriptions, mapping, routes, lanes, acknowledged, counters, clock, longest, .. } = parts;
         Ok(Self {
             index,
             config,
@@ -132,7 +133,7 @@ impl Source {
             wire: None,
             asked: VecDeque::new(),
             packet_id: 0,
-            intake,
+            lanes,
             acknowledged,
             counters,
             clock,
@@ -389,8 +390,8 @@ impl Source {
         {
             tracing::warn!("what Sparkplug births tell can't be kept, and may be missing after a restart: {error}");
         }
-        let intake = Arc::clone(&self.intake);
-        let mut putting = pin!(intake.put(std::mem::take(&mut self.batch)));
+        let lanes = Arc::clone(&self.lanes);
+        let mut putting = pin!(lanes.put(std::mem::take(&mut self.batch)));
         let mut heard = Ok(());
         loop {
             tokio::select! {

@@ -1,7 +1,11 @@
-//! The bridge as a process between a real Mosquitto and librdkafka's own brokers, killed and starved.
+//! The bridge as a process between a real Mosquitto and brokers, librdkafka's own and a real one, killed and starved.
 
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
+#[path = "plant/broker.rs"]
+mod broker;
+#[path = "plant/classes.rs"]
+mod classes;
 #[path = "plant/hub.rs"]
 mod hub;
 #[path = "plant/mapping.rs"]
@@ -39,18 +43,27 @@ from = "forbidden/#"
 to = "forbidden"
 "#;
 
-/// Kills of the bridge in the middle of its work.
-const KILLS: u32 = 50;
-
 #[test]
 fn fifty_kills_lose_nothing_and_reorder_nothing() {
+    kills(50);
+}
+
+#[test]
+#[ignore = "takes ten minutes: cargo nextest run --workspace --run-ignored only -E 'test(thousand_kills)'"]
+fn a_thousand_kills_lose_nothing_and_reorder_nothing() {
+    // The brokers keep only so much: each part has its own.
+    (0..10).for_each(|_| kills(100));
+}
+
+/// Kills the bridge so often in the middle of its work.
+fn kills(count: u32) {
     let (cluster, mosquitto) = (MockCluster::new(3).unwrap(), Mosquitto::start());
     cluster.create_topic("machines", 4, 3).unwrap();
     let mut bridge = Bridge::start(&mosquitto, &cluster.bootstrap_servers(), ROUTES);
     bridge.subscribed(1);
     let publisher =
         Publisher::start(&mosquitto, &["machines/a", "machines/b", "machines/c"], Duration::from_micros(500));
-    for kill in 0..KILLS {
+    for kill in 0..count {
         // From before it is connected to well into its work.
         std::thread::sleep(Duration::from_millis(u64::from(kill * 37 % 300)));
         bridge.kill();

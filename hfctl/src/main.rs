@@ -63,7 +63,7 @@ enum Verb {
     /// Keys of people who sign commands.
     #[command(subcommand)]
     OperatorKey(command::operator_key::OperatorKey),
-    /// A tenant's Kafka plane: certificates for its brokers.
+    /// A tenant's Kafka plane: certificates for its brokers, and what its bridges may do there.
     #[command(subcommand)]
     Kafka(command::kafka::Kafka),
     /// What others have to trust, in PEM, and what waits to be signed.

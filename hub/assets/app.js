@@ -83,10 +83,30 @@
     });
     if (rows) order = rows;
     arrange();
+    picked();
     tick();
     charts();
   };
   document.addEventListener("pointerout", event => { if (order && event.target.closest?.("#rows")) setTimeout(arrange, 50); });
+
+  // ---- a selection of rows: "all" means all that pass the filter, also those that are not shown -----------------
+  const boxes = () => $$("#rows input[name=node]");
+  const picked = () => {
+    const said = $("#picked"), all = $("#pick-all")?.checked;
+    if (!said) return;
+    if (all) for (const box of boxes()) box.checked = true;
+    const count = boxes().filter(box => box.checked).length;
+    const text = all ? "All that match are selected" : `${count.toLocaleString()} ${count === 1 ? "node" : "nodes"} selected`;
+    if (said.textContent !== text) said.textContent = text;
+  };
+  document.addEventListener("change", event => {
+    const all = $("#pick-all");
+    if (event.target === all) for (const box of boxes()) box.checked = all.checked;
+    else if (all && !event.target.checked && event.target.matches("#rows input[name=node]")) all.checked = false;
+    picked();
+  });
+  document.addEventListener("reset", () => setTimeout(picked));
+  document.addEventListener("formdata", event => { if (event.target.id === "selection" && $("#pick-all")?.checked) event.formData.delete("node"); });
 
   // ---- live connection: one per visible page -----------------------------------------------------------------
   let stream = null, missing = 0;
@@ -123,6 +143,8 @@
       history[push ? "pushState" : "replaceState"](null, "", url);
       order = null;
       keepingFocus(() => morph(here, fresh));
+      if ($("#pick-all")) $("#pick-all").checked = false; // it would now mean others
+      picked();
       $("main").dataset.live = $("main", page).dataset.live;
       tick(); charts(); open();
     } catch { banner(true); }
@@ -283,18 +305,24 @@
     read();
   };
 
-  // ---- keys: / to the filter, j and k along the rows ---------------------------------------------------------------
+  // ---- keys: / to the filter, j and k along the rows, x, a and d to select them and have them do something ---------
   document.addEventListener("keydown", event => {
     if (event.ctrlKey || event.metaKey || event.altKey) return;
-    const typing = event.target.matches?.("input, select, textarea");
+    const typing = event.target.matches?.("input:not([type=checkbox]), select, textarea");
     if (event.key === "Escape" && typing) return event.target.blur();
     if (typing) return;
     if (event.key === "/") { const box = $("[data-filter] input[type=search], [data-search] input[type=search]"); if (box) { event.preventDefault(); box.focus(); box.select(); } }
     if (event.key === "j" || event.key === "k") {
-      const links = $$("#rows th a");
-      const at = links.indexOf(document.activeElement), next = event.key === "j" ? at + 1 : at < 0 ? links.length - 1 : at - 1;
-      links[Math.max(0, Math.min(links.length - 1, next))]?.focus();
+      const rows = $$("#rows > tr");
+      const at = rows.indexOf(document.activeElement.closest("#rows > tr")), next = event.key === "j" ? at + 1 : at < 0 ? rows.length - 1 : at - 1;
+      $("th a", rows[Math.max(0, Math.min(rows.length - 1, next))])?.focus();
     }
+    if (!$("#selection")) return;
+    const row = document.activeElement.closest("#rows > tr");
+    if (event.key === "x" && row) $("input[name=node]", row)?.click();
+    if (event.key === "a") $("#pick-all")?.click();
+    if (event.key === "d" && $("#rows input:checked, #pick-all:checked")) { event.preventDefault(); $("#do").focus(); }
+    if (event.key === "Escape") $("#selection").reset();
   });
 
   skew = (+document.body.dataset.now || Date.now()) - Date.now();
@@ -302,6 +330,7 @@
   setInterval(() => tick(), 1000);
   tick();
   charts();
+  picked();
   open();
   logs();
 })();

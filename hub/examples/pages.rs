@@ -159,6 +159,7 @@ fn one(i: usize) -> Node {
             stopped: 0,
         },
         bridge: None,
+        kafka_access: None,
     }
 }
 

@@ -71,6 +71,8 @@ pub mod action {
     pub const ROLLOUT_RESUMED: &str = "rollout.resumed";
     pub const ROLLOUT_ABORTED: &str = "rollout.aborted";
     pub const ROLLOUT_ENDED: &str = "rollout.ended";
+    pub const KAFKA_ACCESS_SET: &str = "kafka_access.set";
+    pub const KAFKA_ACCESS_PLACED: &str = "kafka_access.placed";
     pub const TAIL_STARTED: &str = "tail.started";
     pub const TAIL_REFUSED: &str = "tail.refused";
     pub const LOGS_SEARCHED: &str = "logs.searched";

@@ -4,6 +4,7 @@
 mod clock;
 mod expiry;
 mod request;
+mod tally;
 mod writer;
 
 use std::sync::Arc;
@@ -343,10 +344,16 @@ impl Commands {
         self.0.writer.submit(Operation::Output { node, id, piece }).await.map(drop)
     }
 
+    /// Has the node's session look, and whoever watches.
     fn changed(&self, node: NodeId) {
+        self.told(node);
+        self.0.sessions.wake(node);
+    }
+
+    /// Tells whoever watches.
+    fn told(&self, node: NodeId) {
         // Nobody listening is fine.
         let _ = self.0.changes.send(node);
-        self.0.sessions.wake(node);
     }
 
     /// What the wall clock is ahead of the steady one, in ms: whole seconds, so that what is shown does not tremble.

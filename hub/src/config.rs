@@ -55,6 +55,8 @@ pub struct Config {
     pub recovery_window: Period,
     /// How long telemetry is kept.
     pub retention: Period,
+    /// How long commands are kept with what they put out, and rollouts after their end.
+    pub commands_retention: Period,
     /// How long lines of shipped logs are kept.
     pub logs_retention: Period,
     /// Most bytes of each tenant's lines that are kept; beyond it the oldest go.
@@ -131,6 +133,7 @@ impl Default for Config {
             master_command: None,
             recovery_window: Period(RecoveryBounds::default().window),
             retention: Period(Duration::from_secs(7 * 86_400)),
+            commands_retention: Period(Duration::from_secs(90 * 86_400)),
             logs_retention: Period(Duration::from_secs(7 * 86_400)),
             logs_size: Size::mebibytes(1024),
             loki_url: None,

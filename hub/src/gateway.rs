@@ -24,6 +24,7 @@ pub use accept::Admission;
 pub(crate) use accept::accept;
 pub(crate) use pulse::{Pulse, pulse};
 pub(crate) use rate::network;
+pub(crate) use registry::Reserved;
 pub use registry::{Directive, Registry};
 
 /// What sessions work with.

@@ -30,6 +30,7 @@ use crate::commands::{Commands, SteadyClock};
 use crate::config::{Config, Encryption};
 use crate::enrollment::{self, Enrollment};
 use crate::gateway::{self, Gateway};
+use crate::kafka_access::KafkaAccess;
 use crate::keys::Keys;
 use crate::logs;
 use crate::metrics::Metrics;
@@ -43,6 +44,7 @@ use crate::telemetry::history::{History, Upkeep};
 use crate::telemetry::ingest::Ingest;
 use crate::telemetry::state::Fleet;
 use crate::tenants::Tenants;
+use crate::upkeep;
 use crate::web::{self, AppState, Door, Https, Server};
 
 /// How long sessions may take to say goodbye, and what is queued to be stored, when the hub stops.
@@ -240,7 +242,11 @@ impl Hub {
         storing.spawn(keeping);
         let rollouts = Rollouts::new(database.clone(), commands.clone(), fleet.clone(), alerts.clone());
         storing.spawn(rollouts.keep(now, stop_storing.clone()));
-        let tails = Tails::new(database.clone(), Arc::clone(&registry));
+        let kafka_access = KafkaAccess::new(database.clone(), commands.clone(), fleet.clone());
+        storing.spawn(kafka_access.keep(now, stop_storing.clone()));
+        let asked = upkeep::Upkeep::new(database.clone(), config.commands_retention.get());
+        storing.spawn(asked.keep(now, stop_storing.clone()));
+        let tails = Tails::new(database.clone(), Arc::clone(&registry), Arc::clone(&metrics));
         let webhook = config.audit_heads_webhook.clone().map(Webhook::new).transpose()?;
         let file = config.audit_heads_file.clone();
         let every = config.audit_heads_every.get();
@@ -285,6 +291,7 @@ impl Hub {
             authorities: domain.authorities.clone(),
             rotations: domain.rotations.clone(),
             rollouts,
+            kafka_access,
             enrollment: gateway.enrollment.clone(),
             revocation_lists: RevocationLists::new(gateway.database.clone(), domain.authorities.clone()),
             fleet: fleet.clone(),

@@ -36,6 +36,12 @@ pub struct Metrics {
     /// Times a head of the audit log could not be published.
     pub audit_publish_failures: IntCounter,
     audit_published: IntGaugeVec,
+    /// Logs that are read live now.
+    pub tails: IntGauge,
+    /// Log lines that were handed to those who read live.
+    pub tail_lines: IntCounter,
+    /// Log lines that those who read live did not get because they were too many.
+    pub tail_lines_dropped: IntCounter,
     /// Log lines that were shipped and stored.
     pub log_lines: IntCounter,
     /// Log lines that nodes left out because they were too many.
@@ -82,6 +88,15 @@ impl Metrics {
                 "Times a head of the audit log could not be published to its file or webhook.",
             )?,
             audit_published,
+            tails: gauge("hyperfactory_hub_tails", "Logs that are read live now.")?,
+            tail_lines: counter(
+                "hyperfactory_hub_tail_lines_total",
+                "Log lines that were handed to those who read live.",
+            )?,
+            tail_lines_dropped: counter(
+                "hyperfactory_hub_tail_lines_dropped_total",
+                "Log lines that those who read live did not get because they were too many.",
+            )?,
             log_lines: counter("hyperfactory_hub_log_lines_total", "Log lines that were shipped and stored.")?,
             log_lines_dropped: counter(
                 "hyperfactory_hub_log_lines_dropped_total",

@@ -8,7 +8,32 @@ use store::Migration;
 pub const MIGRATIONS: &[Migration] = &[
     Migration { version: 1, name: "tenants, trust, telemetry, alerts, commands, audit, access", sql: FIRST },
     Migration { version: 2, name: "kept logs", sql: logs::LOGS },
+    Migration { version: 3, name: "access at Kafka brokers", sql: KAFKA_ACCESS },
 ];
+
+/// What bridges may do at their tenants' brokers, one row a bridge: topics with blanks between, none for a bridge that may do
+/// nothing any more. state: waiting, asked (the command is to bring about asked_revision), placed, refused (until retry_at).
+const KAFKA_ACCESS: &str = "
+CREATE TABLE kafka_access (
+    node TEXT PRIMARY KEY REFERENCES nodes (id),
+    tenant TEXT NOT NULL REFERENCES tenants (id),
+    topics TEXT NOT NULL,
+    revision BIGINT NOT NULL,
+    state TEXT NOT NULL,
+    command TEXT,
+    asked_revision BIGINT NOT NULL,
+    tries BIGINT NOT NULL,
+    retry_at BIGINT NOT NULL,
+    message TEXT NOT NULL,
+    changed_at BIGINT NOT NULL
+);
+CREATE INDEX kafka_access_changed ON kafka_access (changed_at);
+CREATE INDEX kafka_access_open ON kafka_access (changed_at) WHERE state <> 'placed';
+INSERT INTO kafka_access (node, tenant, topics, revision, state, asked_revision, tries, retry_at, message, changed_at)
+SELECT node, tenant, '', 1, 'waiting', 0, 0, 0, '', MAX(queued_at) FROM kafka_acl_removals
+WHERE done_at IS NULL GROUP BY node, tenant;
+DROP TABLE kafka_acl_removals;
+";
 
 /// Times are milliseconds since the Unix epoch, ids are UUIDs in hyphenated text, a spool epoch is the 64 bits of
 /// the wire read as a signed number. A row that is a tenant's has its id in the column `tenant`, by which PostgreSQL

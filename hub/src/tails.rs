@@ -15,6 +15,7 @@ use tokio::sync::mpsc;
 
 use crate::audit::{self, Actor, Record, action};
 use crate::gateway::Registry;
+use crate::metrics::Metrics;
 
 /// Logs that are read at once, of all nodes; one more is told to come back.
 const TAILS: usize = 64;
@@ -32,6 +33,7 @@ pub struct Tails(Arc<Inner>);
 struct Inner {
     database: Database,
     sessions: Arc<Registry>,
+    metrics: Arc<Metrics>,
     open: Mutex<HashMap<TailId, Open>>,
 }
 
@@ -46,6 +48,23 @@ struct Open {
     /// Lines that the reader did not get, since those that it did or will.
     dropped: u64,
     end: Arc<Mutex<Option<End>>>,
+    _counted: Counted,
+}
+
+/// A tail that is open, in the metrics.
+struct Counted(Arc<Metrics>);
+
+impl Counted {
+    fn new(metrics: &Arc<Metrics>) -> Self {
+        metrics.tails.inc();
+        Self(Arc::clone(metrics))
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.tails.dec();
+    }
 }
 
 /// How a tail ended.
@@ -102,9 +121,9 @@ pub enum TailsError {
 }
 
 impl Tails {
-    /// Of the nodes that have their sessions in `sessions`.
-    pub fn new(database: Database, sessions: Arc<Registry>) -> Self {
-        Self(Arc::new(Inner { database, sessions, open: Mutex::default() }))
+    /// Of the nodes that have their sessions in `sessions`; they are counted in `metrics`.
+    pub fn new(database: Database, sessions: Arc<Registry>, metrics: Arc<Metrics>) -> Self {
+        Self(Arc::new(Inner { database, sessions, metrics, open: Mutex::default() }))
     }
 
     /// Has a node read a service's log. That it was asked for, by whom and why, is in the audit log before the node hears of it.
@@ -151,7 +170,8 @@ impl Tails {
         {
             let mut open = self.open();
             self.room(node, &open)?;
-            let new = Open { node, session: None, begun: false, batches: sender, dropped: 0, end, tail };
+            let _counted = Counted::new(&self.0.metrics);
+            let new = Open { node, session: None, begun: false, batches: sender, dropped: 0, end, tail, _counted };
             open.insert(new.tail.id, new);
         }
         self.0.sessions.wake_tails(node);
@@ -269,6 +289,17 @@ pub struct Reading {
 impl Reading {
     /// What comes next; `None` after the end. Cancel-safe.
     pub async fn next(&mut self) -> Option<News> {
+        let news = self.look().await?;
+        let (lines, dropped) = match &news {
+            News::Lines(lines) => (lines.lines.len() as u64, lines.count().saturating_sub(lines.lines.len() as u64)),
+            News::End(end) => (0, end.dropped),
+        };
+        self.tails.0.metrics.tail_lines.inc_by(lines);
+        self.tails.0.metrics.tail_lines_dropped.inc_by(dropped);
+        Some(news)
+    }
+
+    async fn look(&mut self) -> Option<News> {
         if self.over {
             return None;
         }

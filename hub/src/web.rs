@@ -30,6 +30,7 @@ use crate::api::roster::Roster;
 use crate::authorities::Authorities;
 use crate::commands::Commands;
 use crate::enrollment::Enrollment;
+use crate::kafka_access::KafkaAccess;
 use crate::revocation_lists::RevocationLists;
 use crate::rollouts::Rollouts;
 use crate::rotation::Rotations;
@@ -76,6 +77,8 @@ pub struct AppState {
     pub rotations: Rotations,
     /// Commands over many nodes, in waves.
     pub rollouts: Rollouts,
+    /// What bridges may do at their brokers.
+    pub kafka_access: KafkaAccess,
     /// Join tokens, and who is in.
     pub enrollment: Enrollment,
     /// What authorities no longer stand for.

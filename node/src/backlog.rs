@@ -231,7 +231,9 @@ impl Store {
                     first: Sequence(range.first),
                     last: Sequence(range.last),
                     reason: match range.reason {
-                        spool::LostReason::Overflow => LostReason::Overflow,
+                        spool::LostReason::Overflow | spool::LostReason::Expired | spool::LostReason::Superseded => {
+                            LostReason::Overflow
+                        }
                         spool::LostReason::Corrupt => LostReason::Corrupt,
                         spool::LostReason::DiskFull => LostReason::DiskFull,
                     },

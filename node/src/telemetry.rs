@@ -150,7 +150,7 @@ impl Recorder {
         let changed = {
             let mut gathered = self.gathered();
             let told = gathered.bridge.replace(status.clone());
-            let changed = told.is_none_or(|told| without_routes(told) != without_routes(status));
+            let changed = told.is_none_or(|told| without_progress(told) != without_progress(status));
             gathered.bridge_changed |= changed;
             changed
         };
@@ -344,9 +344,9 @@ impl Gathered {
     }
 }
 
-/// What of it is a state: when records last passed changes with every look.
-fn without_routes(status: BridgeStatus) -> BridgeStatus {
-    BridgeStatus { routes: Vec::new(), ..status }
+/// What of it is a state: when records last passed, and how many are dropped, may change with every look.
+fn without_progress(status: BridgeStatus) -> BridgeStatus {
+    BridgeStatus { routes: Vec::new(), classes: Vec::new(), ..status }
 }
 
 /// Whether a status is worth telling: depth and size of the spool change with every batch and are series of their own.

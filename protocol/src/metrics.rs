@@ -97,6 +97,8 @@ known! {
     BRIDGE_DELIVERED = "bridge.delivered", Count, Counter, 0;
     /// Records of a bridge that became dead letters, and messages too large to be kept.
     BRIDGE_REFUSED = "bridge.refused", Count, Counter, 0;
+    /// Records that a bridge dropped because their class's room was used up, or they were too old.
+    BRIDGE_DROPPED = "bridge.dropped", Count, Counter, 0;
     /// Records on a bridge's disk that Kafka has not confirmed.
     BRIDGE_PENDING = "bridge.pending", Count, Gauge, 0;
     /// Bytes of the log that holds them.

@@ -13,7 +13,7 @@
 //! | 32 | 8 | numbers below this are given out |
 //! | 40 | 8 | first number of the newest segment, 0: none yet |
 //! | 48 | 8 | numbers ever lost |
-//! | 56 | 24 each | lost ranges: first, last, reason (1 overflow, 2 corrupt, 3 disk full) and 7 zeros |
+//! | 56 | 24 each | lost ranges: first, last, reason (1 overflow, 2 corrupt, 3 disk full, 4 expired, 5 superseded), 7 zeros |
 //! | 4092 | 4 | CRC-32C of the bytes before |
 
 use crate::error::SpoolError;
@@ -57,8 +57,8 @@ impl Cursor {
     /// Bytes the file takes.
     pub(crate) const BYTES: u64 = 2 * SLOT as u64;
 
-    /// Reads the cursor file of `directory`.
-    pub(crate) fn open(directory: &Directory) -> Result<Found, SpoolError> {
+    /// Reads the cursor file of `directory`; nothing is written when it is only looked at.
+    pub(crate) fn open(directory: &Directory, look: bool) -> Result<Found, SpoolError> {
         let file = match directory.open_file(NAME) {
             Ok(file) => file,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Found::Missing),
@@ -82,7 +82,7 @@ impl Cursor {
             Some((generation, ledger)) => {
                 // The process before may have ended between the write and the sync. The next save overwrites the
                 // other slot, so this one has to be durable first.
-                let failed = file.rewrite(Self::BYTES).is_err();
+                let failed = !look && file.rewrite(Self::BYTES).is_err();
                 Found::Ledger(Self { file, generation, failed }, ledger)
             }
             None => Found::Unreadable,
@@ -139,6 +139,8 @@ fn encode(ledger: &Ledger, generation: u64) -> [u8; SLOT] {
             LostReason::Overflow => 1,
             LostReason::Corrupt => 2,
             LostReason::DiskFull => 3,
+            LostReason::Expired => 4,
+            LostReason::Superseded => 5,
         };
     }
     let crc = crc32c::crc32c(&slot[..CRC]);
@@ -176,6 +178,8 @@ fn decode(slot: &[u8; SLOT]) -> Option<(u64, Ledger)> {
             1 => LostReason::Overflow,
             2 => LostReason::Corrupt,
             3 => LostReason::DiskFull,
+            4 => LostReason::Expired,
+            5 => LostReason::Superseded,
             _ => return None,
         };
         if first > last || first <= ledger.acknowledged || last >= ledger.next {
@@ -200,6 +204,8 @@ mod tests {
         ledger.lose(200, 300, LostReason::Overflow);
         ledger.lose(301, 301, LostReason::Corrupt);
         ledger.lose(400, 500, LostReason::DiskFull);
+        ledger.lose(501, 501, LostReason::Expired);
+        ledger.lose(502, 510, LostReason::Superseded);
         ledger
     }
 
@@ -212,7 +218,7 @@ mod tests {
     #[test]
     fn the_format_is_these_bytes() {
         let slot = encode(&ledger(), 9);
-        assert_eq!(slot[..16], *b"HFSC\x01\0\x03\0\x09\0\0\0\0\0\0\0");
+        assert_eq!(slot[..16], *b"HFSC\x01\0\x05\0\x09\0\0\0\0\0\0\0");
         assert_eq!(slot[56..80], *b"\xc8\0\0\0\0\0\0\0\x2c\x01\0\0\0\0\0\0\x01\0\0\0\0\0\0\0");
         assert_eq!(crc32c::crc32c(&slot[..CRC]).to_le_bytes(), slot[CRC..]);
     }
@@ -231,12 +237,12 @@ mod tests {
     fn the_slots_are_written_in_turn_and_the_newer_whole_one_counts() {
         let path = tempfile::tempdir().expect("a directory");
         let directory = Directory::open(path.path()).expect("opened");
-        assert!(matches!(Cursor::open(&directory), Ok(Found::Missing)));
+        assert!(matches!(Cursor::open(&directory, false), Ok(Found::Missing)));
         let mut cursor = Cursor::create(&directory, &ledger()).expect("created");
         let mut newer = ledger();
         newer.acknowledge(250);
         cursor.save(&directory, &newer).expect("saved");
-        assert!(matches!(Cursor::open(&directory), Ok(Found::Ledger(_, found)) if found == newer));
+        assert!(matches!(Cursor::open(&directory, false), Ok(Found::Ledger(_, found)) if found == newer));
 
         let file = path.path().join(NAME);
         let bytes = std::fs::read(&file).expect("read");
@@ -244,13 +250,13 @@ mod tests {
         let mut damaged = bytes.clone();
         damaged[newest + 30] ^= 1;
         std::fs::write(&file, &damaged).expect("written");
-        assert!(matches!(Cursor::open(&directory), Ok(Found::Ledger(_, found)) if found == ledger()));
+        assert!(matches!(Cursor::open(&directory, false), Ok(Found::Ledger(_, found)) if found == ledger()));
         damaged[SLOT - newest + 30] ^= 1;
         std::fs::write(&file, &damaged).expect("written");
-        assert!(matches!(Cursor::open(&directory), Ok(Found::Unreadable)));
+        assert!(matches!(Cursor::open(&directory, false), Ok(Found::Unreadable)));
         for length in [0, 1, SLOT - 1] {
             std::fs::write(&file, &bytes[..length]).expect("written");
-            assert!(matches!(Cursor::open(&directory), Ok(Found::Unreadable)));
+            assert!(matches!(Cursor::open(&directory, false), Ok(Found::Unreadable)));
         }
     }
 

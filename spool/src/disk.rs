@@ -23,7 +23,8 @@ pub(crate) const ATTEMPTS: usize = 3;
 pub(crate) struct DiskLog {
     pub(crate) options: Options,
     pub(crate) directory: Directory,
-    pub(crate) cursor: Cursor,
+    /// Nothing when the spool is only looked at: then nothing of it is written.
+    pub(crate) cursor: Option<Cursor>,
     pub(crate) ledger: Ledger,
     /// Oldest first; the last may be the one that is written.
     pub(crate) segments: VecDeque<Segment>,
@@ -110,6 +111,9 @@ impl DiskLog {
 
     /// Numbers a record and keeps it for the next sync; the caller has checked its length.
     pub(crate) fn append(&mut self, record: &[u8], key: bool) -> Result<u64, SpoolError> {
+        if self.cursor.is_none() {
+            return Err(SpoolError::LookedAt);
+        }
         let size = segment::record_size(record.len());
         let fits = self.planned_end() + size <= self.options.segment_bytes;
         if !key && (self.needs_key() || !fits) {
@@ -123,8 +127,11 @@ impl DiskLog {
             match (self.flush(), self.options.overflow) {
                 (Ok(()), _) => {}
                 (Err(error @ SpoolError::Syncing), _) => return Err(error),
-                (Err(_), Overflow::DropOldest) => return Ok(self.lose_new()),
-                (Err(error), Overflow::Refuse) => return Err(error),
+                (Err(_), Overflow::DropOldest) => return Ok(self.lose_new(LostReason::DiskFull)),
+                (Err(error), _) => match self.gives_way(&error) {
+                    Some(reason) => return Ok(self.lose_new(reason)),
+                    None => return Err(error),
+                },
             }
         }
         if rolls {
@@ -146,14 +153,19 @@ impl DiskLog {
     }
 
     /// The rest of a sync, whose records are flushed or not.
-    pub(crate) fn after_flush(&mut self, flushed: Result<(), SpoolError>) -> Result<(), SpoolError> {
+    pub(crate) fn after_flush(&mut self, mut flushed: Result<(), SpoolError>) -> Result<(), SpoolError> {
+        let written = flushed.is_ok();
         if let Err(error) = &flushed {
             self.note(error);
+            if let Some(reason) = self.gives_way(error) {
+                self.lose_group(reason);
+                flushed = Ok(());
+            }
         }
         if self.unsaved {
             self.save()?;
         }
-        if flushed.is_ok() {
+        if written {
             self.failure = None;
         }
         if self.short {
@@ -178,6 +190,23 @@ impl DiskLog {
         }
         self.retire()?;
         if through > last { Err(SpoolError::Ahead { through, last }) } else { Ok(()) }
+    }
+
+    /// Gives up all that is durable through `through`, and the room of whole segments.
+    pub(crate) fn discard(&mut self, through: u64, reason: LostReason) -> Result<(), SpoolError> {
+        if self.cursor.is_none() {
+            return Err(SpoolError::LookedAt);
+        }
+        let through = through.min(self.durable);
+        if !self.ledger.lose(self.ledger.first(), through, reason) {
+            return Ok(());
+        }
+        self.save()?;
+        while self.segments.len() > 1 && self.last_of(0) <= through {
+            let Some(segment) = self.segments.pop_front() else { break };
+            self.room.recycle(&self.directory, &self.options, &segment::name(segment.first))?;
+        }
+        self.directory.sync()
     }
 
     /// Writes what is left and saves the acknowledgements. Nobody is promised that: it spares sending twice.
@@ -237,12 +266,13 @@ impl DiskLog {
 
     /// Saves the ledger.
     pub(crate) fn save(&mut self) -> Result<(), SpoolError> {
+        let Some(cursor) = &mut self.cursor else { return Ok(()) };
         self.unsaved = true;
         let mut ledger = self.ledger.clone();
         // What only waits in memory is not given out yet as far as the disk is concerned.
         let lost = ledger.lost.last().unwrap_or(0);
         ledger.next = self.durable.max(lost).max(ledger.acknowledged) + 1;
-        if let Err(error) = self.cursor.save(&self.directory, &ledger) {
+        if let Err(error) = cursor.save(&self.directory, &ledger) {
             self.note(&error);
             return Err(error);
         }
@@ -265,7 +295,7 @@ impl DiskLog {
     pub(crate) fn retire(&mut self) -> Result<(), SpoolError> {
         let pending = self.ledger.first();
         let keep = self.segments.iter().rposition(|segment| segment.starts_with_key && segment.first <= pending);
-        let Some(count @ 1..) = keep else { return Ok(()) };
+        let Some(count @ 1..) = keep.filter(|_| self.cursor.is_some()) else { return Ok(()) };
         self.save()?;
         for segment in self.segments.drain(..count) {
             let name = segment::name(segment.first);
@@ -290,12 +320,31 @@ impl DiskLog {
     }
 
     /// Gives the new record a number only to say that it is lost; the sync that follows makes that durable.
-    fn lose_new(&mut self) -> u64 {
+    fn lose_new(&mut self, reason: LostReason) -> u64 {
         let number = self.ledger.take();
-        self.ledger.lose(number, number, LostReason::DiskFull);
+        self.ledger.lose(number, number, reason);
         self.unsaved = true;
         self.key_due = true;
         number
+    }
+
+    /// Why what is new is lost with this error, when it is to give way.
+    fn gives_way(&self, error: &SpoolError) -> Option<LostReason> {
+        match (self.options.overflow, error) {
+            (Overflow::DropNewest, SpoolError::Full { .. }) => Some(LostReason::Overflow),
+            (Overflow::DropNewest, SpoolError::NoSpace { .. }) => Some(LostReason::DiskFull),
+            _ => None,
+        }
+    }
+
+    /// Gives up the group, whose numbers are given out; the sync makes that durable.
+    fn lose_group(&mut self, reason: LostReason) {
+        if !self.group.bytes.is_empty() {
+            self.ledger.lose(self.group.first, self.group.last, reason);
+            self.group.clear();
+            self.unsaved = true;
+            self.key_due = true;
+        }
     }
 
     /// Writes the group and syncs it. A segment that fails is left as it is, and the whole group goes into the next.

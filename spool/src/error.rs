@@ -39,6 +39,9 @@ pub enum SpoolError {
     /// The next record has to be a key: it begins a segment, or follows a loss.
     #[error("the next record has to be a key record, as needs_key() says")]
     NeedsKey,
+    /// The spool was opened to be looked at.
+    #[error("this spool is only looked at: nothing is written to it")]
+    LookedAt,
     /// Another thread is making records durable, and this would have to, too.
     #[error("a sync is under way in another thread: try again after it")]
     Syncing,

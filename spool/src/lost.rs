@@ -23,6 +23,10 @@ pub enum LostReason {
     Corrupt,
     /// The disk took no more.
     DiskFull,
+    /// It was kept longer than its owner wants it.
+    Expired,
+    /// A later record took its place.
+    Superseded,
 }
 
 impl LostRange {
@@ -33,14 +37,21 @@ impl LostRange {
     }
 }
 
+impl fmt::Display for LostReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Overflow => "the spool was full",
+            Self::Corrupt => "damaged on disk",
+            Self::DiskFull => "the disk was full",
+            Self::Expired => "too old",
+            Self::Superseded => "a later one took its place",
+        })
+    }
+}
+
 impl fmt::Display for LostRange {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let why = match self.reason {
-            LostReason::Overflow => "the spool was full",
-            LostReason::Corrupt => "damaged on disk",
-            LostReason::DiskFull => "the disk was full",
-        };
-        write!(f, "{}–{} ({why})", self.first, self.last)
+        write!(f, "{}–{} ({})", self.first, self.last, self.reason)
     }
 }
 
@@ -134,7 +145,7 @@ mod tests {
     use super::*;
 
     fn reason() -> impl Strategy<Value = LostReason> {
-        prop_oneof![Just(LostReason::Overflow), Just(LostReason::Corrupt), Just(LostReason::DiskFull)]
+        prop_oneof![Just(LostReason::Overflow), Just(LostReason::Corrupt), Just(LostReason::Expired)]
     }
 
     proptest! {

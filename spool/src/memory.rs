@@ -79,6 +79,16 @@ impl MemoryLog {
         self.capacity
     }
 
+    /// Gives up all through `through`.
+    pub(crate) fn discard(&mut self, through: u64, reason: LostReason) {
+        let through = through.min(self.ledger.last());
+        self.ledger.lose(self.ledger.first(), through, reason);
+        let count = self.records.partition_point(|stored| stored.sequence <= through);
+        for stored in self.records.drain(..count) {
+            self.bytes -= stored.bytes.len() as u64 + OVERHEAD;
+        }
+    }
+
     fn drop_oldest(&mut self) {
         let keep = self.records.iter().skip(1).position(|stored| stored.key).map_or(self.records.len(), |at| at + 1);
         for stored in self.records.drain(..keep) {

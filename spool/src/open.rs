@@ -20,25 +20,33 @@ const MAX_JUMP: u64 = 1 << 32;
 
 /// Takes up the spool in the directory, or begins one with `epoch`.
 pub(crate) fn open(options: Options, epoch: u64) -> Result<(DiskLog, Recovery), SpoolError> {
+    open_to(options, epoch, false)
+}
+
+/// Finds what [`open`] would, and changes nothing.
+pub(crate) fn look(options: Options) -> Result<(DiskLog, Recovery), SpoolError> {
+    open_to(options, 0, true)
+}
+
+fn open_to(options: Options, epoch: u64, look: bool) -> Result<(DiskLog, Recovery), SpoolError> {
     options.check()?;
     let directory = Directory::open(&options.directory)?;
     // What the process before renamed may not be durable, and is built upon from here on.
     directory.sync()?;
     let names = directory.names()?;
-    let mut opening = Opening {
-        room: Room::open(&directory, &options, &names)?,
-        recovery: Recovery::default(),
-        directory: &directory,
-    };
+    let room = if look { Room::default() } else { Room::open(&directory, &options, &names)? };
+    let mut opening = Opening { room, recovery: Recovery::default(), directory: &directory, look };
     let found = opening.segments(&names)?;
     let sizes: BTreeMap<u64, u64> = found.iter().map(|segment| (segment.first, segment.size(&options))).collect();
     let (cursor, mut ledger, segments) = opening.ledger(found, epoch)?;
     let newest_size = segments.back().and_then(|newest| sizes.get(&newest.first)).copied().unwrap_or(0);
     let tail = opening.tail(&ledger, &segments, newest_size)?;
+    let known = ledger.lost.as_slice().to_vec();
     let changed = opening.settle(&mut ledger, &segments, &tail, &options);
     let Opening { room, mut recovery, .. } = opening;
 
     let durable = tail.highest.max(ledger.acknowledged);
+    recovery.known = known;
     recovery.lost = ledger.lost.as_slice().to_vec();
     recovery.pending = ledger.pending();
     let mut log = DiskLog {
@@ -58,6 +66,9 @@ pub(crate) fn open(options: Options, epoch: u64) -> Result<(DiskLog, Recovery), 
         failure: None,
         short: false,
     };
+    if look {
+        return Ok((log, recovery));
+    }
     // From here on trouble with the disk is no reason not to start: it shows in the status, and is tried again.
     let saved = !changed || log.save().is_ok();
     if saved {
@@ -104,6 +115,8 @@ struct Opening<'a> {
     directory: &'a Directory,
     room: Room,
     recovery: Recovery,
+    /// Nothing is written, renamed or removed.
+    look: bool,
 }
 
 impl Opening<'_> {
@@ -140,9 +153,9 @@ impl Opening<'_> {
         &mut self,
         found: Vec<FoundSegment>,
         epoch: u64,
-    ) -> Result<(Cursor, Ledger, VecDeque<Segment>), SpoolError> {
+    ) -> Result<(Option<Cursor>, Ledger, VecDeque<Segment>), SpoolError> {
         let newest_epoch = found.iter().rev().find_map(|segment| segment.header).map(|header| header.epoch);
-        let (cursor, mut ledger) = match (Cursor::open(self.directory)?, newest_epoch) {
+        let (cursor, mut ledger) = match (Cursor::open(self.directory, self.look)?, newest_epoch) {
             (Found::Ledger(cursor, ledger), _) => {
                 self.recovery.read_bytes += Cursor::BYTES;
                 (Some(cursor), ledger)
@@ -181,16 +194,17 @@ impl Opening<'_> {
             let FoundSegment { first, bytes, header } = segment;
             segments.push_back(Segment { first, bytes, starts_with_key, damaged: header.is_none() });
         }
+        if cursor.is_none()
+            && let (Some(oldest), Some(newest)) = (segments.front(), segments.back())
+        {
+            ledger.acknowledged = oldest.first - 1;
+            ledger.next = newest.first;
+            ledger.newest_segment = newest.first;
+        }
         let cursor = match cursor {
-            Some(cursor) => cursor,
-            None => {
-                if let (Some(oldest), Some(newest)) = (segments.front(), segments.back()) {
-                    ledger.acknowledged = oldest.first - 1;
-                    ledger.next = newest.first;
-                    ledger.newest_segment = newest.first;
-                }
-                Cursor::create(self.directory, &ledger)?
-            }
+            _ if self.look => None,
+            Some(cursor) => Some(cursor),
+            None => Some(Cursor::create(self.directory, &ledger)?),
         };
         Ok((cursor, ledger, segments))
     }
@@ -255,6 +269,10 @@ impl Opening<'_> {
     }
 
     fn quarantine(&mut self, name: &str) -> Result<(), SpoolError> {
+        if self.look {
+            self.recovery.quarantined.push(self.directory.path().join(name));
+            return Ok(());
+        }
         let path = self.room.quarantine(self.directory, name)?;
         self.directory.sync()?;
         self.recovery.quarantined.push(path);

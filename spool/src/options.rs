@@ -30,6 +30,9 @@ pub struct Options {
     pub group_bytes: usize,
     /// What gives way when all room is used.
     pub overflow: Overflow,
+    /// Bytes of the disk that are left to others: once the spool has its reserve, all its room is used when there are no more
+    /// than these.
+    pub leave_bytes: u64,
 }
 
 /// What gives way when a spool's capacity is used up, or its disk.
@@ -38,6 +41,8 @@ pub enum Overflow {
     /// The oldest segment; with a full disk the new record. Both are lost, and reported as lost.
     #[default]
     DropOldest,
+    /// The new record: it is lost, and reported as lost.
+    DropNewest,
     /// Nothing: the new record is refused and uses up no number. Its sender keeps it, and tries again when some of the
     /// backlog is acknowledged, or the disk has room.
     Refuse,
@@ -55,6 +60,7 @@ impl Options {
             reserve_bytes: 2 * segment_bytes,
             group_bytes: GROUP,
             overflow: Overflow::DropOldest,
+            leave_bytes: 0,
         }
     }
 

@@ -18,6 +18,8 @@ pub struct Recovery {
     pub quarantined: Vec<PathBuf>,
     /// Everything that is lost and was not acknowledged before, old news included.
     pub lost: Vec<LostRange>,
+    /// What of it the cursor knew.
+    pub known: Vec<LostRange>,
     /// Records not acknowledged and not lost.
     pub pending: u64,
     /// Records read while opening: those of the newest segment, however large the backlog is.

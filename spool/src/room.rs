@@ -69,6 +69,9 @@ impl Room {
         if !self.fits(directory, options, segments)? {
             return Ok(None);
         }
+        if is_for_others(directory, options, segments) {
+            return Ok(None);
+        }
         self.allocate(directory, options).map(Some)
     }
 
@@ -77,7 +80,7 @@ impl Room {
     pub(crate) fn top_up(&mut self, directory: &Directory, options: &Options, segments: u64) -> bool {
         while self.is_short(options) {
             let room = segments + self.bytes(options) + options.segment_bytes;
-            if room > options.capacity_bytes {
+            if room > options.capacity_bytes || is_for_others(directory, options, segments) {
                 return true;
             }
             match self.allocate(directory, options) {
@@ -163,4 +166,10 @@ impl Room {
         }
         Ok(())
     }
+}
+
+/// Whether what the disk has left is to be left to others, where segments take so many bytes already.
+fn is_for_others(directory: &Directory, options: &Options, segments: u64) -> bool {
+    let wanted = options.segment_bytes.saturating_add(options.leave_bytes);
+    options.leave_bytes > 0 && segments >= options.reserve_bytes && !directory.has_room(wanted)
 }

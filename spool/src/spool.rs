@@ -43,6 +43,16 @@ impl Spool {
         Ok((Self { store: Store::Disk(Box::new(log)) }, recovery))
     }
 
+    /// Looks at the spool in `options.directory`: finds what [`Self::open`] would, which then is not done yet, and can be read.
+    /// Nothing is written, renamed or removed, but for a lock file: nobody else has the spool open meanwhile.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn look(options: Options) -> Result<(Self, Recovery), SpoolError> {
+        let (log, recovery) = open::look(options)?;
+        Ok((Self { store: Store::Disk(Box::new(log)) }, recovery))
+    }
+
     /// A spool that is gone with the process and holds at most `capacity_bytes`.
     pub fn memory(capacity_bytes: u64, epoch: u64) -> Self {
         Self { store: Store::Memory(MemoryLog::new(capacity_bytes, epoch)) }
@@ -88,7 +98,8 @@ impl Spool {
     /// Gives `record` the next number. It is durable after [`Self::sync`], and only then handed out by a [`Reader`].
     ///
     /// When the disk is full the record waits in memory for it; beyond a bound its number is lost instead
-    /// ([`LostReason::DiskFull`]), which [`Self::status`] shows. With [`Overflow::Refuse`] it is refused there, with
+    /// ([`LostReason::DiskFull`]), which [`Self::status`] shows; with [`Overflow::DropNewest`] also when all room is used, and
+    /// then the sync loses what waits. With [`Overflow::Refuse`] it is refused there, with
     /// the error of the disk or [`SpoolError::Full`], and no number is used up.
     ///
     /// # Errors
@@ -189,6 +200,21 @@ impl Spool {
         }
     }
 
+    /// Gives up what is durable through `through` and not acknowledged, for this reason: a [`Reader`] gives it as lost. Room
+    /// is given back by whole segments. For records that are all keys: a delta after it would be lost, too.
+    ///
+    /// # Errors
+    /// When the disk fails.
+    pub fn discard(&mut self, through: u64, reason: LostReason) -> Result<(), SpoolError> {
+        match &mut self.store {
+            Store::Disk(log) => log.discard(through, reason),
+            Store::Memory(log) => {
+                log.discard(through, reason);
+                Ok(())
+            }
+        }
+    }
+
     /// Makes durable what is acknowledged. Without it that is durable once a segment is given back, and what was
     /// acknowledged since is pending again after a crash.
     ///
@@ -259,7 +285,7 @@ fn fault(log: &DiskLog) -> Option<Fault> {
     match &log.failure {
         Some(Failure::Full) => {
             let then = match log.options.overflow {
-                Overflow::DropOldest => "lost",
+                Overflow::DropOldest | Overflow::DropNewest => "lost",
                 Overflow::Refuse => "refused",
             };
             return fault(

@@ -30,7 +30,7 @@ services_down() {
 # start on their own.
 need_services() {
     need_packages "docker.io" "docker-cli|docker.io" containerd iptables busybox-static iproute2 procps \
-        "postgresql-15|postgresql" python3-venv openssl gnutls-bin mosquitto haproxy
+        "postgresql-15|postgresql" python3-venv openssl gnutls-bin mosquitto mosquitto-clients haproxy
     need_root "to run a Docker Engine and network namespaces for the tests"
 }
 

@@ -103,6 +103,17 @@ impl Api {
         reply(self.signed(self.agent.post(self.url(path))).send_json(body)).with_context(|| format!("POST {path}"))
     }
 
+    /// PUT of a JSON body.
+    pub fn put(&self, path: &str, body: &impl Serialize) -> Result<Reply> {
+        reply(self.signed(self.agent.put(self.url(path))).send_json(body)).with_context(|| format!("PUT {path}"))
+    }
+
+    /// POST of a JSON body under an Idempotency-Key: sent again, it has no second effect.
+    pub fn post_once(&self, path: &str, key: &str, body: &impl Serialize) -> Result<Reply> {
+        let request = self.signed(self.agent.post(self.url(path))).header("Idempotency-Key", key);
+        reply(request.send_json(body)).with_context(|| format!("POST {path}"))
+    }
+
     /// DELETE.
     pub fn delete(&self, path: &str) -> Result<Reply> {
         reply(self.signed(self.agent.delete(self.url(path))).call()).with_context(|| format!("DELETE {path}"))

@@ -2,6 +2,7 @@
 
 mod api;
 mod enroll;
+mod errand;
 mod node;
 mod tally;
 mod workload;
@@ -22,6 +23,7 @@ use transport::{CloseCode, Endpoint};
 
 pub use api::Api;
 pub use enroll::{Tokens, enroll, node_name};
+pub use errand::{ACCOUNT, Errand, Errands, Line};
 pub use node::SimulatedNode;
 pub use tally::{Reconnects, Summary};
 pub use workload::{Layout, Workload};
@@ -49,6 +51,8 @@ pub struct Options {
     pub hub: Option<String>,
     /// Told of each command that a node begins; it succeeds at once. `None`: the nodes carry out none.
     pub begun: Option<Begun>,
+    /// Where the nodes account for the commands they carry out; then `begun` is told of none.
+    pub errands: Option<Errands>,
 }
 
 /// Told of each command that a node begins.
@@ -73,6 +77,7 @@ impl Default for Options {
             sockets: 4,
             hub: None,
             begun: None,
+            errands: None,
         }
     }
 }

@@ -4,5 +4,6 @@ pub mod api;
 pub mod chaos;
 pub mod drill;
 pub mod fleet;
+pub mod ordeal;
 pub mod report;
 pub mod rig;

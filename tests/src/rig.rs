@@ -3,6 +3,7 @@
 //! `./test` starts the engine and the database and says in the environment where they are; for one test by hand
 //! there is `tests/rig/with cargo nextest run …`. Everything a test starts through here ends with its handle.
 
+mod access_lists;
 mod agent;
 mod binary;
 mod browser;
@@ -15,10 +16,13 @@ mod hub;
 mod netns;
 mod postgres;
 mod process;
+mod relay;
+mod tansu;
 mod usage;
 mod wait;
 
 pub use crate::api::{Api, Reply};
+pub use access_lists::{AccessEntry, AccessLists};
 pub use agent::{Agent, AgentEndpoints};
 pub use binary::binary;
 pub use browser::{Browser, Theme, View};
@@ -30,6 +34,8 @@ pub use hub::{Endpoints, Hub, HubBuilder};
 pub use netns::Netns;
 pub use postgres::{Postgres, TestDatabase};
 pub use process::Process;
+pub use relay::{Relay, Towards};
+pub use tansu::Tansu;
 pub use usage::Usage;
 pub use wait::{SOON, until, until_async};
 

@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use hyperfactory_tests::rig::Tansu;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::message::Headers;
 use rdkafka::mocking::MockCluster;
@@ -24,6 +25,23 @@ use tempfile::TempDir;
 pub(crate) const SOON: Duration = Duration::from_secs(90);
 
 pub(crate) type Cluster = MockCluster<'static, DefaultProducerContext>;
+
+/// Brokers, as a client without TLS finds them.
+pub(crate) trait Brokers {
+    fn addresses(&self) -> String;
+}
+
+impl Brokers for MockCluster<'static, DefaultProducerContext> {
+    fn addresses(&self) -> String {
+        self.bootstrap_servers()
+    }
+}
+
+impl Brokers for Tansu {
+    fn addresses(&self) -> String {
+        self.address().to_owned()
+    }
+}
 
 /// Topics and how many messages there are of each, numbered from 1.
 pub(crate) type Published = [(String, u64)];
@@ -38,6 +56,14 @@ pub(crate) fn until<T>(what: &str, mut check: impl FnMut() -> Option<T>) -> T {
         assert!(begun.elapsed() < SOON, "waited in vain for {what}");
         std::thread::sleep(Duration::from_millis(10));
     }
+}
+
+/// The files of a folder whose names end so, sorted.
+pub(crate) fn files(folder: &Path, ending: &str) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
+    let mut paths: Vec<_> = entries.filter(|path| path.to_string_lossy().ends_with(ending)).collect();
+    paths.sort();
+    paths
 }
 
 /// A child process that does not outlive its handle.
@@ -118,9 +144,24 @@ impl Mosquitto {
         assert!(command.status().unwrap().success());
     }
 
+    /// Where it listens, on loopback.
+    pub(crate) fn port(&self) -> u16 {
+        self.port
+    }
+
     /// Ends it in order, with its sessions saved, and starts it again.
     pub(crate) fn restart(&mut self) {
         self.process.take().unwrap().terminate();
+        self.up();
+    }
+
+    /// Ends it as a power cut would; what it has not saved is lost.
+    pub(crate) fn kill(&mut self) {
+        self.process.take().unwrap().kill();
+    }
+
+    /// Starts it again.
+    pub(crate) fn start_again(&mut self) {
         self.up();
     }
 
@@ -216,13 +257,24 @@ impl Bridge {
 
     /// Waits until its log on disk has this in it.
     pub(crate) fn stored(&self, text: &str) {
+        self.stored_in("log", text);
+    }
+
+    /// Waits until a log of its state has this in it.
+    pub(crate) fn stored_in(&self, log: &str, text: &str) {
         until("a message on disk", || {
-            let files = std::fs::read_dir(self.state_dir().join("log")).ok()?;
-            files
-                .flatten()
-                .filter_map(|file| std::fs::read(file.path()).ok())
+            files(&self.state_dir().join(log), ".seg")
+                .iter()
+                .filter_map(|file| std::fs::read(file).ok())
                 .find(|bytes| bytes.windows(text.len()).any(|window| window == text.as_bytes()))
         });
+    }
+
+    /// What it says when it refuses.
+    pub(crate) fn refused(&self, arguments: &[&str]) -> String {
+        let output = self.command().args(arguments).output().unwrap();
+        assert!(!output.status.success());
+        String::from_utf8(output.stderr).unwrap()
     }
 
     /// Its disk is gone, and another is there.
@@ -468,9 +520,8 @@ impl Listener {
 }
 
 /// Puts a record into Kafka that is not the bridge's.
-pub(crate) fn produce(cluster: &Cluster, topic: &str, key: &str, payload: &str) {
-    let producer: BaseProducer =
-        ClientConfig::new().set("bootstrap.servers", cluster.bootstrap_servers()).create().unwrap();
+pub(crate) fn produce(cluster: &impl Brokers, topic: &str, key: &str, payload: &str) {
+    let producer: BaseProducer = ClientConfig::new().set("bootstrap.servers", cluster.addresses()).create().unwrap();
     producer.send(BaseRecord::to(topic).key(key).payload(payload)).unwrap();
     producer.flush(SOON).unwrap();
 }
@@ -519,19 +570,40 @@ pub(crate) struct Delivered(Vec<Record>);
 
 impl Delivered {
     /// Reads until all that was published is there.
-    pub(crate) fn wait(cluster: &Cluster, topics: &[&str], published: &Published) -> Self {
+    pub(crate) fn wait(cluster: &impl Brokers, topics: &[&str], published: &Published) -> Self {
         Self::wait_but(cluster, topics, published, None)
     }
 
     /// The same, without one.
     pub(crate) fn wait_but(
-        cluster: &Cluster,
+        cluster: &impl Brokers,
         topics: &[&str],
         published: &Published,
         but: Option<(&str, u64)>,
     ) -> Self {
+        let mut missing: HashSet<(String, u64)> = HashSet::new();
+        for (topic, count) in published {
+            missing.extend((1..=*count).map(|number| (topic.clone(), number)));
+        }
+        if let Some((topic, number)) = but {
+            missing.remove(&(topic.to_owned(), number));
+        }
+        Self::read(cluster, topics, missing)
+    }
+
+    /// Reads until these messages are there.
+    pub(crate) fn wait_for(cluster: &impl Brokers, topics: &[&str], messages: &[(String, u64)]) -> Self {
+        Self::read(cluster, topics, messages.iter().cloned().collect())
+    }
+
+    /// What is there now.
+    pub(crate) fn now(cluster: &impl Brokers, topics: &[&str]) -> Self {
+        Self::read(cluster, topics, HashSet::new())
+    }
+
+    fn read(cluster: &impl Brokers, topics: &[&str], mut missing: HashSet<(String, u64)>) -> Self {
         let consumer: BaseConsumer = ClientConfig::new()
-            .set("bootstrap.servers", cluster.bootstrap_servers())
+            .set("bootstrap.servers", cluster.addresses())
             .set("group.id", "test")
             .set("enable.auto.commit", "false")
             .create()
@@ -544,13 +616,6 @@ impl Delivered {
             }
         }
         consumer.assign(&assignment).unwrap();
-        let mut missing: HashSet<(String, u64)> = HashSet::new();
-        for (topic, count) in published {
-            missing.extend((1..=*count).map(|number| (topic.clone(), number)));
-        }
-        if let Some((topic, number)) = but {
-            missing.remove(&(topic.to_owned(), number));
-        }
         let (mut records, begun) = (Vec::new(), Instant::now());
         // A little longer than until all is there, for what comes twice.
         let mut complete = None;
@@ -597,6 +662,11 @@ impl Delivered {
     pub(crate) fn twice(&self) -> Vec<Record> {
         let mut seen = HashSet::new();
         self.once().filter(|record| !seen.insert((record.mqtt_topic.clone(), record.number))).cloned().collect()
+    }
+
+    /// The numbers that came of an MQTT topic, each record once, in their order.
+    pub(crate) fn numbers(&self, topic: &str) -> Vec<u64> {
+        self.once().filter(|record| record.mqtt_topic == topic).map(|record| record.number).collect()
     }
 
     pub(crate) fn keys(&self, topic: &str) -> Vec<&str> {

@@ -329,6 +329,10 @@ impl Send {
             Name::Drain => Action::Drain,
             Name::Backup => Action::Backup { stack },
             Name::Script => Action::Script { name: self.script.clone().unwrap_or_default() },
+            Name::KafkaAcl => {
+                let said = "kafka.acl is the hub's own: say what a bridge may write to with hfctl kafka allow";
+                return Err(Failure::Usage(said.into()));
+            }
         };
         action.checked().map_err(|error| Failure::Usage(format!("{}: {error}", self.action)))
     }

@@ -364,6 +364,10 @@ impl CommandRequest {
             Name::Drain => Action::Drain,
             Name::Backup => Action::Backup { stack: text("stack", &self.stack)? },
             Name::Script => Action::Script { name: text("script", &self.script)? },
+            Name::KafkaAcl => {
+                let said = "kafka.acl is the hub's own: say what a bridge may write to with `hfctl kafka allow`.";
+                return Err(Problem::invalid(said));
+            }
         };
         action.checked().map_err(|error| Problem::invalid(format!("{}: {error}.", self.action)))
     }

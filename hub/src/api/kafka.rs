@@ -1,11 +1,11 @@
-//! `/api/v1/tenants/{tenant}/kafka`: the tenant's Kafka plane.
+//! `/api/v1/tenants/{tenant}/kafka`: the tenant's Kafka plane; and what its bridges may do there.
 
 use std::net::IpAddr;
 
 use axum::extract::State;
 use axum::response::Response;
 use pki::{ServerNames, pem};
-use protocol::TenantId;
+use protocol::{NodeId, TenantId};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -79,4 +79,31 @@ pub(crate) async fn server_certificate(
         })
     };
     app.answers.once(&caller, key, &("kafka-server", tenant.as_str(), &new), app.now(), work).await
+}
+
+/// What a bridge may do at its tenant's brokers.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct WantedAccess {
+    /// Topics it may write to, at most 64: each by name, or by a beginning and `*`.
+    topics: Vec<String>,
+}
+
+/// Says which Kafka topics a bridge may write to: these and no others. An agent of the tenant that is configured for the brokers
+/// brings their access lists to it. Takes the role admin.
+#[utoipa::path(put, path = "/api/v1/nodes/{node}/kafka-access", tag = "kafka", params(("node" = String, Path)),
+    request_body = WantedAccess, responses(
+    (status = 200, body = WantedAccess),
+))]
+pub(crate) async fn access(
+    State(app): State<App>,
+    caller: Caller,
+    Path(id): Path<NodeId>,
+    Json(wanted): Json<WantedAccess>,
+) -> Result<axum::Json<WantedAccess>, Problem> {
+    caller.require(Role::Admin)?;
+    let unknown = || Problem::not_found(format!("There is no node {id}: see `hfctl node list`."));
+    let (_, view) = app.roster.node(&caller.0, id).ok_or_else(unknown)?;
+    app.state.kafka_access.allow(id, &view.tenant, &wanted.topics, &caller.actor(), app.now()).await?;
+    Ok(axum::Json(wanted))
 }

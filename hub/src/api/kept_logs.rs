@@ -138,7 +138,7 @@ pub(crate) async fn find(
     if filter.after.is_none() {
         audit::record(&app.state.database, now, record(who, &filter)).await?;
     }
-    let found = search::find(&app.state.database, &filter).await?;
+    let found = search::find(&app.state.database, &filter, search::LONGEST).await?;
     let next_cursor = found.next.map(|Place { at, id }| cursor(&format!("{at}.{id}")));
     Ok(Page { items: found.lines.into_iter().map(KeptLine::from).collect(), next_cursor })
 }

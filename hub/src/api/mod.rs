@@ -88,6 +88,7 @@ fn described() -> (Router<App>, Value) {
         .routes(routes!(tenants::list, tenants::create))
         .routes(routes!(tenants::show))
         .routes(routes!(kafka::server_certificate))
+        .routes(routes!(kafka::access))
         .routes(routes!(authorities::list))
         .routes(routes!(certificate_policies::list))
         .routes(routes!(certificate_policies::set, certificate_policies::reset))
@@ -162,7 +163,7 @@ mod tests {
         let (_, described) = described();
         assert!(described["openapi"].as_str().expect("a version").starts_with("3.1"), "{}", described["openapi"]);
         let paths = described["paths"].as_object().expect("paths");
-        assert_eq!(paths.len(), 48);
+        assert_eq!(paths.len(), 49);
         for (path, operations) in paths {
             for (method, operation) in operations.as_object().expect("operations") {
                 let responses = operation["responses"].as_object().expect("responses");

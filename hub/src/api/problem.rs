@@ -14,6 +14,7 @@ use crate::authorities::AuthoritiesError;
 use crate::certificate_policy::PolicyError;
 use crate::commands::{CancelError, RequestError};
 use crate::enrollment::{AdviseError, RevokeError, TokenError, UnfreezeError};
+use crate::kafka_access;
 use crate::labels::LabelError;
 use crate::logs::search::SearchError;
 use crate::operators::OperatorsError;
@@ -315,6 +316,16 @@ impl From<LabelError> for Problem {
     }
 }
 
+impl From<kafka_access::AccessError> for Problem {
+    fn from(error: kafka_access::AccessError) -> Self {
+        match error {
+            kafka_access::AccessError::NotABridge(_) => Self::conflict(error.to_string()),
+            kafka_access::AccessError::Topics(_) => Self::invalid(error.to_string()),
+            kafka_access::AccessError::Store(error) => error.into(),
+        }
+    }
+}
+
 impl From<CancelError> for Problem {
     fn from(error: CancelError) -> Self {
         match error {
@@ -338,7 +349,7 @@ impl From<TailsError> for Problem {
 impl From<SearchError> for Problem {
     fn from(error: SearchError) -> Self {
         match error {
-            SearchError::Text(_) | SearchError::Grep(_) => Self::invalid(error.to_string()),
+            SearchError::Text(_) | SearchError::Grep(_) | SearchError::Late => Self::invalid(error.to_string()),
             SearchError::Store(error) => error.into(),
         }
     }

@@ -333,6 +333,7 @@ pub(crate) mod tests {
             figures: Figures { cpu: Some(cpu), memory: Some(Used { used: cpu, total: 1.0 }), ..Figures::default() },
             service_counts: ServiceCounts::default(),
             bridge: None,
+            kafka_access: None,
         })
     }
 

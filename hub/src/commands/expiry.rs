@@ -17,10 +17,6 @@ const LOOK_EVERY: Duration = Duration::from_secs(30);
 const COME_BACK_WITHIN: Duration = Duration::from_secs(60);
 /// Commands looked at together.
 const AT_ONCE: i64 = 1_000;
-/// How long what has ended is kept.
-const KEPT_FOR: Duration = Duration::from_secs(90 * 86_400);
-/// Rows deleted together.
-const DELETED_AT_ONCE: i64 = 500;
 
 /// Expires what has not been handed over by its deadline, and gives up what is with a node that is away.
 pub(super) async fn keep(commands: Commands, now: impl Fn() -> Timestamp, stop: CancellationToken) {
@@ -33,9 +29,6 @@ pub(super) async fn keep(commands: Commands, now: impl Fn() -> Timestamp, stop: 
                 LOOK_EVERY
             }
         };
-        if let Err(error) = commands.forget(now()).await {
-            warn!(%error, "old commands were not deleted");
-        }
         tokio::select! {
             biased;
             () = stop.cancelled() => return,
@@ -106,31 +99,5 @@ impl Commands {
         }
         let next = next.map_or(LOOK_EVERY, |at| Timestamp::from_millis(at).since(steady));
         Ok(next.clamp(Duration::from_millis(1), LOOK_EVERY))
-    }
-
-    /// Deletes some of what has ended long ago.
-    async fn forget(&self, now: Timestamp) -> Result<(), StoreError> {
-        const OLD: &str = "SELECT id FROM commands WHERE created_at < $1
-             AND state IN ('succeeded', 'failed', 'expired', 'cancelled', 'unknown') ORDER BY created_at LIMIT $2";
-        let before = now.minus(KEPT_FOR).millis();
-        let any = sqlx::query(OLD).bind(before).bind(1_i64).fetch_optional(self.0.database.reader()).await?;
-        if any.is_none() {
-            return Ok(());
-        }
-        let mut transaction = self.0.database.begin_write().await?;
-        for sql in [
-            format!("DELETE FROM command_outputs WHERE command IN ({OLD})"),
-            format!("DELETE FROM commands WHERE id IN ({OLD})"),
-        ] {
-            sqlx::query(sqlx::AssertSqlSafe(sql)).bind(before).bind(DELETED_AT_ONCE).execute(&mut *transaction).await?;
-        }
-        sqlx::query(
-            "DELETE FROM command_requests WHERE created_at < $1
-               AND NOT EXISTS (SELECT 1 FROM commands WHERE commands.request = command_requests.id)",
-        )
-        .bind(before)
-        .execute(&mut *transaction)
-        .await?;
-        Ok(transaction.commit().await?)
     }
 }

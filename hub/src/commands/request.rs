@@ -4,14 +4,15 @@ use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
 use pki::OperatorPublicKey;
-use protocol::command::{Action, LONGEST, Signature};
-use protocol::{CommandId, NodeId, TenantId, Timestamp};
+use protocol::command::{Action, LONGEST, Order, Signature, State};
+use protocol::{CommandId, NodeId, TenantId, Timestamp, message};
 use serde_json::{Value, json};
 use store::sqlx::{self, Row};
 use store::{StoreError, Transaction};
 
 use super::{Commands, command_id, unreadable};
 use crate::audit::{self, Actor, Record, action};
+use crate::gateway::Reserved;
 use crate::rows::{self, Insert};
 
 /// Most nodes of one request.
@@ -124,6 +125,15 @@ struct Planned {
     node: NodeId,
     tenant: TenantId,
     signature: Option<Vec<u8>>,
+    /// There is a place in its session's queue.
+    handed: bool,
+}
+
+/// Places in the queues of sessions, by node: their commands are written as handed over, and then are.
+pub(crate) struct Places {
+    /// When the request came, by the clock that deadlines are of.
+    steady: Timestamp,
+    by_node: HashMap<NodeId, Reserved>,
 }
 
 impl Commands {
@@ -138,14 +148,27 @@ impl Commands {
     /// # Errors
     /// [`RequestError`]; nothing was stored then.
     pub async fn request(&self, new: NewRequest, actor: &Actor, now: Timestamp) -> Result<Requested, RequestError> {
+        let places = self.places(&new);
         let mut transaction = self.0.database.within(new.scope.as_ref().map(TenantId::as_str)).begin_write().await?;
-        let (requested, records) = self.place(&mut transaction, &new, actor, now).await?;
+        let (requested, records) = self.place(&mut transaction, &new, &places, actor, now).await?;
         if !records.is_empty() {
             audit::append_all(&mut transaction, now, records).await?;
         }
         transaction.commit().await?;
-        self.placed(&new, &requested);
+        self.placed(&new, &requested, places, now);
         Ok(requested)
+    }
+
+    /// Places for its commands with the nodes that are in session here: one commit then does for the row and for its being
+    /// handed over. Others, and those that have much to hear, get theirs when a session looks at the rows.
+    pub(crate) fn places(&self, new: &NewRequest) -> Places {
+        let reserve = |node: NodeId| Some((node, self.0.sessions.reserve(node)?));
+        Places { by_node: new.nodes.iter().filter_map(|(node, _)| reserve(*node)).collect(), ..self.no_places() }
+    }
+
+    /// No place anywhere: sessions look at the rows.
+    pub(crate) fn no_places(&self) -> Places {
+        Places { steady: self.0.clock.now(), by_node: HashMap::new() }
     }
 
     /// The same as part of a transaction, which is to end with the audit records that this gives. Once it has committed,
@@ -157,6 +180,7 @@ impl Commands {
         &self,
         transaction: &mut Transaction,
         new: &NewRequest,
+        places: &Places,
         actor: &Actor,
         now: Timestamp,
     ) -> Result<(Requested, Vec<Record>), RequestError> {
@@ -167,7 +191,7 @@ impl Commands {
             return Ok((requested, Vec::new()));
         }
         backlog(transaction, new).await?;
-        let steady = self.0.clock.now();
+        let steady = places.steady;
         let signer = match &new.signed {
             Some(signed) => Some(judge(transaction, new, signed, steady).await?),
             None => None,
@@ -191,7 +215,7 @@ impl Commands {
         let made = |(id, (node, tenant)): (CommandId, &(NodeId, TenantId))| {
             let signed = new.signed.as_ref().and_then(|signed| signed.of.get(node));
             let (id, signature) = signed.map_or((id, None), |(id, signature)| (*id, Some(signature.to_vec())));
-            Planned { id, node: *node, tenant: tenant.clone(), signature }
+            Planned { id, node: *node, tenant: tenant.clone(), signature, handed: places.by_node.contains_key(node) }
         };
         let commands: Vec<Planned> = ids.into_iter().zip(&new.nodes).map(made).collect();
         let signed = new.signed.as_ref();
@@ -208,8 +232,9 @@ impl Commands {
                 .bind(i64::from(new.priority))
                 .bind(new.reason.clone())
                 .bind(actor.to_string())
-                .bind("queued")
+                .bind(if row.handed { State::Delivered } else { State::Queued }.as_str())
                 .bind(now.millis())
+                .bind(row.handed.then_some(now.millis()))
                 .bind(steady.plus(new.valid_for).millis())
                 .bind(signed.map(|signed| signed.key.to_bytes().to_vec()))
                 .bind(row.signature.clone())
@@ -222,13 +247,49 @@ impl Commands {
     }
 
     /// Sends on their way what a committed transaction has placed.
-    pub(crate) fn placed(&self, new: &NewRequest, requested: &Requested) {
-        for (_, node) in &requested.commands {
-            self.changed(*node);
+    pub(crate) fn placed(&self, new: &NewRequest, requested: &Requested, mut places: Places, now: Timestamp) {
+        for (id, node) in &requested.commands {
+            match places.by_node.remove(node) {
+                Some(place) if !requested.replayed => {
+                    place.hand_over(self.message(new, *node, *id, places.steady, now));
+                    self.told(*node);
+                }
+                _ => self.changed(*node),
+            }
         }
         if new.valid_for < NEAR {
             self.0.sooner.notify_one();
         }
+    }
+
+    /// The message that carries a command which is just being made.
+    fn message(
+        &self,
+        new: &NewRequest,
+        node: NodeId,
+        id: CommandId,
+        asked: Timestamp,
+        now: Timestamp,
+    ) -> message::Command {
+        let signed = new.signed.as_ref();
+        let deadline = asked.plus(new.valid_for);
+        let mut command = Order::message(
+            id,
+            new.action.name().as_str().to_owned(),
+            signed.map_or_else(|| new.action.to_bytes(), |signed| signed.arguments.clone()),
+            new.priority,
+            (deadline, self.0.clock.now()),
+            Timestamp::from_millis(deadline.millis().saturating_add(self.shift(now))),
+        );
+        command.signature = signed.and_then(|signed| {
+            let (_, signature) = signed.of.get(&node)?;
+            Some(message::OperatorSignature {
+                public_key: signed.key.to_bytes().to_vec(),
+                signature: signature.to_vec(),
+                not_after_ms: signed.not_after.millis(),
+            })
+        });
+        command
     }
 
     /// Takes back, as part of a transaction, what a rollout has asked for and nobody was told. Gives the nodes, of which
@@ -280,8 +341,8 @@ impl Commands {
 
 const COMMANDS: Insert = Insert {
     into: "commands (id, request, tenant, node, action, arguments, priority, reason, requested_by, state, created_at, \
-           deadline, signer, signature, signed_until)",
-    columns: 15,
+           delivered_at, deadline, signer, signature, signed_until)",
+    columns: 16,
     on_conflict: "",
 };
 
@@ -374,12 +435,16 @@ async fn judge(
 
 /// Refuses to pile up what a node will not get through.
 async fn backlog(transaction: &mut Transaction, new: &NewRequest) -> Result<(), RequestError> {
+    let ids = || new.nodes.iter().map(|(node, _)| node.to_string());
+    // Of one node, only its own are counted.
     let rows = sqlx::query(
         "SELECT node, COUNT(*) FROM commands
-         WHERE told_at IS NULL AND state IN ('queued', 'delivered', 'running', 'unknown')
+         WHERE told_at IS NULL AND state IN ('queued', 'delivered', 'running', 'unknown') AND node >= $2 AND node <= $3
          GROUP BY node HAVING COUNT(*) >= $1",
     )
     .bind(MOST_OPEN)
+    .bind(ids().min())
+    .bind(ids().max())
     .fetch_all(&mut **transaction)
     .await?;
     let full = rows.iter().map(|row| Ok((row.try_get::<String, _>(0)?, row.try_get::<i64, _>(1)?)));

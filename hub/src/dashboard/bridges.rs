@@ -12,12 +12,16 @@ use super::layout::Section;
 use super::pages::{framed, still};
 use super::session::Visitor;
 use crate::access::Principal;
-use crate::api::resource::{Bridge, KafkaState, Kind, Node, PresenceState, Route};
+use crate::api::resource::{Bridge, KafkaAccess, KafkaAccessState, KafkaState, Kind, Node, PresenceState, Route};
 use crate::web::App;
 
 /// A certificate that ends within so many days should have been renewed.
 const FEW_DAYS: i64 = 14;
 const DAY_MS: i64 = 86_400_000;
+/// While a bridge's session is so young by its last record, its data is news.
+const NEWS_MS: i64 = 600_000;
+/// Bridges whose news is told above the others.
+const MOST_NEWS: usize = 3;
 
 /// `GET /bridges`
 pub(super) async fn list(State(app): State<App>, visitor: Visitor) -> Result<Response, Shown> {
@@ -46,13 +50,15 @@ pub(super) fn view(bridges: &[Arc<Node>], clock: Clock) -> Markup {
                     p { "Make a join token for a bridge and paste its command on a machine of the plant; it appears here within seconds." }
                 }
             } @else {
+                @let news: Vec<Markup> = bridges.iter().filter_map(|bridge| news(bridge, clock)).take(MOST_NEWS).collect();
+                @if !news.is_empty() { div.notes role="status" { @for note in news { (note) } } }
                 div.card.wrap {
                     table.cards {
                         caption.visually-hidden { "Bridges by tenant and name" }
                         thead {
                             tr {
                                 th scope="col" { "Bridge" } th scope="col" { "Kafka" } th.num scope="col" { "Waiting" } th.num scope="col" { "Lag" }
-                                th.num scope="col" { "In" } th.num scope="col" { "Out" } th.num scope="col" { "Dropped" }
+                                th.num scope="col" { "In" } th.num scope="col" { "Out" } th.num scope="col" { "Dropped" } th scope="col" { "May write to" }
                                 th scope="col" { "Last record" } th scope="col" { "Certificate" }
                             }
                         }
@@ -60,6 +66,32 @@ pub(super) fn view(bridges: &[Arc<Node>], clock: Clock) -> Markup {
                     }
                 }
             }
+        }
+    }
+}
+
+/// A bridge that is new here: whether its first data has come.
+fn news(node: &Node, clock: Clock) -> Option<Markup> {
+    let since = node.presence.since.filter(|_| node.presence.state == PresenceState::Online)?;
+    let routes = &node.bridge.as_ref()?.routes;
+    let newest = routes.iter().filter(|route| route.last_at.is_some()).max_by_key(|route| route.last_at.map(|at| at.0));
+    let link = html! { a href={ "/nodes/" (node.id) } { (node.name) } };
+    match newest {
+        None if routes.is_empty() => None,
+        None => Some(html! {
+            div.note.notice {
+                (format::mark("notice"))
+                p { (link) " waits for its first data: no message that one of its routes takes has come since it started." }
+            }
+        }),
+        Some(route) => {
+            let at = route.last_at.filter(|at| at.0.millis() - since.0.millis() < NEWS_MS)?;
+            Some(html! {
+                div.note.ok {
+                    (format::mark("ok"))
+                    p { "First data from " (link) ": records arrive in Kafka, the last one in " span.mono { (route.to) } " " (clock.ago(at)) "." }
+                }
+            })
         }
     }
 }
@@ -84,10 +116,11 @@ fn row(node: &Node, clock: Clock) -> Markup {
                 td.num data-name="In" { @if let Some(rate) = rate(bridge.received_per_second) { (rate) } }
                 td.num data-name="Out" { @if let Some(rate) = rate(bridge.delivered_per_second) { (rate) } }
                 td.num data-name="Dropped" { @if let Some(dropped) = bridge.dropped { (format::thousands(dropped as u64)) } }
+                td.wide { (may(node)) }
                 td.wide { @for route in &bridge.routes { (last(route, clock)) } }
                 td data-name="Certificate" { (certificate(bridge, clock)) }
             } @else {
-                td.wide colspan="7" { span.quiet { "Its figures come with its first session." } }
+                td.wide colspan="8" { span.quiet { "Its figures come with its first session." } }
             }
         }
     }
@@ -105,6 +138,33 @@ fn standing(state: KafkaState) -> Standing {
         KafkaState::Waiting => ("notice", "Waits for a certificate"),
         KafkaState::Unreachable => ("warning", "Unreachable"),
         KafkaState::Refused => ("critical", "Refused"),
+    };
+    Standing { class, word }
+}
+
+/// What it may do at its brokers, and whether they know.
+fn may(node: &Node) -> Markup {
+    html! {
+        @match &node.kafka_access {
+            None => span.quiet { "what its brokers let it" },
+            Some(access) => {
+                @if access.topics.is_empty() { span.quiet { "nothing" } }
+                @for topic in &access.topics { div.mono.small { (topic) } }
+                (placed(access).show())
+                @if access.state != KafkaAccessState::Placed && !access.message.is_empty() {
+                    span.sub { (format::sentence("", &access.message)) }
+                }
+            }
+        }
+    }
+}
+
+fn placed(access: &KafkaAccess) -> Standing {
+    let (class, word) = match access.state {
+        KafkaAccessState::Waiting => ("away", "Not at the brokers yet"),
+        KafkaAccessState::Asked => ("notice", "On its way"),
+        KafkaAccessState::Placed => ("ok", "In place"),
+        KafkaAccessState::Refused => ("warning", "Not taken"),
     };
     Standing { class, word }
 }
@@ -145,9 +205,14 @@ pub(super) fn section(node: &Node, clock: Clock) -> Markup {
                             dl {
                                 dt { "State" } dd { (kafka(bridge)) }
                                 dt { "Certificate" } dd { (certificate(bridge, clock)) }
+                                dt { "May write to" } dd { (may(node)) }
                                 @if let Some(pending) = bridge.pending { dt { "Waiting" } dd { (format::thousands(pending as u64)) " records" } }
                                 @if let Some(lag) = bridge.lag_seconds { dt { "Lag" } dd { (format::duration(lag)) } }
                                 @if let Some(dropped) = bridge.dropped { dt { "Dropped" } dd { (format::thousands(dropped as u64)) } }
+                                @for class in &bridge.classes {
+                                    dt { "Dropped of " (class.name) }
+                                    dd { (format::thousands(class.dropped)) span.sub { (class.overflow) } }
+                                }
                             }
                         }
                         div.card {

@@ -25,7 +25,7 @@ use crate::web::App;
 /// Commands shown on a node's page.
 const OF_NODE: u32 = 20;
 /// How long a command of the dashboard may still start.
-const VALID_FOR: u64 = 600;
+pub(super) const VALID_FOR: u64 = 600;
 
 /// What can be done to a service, with the word on its link.
 const OF_SERVICE: [(&str, &str); 3] =
@@ -66,7 +66,7 @@ pub(super) fn history(node: &NodeDetail, commands: &[Command], viewer: &Viewer, 
                 }
             }
             @if commands.is_empty() {
-                p.quiet { "Nothing has been asked of this node in the last 90 days." }
+                p.quiet { "Nothing has been asked of this node, or it is too long ago to be kept." }
             } @else {
                 div.card.wrap {
                     table.cards {
@@ -76,7 +76,7 @@ pub(super) fn history(node: &NodeDetail, commands: &[Command], viewer: &Viewer, 
                             @for command in commands {
                                 tr id={ "c-" (command.id) } {
                                     th scope="row" { a href={ "/commands/" (command.id) } { (format::sentence("", &command.what)) } }
-                                    td.wide { (standing(command)) }
+                                    td.wide { (standing(command.state, command.refused)) }
                                     td data-name="By" { (command.requested_by) @if !command.reason.is_empty() { span.sub { (command.reason) } } }
                                     td data-name="Asked for" { (clock.ago(command.created_at)) }
                                     td.wide.said { (command.message) }
@@ -90,13 +90,14 @@ pub(super) fn history(node: &NodeDetail, commands: &[Command], viewer: &Viewer, 
     }
 }
 
-fn standing(command: &Command) -> Markup {
-    let (class, said) = match command.state {
+/// How a command stands. `refused`: by its node's own policy.
+pub(super) fn standing(state: CommandState, refused: bool) -> Markup {
+    let (class, said) = match state {
         CommandState::Queued => ("away", "Waits for the node"),
         CommandState::Delivered => ("notice", "Handed over"),
         CommandState::Running => ("notice", "Runs"),
         CommandState::Succeeded => ("ok", "Done"),
-        CommandState::Failed if command.refused => ("warning", "Refused by the node"),
+        CommandState::Failed if refused => ("warning", "Refused by the node"),
         CommandState::Failed => ("critical", "Failed"),
         CommandState::Expired => ("warning", "Too late"),
         CommandState::Cancelled => ("away", "Taken back"),
@@ -161,7 +162,7 @@ fn form(node: &Node, wanted: &Wanted, what: &str, once: &str, viewer: &Viewer) -
     }
 }
 
-fn consequence(action: &str) -> &'static str {
+pub(super) fn consequence(action: &str) -> &'static str {
     match action {
         "service.restart" => {
             "Each of its containers is stopped as its Compose file says, and started again. Until it is up, nobody is served by it."
@@ -170,9 +171,11 @@ fn consequence(action: &str) -> &'static str {
         "service.stop" => {
             "Each of its containers is stopped, and stays so until somebody starts it. The owner of the node must have allowed this."
         }
-        "service.logs" => "The last 100 lines of its log are kept at the hub, for whoever sees this node, for 90 days.",
+        "service.logs" => {
+            "The last 100 lines of its log are kept at the hub with this command, for whoever sees this node."
+        }
         "diagnostics" => {
-            "Versions, the agent's configuration without secrets, its checks, the containers' states and its last log lines are kept at the hub for 90 days."
+            "Versions, the agent's configuration without secrets, its checks, the containers' states and its last log lines are kept at the hub with this command."
         }
         "drain" => "The agent hands over all telemetry it holds, and says when the hub has it. Nothing stops.",
         "certificate.renew" => {
@@ -237,7 +240,7 @@ pub(super) fn view(detail: &CommandDetail, viewer: &Viewer, clock: Clock) -> Mar
             }
             div.head {
                 div { h1 { (format::sentence("", &c.what)) } p { (c.message) } }
-                div.actions { (standing(c)) }
+                div.actions { (standing(c.state, c.refused)) }
             }
             @if c.state == CommandState::Unknown && !c.told {
                 div.notes { div.note.warning { span.state.warning { (format::mark("warning")) } p { "The node went away with it. When it is back, it says what came of it, and this page does." } } }
@@ -260,6 +263,7 @@ pub(super) fn view(detail: &CommandDetail, viewer: &Viewer, clock: Clock) -> Mar
                         dt { "Began" } dd { (when(c.started_at)) }
                         dt { "Ended" } dd { (when(c.ended_at)) }
                         dt { "Command" } dd.mono.small { (c.id) }
+                        dt { "Request" } dd { a href={ "/requests/" (c.request) } { "all nodes it was asked of" } }
                     }
                 }
             }

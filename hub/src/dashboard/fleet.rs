@@ -5,6 +5,7 @@ use std::sync::Arc;
 use maud::{Markup, html};
 
 use super::format::{self, Clock};
+use super::selection;
 use crate::api::resource::{AttentionLevel, Node, NodeCounts, PresenceState, ServiceCounts};
 use crate::api::select::{NodeQuery, Sort, StateFilter};
 
@@ -32,7 +33,7 @@ pub struct View<'a> {
     pub matched: usize,
     /// The worst of all, worst first.
     pub worst: &'a [Arc<Node>],
-    /// May make join tokens.
+    /// May make join tokens, and have nodes do things.
     pub operates: bool,
     /// There are no tenants at all.
     pub no_tenants: bool,
@@ -68,7 +69,7 @@ pub fn view(view: &View<'_>, clock: Clock) -> Markup {
                     table.fleet.cards {
                         caption.visually-hidden { "Nodes. Column headings that are links sort the list." }
                         (columns(view))
-                        tbody #rows { @for node in view.rows { (row(node, view.one_tenant, clock)) } }
+                        tbody #rows { @for node in view.rows { (row(node, view, clock)) } }
                     }
                     (remainder(view))
                 }
@@ -154,6 +155,7 @@ fn tools(view: &View<'_>) -> Markup {
             @if *view.query != (NodeQuery { sort: view.query.sort, tenant: view.query.tenant.clone(), ..NodeQuery::default() }) {
                 a href=(view.path) data-visit { "Show all" }
             }
+            @if view.operates { (selection::pick_all(&encode(view.query))) }
             p.shown #shown { (shown(view)) }
         }
     }
@@ -184,6 +186,7 @@ fn columns(view: &View<'_>) -> Markup {
     html! {
         thead {
             tr {
+                @if view.operates { th.c-pick scope="col" { span.visually-hidden { "Selected" } } }
                 (head(Sort::Attention, "c-state", "State"))
                 (head(Sort::Name, "c-name", "Node"))
                 @if !view.one_tenant { (head(Sort::Tenant, "c-tenant", "Tenant")) }
@@ -198,7 +201,7 @@ fn columns(view: &View<'_>) -> Markup {
 }
 
 /// One node.
-pub fn row(node: &Node, one_tenant: bool, clock: Clock) -> Markup {
+pub fn row(node: &Node, view: &View<'_>, clock: Clock) -> Markup {
     let gone = node.presence.state != PresenceState::Online;
     let figure = |value: Option<f64>| if gone { None } else { value };
     let sub = if node.host.hostname.is_empty() || node.host.hostname == node.name {
@@ -208,9 +211,10 @@ pub fn row(node: &Node, one_tenant: bool, clock: Clock) -> Markup {
     };
     html! {
         tr id={ "n-" (node.id) } {
+            @if view.operates { td.pick { (selection::pick(node)) } }
             td.lead { (format::node(node).show()) }
             th scope="row" { a href={ "/nodes/" (node.id) } { (node.name) } span.sub { (sub) } }
-            @if !one_tenant { td.wide data-name="Tenant" { a href={ "/tenants/" (node.tenant) } { (node.tenant) } } }
+            @if !view.one_tenant { td.wide data-name="Tenant" { a href={ "/tenants/" (node.tenant) } { (node.tenant) } } }
             td.wide { (services(node.service_counts)) }
             td.num data-name="CPU" { (format::meter(figure(node.figures.cpu), 0.85, 0.97)) }
             td.num data-name="Memory" { (format::meter(figure(node.figures.memory.map(|m| m.ratio())), 0.85, 0.95)) }

@@ -29,11 +29,13 @@ use super::pages::{
     tenant_list, version,
 };
 use super::session::{Away, Visitor};
-use super::{alerts, audit, bridges, commands, fleet, history, join, layout, node, rollouts, rotation, tenants};
+use super::{
+    alerts, audit, bridges, commands, fleet, history, join, layout, node, requests, rollouts, rotation, tenants,
+};
 use crate::alerts::Change;
 use crate::api::follow::{Follow, follow};
 use crate::api::problem::Problem;
-use crate::api::resource::Token;
+use crate::api::resource::{CommandState, Token};
 use crate::api::rotations;
 use crate::api::select::NodeQuery;
 use crate::web::App;
@@ -52,6 +54,7 @@ enum Watched {
     Fleet { tenant: Option<TenantId>, query: NodeQuery, more: More },
     Node { id: NodeId, range: Span },
     Command { id: CommandId },
+    Request { id: String, state: Option<CommandState> },
     Tenants,
     Bridges,
     Alerts(AlertQuery),
@@ -156,6 +159,7 @@ impl Watched {
                 let id = read::<Identified>(uri)?.id.parse();
                 Self::Command { id: id.map_err(|error: protocol::id::IdError| Problem::malformed(error.to_string()))? }
             }
+            "request" => Self::Request { id: read::<Identified>(uri)?.id, state: read::<requests::Which>(uri)?.state },
             "tenants" => Self::Tenants,
             "bridges" => Self::Bridges,
             "alerts" => Self::Alerts(read(uri)?),
@@ -293,7 +297,7 @@ impl Live {
                 },
                 change = self.commands.recv() => match (change, &self.watched) {
                     (Ok(node), Watched::Node { id, .. }) => self.dirty |= node == *id,
-                    (Ok(_) | Err(RecvError::Lagged(_)), Watched::Node { .. } | Watched::Command { .. } | Watched::Rollout { .. }) => {
+                    (Ok(_) | Err(RecvError::Lagged(_)), Watched::Node { .. } | Watched::Command { .. } | Watched::Request { .. } | Watched::Rollout { .. }) => {
                         self.dirty = true;
                     }
                     (Err(RecvError::Closed), _) => return None,
@@ -322,7 +326,11 @@ impl Live {
             }
             // The one it waits for is not known yet.
             Watched::Join { .. } => true,
-            Watched::Alerts(_) | Watched::Audit(_) | Watched::Command { .. } | Watched::Rotation { .. } => false,
+            Watched::Alerts(_)
+            | Watched::Audit(_)
+            | Watched::Command { .. }
+            | Watched::Request { .. }
+            | Watched::Rotation { .. } => false,
             // It is looked at again by itself: not for every sample of every node.
             Watched::Rollouts | Watched::Rollout { .. } => false,
         }
@@ -350,7 +358,7 @@ impl Live {
                     out.put("shown", maud::html! { p.shown #shown { (fleet::shown(&view)) } });
                     out.put("remainder", fleet::remainder(&view));
                     for node in &listed.rows {
-                        out.put(&format!("n-{}", node.id), fleet::row(node, tenant.is_some(), clock));
+                        out.put(&format!("n-{}", node.id), fleet::row(node, &view, clock));
                     }
                     out.rows = Some(listed.rows.iter().map(|node| format!("n-{}", node.id)).collect());
                 }
@@ -380,6 +388,14 @@ impl Live {
             Watched::Command { id } => {
                 let detail = crate::api::commands::detail(app, who, *id).await?;
                 out.put("view", commands::view(&detail, &self.visitor.viewer(), clock));
+            }
+            Watched::Request { id, state } => {
+                let request = requests::of(app, who, id, *state).await?;
+                out.put("request-head", requests::head(&request, clock));
+                out.put("acts", requests::acts(&request, &self.visitor.viewer()));
+                let rows = request.rows(clock);
+                out.rows = Some(rows.iter().map(|(id, _)| id.clone()).collect());
+                rows.into_iter().for_each(|(id, row)| out.put(&id, row));
             }
             Watched::Bridges => out.put("view", bridges::view(&bridges::of(app, who), clock)),
             Watched::Tenants => {

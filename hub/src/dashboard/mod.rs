@@ -19,8 +19,10 @@ pub mod node;
 mod pages;
 mod pki;
 mod renewal;
+mod requests;
 mod rollouts;
 mod rotation;
+mod selection;
 mod session;
 pub mod sign_in;
 pub mod tenants;
@@ -51,6 +53,10 @@ pub(crate) fn router() -> Router<App> {
         .route("/nodes/{node}/logs/kept", get(kept_logs::page))
         .route("/commands/{command}", get(commands::show))
         .route("/commands/{command}/cancel", post(commands::cancel))
+        .route("/selection", post(selection::ask))
+        .route("/requests", post(selection::order))
+        .route("/requests/{request}", get(requests::show))
+        .route("/requests/{request}/cancel", post(requests::cancel))
         .route("/bridges", get(bridges::list))
         .route("/rollouts", get(rollouts::list).post(rollouts::start))
         .route("/rollouts/new", get(rollouts::new))

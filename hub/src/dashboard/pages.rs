@@ -17,7 +17,7 @@ use super::session::{Ours, Sent, Visitor, capital};
 use super::{OrShown as _, Shown, api_tokens as token_views, assets, fleet as fleet_views, join as join_views};
 use super::{
     alerts as alert_views, audit as audit_views, bridges, commands, history, node as node_views, pki as pki_views,
-    rotation as rotation_views, tenants as tenant_views, trust,
+    rotation as rotation_views, selection, tenants as tenant_views, trust,
 };
 use crate::access::{self, Grant, Principal};
 use crate::api::alert_resources;
@@ -115,7 +115,7 @@ pub(super) async fn fleet(
     let listed = Listed::new(&app, visitor.principal(), None, &query, more);
     let view =
         fleet_views::View { no_tenants: tenants.is_empty(), ..listed.view("/", &query, false, visitor.principal()) };
-    let content = html! { (fleet_views::heading(&view, tenants.len())) (fleet_views::view(&view, still(&app))) };
+    let content = html! { (fleet_views::heading(&view, tenants.len())) (fleet_views::view(&view, still(&app))) (selection::bar(&visitor.viewer())) };
     let live = format!("fleet&{}{}", fleet_views::encode(&query), more.all.map_or("", |_| "&all=1"));
     framed(&app, &visitor, "Fleet", Section::Fleet, Some(live), &content).await
 }
@@ -178,6 +178,7 @@ pub(super) async fn tenant(
     let content = html! {
         (tenant_views::heading(&tenant, &visitor.viewer(), clock))
         (fleet_views::view(&listed.view(&path, &query, true, visitor.principal()), clock))
+        (selection::bar(&visitor.viewer()))
         (tenant_views::tokens(&tokens, clock))
     };
     let live = format!("tenant&{}{}", fleet_views::encode(&query), more.all.map_or("", |_| "&all=1"));

@@ -26,7 +26,7 @@ use crate::web::App;
 const ON_A_PAGE: u32 = 100;
 
 /// What can be rolled out, with the words for it.
-const ACTIONS: [(&str, &str); 8] = [
+pub(super) const ACTIONS: [(&str, &str); 8] = [
     ("service.restart", "Restart a service"),
     ("service.start", "Start a service"),
     ("service.stop", "Stop a service"),

@@ -12,6 +12,7 @@ use store::sqlx::{self, AssertSqlSafe, Row};
 use super::{Enrollment, Failure, internal, keys, malformed, refused, registry};
 use crate::audit::{self, Actor, Record, action};
 use crate::certificate_policy::Kind;
+use crate::kafka_access;
 use crate::rows;
 
 /// A bridge that has got so many within this time gets no more for a while.
@@ -85,11 +86,19 @@ impl Enrollment {
         .bind(now.millis())
         .fetch_optional(&mut *transaction)
         .await?;
+        let begun = kafka_access::begin(&mut transaction, node, tenant, now).await?;
+        let begins = begun.is_some();
+        if let Some(record) = begun {
+            audit::append(&mut transaction, now, record).await?;
+        }
         let (certificate, issued_at) = match before {
             Some(before) => {
                 let (certificate, issued_at): (Vec<u8>, i64) = (before.try_get(0)?, before.try_get(1)?);
-                if in_use && before.try_get::<String, _>(2)? == "issued" {
+                let activates = in_use && before.try_get::<String, _>(2)? == "issued";
+                if activates {
                     activate(&mut transaction, identity, &certificate, now).await?;
+                }
+                if activates || begins {
                     transaction.commit().await?;
                 }
                 (certificate, Timestamp::from_millis(issued_at))

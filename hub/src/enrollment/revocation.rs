@@ -12,6 +12,7 @@ use store::{StoreError, Transaction};
 
 use super::{Enrollment, Inner};
 use crate::audit::{self, Actor, Record, action};
+use crate::kafka_access;
 
 /// Longest comment, characters.
 const COMMENT_MAX: usize = 500;
@@ -266,13 +267,7 @@ async fn deny(
     .fetch_all(&mut **transaction)
     .await?;
     if found.kind == NodeKind::Bridge {
-        // Carried out through the tenant's agent when it is there.
-        sqlx::query("INSERT INTO kafka_acl_removals (tenant, node, queued_at) VALUES ($1, $2, $3)")
-            .bind(found.tenant.as_str())
-            .bind(&node)
-            .bind(now.millis())
-            .execute(&mut **transaction)
-            .await?;
+        kafka_access::end(transaction, found.node, &found.tenant, now).await?;
     }
     let serials = rows.iter().map(|row| row.try_get::<Vec<u8>, _>(0));
     serials.map(|serial| Ok(data_encoding::HEXLOWER.encode(&serial?))).collect()

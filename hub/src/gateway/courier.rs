@@ -1,10 +1,11 @@
 //! Commands of one session: hands over what the rows say, once each, and stores what the node says before it is told so.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::time::Duration;
 
 use protocol::command::WINDOW;
-use protocol::message::{CommandOutcome, CommandOutput, ToNode};
+use protocol::message::{Command, CommandOutcome, CommandOutput, ToNode};
 use protocol::session::HubSession;
 use protocol::{CommandId, NodeId, Timestamp};
 use store::group::GroupError;
@@ -96,6 +97,23 @@ impl Courier {
             Err(error) => self.later(&error),
         }
         messages
+    }
+
+    /// What to send of a command that was written as handed over. One that comes while others wait is found with them.
+    pub(super) fn handed(&mut self, command: Command, machine: &HubSession) -> Option<ToNode> {
+        let id = CommandId::from_bytes(&command.command_id).ok()?;
+        if self.more || self.open.len() >= WINDOW {
+            self.more = true;
+            return None;
+        }
+        match self.open.entry(id) {
+            // A look at the rows was quicker.
+            Entry::Occupied(_) => None,
+            Entry::Vacant(entry) => {
+                entry.insert(false);
+                machine.command(command)
+            }
+        }
     }
 
     /// Stores a node's word; gives the message that says so, when it is the last one.

@@ -4,13 +4,16 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use protocol::message::Trust;
+use protocol::message::{Command, Trust};
 use protocol::{NodeId, SessionId};
 use tokio::sync::{Notify, mpsc};
 use transport::CloseCode;
 
 /// Directives that may wait for one session. A session that lets them fill up is stuck and is cut off.
 const DIRECTIVES_BOUND: usize = 8;
+
+/// Of them, those that may be taken by commands which are being written: the rest is for what else a session must hear.
+const RESERVED_BOUND: usize = DIRECTIVES_BOUND / 2;
 
 /// What a node hears that is revoked while its session lasts.
 pub(super) const REVOKED: &str = "this node has been revoked; to have it back, enroll it with a new token";
@@ -31,6 +34,18 @@ pub enum Directive {
     Renew(Arc<str>),
     /// A bridge's Kafka certificate, or the roots that go with it, stand differently than it was told, for this reason.
     Kafka(Arc<str>),
+    /// Tell it this command, whose row is there and says that it is handed over.
+    Command(Box<Command>),
+}
+
+/// A place in a session's queue, kept for a command while its row is written.
+pub(crate) struct Reserved(mpsc::OwnedPermit<Directive>);
+
+impl Reserved {
+    /// Hands the command over. Where the session has ended meanwhile, the node's next one finds its row.
+    pub(crate) fn hand_over(self, command: Command) {
+        self.0.send(Directive::Command(Box::new(command)));
+    }
 }
 
 /// The sessions this hub holds.
@@ -103,6 +118,16 @@ impl Registry {
         if let Some(entry) = self.live().get(&node) {
             entry.commands.notify_one();
         }
+    }
+
+    /// Keeps a place for a command in the queue of a node's session. `None` when the node has none here, or much to hear.
+    pub(crate) fn reserve(&self, node: NodeId) -> Option<Reserved> {
+        let live = self.live();
+        let directives = &live.get(&node)?.directives;
+        if directives.capacity() <= DIRECTIVES_BOUND - RESERVED_BOUND {
+            return None;
+        }
+        directives.clone().try_reserve_owned().ok().map(Reserved)
     }
 
     /// Has a node's session look which logs are to be read. Nothing when the node has none here.
@@ -180,6 +205,23 @@ mod tests {
         assert!(!registry.remove(node, first), "the displaced session must not take the new one out");
         assert_eq!(registry.len(), 1);
         assert!(registry.remove(node, second));
+    }
+
+    #[tokio::test]
+    async fn commands_leave_room_for_what_else_a_session_must_hear() {
+        let (node, session, _) = ids();
+        let registry = Registry::default();
+        assert!(registry.reserve(node).is_none(), "the node has no session");
+        let mut registered = registry.register(node, session);
+        let mut reserved: Vec<Reserved> = std::iter::from_fn(|| registry.reserve(node)).collect();
+        assert_eq!(reserved.len(), RESERVED_BOUND);
+        assert!(registry.direct(node, Directive::Pace(Duration::from_secs(1))), "the session is not stuck");
+        drop(reserved.pop());
+        reserved.pop().expect("a place").hand_over(Command { priority: 7, ..Command::default() });
+        assert!(matches!(registered.directives.recv().await, Some(Directive::Pace(_))));
+        assert!(
+            matches!(registered.directives.recv().await, Some(Directive::Command(command)) if command.priority == 7)
+        );
     }
 
     #[tokio::test]

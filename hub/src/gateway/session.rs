@@ -298,6 +298,14 @@ async fn attend(
                     }
                     continue;
                 }
+                Some(Directive::Command(command)) => {
+                    if let Some(command) = courier.handed(*command, &control.machine)
+                        && control.writer.send(&command).await.is_err()
+                    {
+                        return Over::Node(Ended::Lost);
+                    }
+                    continue;
+                }
                 Some(Directive::Close(code, reason)) => return Over::Close(code, reason.into()),
                 None => return Over::Close(CloseCode::Displaced, "this session no longer takes part".into()),
             },

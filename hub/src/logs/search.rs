@@ -1,10 +1,13 @@
 //! Finds kept lines, the newest first.
 
+use std::time::Duration;
+
 use protocol::{NodeId, TenantId, Timestamp};
 use regex::{Regex, RegexBuilder};
 use store::sqlx::any::AnyRow;
 use store::sqlx::{self, AssertSqlSafe, Row};
-use store::{Database, StoreError};
+use store::{Database, Engine, StoreError};
+use tokio::time::{Instant, timeout_at};
 
 use super::words::Words;
 
@@ -17,6 +20,11 @@ const PAGE: usize = 500;
 /// Most lines that are looked at for one answer, where an expression or a sign no index knows leaves most of them out. A
 /// cursor goes on from there.
 const MOST_READ: usize = 20_000;
+/// How long a search may take. PostgreSQL then ends it; a reader of SQLite's comes to the end of its statement, of which nobody
+/// waits for the answer.
+pub const LONGEST: Duration = Duration::from_secs(10);
+/// What PostgreSQL says of a statement that it ended (appendix A, query_canceled).
+const ENDED: &str = "57014";
 
 /// What to find.
 #[derive(Clone, Debug, Default)]
@@ -99,16 +107,23 @@ pub enum SearchError {
     /// The expression is none.
     #[error("{0}")]
     Grep(String),
+    /// It took too long.
+    #[error(
+        "the search took too long and was ended: name a node and a service, search for words that fewer lines have, or in a \
+         shorter time"
+    )]
+    Late,
     /// The database does not answer.
     #[error(transparent)]
     Store(#[from] StoreError),
 }
 
-/// Finds lines.
+/// Finds lines, `within` a time, [`LONGEST`] but for tests. When it is over, what was found until then is the answer, with a place
+/// to go on from.
 ///
 /// # Errors
 /// [`SearchError`].
-pub async fn find(database: &Database, filter: &Filter) -> Result<Found, SearchError> {
+pub async fn find(database: &Database, filter: &Filter, within: Duration) -> Result<Found, SearchError> {
     let words = Words::read(&filter.text)?;
     let grep = filter.grep.as_deref().map(expression).transpose()?;
     let of_text = words.is_some() || grep.is_some();
@@ -117,11 +132,15 @@ pub async fn find(database: &Database, filter: &Filter) -> Result<Found, SearchE
             && grep.as_ref().is_none_or(|grep| grep.is_match(&line.text))
     };
     let database = database.within(filter.tenant.as_ref().map(TenantId::as_str));
+    let deadline = Instant::now() + within;
     let (mut lines, mut after, mut read) = (Vec::new(), filter.after, 0);
     loop {
         // One more than is shown tells whether there is more.
         let size = if of_text { PAGE } else { filter.limit + 1 };
-        let page = page(&database, filter, words.as_ref(), after, (size, of_text)).await?;
+        let page = match page(&database, filter, words.as_ref(), after, (size, of_text), deadline).await {
+            Err(SearchError::Late) if read > 0 => return Ok(Found { lines, next: after }),
+            page => page?,
+        };
         let last = page.len() < size;
         read += page.len();
         for line in page {
@@ -149,7 +168,8 @@ async fn page(
     words: Option<&Words>,
     after: Option<Place>,
     (size, of_text): (usize, bool),
-) -> Result<Vec<Line>, StoreError> {
+    deadline: Instant,
+) -> Result<Vec<Line>, SearchError> {
     let since = filter.since.map_or(-i64::MAX, nanos);
     let until = filter.until.map_or(i64::MAX, |until| nanos(until).saturating_add(999_999));
     // Numbers are written out: they are ours, and an engine plans better with them.
@@ -186,8 +206,28 @@ async fn page(
         conditions.join(" AND ")
     );
     let query = values.into_iter().fold(sqlx::query(AssertSqlSafe(sql)), |query, value| query.bind(value));
-    let rows = query.fetch_all(&mut *database.read().await?).await?;
-    Ok(rows.iter().map(line).collect::<Result<_, _>>()?)
+    let left = deadline.saturating_duration_since(Instant::now());
+    if left.is_zero() {
+        return Err(SearchError::Late);
+    }
+    let rows = match database.engine() {
+        Engine::Sqlite => {
+            let mut reading = database.read().await?;
+            timeout_at(deadline, query.fetch_all(&mut *reading)).await.map_err(|_| SearchError::Late)?
+        }
+        Engine::Postgres => {
+            let mut transaction = database.begin_read().await?;
+            // 0 would be no bound.
+            let bound = format!("SET LOCAL statement_timeout = {}", left.as_millis().max(1));
+            sqlx::query(AssertSqlSafe(bound)).execute(&mut *transaction).await.map_err(StoreError::from)?;
+            query.fetch_all(&mut *transaction).await
+        }
+    };
+    let ended = |error: &sqlx::Error| {
+        error.as_database_error().and_then(|error| error.code()).is_some_and(|code| code == ENDED)
+    };
+    let rows = rows.map_err(|error| if ended(&error) { SearchError::Late } else { StoreError::from(error).into() })?;
+    Ok(rows.iter().map(line).collect::<Result<_, _>>().map_err(StoreError::from)?)
 }
 
 fn line(row: &AnyRow) -> Result<Line, sqlx::Error> {

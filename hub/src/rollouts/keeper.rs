@@ -154,7 +154,7 @@ impl Rollouts {
         transaction.commit().await?;
         self.alerts.announce(alert);
         if let Some((new, requested)) = &asked {
-            self.commands.placed(new, requested);
+            self.commands.placed(new, requested, self.commands.no_places(), now);
         }
         let (wave, state) = (rollout.position.wave, rollout.position.state);
         match state {
@@ -192,7 +192,8 @@ impl Rollouts {
             signed: None,
         };
         let actor = Actor::again(&rollout.started_by);
-        let (requested, records) = self.commands.place(transaction, &new, &actor, now).await?;
+        let places = self.commands.no_places();
+        let (requested, records) = self.commands.place(transaction, &new, &places, &actor, now).await?;
         let steady = self.commands.clock().now();
         for (command, node) in &requested.commands {
             let was_well = asked.iter().any(|one| one.member.node == *node && one.member.health == plan::Health::Well);

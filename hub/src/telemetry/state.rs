@@ -15,6 +15,8 @@ use protocol::telemetry::Schemas;
 use protocol::{NodeId, NodeKind, SessionId, TenantId, Timestamp};
 use tokio::sync::broadcast;
 
+use crate::kafka_access::Access;
+
 pub(crate) use latest::scaled;
 pub use latest::{Latest, Sample};
 pub use services::Services;
@@ -192,6 +194,14 @@ impl Fleet {
     /// A node is frozen for this reason, or no more.
     pub fn frozen(&self, node: NodeId, reason: Option<Arc<str>>) {
         self.update(node, Dirty::No, |view| view.frozen = reason);
+    }
+
+    /// What a bridge may do at its brokers.
+    pub fn kafka_access(&self, node: NodeId, access: Arc<Access>) {
+        let same = self.read().get(&node).is_some_and(|tracked| tracked.view.kafka_access.as_ref() == Some(&access));
+        if !same {
+            self.update(node, Dirty::No, |view| view.kafka_access = Some(access));
+        }
     }
 
     /// What needs attention at a node.

@@ -1,6 +1,7 @@
 //! Shipped logs: each batch stored once, and its lines found by whoever may see them.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use hyperfactory_hub::audit::Actor;
 use hyperfactory_hub::logs::search::{self, Filter, Found, SearchError};
@@ -13,7 +14,7 @@ use protocol::message::{
 use protocol::{NodeId, TenantId};
 use store::sqlx;
 use store::testing::TestDatabase;
-use store::{Database, on_both_engines};
+use store::{Database, Engine, on_both_engines};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -75,7 +76,7 @@ pub(crate) async fn deliver(intake: &mut Intake, uploads: impl IntoIterator<Item
 
 async fn find(database: &Database, filter: Filter) -> Found {
     let filter = Filter { limit: if filter.limit == 0 { 100 } else { filter.limit }, ..filter };
-    search::find(database, &filter).await.expect("an answer")
+    search::find(database, &filter, search::LONGEST).await.expect("an answer")
 }
 
 async fn texts(database: &Database, filter: Filter) -> Vec<String> {
@@ -228,7 +229,7 @@ on_both_engines! {
         assert_eq!(found(Filter { since: Some(at(1)), until: Some(at(2)), ..Filter::default() }).await, ["three", "two"]);
         assert_eq!(found(Filter { grep: Some("^t(w|h)".into()), ..Filter::default() }).await, ["three", "two"]);
         assert_eq!(found(Filter { grep: Some("ee".into()), ..words("three") }).await, ["three"]);
-        let refused = search::find(&world.database, &Filter { grep: Some("((".into()), ..Filter::default() }).await;
+        let refused = search::find(&world.database, &Filter { grep: Some("((".into()), ..Filter::default() }, search::LONGEST).await;
         assert!(matches!(refused, Err(SearchError::Grep(why)) if why.contains("unclosed")));
         let dropped = find(&world.database, Filter { limit: 1, ..Filter::default() }).await;
         assert_eq!((dropped.lines[0].dropped, dropped.lines[0].until), (7, (NOW.millis() + 9_000) * 1_000_000));
@@ -244,6 +245,28 @@ on_both_engines! {
             }
         }
         assert_eq!(all, ["", "three", "two", "one", "zero"]);
+        world.close().await;
+    }
+
+    async fn a_search_that_takes_too_long_is_ended_and_says_so(database: TestDatabase) {
+        let world = World::new(database).await;
+        let (node, _) = world.node().await;
+        let logs = Logs::start(&world.database).await;
+        deliver(&mut logs.open(&acme(), node).await, [batch(1, vec![source("web")], vec![line(0, "one")])]).await;
+        let filter = Filter { limit: 10, ..Filter::default() };
+        let late = search::find(&world.database, &filter, Duration::ZERO).await;
+        assert!(matches!(late, Err(SearchError::Late)), "{late:?}");
+        if world.database.engine() == Engine::Postgres {
+            // Its server ends it, which waits for whoever holds the table.
+            let mut holder = world.database.begin_write().await.expect("a transaction");
+            let lock = sqlx::query("LOCK TABLE log_lines IN ACCESS EXCLUSIVE MODE");
+            lock.execute(&mut *holder).await.expect("the table");
+            let late = search::find(&world.database, &filter, Duration::from_millis(100)).await;
+            let said = late.expect_err("too late").to_string();
+            assert!(said.contains("name a node and a service"), "{said}");
+            holder.rollback().await.expect("let go");
+        }
+        assert_eq!(texts(&world.database, filter).await, ["one"], "the next one is none the worse");
         world.close().await;
     }
 

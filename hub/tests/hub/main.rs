@@ -13,6 +13,7 @@ mod enrollment;
 mod history;
 mod ingest;
 mod kafka;
+mod kafka_access;
 mod keys;
 mod logs;
 mod loki;

@@ -12,11 +12,12 @@ use hyperfactory_hub::rollouts::{
     Act, Limits, NewRollout, Participant, Rollout, RolloutError, Rollouts, Standing, State, Verb,
 };
 use hyperfactory_hub::telemetry::state::{Ended, Report, Services};
+use hyperfactory_hub::upkeep::Upkeep;
 use protocol::command::{Action, State as Stands};
 use protocol::message::{CommandOutcome, CommandState, NodeFacts, ServiceHealth, ServiceState};
 use protocol::{CommandId, NodeId, NodeKind, SessionId, Timestamp};
 use serde_json::json;
-use store::on_both_engines;
+use store::{on_both_engines, sqlx};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -380,6 +381,34 @@ on_both_engines! {
         assert!(rollout.why.starts_with("in wave 1, 2 of 2 nodes failed, 0 of them because"), "{}", rollout.why);
         assert_eq!(nodes.iter().filter(|one| one.member.pending()).count(), 1);
         assert_eq!(site.open().await.rollouts.list(None, 10).await.expect("a list").len(), 1);
+        site.world.close().await;
+    }
+
+    async fn what_has_ended_goes_when_its_time_is_over_and_what_is_open_stays(database: TestDatabase) {
+        let site = Site::new(database, 2).await;
+        let (ended, open) = (site.start(&[&[0]]).await, site.start(&[&[1]]).await);
+        site.until_it_waits(ended).await;
+        let desk = site.open().await;
+        site.answer(&desk, CommandState::Succeeded).await;
+        site.act(ended, Verb::Abort).await.expect("given up");
+        site.until_it_waits(open).await;
+        let counts = async || {
+            let mut counts = Vec::new();
+            for table in ["rollouts", "rollout_nodes", "commands", "command_requests"] {
+                let sql = sqlx::AssertSqlSafe(format!("SELECT COUNT(*) FROM {table}"));
+                counts.push(sqlx::query_scalar::<_, i64>(sql).fetch_one(site.world.database.reader()).await.expect("a count"));
+            }
+            counts
+        };
+        assert_eq!(counts().await, [2, 2, 2, 2]);
+        let upkeep = Upkeep::new(site.world.database.clone(), seconds(90 * 86_400));
+        upkeep.run_once(NOW.plus(seconds(90 * 86_400))).await.expect("looked");
+        assert_eq!(counts().await, [2, 2, 2, 2], "not a moment too early");
+        upkeep.run_once(NOW.plus(seconds(90 * 86_400 + 60))).await.expect("deleted");
+        assert_eq!(counts().await, [1, 1, 1, 1]);
+        assert!(matches!(site.open().await.rollouts.get(ended, NOW).await, Err(RolloutError::Unknown(_))));
+        assert_eq!(site.state(open).await.0, State::Running);
+        assert_eq!(site.asked(&desk).await.len(), 1, "its command is under way");
         site.world.close().await;
     }
 }

@@ -3,6 +3,7 @@
 use axum::body::Body;
 use axum::http::{Method, Request, StatusCode};
 use hyperfactory_hub::access::Role;
+use protocol::NodeKind;
 use protocol::message::ServiceHealth;
 use serde_json::{Value, json};
 use store::on_both_engines;
@@ -181,5 +182,98 @@ on_both_engines! {
         assert_eq!(viewer.get(&form).await.status, StatusCode::FORBIDDEN);
         let stranger = Browser::sign_in(&site, Role::Viewer, Some("acme")).await;
         assert!(stranger.get(&command).await.body.contains("it hangs"), "to be seen");
+    }
+
+    async fn a_selection_of_nodes_is_named_before_it_is_told_and_shown_node_by_node(test: TestDatabase) {
+        let site = Site::open(test).await;
+        for tenant in ["acme", "zeta"] {
+            site.tenant(tenant).await;
+        }
+        let (press, mill) = (site.node("acme", "press").await, site.node("zeta", "mill").await);
+        let (oven, bridge) = (site.node("acme", "oven").await, site.node_of(NodeKind::Bridge, "acme", "line").await);
+        site.connect(press);
+        site.report(press, "web", ServiceHealth::Healthy);
+        let browser = Browser::sign_in(&site, Role::Operator, None).await;
+        let fleet = browser.get("/").await.body;
+        let boxes = |page: &str| page.matches(r#"name="node""#).count();
+        assert_eq!(boxes(&fleet), 3, "a bridge is told nothing: {fleet}");
+        assert!(!fleet.contains(&format!(r#"value="{bridge}""#)), "{fleet}");
+
+        // What is missing is asked for, of what the nodes have.
+        let two = [("node", press.to_string()), ("node", mill.to_string())];
+        let with = |more: &[(&'static str, &str)]| {
+            let mut fields: Vec<(&str, String)> = two.to_vec();
+            fields.extend(more.iter().map(|(name, value)| (*name, (*value).to_owned())));
+            fields
+        };
+        let post = async |path: &str, fields: &[(&str, String)]| {
+            let fields: Vec<(&str, &str)> = fields.iter().map(|(name, value)| (*name, value.as_str())).collect();
+            browser.post("/", path, &fields).await
+        };
+        let asked = post("/selection", &with(&[("action", "service.restart")])).await;
+        assert_eq!(asked.status, StatusCode::OK, "{}", asked.body);
+        assert!(asked.body.contains("shop/web · on 1 of 2") && asked.body.contains("of acme (1) and zeta (1)"), "{}", asked.body);
+        let said = post("/selection", &with(&[("action", "service.restart"), ("of", "shop/web")])).await.body;
+        for part in [
+            "Restart the service web of shop on 2 nodes?", "Of acme (1) and zeta (1)", "1 node has no session now",
+            "1 node does not have it now", "is stopped as its Compose file says", "press", "mill",
+        ] {
+            assert!(said.contains(part), "{part} is not in {said}");
+        }
+        assert_eq!(site.get(PATH, &site.token(Role::Viewer, None).await).await.ids(), [""; 0], "nothing is done so far");
+
+        // All that pass the filter, also those that are not ticked.
+        let all = |filter: &str| vec![("action", "drain".to_owned()), ("all", "1".to_owned()), ("filter", filter.to_owned())];
+        let said = post("/selection", &all("tenant%3Dacme")).await.body;
+        assert!(said.contains("on 2 nodes?") && said.contains("oven") && !said.contains("mill"), "{said}");
+        let said = post("/selection", &all("q%3Dove")).await.body;
+        assert!(said.contains("on 1 node?") && said.contains(&oven.to_string()), "{said}");
+        assert_eq!(post("/selection", &all("q%3Dnobody")).await.status, StatusCode::UNPROCESSABLE_ENTITY);
+        assert_eq!(post("/selection", &[("action", "drain".to_owned())]).await.status, StatusCode::UNPROCESSABLE_ENTITY);
+
+        let order = |reason: &str, expected: &str| {
+            let mut fields = with(&[("action", "service.restart"), ("of", "shop/web"), ("once", "1")]);
+            fields.extend([("reason", reason.to_owned()), ("expected", expected.to_owned())]);
+            fields
+        };
+        assert_eq!(post("/requests", &order("", "2")).await.status, StatusCode::UNPROCESSABLE_ENTITY, "no reason");
+        assert_eq!(post("/requests", &order("a leak", "3")).await.status, StatusCode::CONFLICT, "another number");
+        let sent = post("/requests", &order("a leak", "2")).await;
+        assert_eq!(sent.status, StatusCode::SEE_OTHER, "{}", sent.body);
+        let request = sent.header("location").to_owned();
+        assert_eq!(post("/requests", &order("a leak", "2")).await.header("location"), request, "sent twice, done once");
+        let shown = browser.get(&request).await.body;
+        for part in ["0 of 2 done, 2 under way", "a leak", "press", "mill", "Waits for the node"] {
+            assert!(shown.contains(part), "{part} is not in {shown}");
+        }
+        assert!(!browser.get(&format!("{request}?state=failed")).await.body.contains(r#"id="c-"#));
+
+        // Whoever sees one tenant sees its part alone.
+        let theirs = Browser::sign_in(&site, Role::Operator, Some("zeta")).await;
+        let shown = theirs.get(&request).await.body;
+        assert!(shown.contains("0 of 1 done") && shown.contains("mill") && !shown.contains("press"), "{shown}");
+        let press_too = [("action", "drain"), ("node", &*press.to_string())];
+        assert_eq!(theirs.post("/", "/selection", &press_too).await.status, StatusCode::NOT_FOUND);
+        let said = theirs.post("/", "/selection", &[("action", "drain"), ("all", "1"), ("filter", "")]).await.body;
+        assert!(said.contains("on 1 node?") && !said.contains("press"), "{said}");
+
+        let mut live = browser.live(&request).await;
+        live.until("2 under way").await;
+        let taken = theirs.post(&request, &format!("{request}/cancel"), &[("reason", "not now")]).await;
+        assert_eq!(taken.status, StatusCode::SEE_OTHER, "{}", taken.body);
+        live.until("0 of 2 done, 1 under way").await;
+        let taken = browser.post(&request, &format!("{request}/cancel"), &[("reason", "not now")]).await;
+        assert_eq!(taken.status, StatusCode::SEE_OTHER, "{}", taken.body);
+        live.until("Taken back").await;
+        let audit = site.get("/api/v1/audit?action=command.cancelled", &site.token(Role::Viewer, None).await).await.json();
+        assert_eq!((audit["items"].as_array().map(Vec::len), &audit["items"][0]["detail"]["reason"]), (Some(2), &json!("not now")));
+
+        let viewer = Browser::sign_in(&site, Role::Viewer, None).await;
+        let fleet = viewer.get("/").await.body;
+        assert!(boxes(&fleet) == 0 && !fleet.contains("/selection"), "{fleet}");
+        assert_eq!(viewer.post("/", "/selection", &[("action", "drain"), ("all", "1")]).await.status, StatusCode::FORBIDDEN);
+        assert_eq!(viewer.post("/", "/requests", &[("action", "drain"), ("all", "1")]).await.status, StatusCode::FORBIDDEN);
+        assert!(viewer.get(&request).await.body.contains("a leak"), "to be seen");
+        assert_eq!(viewer.get("/requests/nonesuch").await.status, StatusCode::NOT_FOUND);
     }
 }

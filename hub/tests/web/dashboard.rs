@@ -1,9 +1,12 @@
 //! The dashboard as a browser without a script sees it, and its live streams.
 
+use std::sync::Arc;
+
 use axum::body::Body;
 use axum::http::{Method, Request, StatusCode};
 use hyperfactory_hub::access::Role;
 use hyperfactory_hub::audit::{self, action};
+use hyperfactory_hub::kafka_access::{Access, State};
 use protocol::NodeKind;
 use protocol::message::{KafkaState, ServiceHealth};
 use serde_json::Value;
@@ -337,6 +340,7 @@ on_both_engines! {
         }
         let update = live.until("Connected").await;
         let view = html(&update, "view").expect("the list");
+        assert!(view.contains("First data from"), "{view}");
         for shown in ["cologne", "1,240", "3.0 KiB", "2 min", "machines/#", "none since its start"] {
             assert!(view.contains(shown), "{shown}: {view}");
         }
@@ -346,11 +350,20 @@ on_both_engines! {
 
         site.tell_of_brokers(cologne, KafkaState::Refused, "certificate revoked");
         assert!(html(&live.until("Refused").await, "view").expect("the list").contains("ertificate revoked"));
+        let may = Access { topics: vec!["cologne.*".into()], state: State::Refused, message: "no superuser".into() };
+        site.fleet.kafka_access(cologne, Arc::new(may));
+        let update = live.until("o superuser").await;
+        let view = html(&update, "view").expect("the list");
+        assert!(view.contains("cologne.*") && view.contains("Not taken"), "{view}");
         let page = browser.get(&format!("/nodes/{cologne}")).await.body;
+        assert!(page.contains("cologne.*") && page.contains("Not taken"), "{page}");
         assert!(page.contains("From MQTT to Kafka") && page.contains("ertificate revoked"), "{page}");
+        assert!(page.contains("Dropped of trends") && page.contains("4,321"), "{page}");
         assert!(!browser.get(&format!("/nodes/{agent}")).await.body.contains("From MQTT to Kafka"));
         let token = site.token(Role::Viewer, None).await;
         let node = site.get(&format!("/api/v1/nodes/{cologne}"), &token).await.json();
         assert_eq!((&node["bridge"]["kafka"], &node["bridge"]["pending"]), (&"refused".into(), &1240.0.into()), "{node}");
+        let class = &node["bridge"]["classes"][0];
+        assert_eq!((&class["overflow"], &class["dropped"]), (&"drop-oldest".into(), &4321.into()), "{node}");
     }
 }

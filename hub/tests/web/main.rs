@@ -29,7 +29,9 @@ use hyperfactory_hub::audit::Actor;
 use hyperfactory_hub::authorities::Authorities;
 use hyperfactory_hub::commands::{Commands, SteadyClock};
 use hyperfactory_hub::enrollment::{self, Enrollment, NewToken};
+use hyperfactory_hub::kafka_access::KafkaAccess;
 use hyperfactory_hub::keys::{Keys, Master};
+use hyperfactory_hub::metrics::Metrics;
 use hyperfactory_hub::revocation_lists::RevocationLists;
 use hyperfactory_hub::rollouts::Rollouts;
 use hyperfactory_hub::rotation::Rotations;
@@ -42,8 +44,8 @@ use hyperfactory_hub::tenants::Tenants;
 use hyperfactory_hub::web::{self, AppState};
 use pki::PrivateKey;
 use protocol::message::{
-    BridgeStatus, EnrollRequest, KafkaState, NodeFacts, NodeStatus, RouteStatus, Service, ServiceHealth, ServiceKey,
-    ServiceState,
+    BridgeStatus, ClassStatus, EnrollRequest, KafkaState, NodeFacts, NodeStatus, RouteStatus, Service, ServiceHealth,
+    ServiceKey, ServiceState,
 };
 use protocol::telemetry::Schema;
 use protocol::{NodeId, NodeKind, SessionId, TenantId, Timestamp, metrics, version};
@@ -120,7 +122,8 @@ impl Site {
         tasks.spawn(keeping);
         let rollouts = Rollouts::new(database.clone(), commands.clone(), fleet.clone(), alerts.clone());
         tasks.spawn(rollouts.keep(now, stop.clone()));
-        let tails = Tails::new(database.clone(), Arc::default());
+        let kafka_access = KafkaAccess::new(database.clone(), commands.clone(), fleet.clone());
+        let tails = Tails::new(database.clone(), Arc::default(), Arc::new(Metrics::new().expect("metrics")));
         let tenants = Tenants::new(database.clone(), authorities.clone());
         let rotations = Rotations::new(database.clone(), authorities.clone());
         let access = Access::new(database.clone());
@@ -131,6 +134,7 @@ impl Site {
             authorities: authorities.clone(),
             rotations: rotations.clone(),
             rollouts,
+            kafka_access,
             enrollment: enrollment.clone(),
             revocation_lists: RevocationLists::new(database.clone(), authorities.clone()),
             fleet: fleet.clone(),
@@ -242,6 +246,12 @@ impl Site {
             certificate_not_after_ms: now().plus(Duration::from_secs(30 * 86_400 + 60)).millis(),
             certificate_trouble: String::new(),
             routes: vec![route("machines/#", ago(61).millis()), route("spare/#", 0)],
+            classes: vec![ClassStatus {
+                name: "trends".into(),
+                overflow: "drop-oldest".into(),
+                dropped: 4_321,
+                ..ClassStatus::default()
+            }],
         };
         let known = [(metrics::BRIDGE_PENDING, 1_240), (metrics::BRIDGE_BYTES, 3_072), (metrics::BRIDGE_LAG, 125_000)];
         let schema = known.map(|(metric, _)| (metric.into(), vec!["".into()])).to_vec();

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use protocol::Timestamp;
-use protocol::message::{BridgeStatus, ClockState, KafkaState, SpoolFault, SpoolStatus};
+use protocol::message::{BridgeStatus, ClassStatus, ClockState, KafkaState, SpoolFault, SpoolStatus};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -67,6 +67,22 @@ pub struct KafkaReport {
     pub certificate_not_after: Option<String>,
     /// Why it has not the next one, and what to do; absent when all is in order.
     pub certificate_trouble: Option<String>,
+    /// What is dropped, by the classes of topics that may be.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub classes: Vec<ClassReport>,
+}
+
+/// What is dropped of a class of topics.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ClassReport {
+    /// Its name.
+    pub name: String,
+    /// What gives way when its room is used up.
+    pub overflow: String,
+    /// Records dropped since its log began.
+    pub dropped: u64,
+    /// The last range of them that is not told in Kafka yet, and why; absent when there is none.
+    pub last: Option<String>,
 }
 
 impl Report {
@@ -122,6 +138,14 @@ fn kafka(status: &BridgeStatus) -> KafkaReport {
         trouble: said(&status.message),
         certificate_not_after: ends.map(|ends| Timestamp::from_millis(ends).to_string()),
         certificate_trouble: said(&status.certificate_trouble),
+        classes: status.classes.iter().map(ClassReport::from).collect(),
+    }
+}
+
+impl From<&ClassStatus> for ClassReport {
+    fn from(ClassStatus { name, overflow, dropped, first, last, reason }: &ClassStatus) -> Self {
+        let range = (*first > 0).then(|| format!("{first}–{last} ({reason})"));
+        Self { name: name.clone(), overflow: overflow.clone(), dropped: *dropped, last: range }
     }
 }
 

@@ -1,3 +1,4 @@
+use protocol::message::ClassStatus;
 use protocol::session::ClockReading;
 use protocol::{SessionId, Timestamp};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -13,6 +14,7 @@ struct Probed {
     link: watch::Sender<LinkStatus>,
     spool: watch::Sender<SpoolStatus>,
     logs: watch::Sender<SpoolStatus>,
+    bridge: watch::Sender<BridgeStatus>,
     tasks: TaskTracker,
     shutdown: CancellationToken,
 }
@@ -21,11 +23,17 @@ const ANY_PORT: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4
 
 impl Probed {
     async fn start() -> Self {
+        Self::of(false).await
+    }
+
+    /// An agent, or a bridge.
+    async fn of(bridge: bool) -> Self {
         let (pulse, counters) = (Arc::<Pulse>::default(), Arc::<Counters>::default());
         counters.session();
         counters.sent(100, false);
         let (link, spool) = (watch::Sender::new(up()), watch::Sender::new(SpoolStatus::default()));
         let logs = watch::Sender::new(SpoolStatus::default());
+        let brokers = watch::Sender::new(BridgeStatus::default());
         let vitals = Vitals {
             software: "hyperfactory-agent test".into(),
             interval: Duration::from_secs(10),
@@ -34,14 +42,14 @@ impl Probed {
             counters,
             spool: spool.subscribe(),
             logs: Some(logs.subscribe()),
-            bridge: None,
+            bridge: bridge.then(|| brokers.subscribe()),
         };
         let server = Server::bind(ANY_PORT, vitals).await.expect("a free port");
         let (address, tasks, shutdown) =
             (server.local_addr().expect("bound"), TaskTracker::new(), CancellationToken::new());
         tasks.spawn(server.serve(shutdown.clone()));
         tasks.close();
-        Self { address, pulse, link, spool, logs, tasks, shutdown }
+        Self { address, pulse, link, spool, logs, bridge: brokers, tasks, shutdown }
     }
 
     async fn get(&self, path: &str) -> (u16, String) {
@@ -94,6 +102,31 @@ async fn a_frozen_sampling_loop_shows_although_the_process_answers() {
     assert_eq!(probed.get("/readyz").await.0, 503);
     probed.pulse.beat();
     assert_eq!(probed.get("/healthz").await.0, 200);
+    probed.stop().await;
+}
+
+#[tokio::test]
+async fn a_bridge_tells_what_it_drops_of_each_class() {
+    let probed = Probed::of(true).await;
+    let class = |name: &str, first| ClassStatus {
+        name: name.into(),
+        overflow: "drop-oldest".into(),
+        dropped: 40,
+        first,
+        last: first + 9,
+        reason: "too old".into(),
+    };
+    let classes = vec![class("trends", 31), class("events", 0)];
+    probed.bridge.send_replace(BridgeStatus { classes, ..BridgeStatus::default() });
+    let (_, metrics) = probed.get("/metrics").await;
+    for name in ["trends", "events"] {
+        let sample = format!("hyperfactory_class_dropped_total{{class=\"{name}\",overflow=\"drop-oldest\"}} 40\n");
+        assert!(metrics.contains(&sample), "{metrics}");
+    }
+    let report: Report = serde_json::from_str(&probed.get("/status").await.1).expect("a report");
+    let told: Vec<_> =
+        report.kafka.expect("a bridge").classes.into_iter().map(|class| (class.name, class.last)).collect();
+    assert_eq!(told, [("trends".into(), Some("31–40 (too old)".into())), ("events".into(), None)]);
     probed.stop().await;
 }
 

@@ -6,10 +6,14 @@ use std::time::Duration;
 
 use prost::Message;
 
+use crate::NodeId;
 use crate::message::{self, ServiceTarget, action};
 
 /// Longest name of a stack, a service or a script.
 const NAME: usize = 100;
+/// Longest name of a Kafka topic, and most topics that a bridge may write to.
+const TOPIC: usize = 249;
+const TOPICS: usize = 64;
 /// Most lines of a log.
 const LINES: u32 = 10_000;
 /// Shortest and longest time between samples.
@@ -29,6 +33,7 @@ pub enum Action {
     Drain,
     Backup { stack: String },
     Script { name: String },
+    KafkaAcl { bridge: NodeId, topics: Vec<String> },
 }
 
 /// An action without its arguments: what a policy speaks of.
@@ -45,11 +50,12 @@ pub enum Name {
     Drain,
     Backup,
     Script,
+    KafkaAcl,
 }
 
 impl Name {
     /// All of them.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::ServiceStart,
         Self::ServiceStop,
         Self::ServiceRestart,
@@ -60,6 +66,7 @@ impl Name {
         Self::Drain,
         Self::Backup,
         Self::Script,
+        Self::KafkaAcl,
     ];
 
     /// As on the wire, in the API and in configurations.
@@ -75,6 +82,7 @@ impl Name {
             Self::Drain => "drain",
             Self::Backup => "backup",
             Self::Script => "script",
+            Self::KafkaAcl => "kafka.acl",
         }
     }
 }
@@ -107,6 +115,7 @@ impl Action {
             Self::Drain => Name::Drain,
             Self::Backup { .. } => Name::Backup,
             Self::Script { .. } => Name::Script,
+            Self::KafkaAcl { .. } => Name::KafkaAcl,
         }
     }
 
@@ -122,7 +131,8 @@ impl Action {
             | Self::TelemetryInterval { .. }
             | Self::RenewCertificate
             | Self::Drain
-            | Self::Script { .. } => None,
+            | Self::Script { .. }
+            | Self::KafkaAcl { .. } => None,
         }
     }
 
@@ -152,6 +162,7 @@ impl Action {
             }
             Self::Backup { stack } => named("stack", stack)?,
             Self::Script { name } => named("script", name)?,
+            Self::KafkaAcl { topics, .. } => topics_of(topics)?,
             Self::Diagnostics | Self::RenewCertificate | Self::Drain => {}
         }
         Ok(self)
@@ -178,6 +189,10 @@ impl Action {
             Self::Drain => action::Action::Drain(message::Drain {}),
             Self::Backup { stack } => action::Action::Backup(message::Backup { stack: stack.clone() }),
             Self::Script { name } => action::Action::Script(message::Script { name: name.clone() }),
+            Self::KafkaAcl { bridge, topics } => action::Action::KafkaAcl(message::KafkaAcl {
+                bridge: bridge.to_bytes().to_vec(),
+                topics: topics.clone(),
+            }),
         };
         message::Action { action: Some(action) }.encode_to_vec()
     }
@@ -204,6 +219,10 @@ impl Action {
             action::Action::Drain(_) => Self::Drain,
             action::Action::Backup(backup) => Self::Backup { stack: backup.stack },
             action::Action::Script(script) => Self::Script { name: script.name },
+            action::Action::KafkaAcl(acl) => {
+                let bridge = NodeId::from_bytes(&acl.bridge).map_err(|_| ActionError::Malformed)?;
+                Self::KafkaAcl { bridge, topics: acl.topics }
+            }
         };
         action.checked()
     }
@@ -227,6 +246,16 @@ impl fmt::Display for Action {
             Self::Drain => f.write_str("hand over all telemetry that is held"),
             Self::Backup { stack } => write!(f, "run the backup of {stack}"),
             Self::Script { name } => write!(f, "run the script {name}"),
+            Self::KafkaAcl { bridge, topics } if topics.is_empty() => {
+                write!(f, "allow the bridge {bridge} nothing any more at the Kafka brokers")
+            }
+            Self::KafkaAcl { bridge, topics } => {
+                write!(
+                    f,
+                    "allow the bridge {bridge} to write to {} at the Kafka brokers, and nothing else",
+                    topics.join(", ")
+                )
+            }
         }
     }
 }
@@ -236,6 +265,22 @@ pub(crate) fn named(what: &'static str, name: &str) -> Result<(), ActionError> {
     let good = (1..=NAME).contains(&name.len())
         && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.'));
     if good { Ok(()) } else { Err(ActionError::Argument(what, "use 1 to 100 letters, digits, '-', '_' and '.'")) }
+}
+
+/// Topics that a bridge may be allowed to write to, a few and each as Kafka names them.
+fn topics_of(topics: &[String]) -> Result<(), ActionError> {
+    let good = |topic: &String| {
+        let name = topic.strip_suffix('*').unwrap_or(topic);
+        (1..=TOPIC).contains(&name.len())
+            && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.'))
+    };
+    if topics.len() > TOPICS {
+        return Err(ActionError::Argument("topics", "use at most 64"));
+    }
+    match topics.iter().all(good) {
+        true => Ok(()),
+        false => Err(ActionError::Argument("topics", "use names of Kafka topics, or their beginning and '*'")),
+    }
 }
 
 /// Not an action that can be carried out.

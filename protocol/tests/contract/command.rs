@@ -8,7 +8,7 @@ use protocol::command::{
     Action, Ending, MAX_OUTPUT, NodeCommands, Order, Phase, REMEMBERED, Record, State, Step, TooMany, WINDOW,
 };
 use protocol::message::{Command, CommandState, to_hub};
-use protocol::{CommandId, Timestamp};
+use protocol::{CommandId, NodeId, Timestamp};
 
 const MINUTE: Duration = Duration::from_secs(60);
 
@@ -258,6 +258,9 @@ fn a_command_that_no_one_could_carry_out_is_not_read() {
         Action::ServiceLogs { stack: "shop".into(), service: "web".into(), lines: 0 },
         Action::TelemetryInterval { interval: Duration::from_millis(1) },
         Action::Script { name: "../../bin/sh".into() },
+        Action::KafkaAcl { bridge: NodeId::new(at(1), [1; 10]), topics: vec!["*".into()] },
+        Action::KafkaAcl { bridge: NodeId::new(at(1), [1; 10]), topics: vec!["a b".into()] },
+        Action::KafkaAcl { bridge: NodeId::new(at(1), [1; 10]), topics: vec!["a".into(); 65] },
     ] {
         let command = Command { arguments: action.to_bytes(), ..Command::default() };
         let said = Order::read(id(1), &command).expect_err("refused").to_string();

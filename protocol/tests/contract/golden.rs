@@ -8,7 +8,7 @@ use prost::Message;
 use protocol::command::Action;
 use protocol::message::*;
 use protocol::telemetry::{Decoder, Encoder, Kind, Metric, Row, Schema, Unit};
-use protocol::{Timestamp, frame};
+use protocol::{NodeId, Timestamp, frame};
 
 const GOLDEN: &str = include_str!("golden.txt");
 
@@ -116,6 +116,7 @@ fn messages() -> Vec<(&'static str, Vec<u8>)> {
                     memory_bytes: 1 << 34,
                     software: "hyperfactory-agent 0.1.0".into(),
                     booted_at_ms: 1_790_000_000_000,
+                    keeps_kafka_acls: false,
                 }),
                 process: 0xfeed,
                 sent_at_ms: 1_790_000_000_001,
@@ -341,6 +342,7 @@ fn messages() -> Vec<(&'static str, Vec<u8>)> {
                 certificate_not_after_ms: 1_790_000_000_005,
                 certificate_trouble: "busy".into(),
                 routes: vec![RouteStatus { from: "a/#".into(), to: "a".into(), last_ms: 1_790_000_000_006 }],
+                classes: Vec::new(),
             },
         ),
         bytes(
@@ -379,6 +381,13 @@ fn messages() -> Vec<(&'static str, Vec<u8>)> {
         ("action-drain", ordered(Action::Drain)),
         ("action-backup", ordered(Action::Backup { stack: "shop".into() })),
         ("action-script", ordered(Action::Script { name: "rotate".into() })),
+        (
+            "action-kafka-acl",
+            ordered(Action::KafkaAcl {
+                bridge: NodeId::from_bytes(&[7; 16]).expect("an id"),
+                topics: vec!["cologne.*".into(), "umh.messages".into()],
+            }),
+        ),
     ]
 }
 

@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex};
 
 use super::{EPOCH, drain, fill, keys, lost, named, open, record, scratch, segments, small};
 use crate::segment::{self, HEADER, PAGE, Seed, SegmentHeader};
-use crate::{Entry, LostReason, Options, Overflow, Spool, SpoolError, rehearsal};
+use crate::{Entry, LostRange, LostReason, Options, Overflow, Spool, SpoolError, rehearsal};
 
 fn taken(directory: &std::path::Path) -> u64 {
     let bytes = |path: &std::path::PathBuf| std::fs::metadata(path).expect("metadata").len();
@@ -106,6 +106,86 @@ fn a_spool_that_refuses_keeps_every_record_and_takes_more_when_some_are_acknowle
     spool.acknowledge(last).expect("acknowledged");
     spool.save_acknowledged().expect("saved");
     assert_eq!(spool.append(&record(last + 1), true).expect("taken"), last + 1);
+}
+
+#[test]
+fn a_spool_that_drops_the_newest_keeps_the_oldest_and_takes_more_when_some_are_acknowledged() {
+    let directory = scratch();
+    let options = Options { overflow: Overflow::DropNewest, ..small(directory.path()) };
+    let (mut spool, _) = Spool::open(options.clone(), EPOCH).expect("opened");
+    fill(&mut spool, 600, 1);
+    let (last, dropped) = (spool.last(), spool.lost().to_vec());
+    assert_eq!((last, dropped.len()), (600, 1), "{dropped:?}");
+    let dropped = dropped[0];
+    assert!(dropped.first > 100 && dropped.last == 600 && dropped.reason == LostReason::Overflow, "{dropped}");
+    assert_eq!(spool.status().fault, None);
+    assert!(taken(directory.path()) <= 8 * 4096);
+    assert_eq!(drain(&mut spool, 1).last(), Some(&Entry::Lost(dropped)));
+    drop(spool);
+    let (mut spool, recovery) = Spool::open(options, EPOCH).expect("opened");
+    assert_eq!((recovery.lost, spool.last()), (vec![dropped], 600));
+    spool.acknowledge(dropped.first - 1).expect("acknowledged");
+    fill(&mut spool, 3, 1);
+    let entries = drain(&mut spool, dropped.first);
+    assert_eq!((entries.len(), &entries[0], spool.status().pending), (4, &Entry::Lost(dropped), 3));
+}
+
+#[test]
+fn what_is_discarded_is_lost_for_its_reason_and_its_room_is_given_back() {
+    let directory = scratch();
+    let (mut spool, _) = open(directory.path());
+    fill(&mut spool, 150, 1);
+    let before = segments(directory.path()).len();
+    spool.acknowledge(10).expect("acknowledged");
+    spool.discard(100, LostReason::Expired).expect("discarded");
+    // What is not durable is not given up.
+    spool.append(&record(151), true).expect("appended");
+    spool.discard(100, LostReason::Expired).expect("nothing new");
+    assert!(segments(directory.path()).len() < before);
+    let range = LostRange { first: 11, last: 100, reason: LostReason::Expired };
+    assert_eq!((spool.lost(), spool.status().lost, spool.status().pending), (&[range][..], 90, 51));
+    drop(spool);
+    let (mut spool, recovery) = open(directory.path());
+    assert_eq!(recovery.lost, [range]);
+    let entries = drain(&mut spool, 11);
+    assert_eq!((entries.len(), &entries[0]), (52, &Entry::Lost(range)));
+    spool.discard(u64::MAX, LostReason::Superseded).expect("discarded");
+    assert_eq!((spool.status().pending, drain(&mut spool, 11).len()), (0, 2));
+    fill(&mut spool, 1, 1);
+    assert_eq!(spool.status().pending, 1);
+}
+
+#[test]
+fn looking_changes_nothing() {
+    let directory = scratch();
+    let (mut spool, _) = open(directory.path());
+    fill(&mut spool, 150, 1);
+    spool.acknowledge(10).expect("acknowledged");
+    drop(spool);
+    let path = segments(directory.path()).pop().expect("a segment");
+    let mut bytes = std::fs::read(&path).expect("read");
+    bytes[3000..3100].fill(9);
+    std::fs::write(&path, bytes).expect("written");
+    std::fs::write(directory.path().join(segment::name(7000)), b"rubbish").expect("written");
+    let content = || {
+        let files = named(directory.path(), "").into_iter();
+        files.map(|path| (path.clone(), std::fs::read(path).expect("read"))).collect::<Vec<_>>()
+    };
+    let before = content();
+    let (mut spool, recovery) = Spool::look(small(directory.path())).expect("looked");
+    assert!(!recovery.is_clean());
+    let seen = drain(&mut spool, 11);
+    assert!(matches!(spool.append(b"more", true), Err(SpoolError::LookedAt)));
+    assert!(matches!(spool.discard(20, LostReason::Expired), Err(SpoolError::LookedAt)));
+    assert!(matches!(Spool::look(small(directory.path())), Err(SpoolError::Busy { .. })));
+    spool.acknowledge(149).expect("noted");
+    drop(spool);
+    assert_eq!(content(), before);
+    // Who opens it finds the same.
+    let (mut spool, opened) = open(directory.path());
+    assert_eq!((opened.pending, opened.lost.clone()), (recovery.pending, recovery.lost));
+    assert_eq!(drain(&mut spool, 11), seen);
+    assert_ne!(content(), before);
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use clap::Parser;
-use hyperfactory_tests::fleet::{self, Api, Fleet, Options, Summary, Tokens};
+use hyperfactory_tests::fleet::{self, Api, Errands, Fleet, Options, Summary, Tokens};
 use tokio::time::{Instant, MissedTickBehavior};
 use tracing_subscriber::EnvFilter;
 
@@ -54,6 +54,9 @@ struct Arguments {
     /// Sockets the nodes share.
     #[arg(long, default_value_t = 4)]
     sockets: usize,
+    /// Has the nodes carry out the scripts `count`, `linger` and `fail`, and keeps their journals and an account of it here.
+    #[arg(long, value_name = "FOLDER")]
+    errands: Option<PathBuf>,
     /// Seconds to wait at the end for the hub to store everything.
     #[arg(long, default_value_t = 30.0)]
     drain: f64,
@@ -76,6 +79,7 @@ async fn main() -> anyhow::Result<()> {
         churn: arguments.churn,
         sockets: arguments.sockets,
         hub: arguments.hub.clone(),
+        errands: arguments.errands.as_deref().map(Errands::open).transpose()?,
         ..Options::default()
     };
     let mut progress = std::io::stderr();

@@ -19,7 +19,7 @@ use tokio_util::task::TaskTracker;
 use transport::Endpoint;
 
 use super::tally::Tally;
-use super::{Begun, Options, Workload};
+use super::{Begun, Errands, Options, Workload};
 
 /// Troubles of a node that are kept.
 const MOST_TROUBLES: usize = 16;
@@ -32,6 +32,7 @@ pub struct SimulatedNode {
     endpoint: Endpoint,
     recorder: Recorder,
     begun: Option<Begun>,
+    errands: Option<Errands>,
     /// Notified, it renews its certificate.
     renew: Arc<Notify>,
     workload: Mutex<Workload>,
@@ -73,6 +74,7 @@ impl SimulatedNode {
             endpoint,
             recorder,
             begun: options.begun.clone(),
+            errands: options.errands.clone(),
             renew: Arc::default(),
             workload: Mutex::new(workload),
             life: Mutex::default(),
@@ -203,7 +205,10 @@ impl SimulatedNode {
             facts: self.facts(),
             process: rand::random(),
             recorder: self.recorder.clone(),
-            commands: self.begun.as_ref().map(|begun| desk(begun.clone(), &tasks, &shutdown)),
+            commands: match (&self.errands, &self.begun) {
+                (Some(errands), _) => Some(errands.desk(self.index, &tasks, &shutdown)),
+                (None, begun) => begun.as_ref().map(|begun| desk(begun.clone(), &tasks, &shutdown)),
+            },
             tails: None,
             kafka: None,
             logs: None,
@@ -240,6 +245,7 @@ impl SimulatedNode {
             memory_bytes: 16 << 30,
             software: format!("hyperfactory-fleet {}", env!("CARGO_PKG_VERSION")),
             booted_at_ms: 0,
+            keeps_kafka_acls: false,
         }
     }
 }

@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::io;
 use std::net::TcpListener;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use anyhow::Result;
 use rustls::ServerConfig;
@@ -31,6 +32,8 @@ struct Shared {
     refused: Mutex<Vec<String>>,
     /// Cancelled and replaced to end the connections there are.
     connections: Mutex<CancellationToken>,
+    /// How long each frame takes.
+    delay: Mutex<Duration>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -50,6 +53,7 @@ impl Front {
             clients: Mutex::default(),
             refused: Mutex::default(),
             connections: Mutex::default(),
+            delay: Mutex::default(),
         });
         let stop = CancellationToken::new();
         let (serving, stopped, broker) = (Arc::clone(&shared), stop.clone(), broker.to_owned());
@@ -98,6 +102,11 @@ impl Front {
         lock(&self.shared.refused).clear();
     }
 
+    /// From now on, each request and each answer is so long on its way.
+    pub fn slow(&self, delay: Duration) {
+        *lock(&self.shared.delay) = delay;
+    }
+
     /// Ends the connections there are.
     pub fn cut(&self) {
         std::mem::take(&mut *lock(&self.shared.connections)).cancel();
@@ -125,8 +134,8 @@ async fn serve(shared: &Shared, socket: tokio::net::TcpStream, broker: &str, nam
     let (from_client, to_client) = tokio::io::split(client);
     let (from_server, to_server) = tokio::io::split(server);
     tokio::select! {
-        _ = carry(from_client, to_server, None) => {}
-        _ = carry(from_server, to_client, Some(names)) => {}
+        _ = carry(from_client, to_server, None, &shared.delay) => {}
+        _ = carry(from_server, to_client, Some(names), &shared.delay) => {}
     }
 }
 
@@ -140,6 +149,7 @@ async fn carry(
     mut from: impl AsyncRead + Unpin,
     mut to: impl AsyncWrite + Unpin,
     names: Option<&(Vec<u8>, Vec<u8>)>,
+    delay: &Mutex<Duration>,
 ) -> io::Result<()> {
     loop {
         let length = from.read_u32().await?;
@@ -152,6 +162,10 @@ async fn carry(
             while let Some(at) = frame.windows(own.len()).position(|window| window == own) {
                 frame[at..at + own.len()].copy_from_slice(shown);
             }
+        }
+        let delay = *lock(delay);
+        if !delay.is_zero() {
+            tokio::time::sleep(delay).await;
         }
         to.write_u32(length).await?;
         to.write_all(&frame).await?;

@@ -1,8 +1,7 @@
 //! Commands to real services on a real engine: done once, however often something is killed, and told truly.
 
-use std::time::Duration;
-
 use anyhow::{Context, Result, ensure};
+use hyperfactory_tests::ordeal::{self, Plan};
 use hyperfactory_tests::rig::{Agent, Engine, Hub, Postgres, Project, SOON, binary, until};
 use serde_json::{Value, json};
 
@@ -300,59 +299,25 @@ fn a_hub_alone_cannot_have_done_what_takes_an_operators_signature() -> Result<()
     Ok(())
 }
 
-#[test]
-fn many_commands_through_kills_of_hub_and_agent_are_each_done_once_at_most_and_all_end_truly() -> Result<()> {
-    use std::os::unix::fs::PermissionsExt as _;
-    let folder = tempfile::tempdir()?;
-    let effects = folder.path().join("effects");
-    let script = folder.path().join("count.sh");
-    std::fs::write(&script, format!("#!/bin/sh\necho $HYPERFACTORY_COMMAND >> {}\n", effects.display()))?;
-    std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755))?;
-    let hub = Hub::start()?;
-    hub.tenant("acme")?;
-    let mut agent = Agent::create()?
-        .set("docker-host", "unix:///nonexistent/docker.sock")
-        .set("commands-scripts", format!("{{ count = {:?} }}", script.display().to_string()));
-    agent.enroll(&hub.join_token("acme")?)?;
-    agent.run()?;
-    let (mut hub, node) = (hub, agent.node()?);
-    let asked = json!({ "action": "script", "script": "count", "target": { "nodes": [node] } });
-    let mut ids = Vec::new();
-    for round in 0..6 {
-        for _ in 0..40 {
-            let made = hub.api().post("/api/v1/commands", &asked)?.ok()?;
-            ids.push(made["commands"][0]["id"].as_str().context("no command")?.to_owned());
-        }
-        if round % 2 == 0 {
-            agent.kill()?;
-            agent.run()?;
-        } else {
-            hub.kill()?;
-            hub.restart()?;
-        }
-    }
-    let mut states = std::collections::BTreeMap::new();
-    until("all to end", Duration::from_secs(120), || {
-        states.clear();
-        for id in &ids {
-            let command = hub.api().get(&format!("/api/v1/commands/{id}"))?.ok()?;
-            let state = command["state"].as_str().context("no state")?.to_owned();
-            ensure!(!matches!(&*state, "queued" | "delivered" | "running"), "{id} is {state}");
-            states.insert(id.clone(), state);
-        }
-        Ok(Some(()))
-    })?;
-    let written = std::fs::read_to_string(&effects)?;
-    let mut succeeded = 0;
-    for (id, state) in &states {
-        let count = written.lines().filter(|line| line == id).count();
-        match state.as_str() {
-            "succeeded" => assert_eq!(count, 1, "{id}"),
-            "unknown" => assert!(count <= 1, "{id} had {count} effects"),
-            other => panic!("{id} is {other}"),
-        }
-        succeeded += usize::from(state == "succeeded");
-    }
-    assert!(succeeded > ids.len() / 2, "{succeeded} of {}", ids.len());
+/// Thousands of commands through kills of hub, nodes and agent, on a network that loses and doubles.
+fn through_faults(seed: u64, database: Option<&str>) -> Result<()> {
+    let outcome = ordeal::run(&Plan { commands: 5_000, herds: 3, herd: 20, rounds: 10, seed }, database)?;
+    assert!(outcome.commands >= 5_000);
+    assert_eq!((outcome.twice, outcome.lost, outcome.untrue, outcome.strange), (0, 0, 0, 0), "{outcome:#?}");
+    assert!(outcome.hub_kills > 0 && outcome.herd_kills > 0 && outcome.agent_kills > 0, "{outcome:#?}");
+    assert!(outcome.deaf > 0 && outcome.datagrams_doubled > 0 && outcome.came_again > 0, "{outcome:#?}");
+    let ended = |state| outcome.states.get(state).copied().unwrap_or(0);
+    assert!(ended("succeeded") > 2_500 && ended("failed") > 0 && ended("cancelled") > 0, "{outcome:#?}");
     Ok(())
+}
+
+#[test]
+fn of_5000_commands_through_kills_and_lost_acknowledgements_none_is_done_twice_or_lost_on_sqlite() -> Result<()> {
+    through_faults(1, None)
+}
+
+#[test]
+fn of_5000_commands_through_kills_and_lost_acknowledgements_none_is_done_twice_or_lost_on_postgresql() -> Result<()> {
+    let database = Postgres::from_environment()?.database()?;
+    through_faults(2, Some(database.url()))
 }

@@ -1,8 +1,12 @@
 //! The dashboard in a real browser: sign in, make a token, enroll with it, watch a service fall ill.
 
+use std::sync::Arc;
+
 use anyhow::{Context, Result, ensure};
+use hyperfactory_tests::fleet::{self, Begun, Fleet, Options, Tokens};
 use hyperfactory_tests::rig::{Agent, Browser, Engine, Hub, SOON, View, until_async};
-use thirtyfour::{By, Key};
+use protocol::message::ServiceHealth;
+use thirtyfour::{By, Key, TypingData};
 
 const SERVICES: &str = include_str!("../../../compose/test/compose.yaml");
 
@@ -134,5 +138,100 @@ async fn from_sign_in_to_a_service_that_turns_unhealthy_without_a_reload() -> Re
     reads(&browser, By::Id("notes"), "may not connect any more").await?;
     reads(&browser, By::Id("node-head"), "revoked").await?;
     fits(&browser, "node-revoked").await?;
+    browser.quit().await
+}
+
+/// Types keys at whatever has the focus.
+async fn press(browser: &Browser, keys: impl Into<TypingData>) -> Result<()> {
+    Ok(browser.active_element().await?.send_keys(keys).await?)
+}
+
+#[tokio::test]
+async fn several_nodes_are_told_at_once_without_the_mouse() -> Result<()> {
+    const NODES: usize = 24;
+    let hub = Hub::builder()
+        .set("alert-unhealthy-after", "1s")
+        .set("enrollments-per-second", "10000")
+        .set("enrollments-per-source", "10000")
+        .start()?;
+    let base = hub.endpoints().http.clone();
+    let (stores, api) = (fleet::identity_stores(None, NODES), hub.api().token().context("no token")?.to_owned());
+    for tenant in ["acme", "zeta"] {
+        hub.tenant(tenant)?;
+    }
+    fleet::enroll(&stores, &Tokens::from_api(fleet::Api::new(&base, &api), vec!["acme".into(), "zeta".into()])).await?;
+    let options = Options { series: 40, begun: Some(Begun(Arc::new(|_| {}))), ..Options::default() };
+    let nodes = Fleet::start(&options, &stores)?;
+    ensure!(nodes.wait_for_sessions(NODES, SOON).await, "{} sessions", nodes.up());
+
+    let browser = Browser::start().await?;
+    browser.goto(hub.sign_in_link()?).await?;
+    submit(&browser, "form").await?;
+    browser.goto(&base).await?;
+    reads(&browser, By::Id("counts"), "24").await?;
+    mark(&browser).await?;
+    // The second and the third row; one more, and not.
+    press(&browser, "jjxjx").await?;
+    press(&browser, "jxx").await?;
+    reads(&browser, By::Id("picked"), "2 nodes selected").await?;
+    let row =
+        "return [...document.querySelectorAll('#rows input:checked')].map(box => box.closest('tr').rowIndex).join()";
+    let rows = browser.execute(row, vec![]).await?;
+    ensure!(rows.json() == "2,3", "rows {}", rows.json());
+    fits(&browser, "selection").await?;
+    // What changes meanwhile does not take the selection away.
+    let first = nodes.nodes().first().context("no node")?;
+    first.set_health(0, ServiceHealth::Unhealthy).await;
+    reads(&browser, By::Id("attention"), "sim-00000").await?;
+    reads(&browser, By::Id("picked"), "2 nodes selected").await?;
+    press(&browser, "" + Key::Escape).await?;
+    until_async("the bar to go", SOON, async || {
+        Ok((!browser.find(By::Id("selection")).await?.is_displayed().await?).then_some(()))
+    })
+    .await?;
+
+    // All of those that match, the keys alone.
+    press(&browser, "/").await?;
+    press(&browser, "zeta").await?;
+    reads(&browser, By::Id("shown"), "12 of 24").await?;
+    ensure!(was_not_loaded_again(&browser).await?, "the list was loaded again");
+    press(&browser, "" + Key::Escape).await?;
+    browser.find(By::Tag("body")).await?.send_keys("a").await?;
+    reads(&browser, By::Id("picked"), "All that match").await?;
+    browser.find(By::Tag("body")).await?.send_keys("d").await?;
+    press(&browser, "Hand over").await?;
+    press(&browser, "" + Key::Tab).await?;
+    press(&browser, "" + Key::Return).await?;
+    reads(&browser, By::Tag("h1"), "hand over all telemetry that is held on 12 nodes?").await?;
+    reads(&browser, By::Id("of-whom"), "Of zeta").await?;
+    fits(&browser, "selection-confirm").await?;
+    press(&browser, "before the move").await?;
+    press(&browser, "" + Key::Return).await?;
+    reads(&browser, By::Id("request-head"), "before the move").await?;
+    mark(&browser).await?;
+    reads(&browser, By::Id("request-head"), "12 of 12 done").await?;
+    fits(&browser, "request").await?;
+
+    // One who is away is waited for, and the page tells when it has come.
+    let last = nodes.nodes().last().context("no node")?;
+    last.set_there(false);
+    browser.goto(format!("{base}/tenants/zeta?q=sim-0002")).await?;
+    reads(&browser, By::Id("rows"), "signed off").await?;
+    browser.find(By::Tag("body")).await?.send_keys("a").await?;
+    browser.find(By::Tag("body")).await?.send_keys("d").await?;
+    press(&browser, "Renew").await?;
+    press(&browser, "" + Key::Tab).await?;
+    press(&browser, "" + Key::Return).await?;
+    reads(&browser, By::Tag("h1"), "renew").await?;
+    reads(&browser, By::Id("main"), "no session now").await?;
+    press(&browser, "it is time").await?;
+    press(&browser, "" + Key::Return).await?;
+    reads(&browser, By::Id("request-head"), "1 of 2 done, 1 under way").await?;
+    mark(&browser).await?;
+    fits(&browser, "request-open").await?;
+    last.set_there(true);
+    reads(&browser, By::Id("request-head"), "2 of 2 done").await?;
+    ensure!(was_not_loaded_again(&browser).await?, "the request's page was loaded again");
+    nodes.stop(SOON).await;
     browser.quit().await
 }

@@ -7,6 +7,7 @@ mod chaos;
 mod commands;
 mod dashboard;
 mod https;
+mod kafka_access;
 mod kills;
 mod logs;
 mod main_job;

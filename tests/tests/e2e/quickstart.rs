@@ -129,3 +129,53 @@ fn a_taken_port_is_named_with_what_to_do() -> Result<()> {
     assert!(said.contains(&address) && said.contains("HYPERFACTORY_HUB_HTTP_LISTEN"), "{said}");
     Ok(())
 }
+
+#[test]
+fn a_demo_plant_delivers_its_first_data_and_takes_up_where_it_was() -> Result<()> {
+    let home = tempfile::tempdir()?;
+    let quic = UdpSocket::bind("127.0.0.1:0")?.local_addr()?.to_string();
+    let http = TcpListener::bind("127.0.0.1:0")?.local_addr()?.to_string();
+    let mut quickstart = start(home.path(), &quic, &http)?;
+    let mut bridge = None;
+    for _ in 0..2 {
+        let mut plant = plant(home.path())?;
+        let said = until("the first data", SOON, || {
+            plant.check()?;
+            Ok(Some(plant.log()).filter(|log| log.matches("first data:").count() > usize::from(bridge.is_some())))
+        })?;
+        let page = quickstart.api.get("/api/v1/nodes?kind=bridge")?.ok()?;
+        let node = &page["items"][0];
+        ensure!(node["bridge"]["routes"][0]["last_at"].is_string(), "{page}");
+        ensure!(node["bridge"]["certificate_not_after"].is_string(), "its certificate is from the hub: {page}");
+        let found = node["id"].as_str().map(str::to_owned);
+        assert!(bridge.is_none() || bridge == found, "the same bridge: {page}");
+        bridge = found;
+
+        plant.signal(Signal::TERM)?;
+        plant.wait(SOON)?;
+        // Nobody listens any more where it said that something did.
+        for port in said
+            .lines()
+            .rev()
+            .find(|line| line.contains("the plant runs"))
+            .unwrap_or_default()
+            .split("127.0.0.1:")
+            .skip(1)
+        {
+            let port: String = port.chars().take_while(char::is_ascii_digit).collect();
+            assert!(TcpStream::connect(format!("127.0.0.1:{port}")).is_err(), "{port} is still there: {said}");
+        }
+    }
+    ctrl_c(&mut quickstart)
+}
+
+/// The plant that ./quickstart starts beside a hub.
+fn plant(home: &Path) -> Result<Process> {
+    let programs = binary("hyperfactory-bridge")?;
+    binary("hfctl")?;
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("the workspace has a root")?;
+    let mut command = Command::new(root.join("demo-plant/run"));
+    command.arg(programs.parent().context("a program has a folder")?).arg(home.join("plant"));
+    command.env("XDG_STATE_HOME", home).env("XDG_CONFIG_HOME", home);
+    Process::start_group(&mut command, &home.join("plant.log"))
+}

@@ -5,6 +5,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::Time;
+use crate::kafka_access::{Access, State};
 use crate::telemetry::state::NodeView;
 
 /// A bridge's way from MQTT to Kafka; what is absent it has not said.
@@ -30,10 +31,14 @@ pub struct Bridge {
     pub delivered_per_second: Option<f64>,
     /// Records that became dead letters, and messages too large to be kept, since it started.
     pub dropped: Option<f64>,
+    /// Records dropped because their class's room was used up, or they were too old, since its logs began.
+    pub overflowed: Option<f64>,
     /// Connections to MQTT brokers that are up.
     pub connected: Option<f64>,
     /// Its routes, in the order of its configuration.
     pub routes: Vec<Route>,
+    /// Its classes of topics, in the order of its configuration.
+    pub classes: Vec<TopicClass>,
 }
 
 /// How a bridge stands with its brokers.
@@ -52,6 +57,46 @@ pub enum KafkaState {
     Refused,
 }
 
+/// What a bridge may do at its tenant's brokers.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct KafkaAccess {
+    /// Topics it may write to, each by name, or by a beginning and `*`; none: it may do nothing.
+    pub topics: Vec<String>,
+    /// Whether the brokers' access lists say so.
+    pub state: KafkaAccessState,
+    /// What is wrong or awaited, and what to do; or what was done.
+    pub message: String,
+}
+
+/// Whether brokers know what a bridge may do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum KafkaAccessState {
+    /// Not yet.
+    Waiting,
+    /// An agent is on it.
+    Asked,
+    /// They do.
+    Placed,
+    /// The last attempt was in vain; there will be another.
+    Refused,
+}
+
+impl From<&Access> for KafkaAccess {
+    fn from(access: &Access) -> Self {
+        Self {
+            topics: access.topics.clone(),
+            state: match access.state {
+                State::Waiting => KafkaAccessState::Waiting,
+                State::Asked => KafkaAccessState::Asked,
+                State::Placed => KafkaAccessState::Placed,
+                State::Refused => KafkaAccessState::Refused,
+            },
+            message: access.message.clone(),
+        }
+    }
+}
+
 /// A route of a bridge.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct Route {
@@ -61,6 +106,23 @@ pub struct Route {
     pub to: String,
     /// When a record of it was last handed to the brokers, by the bridge's clock.
     pub last_at: Option<Time>,
+}
+
+/// A class of topics of a bridge, which has a log of its own.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct TopicClass {
+    /// Its name.
+    pub name: String,
+    /// What gives way when its room is used up: `block`, `drop-oldest`, `drop-newest` or `latest-per-topic`.
+    pub overflow: String,
+    /// Records dropped since its log began.
+    pub dropped: u64,
+    /// The first number of the range dropped last, while Kafka's readers are not told of it.
+    pub first: Option<u64>,
+    /// Its last number.
+    pub last: Option<u64>,
+    /// Why.
+    pub reason: String,
 }
 
 impl Bridge {
@@ -86,8 +148,10 @@ impl Bridge {
             received_per_second: rate(metrics::BRIDGE_RECEIVED),
             delivered_per_second: rate(metrics::BRIDGE_DELIVERED),
             dropped: value(metrics::BRIDGE_REFUSED),
+            overflowed: value(metrics::BRIDGE_DROPPED),
             connected: value(metrics::BRIDGE_CONNECTED),
             routes: status.routes.iter().map(Route::from).collect(),
+            classes: status.classes.iter().map(TopicClass::from).collect(),
         })
     }
 }
@@ -95,6 +159,14 @@ impl Bridge {
 impl From<&message::RouteStatus> for Route {
     fn from(route: &message::RouteStatus) -> Self {
         Self { from: route.from.clone(), to: route.to.clone(), last_at: time(route.last_ms) }
+    }
+}
+
+impl From<&message::ClassStatus> for TopicClass {
+    fn from(class: &message::ClassStatus) -> Self {
+        let message::ClassStatus { name, overflow, dropped, first, last, reason } = class.clone();
+        let number = |number: u64| (number > 0).then_some(number);
+        Self { name, overflow, dropped, first: number(first), last: number(last), reason }
     }
 }
 

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::{Bridge, Figures, Service, ServiceCounts, Time};
+use super::{Bridge, Figures, KafkaAccess, Service, ServiceCounts, Time};
 
 /// What a node is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -137,6 +137,9 @@ pub struct Node {
     /// A bridge's way to Kafka.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bridge: Option<Bridge>,
+    /// What a bridge may do at its tenant's brokers, once it has a Kafka certificate.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kafka_access: Option<KafkaAccess>,
 }
 
 /// What a node says about its host; empty text where it has not said.

@@ -3,9 +3,9 @@
 use protocol::{Timestamp, message, metrics};
 
 use super::{
-    Attention, AttentionLevel, Bridge, Certificate, Clock, ClockState, Disk, Engine, EngineState, Figures, Host, Node,
-    NodeDetail, Presence, PresenceState, Reason, Service, ServiceCounts, ServiceHealth, ServiceState, Spool, Time,
-    Used,
+    Attention, AttentionLevel, Bridge, Certificate, Clock, ClockState, Disk, Engine, EngineState, Figures, Host,
+    KafkaAccess, Node, NodeDetail, Presence, PresenceState, Reason, Service, ServiceCounts, ServiceHealth,
+    ServiceState, Spool, Time, Used,
 };
 use crate::telemetry::state::{self, Latest, Level, NodeView, Services, service_name};
 
@@ -50,6 +50,7 @@ impl From<&NodeView> for Node {
             figures: view.latest.as_ref().map(figures).unwrap_or_default(),
             service_counts: counts(&view.services),
             bridge: Bridge::of(view),
+            kafka_access: view.kafka_access.as_deref().map(KafkaAccess::from),
         }
     }
 }

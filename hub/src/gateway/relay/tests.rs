@@ -9,6 +9,7 @@ use store::testing::TestDatabase;
 use crate::audit::{self, Actor};
 use crate::gateway::Registry;
 use crate::gateway::registry::Registered;
+use crate::metrics::Metrics;
 use crate::schema::MIGRATIONS;
 use crate::tails::{EndReason, News, Reading, Tails, TailsError};
 
@@ -22,6 +23,7 @@ struct Hub {
     node: NodeId,
     session: SessionId,
     registered: Registered,
+    metrics: Arc<Metrics>,
 }
 
 impl Hub {
@@ -31,8 +33,9 @@ impl Hub {
         let registry = Arc::<Registry>::default();
         let (node, session) = (NodeId::new(NOW, [1; 10]), SessionId::new(NOW, [2; 10]));
         let registered = registry.register(node, session);
-        let tails = Tails::new(database.clone(), Arc::clone(&registry));
-        Self { database, registry, tails, node, session, registered }
+        let metrics = Arc::new(Metrics::new().unwrap());
+        let tails = Tails::new(database.clone(), Arc::clone(&registry), Arc::clone(&metrics));
+        Self { database, registry, tails, node, session, registered, metrics }
     }
 
     async fn read(&self, number: u8) -> Result<Reading, TailsError> {
@@ -109,6 +112,9 @@ on_both_engines! {
             }
         }
         assert_eq!(reading.next().await, None);
+        let (passed, dropped) = (hub.metrics.tail_lines.get(), hub.metrics.tail_lines_dropped.get());
+        assert_eq!(passed + dropped, 3_101, "every line is counted once: {passed} and {dropped}");
+        assert!(passed > 0 && dropped > 2_900, "{passed} and {dropped}");
     }
 
     async fn only_so_many_are_read_at_once_and_none_of_a_node_that_is_away(database: TestDatabase) {
@@ -122,6 +128,7 @@ on_both_engines! {
         readings.push(hub.read(9).await.unwrap());
         // Another session of the node has told it nothing of these.
         assert_eq!(hub.told().len(), AT_ONCE);
+        assert_eq!(hub.metrics.tails.get(), AT_ONCE as i64);
         assert!(hub.tails.of(hub.node, SessionId::new(NOW, [3; 10])).is_empty());
         hub.registry.remove(hub.node, hub.session);
         hub.tails.session_ended(hub.node, hub.session, "it is over");
@@ -131,6 +138,7 @@ on_both_engines! {
         }
         assert!(matches!(hub.read(1).await, Err(TailsError::Offline)));
         assert!(hub.tails.is_empty());
+        assert_eq!(hub.metrics.tails.get(), 0);
     }
 
     async fn an_agent_that_knows_no_tails_ends_those_it_has_said_nothing_of(database: TestDatabase) {

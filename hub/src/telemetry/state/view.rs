@@ -8,6 +8,8 @@ use pki::authority::BACKDATE;
 use protocol::message::{Engine, NodeFacts, NodeStatus, ServiceKey};
 use protocol::{NodeId, NodeKind, SessionId, TenantId, Timestamp};
 
+use crate::kafka_access::Access;
+
 use super::{Latest, Member, Report, Services};
 
 /// A node, as last seen. Cheap to copy: its large parts are shared.
@@ -45,6 +47,8 @@ pub struct NodeView {
     pub certificate: Option<Certificate>,
     /// Its newest figures.
     pub latest: Option<Latest>,
+    /// What a bridge may do at its brokers.
+    pub kafka_access: Option<Arc<Access>>,
     /// What of it needs attention.
     pub attention: Arc<Attention>,
 }
@@ -172,6 +176,7 @@ impl NodeView {
             services: Arc::default(),
             certificate: None,
             latest: None,
+            kafka_access: None,
             attention: Arc::default(),
         }
     }

@@ -1,6 +1,5 @@
 //! From what was measured to what is reported.
 
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -43,8 +42,7 @@ impl Span {
 const MONTH: f64 = 30.0 * 86_400.0;
 
 impl Figures {
-    pub(crate) fn report(&self, json: Option<&Path>) -> Result<()> {
-        let mut report = Report::default();
+    pub(crate) fn add_to(&self, report: &mut Report) -> Result<()> {
         let peers = [("prometheus-node-exporter", &self.node_exporter), ("netdata", &self.netdata)];
         for (peer, span) in peers {
             report.beside("resident memory", "MB", self.agent.rss_mb(), peer, span.rss_mb(), Target::AtMost(8.0));
@@ -73,7 +71,7 @@ impl Figures {
         report.figure("encoded", "bytes/sample", encoded, Target::AtMost(1.0));
         let slowest = self.seen_after.iter().max().context("nothing was killed")?.as_secs_f64();
         report.figure("`compose kill` called to seen on the hub, slowest", "s", slowest, Target::AtMost(2.0));
-        report.finish(json)
+        Ok(())
     }
 }
 

@@ -4,6 +4,7 @@
 //! cable to it counts every byte the agent causes, those that QUIC needs for itself included.
 
 mod figures;
+mod log_loop;
 mod peers;
 mod stack;
 mod stored;
@@ -13,6 +14,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result};
 use clap::Parser;
+use hyperfactory_tests::report::Report;
 use hyperfactory_tests::rig::{Agent, Engine, Hub, Netns, Project, SOON, Usage, until};
 
 use figures::{Figures, Mark, Rate, Span};
@@ -27,6 +29,9 @@ struct Options {
     /// How long each of the three measurements lasts; under three minutes the figures say little.
     #[arg(long, default_value_t = 240)]
     seconds: u64,
+    /// What a log loop costs alone.
+    #[arg(long)]
+    log_loop_only: bool,
 }
 
 /// The interval of every measured program in the main comparison.
@@ -38,6 +43,16 @@ const SETTLE: Duration = Duration::from_secs(45);
 
 fn main() -> Result<()> {
     let options = Options::parse();
+    let mut report = Report::default();
+    if !options.log_loop_only {
+        beside_peers(&options, &mut report)?;
+    }
+    progress("a service that writes its log in a loop");
+    log_loop::measure(&mut report)?;
+    report.finish(options.json.as_deref())
+}
+
+fn beside_peers(options: &Options, report: &mut Report) -> Result<()> {
     let length = Duration::from_secs(options.seconds);
 
     let engine = Engine::from_environment()?;
@@ -102,7 +117,7 @@ fn main() -> Result<()> {
         stored,
         seen_after,
     }
-    .report(options.json.as_deref())
+    .add_to(report)
 }
 
 /// CPU time of the engine and all that belongs to it: daemon, containerd, one shim for each container.

@@ -87,7 +87,7 @@ fn ours(folder: &Path, mosquitto: &Mosquitto, kafka: &Kafka) -> Result<Command> 
     std::fs::write(
         &file,
         format!(
-            "name = \"bench\"\n[[mqtt]]\nname = \"plant\"\naddress = \"127.0.0.1:{}\"\n[kafka]\nbrokers = [{:?}]\n\
+            "name = \"bench\"\nlog-size = \"64GiB\"\n[[mqtt]]\nname = \"plant\"\naddress = \"127.0.0.1:{}\"\n[kafka]\nbrokers = [{:?}]\n\
              [[route]]\nfrom = {FILTER:?}\nto = {KAFKA_TOPIC:?}\n",
             mosquitto.port(),
             kafka.brokers()

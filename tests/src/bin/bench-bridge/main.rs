@@ -8,6 +8,7 @@ mod forward;
 mod kafka;
 mod message;
 mod plant;
+mod waiting;
 mod work;
 
 use std::path::PathBuf;
@@ -41,10 +42,13 @@ struct Arguments {
     /// Seconds that the broker hangs.
     #[arg(long, default_value_t = 20)]
     hang: u64,
+    /// Bytes of the log that waits.
+    #[arg(long, default_value_t = 10_000_000_000)]
+    waiting: u64,
     /// Ours alone.
     #[arg(long)]
     alone: bool,
-    /// What to measure.
+    /// What to measure: drain, live, kills, hang; and waiting, which takes as much disk as the log that waits, for ours.
     #[arg(long, value_delimiter = ',', default_values = ["drain", "live", "kills", "hang"])]
     only: Vec<String>,
     #[command(subcommand)]
@@ -75,6 +79,7 @@ struct Figures {
     live: Option<work::Live>,
     kills: Option<Toll>,
     hang: Option<Toll>,
+    waiting: Option<waiting::Waiting>,
 }
 
 fn main() -> Result<()> {
@@ -89,7 +94,7 @@ fn main() -> Result<()> {
     if !arguments.alone {
         peers.push(("mosquitto_sub | producer", measure(&Carrier::Subscriber, &arguments)?));
     }
-    tabulate(&ours, &peers, arguments.rate).finish(arguments.json.as_deref())
+    tabulate(&ours, &peers, arguments.rate, arguments.waiting).finish(arguments.json.as_deref())
 }
 
 fn measure(carrier: &Carrier, arguments: &Arguments) -> Result<Figures> {
@@ -107,10 +112,13 @@ fn measure(carrier: &Carrier, arguments: &Arguments) -> Result<Figures> {
     if wanted("hang") {
         figures.hang = Some(faults::hang(carrier, arguments.rate, arguments.hang).context("a broker that hangs")?);
     }
+    if wanted("waiting") && matches!(carrier, Carrier::Ours) {
+        figures.waiting = Some(waiting::measure(arguments.waiting).context("a log that waits")?);
+    }
     Ok(figures)
 }
 
-fn tabulate(ours: &Figures, peers: &[(&str, Figures)], rate: u64) -> Report {
+fn tabulate(ours: &Figures, peers: &[(&str, Figures)], rate: u64, waiting: u64) -> Report {
     let mut report = Report::default();
     let mut row = |name: &str, unit: &str, target: Target, of: &dyn Fn(&Figures) -> Option<f64>| {
         let Some(own) = of(ours) else { return };
@@ -141,6 +149,12 @@ fn tabulate(ours: &Figures, peers: &[(&str, Figures)], rate: u64) -> Report {
     row("broker hangs, and a kill: doubled, but for the headers", "messages", DOUBLED, &|of| of.hang?.unmarked);
     let catch_up = Target::AtLeast(10.0 * rate as f64);
     row("catch-up after the hang", "1/s", catch_up, &|of| of.hang.and_then(|toll| toll.catch_up));
+    let of = |what: &str| format!("log of {:.0} GB, {what}", waiting as f64 / 1e9);
+    row(&of("ready"), "s", Target::AtMost(1.0), &|of| of.waiting.map(|waiting| waiting.ready));
+    row(&of("resident memory"), "MiB", Target::AtMost(64.0), &|of| of.waiting.map(|waiting| waiting.rss_mib));
+    row(&of("memory while it is sent"), "MiB", Target::AtMost(64.0), &|of| {
+        of.waiting.map(|waiting| waiting.sending_mib)
+    });
     report
 }
 

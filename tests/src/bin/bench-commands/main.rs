@@ -1,11 +1,12 @@
 //! `./bench commands`: how soon a node accepts what is asked of it, the stored row included, beside request and reply over
 //! NATS; and a command for every node at once.
 
+mod faulty;
 mod nats;
 
 use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -17,6 +18,7 @@ use node::IdentityStore;
 use protocol::CommandId;
 use rand::RngExt;
 use serde_json::json;
+use tokio::sync::mpsc;
 
 /// Measures commands on one hub with simulated nodes, whose journals are in memory.
 #[derive(Parser)]
@@ -30,6 +32,12 @@ struct Arguments {
     /// Numbers of connected nodes.
     #[arg(long, value_delimiter = ',', default_values_t = [100, 1_000, 5_000])]
     nodes: Vec<usize>,
+    /// Commands through faults on each engine; 0 leaves that part out.
+    #[arg(long, default_value_t = 100_000)]
+    faulty: usize,
+    /// The part with faults alone.
+    #[arg(long)]
+    faulty_only: bool,
 }
 
 /// Longest wait for a fleet to come up, or for a command to arrive.
@@ -37,17 +45,24 @@ const PATIENCE: Duration = Duration::from_secs(120);
 /// The p99 to reach, in ms, by number of nodes.
 const TARGETS: [(usize, f64); 2] = [(1_000, 3.0), (5_000, 10.0)];
 
-/// When each command was begun.
-type Arrivals = Arc<Mutex<HashMap<CommandId, Instant>>>;
+/// Commands that were begun and are not counted yet: at most those of one request.
+const ARRIVALS: usize = 1_000;
+
+/// Which command was begun, and when.
+type Arrival = (CommandId, Instant);
 
 #[tokio::main(flavor = "multi_thread", worker_threads = 1)]
 async fn main() -> Result<()> {
     let arguments = Arguments::parse();
+    let faulty = arguments.faulty;
+    let mut report = tokio::task::spawn_blocking(move || faulty::measure(faulty)).await??;
+    if arguments.faulty_only {
+        return report.finish(arguments.json.as_deref());
+    }
     let mut peers = HashMap::new();
     for nodes in &arguments.nodes {
         peers.insert(*nodes, nats::measure(*nodes, arguments.commands).await?);
     }
-    let mut report = Report::default();
     measure(&mut report, "SQLite", None, &arguments, &peers).await?;
     let database = Postgres::from_environment()?.database()?;
     measure(&mut report, "PostgreSQL", Some(database.url()), &arguments, &peers).await?;
@@ -92,13 +107,11 @@ async fn measure(
 
 /// Milliseconds of each of `count` commands, one after the other, and how long one for every node took.
 async fn commands(hub: &Hub, stores: &[IdentityStore], count: usize) -> Result<(Vec<f64>, Duration)> {
-    let arrivals = Arrivals::default();
-    let begun = {
-        let arrivals = Arc::clone(&arrivals);
-        Begun(Arc::new(move |id| {
-            lock(&arrivals).insert(id, Instant::now());
-        }))
-    };
+    let (arrived, mut arrivals) = mpsc::channel::<Arrival>(ARRIVALS);
+    let begun = Begun(Arc::new(move |id| {
+        // One too many is missed by whoever counts them.
+        let _ = arrived.try_send((id, Instant::now()));
+    }));
     let fleet = Fleet::start(&Options { begun: Some(begun), ..Options::default() }, stores)?;
     ensure!(fleet.wait_for_sessions(stores.len(), PATIENCE).await, "{} of {} sessions", fleet.up(), stores.len());
     let ids: Vec<String> = fleet.nodes().iter().map(|node| node.id().to_string()).collect();
@@ -109,26 +122,19 @@ async fn commands(hub: &Hub, stores: &[IdentityStore], count: usize) -> Result<(
         let (api, began) = (hub.api().clone(), Instant::now());
         let made = tokio::task::spawn_blocking(move || api.post("/api/v1/commands", &asked)?.ok()).await??;
         let id: CommandId = made["commands"][0]["id"].as_str().context("no command")?.parse()?;
-        let arrived = loop {
-            if let Some(at) = lock(&arrivals).get(&id) {
-                break *at;
-            }
-            ensure!(began.elapsed() < PATIENCE, "a command did not arrive");
-            tokio::task::yield_now().await;
-        };
-        taken.push(arrived.duration_since(began).as_secs_f64() * 1e3);
+        let (arrived, at) = next(&mut arrivals).await?;
+        ensure!(arrived == id, "another command arrived than was asked for");
+        taken.push(at.duration_since(began).as_secs_f64() * 1e3);
     }
-    lock(&arrivals).clear();
     // Only the nodes that are connected are named; a body holds a thousand of them.
     let few: Vec<&String> = ids.iter().take(1_000).collect();
     let asked = json!({ "action": "drain", "target": { "nodes": few } });
     let (api, began) = (hub.api().clone(), Instant::now());
     tokio::task::spawn_blocking(move || api.post("/api/v1/commands", &asked)?.ok()).await??;
-    while lock(&arrivals).len() < few.len() {
-        ensure!(began.elapsed() < PATIENCE, "{} of {} commands arrived", lock(&arrivals).len(), few.len());
-        tokio::time::sleep(Duration::from_millis(1)).await;
+    let mut last = began;
+    for _ in &few {
+        last = last.max(next(&mut arrivals).await?.1);
     }
-    let last = lock(&arrivals).values().max().copied().unwrap_or(began);
     fleet.stop(PATIENCE).await;
     Ok((taken, last.duration_since(began)))
 }
@@ -140,6 +146,9 @@ fn percentile(values: &[f64], share: f64) -> f64 {
     sorted.get(place.min(sorted.len().saturating_sub(1))).copied().unwrap_or(f64::NAN)
 }
 
-fn lock(arrivals: &Arrivals) -> std::sync::MutexGuard<'_, HashMap<CommandId, Instant>> {
-    arrivals.lock().unwrap_or_else(PoisonError::into_inner)
+async fn next(arrivals: &mut mpsc::Receiver<Arrival>) -> Result<Arrival> {
+    tokio::time::timeout(PATIENCE, arrivals.recv())
+        .await
+        .context("a command did not arrive")?
+        .context("the fleet ended")
 }
