@@ -1,6 +1,5 @@
 //! The running bridge: builds its parts, runs them, and drains within a deadline.
 
-use std::sync::mpsc::sync_channel;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -9,12 +8,12 @@ use anyhow::Context;
 use node::{Clock, IdentityStore};
 use spool::Status;
 use tokio::signal::unix::Signal;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::class::{self, Class};
-use crate::config::{Config, ConfigError};
+use crate::config::{Config, ConfigError, KafkaConfig};
 use crate::counters::Counters;
 use crate::dead_letter::DeadLetters;
 use crate::enroll;
@@ -133,13 +132,13 @@ pub async fn run(config: Config, stop: CancellationToken, mut reloads: Reloads) 
     }
     let (sink_stop, mut writers, mut sinks) = (CancellationToken::new(), Vec::new(), Vec::new());
     let mut changes = Vec::new();
-    let pace = Arc::new(Mutex::new(Pace::new(config.kafka.max_rate.map(settings::Size::bytes), Instant::now())));
+    let pace = Arc::new(Mutex::new(paced(&config.kafka)));
     for (lane, (((class, log), dead_letters), receipts)) in logs.iter().zip(letters).zip(receipts).enumerate() {
         let intake = lanes.intake(lane).context("a class has no intake")?;
         let receipts = Arc::new(receipts);
         let writer = Writer::start(log.clone(), class.clone(), intake, Arc::clone(&receipts), Arc::clone(&counters));
         writers.push(writer.context("a log's thread can't be started")?);
-        let (change, changed) = sync_channel(CHANGES);
+        let (change, changed) = mpsc::channel(CHANGES);
         changes.push(change);
         let parts = sink::Parts {
             log: log.clone(),
@@ -169,13 +168,12 @@ pub async fn run(config: Config, stop: CancellationToken, mut reloads: Reloads) 
                 let reloaded = (reloads.load)().map_err(anyhow::Error::from).and_then(|new| {
                     new.complete()?;
                     let ours = Routes::new(&new.route)?.after(&passed.borrow()).passed();
-                    // The sinks first: they have to know a route before messages come by it.
-                    for change in &changes {
-                        let routes = Routes::new(&new.route)?.noting(Arc::clone(&ours));
-                        change.try_send(routes).context("the change before is not made yet: try again")?;
+                    // The sinks first: they have to know a route before messages come by it. All of them or none.
+                    let permits = changes.iter().map(mpsc::Sender::try_reserve).collect::<Result<Vec<_>, _>>();
+                    for permit in permits.map_err(|_| anyhow::anyhow!("the changes before are not made yet: try again"))? {
+                        permit.send(Routes::new(&new.route)?.noting(Arc::clone(&ours)));
                     }
-                    let rate = new.kafka.max_rate.map(settings::Size::bytes);
-                    *pace.lock().unwrap_or_else(PoisonError::into_inner) = Pace::new(rate, Instant::now());
+                    *pace.lock().unwrap_or_else(PoisonError::into_inner) = paced(&new.kafka);
                     passed.send_replace(ours);
                     lanes.follow(Routes::new(&new.route)?, &classes_of(&new));
                     inbound.send_replace(Arc::new(Routes::new(&new.route)?));
@@ -219,6 +217,10 @@ fn told(started: &Config, new: &Config) {
     }
 }
 
+fn paced(config: &KafkaConfig) -> Pace {
+    Pace::new(config.max_rate.map(settings::Size::bytes), config.catch_up, Instant::now())
+}
+
 /// The name of each route's class.
 fn classes_of(config: &Config) -> Vec<Option<String>> {
     config.route.iter().map(|route| route.class.clone()).collect()
@@ -236,6 +238,7 @@ fn tell(logs: &Logs, counters: &Counters) {
         received = counters.received.now(),
         filtered = counters.filtered.now(),
         unmapped = counters.unmapped.now(),
+        births_wanted = counters.births_wanted.now(),
         stored = counters.stored.now(),
         delivered = counters.delivered.now(),
         dead = counters.refused.now(),

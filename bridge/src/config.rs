@@ -11,6 +11,7 @@ use settings::{Period, Secret, Size};
 use tracing_subscriber::filter::{LevelFilter, Targets};
 
 use crate::class::{self, ClassConfig};
+use crate::pace::CatchUp;
 use crate::route::{RouteError, Routes};
 use crate::standing::Standing;
 use crate::step::StepConfig;
@@ -134,6 +135,8 @@ pub struct KafkaConfig {
     /// Most bytes of records a second, before compression: while a backlog is delivered, the rest of the line is free for
     /// others. Default: no limit.
     pub max_rate: Option<Size>,
+    /// Who goes first when `max_rate` is not enough for all classes.
+    pub catch_up: CatchUp,
     /// Largest record with its headers; the brokers have to take it (`max.message.bytes`).
     pub max_record: Size,
     /// Where the bridge's certificate comes from when no file is named. Default: from the hub, if the bridge is enrolled.
@@ -251,6 +254,7 @@ impl Default for KafkaConfig {
             compression: Compression::default(),
             linger: Period(Duration::from_millis(5)),
             max_rate: None,
+            catch_up: CatchUp::default(),
             max_record: Size(1_000_000),
             tls: None,
             ca: None,
@@ -375,6 +379,12 @@ impl Config {
         if self.kafka.max_rate.is_some_and(|rate| rate < Size(1024)) {
             return wrong("kafka.max-rate", "use 1KiB or more, in a second");
         }
+        if self.kafka.catch_up == CatchUp::LiveFirst && (self.kafka.max_rate.is_none() || self.class.is_empty()) {
+            return wrong(
+                "kafka.catch-up",
+                "live-first says which [[class]] goes first within `kafka.max-rate`: give both, or leave it out",
+            );
+        }
         if self.kafka.linger.get() > Duration::from_secs(1) {
             return wrong("kafka.linger", "use up to 1s");
         }
@@ -416,7 +426,8 @@ impl Config {
         Ok(self)
     }
 
-    /// Keys in which `new` differs that are read at a start alone; the others are [`Self::route`] and `kafka.max-rate`.
+    /// Keys in which `new` differs that are read at a start alone; the others are [`Self::route`], `kafka.max-rate` and
+    /// `kafka.catch-up`.
     pub fn read_at_start(&self, new: &Self) -> Vec<&'static str> {
         let (kafka, next) = (&self.kafka, &new.kafka);
         let differs = [
@@ -531,6 +542,8 @@ mod tests {
             ("[kafka]\nkey = '/k'".to_owned(), "go together"),
             ("[kafka]\nkey = '/k'\ncertificate = '/c'".to_owned(), "over TLS only"),
             ("[kafka]\nmax-rate = '10B'".to_owned(), "use 1KiB or more"),
+            ("[kafka]\nmax-rate = '1MiB'\ncatch-up = 'live-first'".to_owned(), "give both"),
+            ("[kafka]\nmax-rate = '1MiB'\ncatch-up = 'newest'".to_owned(), "expected `strict` or `live-first`"),
             ("[kafka]\ntls = 'off'\nca = '/a'".to_owned(), "asks for TLS"),
             ("[kafka]\ntls = 'hub'\nkey = '/k'\ncertificate = '/c'".to_owned(), "leave out one"),
             ("[kafka]\nbroker = []".to_owned(), "kafka.broker"),

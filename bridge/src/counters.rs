@@ -11,6 +11,8 @@ pub struct Counters {
     pub filtered: Counter,
     /// Messages that go on as they came although their route declares what to do with them.
     pub unmapped: Counter,
+    /// Sparkplug messages by which a host application would ask for a birth, which the bridge can't.
+    pub births_wanted: Counter,
     /// Records made durable.
     pub stored: Counter,
     /// Records that Kafka confirmed.

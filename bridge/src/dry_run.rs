@@ -52,7 +52,7 @@ pub fn explain(config: &Config, topic: &str, payload: Option<&[u8]>) -> anyhow::
         };
         let mut mapping = Mapping::new(routes.ways(mqtt), Tables::open(&config.state_dir, mqtt)?);
         let (received, now) = (Timestamp::from(SystemTime::now()), Instant::now());
-        let arrival = Arrival { topic, payload, retained: false, duplicate: false, received, now };
+        let arrival = Arrival { topic, payload, retained: false, duplicate: false, beside: 0, received, now };
         let made = match mapping.map(&arrival) {
             Mapped::Same => vec![Made::default()],
             Mapped::Made(made) => made,
@@ -96,6 +96,9 @@ fn show(text: &mut String, mqtt: &str, target: &Target, made: Option<(&Made, &[u
     }
     if let Some(why) = &made.unmapped {
         let _ = writeln!(text, "  as it came: {why}");
+    }
+    if made.stale {
+        text.push_str("  a death of a life that was over before\n");
     }
     let payload = String::from_utf8_lossy(made.payload.as_deref().unwrap_or(came)).into_owned();
     let shown: String = payload.chars().take(SHOWN).collect();
@@ -198,6 +201,7 @@ pub fn captured(config: &Config, lines: impl BufRead) -> anyhow::Result<(String,
             payload: &payload,
             retained: line.retain == Some(1),
             duplicate: false,
+            beside: 0,
             received: Timestamp::from_millis(millis),
             now: begun + Duration::from_millis(since),
         };

@@ -206,6 +206,15 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_payload_may_be_as_deep_as_it_is_long() {
+        let deep = |depth: usize| format!("{}1{}", r#"{"a":"#.repeat(depth), "}".repeat(depth));
+        let mut message = document(&deep(200_000));
+        assert!(message.pick(&[path("a.a")]) && message.number(&path("a")).is_none());
+        assert_eq!(text(&message).len(), deep(200_000).len());
+        assert!(Document::parse("[".repeat(200_000).as_bytes()).is_err());
+    }
+
     proptest! {
         #[test]
         fn arbitrary_bytes_do_not_panic(payload in "[\\[{\"a:1}\\], ]{0,20}", name in "[a.]{0,4}") {

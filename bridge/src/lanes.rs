@@ -74,8 +74,8 @@ impl Lanes {
             if !submission.record.is_empty() {
                 lane = self.lane(&submission);
             }
-            if let Some(told) = self.connections.get(submission.mqtt) {
-                told.await_from(lane, submission.number);
+            if let (Some(told), Some(number)) = (self.connections.get(submission.mqtt), submission.number) {
+                told.await_from(lane, number);
             }
             parts[lane].push(submission);
         }
@@ -116,8 +116,8 @@ pub struct Told {
 
 #[derive(Debug, Default)]
 struct Waiting {
-    /// Messages that are not known to be stored, with their lanes, in their order: no more than brokers leave unacknowledged,
-    /// and what comes without acknowledgements in an intake's room. With one lane alone there are none.
+    /// Messages that are not known to be stored, with their lanes, in their order: no more than brokers leave unacknowledged.
+    /// With one lane alone there are none.
     messages: VecDeque<(u64, usize)>,
     /// By lane: messages of it through this one are stored.
     through: Vec<u64>,
@@ -239,7 +239,7 @@ mod tests {
             duplicate: false,
             notes: Notes::default(),
         };
-        Submission { mqtt: 0, number, record: record.encoded() }
+        Submission { mqtt: 0, number: Some(number), record: record.encoded() }
     }
 
     #[tokio::test]
@@ -250,7 +250,7 @@ mod tests {
         lanes.put((1..).zip(topics).map(|(number, topic)| submission(number, topic)).collect()).await;
         let taken = |lane: usize| -> Vec<u64> {
             let taken = lanes.intake(lane).unwrap().take().unwrap();
-            taken.iter().map(|submission| submission.number).collect()
+            taken.iter().filter_map(|submission| submission.number).collect()
         };
         assert_eq!((taken(0), taken(1), taken(2)), (vec![1, 5], vec![2, 4], vec![3]));
         told.tell(1, 4);
@@ -261,5 +261,15 @@ mod tests {
         assert_eq!(*heard.borrow(), 4);
         told.tell(0, 5);
         assert_eq!(*heard.borrow(), 5);
+    }
+
+    #[tokio::test]
+    async fn what_is_owed_no_acknowledgement_is_not_waited_for() {
+        let mut lanes = lanes();
+        let (_, told) = lanes.connect();
+        let without = |topic| Submission { number: None, ..submission(0, topic) };
+        lanes.put(vec![submission(1, "a"), without("t/a"), submission(2, "t/a")]).await;
+        assert_eq!(lanes.intake(1).unwrap().take().unwrap().len(), 2);
+        assert_eq!(told.waiting().messages, [(1, 0), (2, 1)]);
     }
 }

@@ -142,7 +142,7 @@ impl Writer {
         let counters = Arc::clone(&self.counters);
         self.persist(|log| append(&mut log.spool(), &mut left, &mut ends, &counters));
         self.persist(|log| Spool::sync_shared(&log.0.spool));
-        self.counters.stored.add(group.len() as u64);
+        self.counters.stored.add(group.iter().filter(|submission| !submission.record.is_empty()).count() as u64);
         self.log.grew();
         for end in ends {
             self.receipts.stored(end);
@@ -210,10 +210,12 @@ fn append(
                 other => drop(other?),
             }
         }
-        let end = Stored { mqtt: submission.mqtt, message: submission.number, record: spool.last() };
-        match ends.iter_mut().find(|known| known.mqtt == end.mqtt) {
-            Some(known) => *known = end,
-            None => ends.push(end),
+        if let Some(message) = submission.number {
+            let end = Stored { mqtt: submission.mqtt, message, record: spool.last() };
+            match ends.iter_mut().find(|known| known.mqtt == end.mqtt) {
+                Some(known) => *known = end,
+                None => ends.push(end),
+            }
         }
         *left = after;
     }
@@ -252,7 +254,7 @@ mod tests {
         let record = vec![7; 20_000];
         runtime.block_on(async {
             for number in 1..=100 {
-                intake.put(vec![Submission { mqtt: 0, number, record: record.clone() }]).await;
+                intake.put(vec![Submission { mqtt: 0, number: Some(number), record: record.clone() }]).await;
             }
         });
         intake.close();
@@ -317,7 +319,7 @@ mod tests {
                     duplicate: false,
                     notes: Notes::default(),
                 };
-                intake.put(vec![Submission { mqtt: 0, number, record: record.encoded() }]).await;
+                intake.put(vec![Submission { mqtt: 0, number: Some(number), record: record.encoded() }]).await;
             }
         });
         intake.close();

@@ -11,8 +11,9 @@ use crate::filter::Filter;
 use crate::sparkplug::{self, Rest, Tables};
 use crate::step::{Outcome, Steps};
 
-/// Topics whose route is remembered; beyond it all are looked up anew.
-const REMEMBERED: usize = 10_000;
+/// Topics whose route is remembered, and the longest of them; beyond it all are looked up anew.
+pub(crate) const REMEMBERED: usize = 10_000;
+pub(crate) const LONGEST_REMEMBERED: usize = 1024;
 /// What does not fit is told this often.
 const REPEAT: Duration = Duration::from_secs(60);
 
@@ -25,7 +26,9 @@ pub struct Mapping {
     idle: bool,
     known: HashMap<Box<str>, Option<usize>>,
     tables: Tables,
-    told: Option<Instant>,
+    births_wanted: u64,
+    /// What was told, and when.
+    told: HashMap<&'static str, Instant>,
 }
 
 /// A route, as it concerns messages that come in.
@@ -52,6 +55,8 @@ pub struct Arrival<'a> {
     pub retained: bool,
     /// It may have come before.
     pub duplicate: bool,
+    /// Bytes of what its publisher added, which goes with all that it becomes.
+    pub beside: usize,
     /// The time of day.
     pub received: Timestamp,
     /// The time for what lasts.
@@ -80,6 +85,8 @@ pub struct Made {
     pub birth: bool,
     /// It was kept at the edge.
     pub historical: bool,
+    /// It is a death of a life that was over before.
+    pub stale: bool,
 }
 
 impl Mapping {
@@ -102,12 +109,17 @@ impl Mapping {
         self.tables.saving()
     }
 
+    /// How many messages there were since this was last asked by which a host application would ask for a birth.
+    pub fn births_wanted(&mut self) -> u64 {
+        std::mem::take(&mut self.births_wanted)
+    }
+
     /// What becomes of a message.
     pub fn map(&mut self, arrival: &Arrival<'_>) -> Mapped {
-        let Some(way) = self.way(arrival.topic) else { return Mapped::Same };
-        match way.decode {
-            Some(Decode::SparkplugB) => self.decode(arrival),
-            None => match self.step(arrival, arrival.topic, arrival.payload) {
+        let Some(index) = self.way(arrival.topic) else { return Mapped::Same };
+        match self.ways.get(index).and_then(|way| way.decode) {
+            Some(Decode::SparkplugB) => self.decode(arrival, index),
+            None => match self.step(arrival, index, arrival.topic, arrival.payload) {
                 Outcome::Same => Mapped::Same,
                 Outcome::Changed(payload) => Mapped::Made(vec![Made { payload: Some(payload), ..Made::default() }]),
                 Outcome::Dropped(_) => Mapped::Made(Vec::new()),
@@ -118,27 +130,29 @@ impl Mapping {
         }
     }
 
-    fn decode(&mut self, arrival: &Arrival<'_>) -> Mapped {
-        let decoded = sparkplug::decode(
-            &mut self.tables,
-            arrival.topic,
-            arrival.payload,
-            arrival.received.millis(),
-            arrival.retained,
-            arrival.duplicate,
-        );
+    fn decode(&mut self, arrival: &Arrival<'_>, index: usize) -> Mapped {
+        let Arrival { topic, payload, retained, duplicate, beside, received, now } = *arrival;
+        let message = sparkplug::Message { topic, payload, received: received.millis(), retained, duplicate, beside };
+        let decoded = sparkplug::decode(&mut self.tables, &message);
+        self.births_wanted += u64::from(decoded.wants_birth);
         if let Some(gap) = decoded.gap {
-            self.tell(arrival.now, || tracing::warn!("Sparkplug B: {gap}"));
+            self.tell("gap", now, || tracing::warn!("Sparkplug B: {gap}"));
+        }
+        if decoded.wants_birth {
+            self.tell("birth", now, || {
+                tracing::warn!(topic, "Sparkplug B: a birth is wanted, and a host application has to ask for it");
+            });
         }
         let mut made = Vec::with_capacity(decoded.readings.len());
         for reading in decoded.readings {
-            let outcome = self.step(arrival, &reading.topic, &reading.payload);
+            let outcome = self.step(arrival, index, &reading.topic, &reading.payload);
             let made_of = |payload, unmapped| Made {
                 uns: Some(reading.topic.clone()),
                 payload: Some(payload),
                 unmapped,
                 birth: reading.birth,
                 historical: reading.historical,
+                stale: false,
             };
             match outcome {
                 Outcome::Same => made.push(made_of(reading.payload.clone(), None)),
@@ -154,6 +168,7 @@ impl Mapping {
                 made.push(Made::default());
                 Mapped::Made(made)
             }
+            Rest::Stale => Mapped::Made(vec![Made { stale: true, ..Made::default() }]),
             Rest::Unresolved(why) => {
                 made.push(Made { unmapped: Some(why), ..Made::default() });
                 Mapped::Made(made)
@@ -162,42 +177,42 @@ impl Mapping {
     }
 
     /// Takes the steps of the arrival's route with what became of it so far.
-    fn step(&mut self, arrival: &Arrival<'_>, topic: &str, payload: &[u8]) -> Outcome {
-        let index = self.known.get(arrival.topic).copied().flatten();
-        let Some(way) = index.and_then(|index| self.ways.get_mut(index)) else { return Outcome::Same };
+    fn step(&mut self, arrival: &Arrival<'_>, index: usize, topic: &str, payload: &[u8]) -> Outcome {
+        let Some(way) = self.ways.get_mut(index) else { return Outcome::Same };
         let outcome = way.steps.take(topic, payload, arrival.now);
         if let Outcome::Misfit(misfit) = &outcome {
             let route = way.route;
-            self.tell(arrival.now, || tracing::warn!(topic, "route {route}: a message goes on as it came: {misfit}"));
+            self.tell("misfit", arrival.now, || {
+                tracing::warn!(topic, "route {route}: a message goes on as it came: {misfit}")
+            });
         }
         outcome
     }
 
-    /// The route of a topic, when it does something.
-    fn way(&mut self, topic: &str) -> Option<&Way> {
+    /// The route of a topic, when it does something: its place among the ways.
+    fn way(&mut self, topic: &str) -> Option<usize> {
         if self.idle {
             return None;
         }
-        let index = match self.known.get(topic) {
-            Some(known) => *known,
-            None => {
-                let found = self.ways.iter().position(|way| way.from.matches(topic));
-                let found = found.filter(|index| {
-                    self.ways.get(*index).is_some_and(|way| way.decode.is_some() || !way.steps.is_empty())
-                });
-                if self.known.len() >= REMEMBERED {
-                    self.known.clear();
-                }
-                self.known.insert(topic.into(), found);
-                found
+        if let Some(known) = self.known.get(topic) {
+            return *known;
+        }
+        let found = self.ways.iter().position(|way| way.from.matches(topic));
+        let does = |way: &Way| way.decode.is_some() || !way.steps.is_empty();
+        let found = found.filter(|index| self.ways.get(*index).is_some_and(does));
+        if topic.len() <= LONGEST_REMEMBERED {
+            if self.known.len() >= REMEMBERED {
+                self.known.clear();
             }
-        };
-        self.ways.get(index?)
+            self.known.insert(topic.into(), found);
+        }
+        found
     }
 
-    fn tell(&mut self, now: Instant, say: impl FnOnce()) {
-        if self.told.is_none_or(|told| now.saturating_duration_since(told) > REPEAT) {
-            self.told = Some(now);
+    /// Says something of a kind now and again.
+    fn tell(&mut self, kind: &'static str, now: Instant, say: impl FnOnce()) {
+        if self.told.get(kind).is_none_or(|told| now.saturating_duration_since(*told) > REPEAT) {
+            self.told.insert(kind, now);
             say();
         }
     }
@@ -228,7 +243,7 @@ mod tests {
     fn map(mapping: &mut Mapping, topic: &str, payload: &str) -> Mapped {
         let (received, now) = (Timestamp::from_millis(5), Instant::now());
         let payload = payload.as_bytes();
-        mapping.map(&Arrival { topic, payload, retained: false, duplicate: false, received, now })
+        mapping.map(&Arrival { topic, payload, retained: false, duplicate: false, beside: 0, received, now })
     }
 
     #[test]
@@ -262,5 +277,18 @@ mod tests {
         assert_eq!(map(&mut mapping, "spBv1.0/g/NDEATH/e", ""), Mapped::Same);
         let Mapped::Made(made) = map(&mut mapping, "spBv1.0/g/NDATA/e", "?") else { panic!("it is no payload") };
         assert!(made[0].uns.is_none() && made[0].unmapped.as_ref().unwrap().contains("not Sparkplug B"));
+        // A metric by a number that no birth has told.
+        assert_eq!(mapping.births_wanted(), 0);
+        map(&mut mapping, "spBv1.0/g/NDATA/e", "\x12\x04\x10\x07\x50\x01");
+        assert_eq!((mapping.births_wanted(), mapping.births_wanted()), (1, 0));
+    }
+
+    #[test]
+    fn a_topic_too_long_to_be_remembered_goes_its_way_all_the_same() {
+        let mut mapping = mapping("[[route]]\nfrom = 'a/#'\nto = 'x'\nstep = [{ filter = { above = 1 } }]");
+        let long = format!("a/{}", "b".repeat(LONGEST_REMEMBERED));
+        assert!(map(&mut mapping, &long, "1").is_filtered() && map(&mut mapping, &long, "1").is_filtered());
+        assert_eq!(map(&mut mapping, &long, "2"), Mapped::Same);
+        assert!(mapping.known.is_empty());
     }
 }

@@ -10,7 +10,7 @@
 //! | 13 | | the connection's name, the topic, the payload |
 //!
 //! A message of which more is known than that is of version 2: bit 4 of the second byte says that it is a birth's, bit 5 that
-//! it is historical, and the length of notes (4 bytes) stands at 13, so that the rest begins at 17: name, topic, notes, payload.
+//! it is historical, bit 6 that it is stale, and the length of notes (4 bytes) stands at 13, so that the rest begins at 17: name, topic, notes, payload.
 //! A note is its kind (1 byte), the length of its text (2 bytes) and the text.
 
 use protocol::Timestamp;
@@ -22,6 +22,7 @@ const RETAINED: u8 = 4;
 const DUPLICATE: u8 = 8;
 const BIRTH: u8 = 16;
 const HISTORICAL: u8 = 32;
+const STALE: u8 = 64;
 
 /// Kinds of notes.
 const CONTENT_TYPE: u8 = 1;
@@ -67,6 +68,8 @@ pub struct Notes<'a> {
     pub birth: bool,
     /// It is older than what came before it.
     pub historical: bool,
+    /// It is the death of a life that was over before.
+    pub stale: bool,
 }
 
 impl<'a> Record<'a> {
@@ -77,7 +80,8 @@ impl<'a> Record<'a> {
             | flag(self.retained, RETAINED)
             | flag(self.duplicate, DUPLICATE)
             | flag(self.notes.birth, BIRTH)
-            | flag(self.notes.historical, HISTORICAL);
+            | flag(self.notes.historical, HISTORICAL)
+            | flag(self.notes.stale, STALE);
         let notes = self.notes.encoded();
         let plain = self.notes == Notes::default();
         let mut bytes =
@@ -96,6 +100,12 @@ impl<'a> Record<'a> {
         bytes.extend(notes);
         bytes.extend(self.payload);
         bytes
+    }
+
+    /// When an encoded record was received.
+    pub fn received(encoded: &[u8]) -> Option<Timestamp> {
+        let received = encoded.get(2..)?.first_chunk()?;
+        Some(Timestamp::from_millis(i64::from_le_bytes(*received)))
     }
 
     /// An encoded record, marked as one that may be in another record too.
@@ -127,7 +137,8 @@ impl<'a> Record<'a> {
         let (topic, rest) = rest.split_at_checked(topic).ok_or(RecordError::Malformed)?;
         let (notes, payload) = rest.split_at_checked(notes).ok_or(RecordError::Malformed)?;
         let mut notes = Notes::decode(notes)?;
-        (notes.birth, notes.historical) = (flags & BIRTH != 0, flags & HISTORICAL != 0);
+        (notes.birth, notes.historical, notes.stale) =
+            (flags & BIRTH != 0, flags & HISTORICAL != 0, flags & STALE != 0);
         let text = |bytes| std::str::from_utf8(bytes).map_err(|_| RecordError::Malformed);
         Ok(Self {
             mqtt: text(mqtt)?,
@@ -235,6 +246,7 @@ mod tests {
             unmapped in prop::option::of(".{0,9}"),
             birth: bool,
             historical: bool,
+            stale: bool,
         ) {
             let received = Timestamp::from_millis(received);
             let notes = Notes {
@@ -244,10 +256,12 @@ mod tests {
                 unmapped: unmapped.as_deref(),
                 birth,
                 historical,
+                stale,
             };
             let record =
                 Record { mqtt: &mqtt, topic: &topic, payload: &payload, received, qos, retained, duplicate, notes };
             let bytes = record.encoded();
+            prop_assert_eq!(Record::received(&bytes), Some(record.received));
             prop_assert_eq!(Record::decode(&bytes), Ok(record));
         }
 

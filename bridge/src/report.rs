@@ -211,7 +211,8 @@ impl Sampler {
         let (pending, bytes, dropped) = self.logs.total();
         let telemetry = self.recorder.backlog().status();
         let counted = |value: u64| i64::try_from(value).ok();
-        let Counters { received, delivered, refused, oversize, connected, reached, .. } = &*self.counters;
+        let Counters { received, filtered, unmapped, births_wanted, .. } = &*self.counters;
+        let Counters { delivered, refused, oversize, connected, reached, .. } = &*self.counters;
         let lag = match (pending, reached.now()) {
             (0, _) => Some(0),
             (_, 0) => None,
@@ -224,6 +225,9 @@ impl Sampler {
             (metrics::SPOOL_PENDING, counted(telemetry.pending_batches)),
             (metrics::SPOOL_BYTES, counted(telemetry.bytes)),
             (metrics::BRIDGE_RECEIVED, counted(received.now())),
+            (metrics::BRIDGE_FILTERED, counted(filtered.now())),
+            (metrics::BRIDGE_UNMAPPED, counted(unmapped.now())),
+            (metrics::BRIDGE_BIRTHS_WANTED, counted(births_wanted.now())),
             (metrics::BRIDGE_DELIVERED, counted(delivered.now())),
             (metrics::BRIDGE_REFUSED, counted(refused.now() + oversize.now())),
             (metrics::BRIDGE_PENDING, counted(pending)),

@@ -10,15 +10,14 @@ use protocol::Timestamp;
 
 use crate::config::{Decode, Preset, RouteConfig};
 use crate::filter::{Filter, FilterError};
-use crate::mapping::Way as Inbound;
+use crate::header;
+use crate::mapping::{LONGEST_REMEMBERED, REMEMBERED, Way as Inbound};
 use crate::step::{StepError, Steps};
 use crate::template::{Template, TemplateError};
 use crate::uns;
 
 /// Longest name of a Kafka topic.
 const LONGEST_TOPIC: usize = 249;
-/// Topics whose target is remembered; beyond it all are worked out anew.
-const REMEMBERED: usize = 10_000;
 
 /// Every route, in the order of the configuration: the first that matches counts.
 #[derive(Debug)]
@@ -196,6 +195,9 @@ impl Routes {
             return known.clone();
         }
         let target = self.work_out(mqtt, topic).map(Arc::new);
+        if topic.len() > LONGEST_REMEMBERED {
+            return target;
+        }
         if self.known.values().map(HashMap::len).sum::<usize>() >= REMEMBERED {
             self.known.clear();
         }
@@ -313,6 +315,10 @@ impl Route {
         if matches!(to, To::Umh) && configured.key.is_some() {
             return Err(Wrong::Key);
         }
+        if let Some(name) = configured.headers.keys().find(|name| name.starts_with(header::OWN) || name.contains('\0'))
+        {
+            return Err(Wrong::Header(name.clone()));
+        }
         let headers = configured.headers.iter().map(|(name, value)| Ok((name.clone(), value.parse()?)));
         Ok(Self {
             from: from.parse()?,
@@ -361,6 +367,8 @@ enum Wrong {
     Decode,
     #[error("{0:?} is no name of a Kafka topic: 1 to 249 letters, digits, '.', '_' and '-'")]
     Topic(String),
+    #[error("{0:?} is no name for a header: those that begin with hf- are the bridge's own, and none has a NUL")]
+    Header(String),
     #[error(transparent)]
     Filter(#[from] FilterError),
     #[error(transparent)]
@@ -413,6 +421,14 @@ mod tests {
     }
 
     #[test]
+    fn a_topic_too_long_to_be_remembered_has_its_target_all_the_same() {
+        let mut routes = Routes::new(&[route("a/#", "x")]).unwrap();
+        let long = format!("a/{}", "b".repeat(LONGEST_REMEMBERED));
+        assert_eq!(routes.target("m", &long, None).unwrap().key, long);
+        assert!(routes.known.is_empty());
+    }
+
+    #[test]
     fn a_name_that_kafka_has_not_goes_nowhere() {
         let mut routes = Routes::new(&[route("a/#", "x.{2}")]).unwrap();
         assert!(matches!(routes.target("m", "a/line 1", None), Err(NoTarget::Topic { route: 1, .. })));
@@ -456,6 +472,8 @@ mod tests {
 
     #[test]
     fn a_route_that_makes_no_sense_is_refused() {
+        let header =
+            |name: &str| RouteConfig { headers: [(name.to_owned(), "1".to_owned())].into(), ..route("a", "x") };
         for (wrong, why) in [
             (RouteConfig::default(), "either `to`"),
             (RouteConfig { from: None, ..route("a", "x") }, "`from` is missing"),
@@ -464,6 +482,8 @@ mod tests {
             (route("a", "{x}"), "is not known"),
             (RouteConfig { key: Some("k".into()), ..umh() }, "leave `key` out"),
             (RouteConfig { decode: Some(Decode::SparkplugB), ..umh() }, "takes `to`"),
+            (header("hf-sequence"), "the bridge's own"),
+            (header("a\0"), "none has a NUL"),
             (RouteConfig { step: vec![StepConfig::Pick(Vec::new())], ..route("a", "x") }, "step 1 is not usable"),
         ] {
             let refused = Routes::new(&[wrong]).unwrap_err();

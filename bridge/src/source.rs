@@ -58,7 +58,7 @@ pub struct Source {
     /// Messages that were read and did not go to the log yet, and their bytes.
     batch: Vec<Submission>,
     batch_bytes: usize,
-    /// Number of the last message that was read.
+    /// Number of the last message for which an acknowledgement is owed. Others have none.
     submitted: u64,
     /// Messages that are not acknowledged, oldest first: acknowledgements have to come in the order of the messages.
     unacknowledged: VecDeque<Owed>,
@@ -317,28 +317,33 @@ impl Source {
             self.unacknowledged.push_back(Owed { number: self.submitted, packet_id, qos });
             return;
         }
-        self.submitted += 1;
+        let number = (qos > 0).then(|| {
+            self.submitted += 1;
+            self.submitted
+        });
+        let properties: usize = publish.properties.iter().map(|(name, value)| name.len() + value.len()).sum();
         let arrival = Arrival {
             topic: &publish.topic,
             payload: &publish.payload,
             retained: publish.retained,
             duplicate: publish.duplicate,
+            beside: properties + publish.content_type.as_ref().map_or(0, String::len),
             received: self.clock.now(),
             now: Instant::now(),
         };
-        match self.mapping.map(&arrival) {
+        let (mapped, begun) = (self.mapping.map(&arrival), self.batch.len());
+        self.counters.births_wanted.add(self.mapping.births_wanted());
+        match mapped {
             Mapped::Same => self.record(&arrival, publish, &Made::default()),
-            Mapped::Made(made) if made.is_empty() => {
-                self.counters.filtered.add(1);
-                self.batch.push(Submission { mqtt: self.index, number: self.submitted, record: Vec::new() });
-            }
             Mapped::Made(made) => {
+                self.counters.filtered.add(u64::from(made.is_empty()));
                 self.counters.unmapped.add(u64::from(made.iter().any(|made| made.unmapped.is_some())));
                 made.iter().for_each(|made| self.record(&arrival, publish, made));
             }
         }
-        if qos > 0 {
-            self.unacknowledged.push_back(Owed { number: self.submitted, packet_id, qos });
+        number_last(&mut self.batch, begun, self.index, number);
+        if let Some(number) = number {
+            self.unacknowledged.push_back(Owed { number, packet_id, qos });
         }
     }
 
@@ -349,10 +354,11 @@ impl Source {
             unmapped: made.unmapped.as_deref(),
             birth: made.birth,
             historical: made.historical,
+            stale: made.stale,
             content_type: publish.content_type.as_deref(),
             properties: publish.properties.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect(),
         };
-        let mut record = Record {
+        let record = Record {
             mqtt: &self.config.name,
             topic: arrival.topic,
             payload: made.payload.as_deref().unwrap_or(arrival.payload),
@@ -372,10 +378,10 @@ impl Source {
                 most = self.longest,
                 "a message is too large for the log and is dropped"
             );
-            record = Vec::new();
+            return;
         }
         self.batch_bytes += record.len();
-        self.batch.push(Submission { mqtt: self.index, number: self.submitted, record });
+        self.batch.push(Submission { mqtt: self.index, number: None, record });
     }
 
     /// Gives the batch to the log as soon as there is room for it, whatever becomes of the connection: its messages have
@@ -454,5 +460,36 @@ impl Source {
             wire.read().await?;
         }
         Ok(())
+    }
+}
+
+/// Gives the last record of a message that begins there its number: it is stored after the others, so they are acknowledged
+/// with it. What left no record is acknowledged, too.
+fn number_last(batch: &mut Vec<Submission>, begun: usize, mqtt: usize, number: Option<u64>) {
+    match batch.get_mut(begun..).and_then(<[Submission]>::last_mut) {
+        Some(last) => last.number = number,
+        None if number.is_some() => batch.push(Submission { mqtt, number, record: Vec::new() }),
+        None => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_is_acknowledged_with_the_last_of_its_records() {
+        let record = || Submission { mqtt: 0, number: None, record: vec![1] };
+        let mut batch = vec![record()];
+        number_last(&mut batch, 0, 0, Some(1));
+        batch.extend([record(), record(), record()]);
+        number_last(&mut batch, 1, 0, Some(2));
+        // One that leaves nothing, with and without an acknowledgement that is owed.
+        number_last(&mut batch, 4, 0, Some(3));
+        number_last(&mut batch, 5, 0, None);
+        batch.push(record());
+        number_last(&mut batch, 5, 0, None);
+        let numbers: Vec<_> = batch.iter().map(|submission| submission.number).collect();
+        assert_eq!(numbers, [Some(1), None, None, Some(2), Some(3), None]);
     }
 }

@@ -3,23 +3,31 @@
 //! A birth says what an edge node or a device has, with a number for each name; data come by number. The numbers are kept on
 //! disk, because nobody here can ask for a birth: the bridge never writes to MQTT. What they do not resolve goes on as it
 //! came. `spBv1.0/GROUP/DDATA/EDGE/DEVICE` becomes `umh/v1/GROUP/EDGE/DEVICE/_raw/NAME` with `{"timestamp_ms":…,"value":…}`.
+//!
+//! After a death, what births told counts no more (Eclipse Sparkplug 3.0, sections 5.5 and 5.7), unless it is an edge node's of
+//! another life than its last birth began: an MQTT broker may be late to notice that a connection is gone, and then tells the
+//! death after the next birth. Both have the number of their life, `bdSeq`. Where a host application would ask for a birth
+//! (section 5.9: something is missing in the sequence; and a number that no birth told), that is counted and told, for one of
+//! them has to.
 
 mod payload;
 mod tables;
 
 use data_encoding::BASE64;
-use prost::Message;
+use prost::{DecodeError, Message as _};
 
 use crate::uns;
-use payload::{Metric, Payload, Value};
+use payload::{LIFE, Metric, Payload, Value};
 pub use tables::{Saving, Tables};
 
-/// Longest name that is learnt.
+/// Longest name of a metric, and of a group, an edge node and a device.
 const LONGEST_NAME: usize = 1024;
 
 /// Largest payload that is read, and most metrics of it: so much memory may one message take. A larger one goes on as it came.
 const LARGEST: usize = 1 << 20;
 const MOST_METRICS: usize = 10_000;
+/// Most bytes that its readings may have in common, in all of them: its topic, and what its publisher added.
+const MOST_REPEATED: usize = 16 << 20;
 
 /// Numbers of types (Eclipse Sparkplug 3.0, section 6.4.16).
 mod datatype {
@@ -31,6 +39,23 @@ mod datatype {
     pub(super) const FILE: u32 = 18;
 }
 
+/// A message, as it came.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Message<'a> {
+    /// Its topic.
+    pub topic: &'a str,
+    /// Its payload.
+    pub payload: &'a [u8],
+    /// When it came, in milliseconds since the Unix epoch.
+    pub received: i64,
+    /// The broker had kept it: it may be from another life of its sender, so nothing is learnt from it.
+    pub retained: bool,
+    /// It may have come before, and so be out of sequence.
+    pub duplicate: bool,
+    /// Bytes that each of its readings has beside its own.
+    pub beside: usize,
+}
+
 /// A message, read.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Decoded {
@@ -40,6 +65,8 @@ pub struct Decoded {
     pub rest: Rest,
     /// What is missing before it, for a person.
     pub gap: Option<String>,
+    /// A host application would ask for a birth.
+    pub wants_birth: bool,
 }
 
 /// Whether a message goes on as it came.
@@ -50,6 +77,8 @@ pub enum Rest {
     Nothing,
     /// It tells no values: a death, a command, a state.
     NoData,
+    /// It is a death of a life that was over before: whom it is of lives on.
+    Stale,
     /// Something of it can't be told otherwise.
     Unresolved(String),
 }
@@ -76,77 +105,110 @@ struct Sender<'a> {
 }
 
 impl<'a> Sender<'a> {
+    /// `None` for a topic that is not of Sparkplug, or has neither births, data nor deaths.
     fn of(topic: &'a str) -> Option<Self> {
         let mut levels = topic.split('/');
         let ("spBv1.0", group, kind, edge) = (levels.next()?, levels.next()?, levels.next()?, levels.next()?) else {
             return None;
         };
         let device = levels.next();
-        levels.next().is_none().then_some(Self { group, kind, edge, device })
+        let known = match device {
+            None => matches!(kind, "NBIRTH" | "NDATA" | "NDEATH"),
+            Some(_) => matches!(kind, "DBIRTH" | "DDATA" | "DDEATH"),
+        };
+        (known && levels.next().is_none()).then_some(Self { group, kind, edge, device })
+    }
+
+    fn levels(&self) -> impl Iterator<Item = &'a str> + Clone {
+        [self.group, self.edge].into_iter().chain(self.device)
     }
 
     fn topic(&self, name: &str) -> Result<String, &'static str> {
-        let levels = [self.group, self.edge].into_iter().chain(self.device);
         // Else an edge node's topic may be a device's too.
-        if levels.clone().any(|level| level.starts_with('_')) {
+        if self.levels().any(|level| level.starts_with('_')) {
             return Err("group, edge node and device begin with no _");
         }
-        let place = levels.collect::<Vec<_>>().join("/");
+        let place = self.levels().collect::<Vec<_>>().join("/");
         let topic = format!("{}{place}/_raw/{name}", uns::PREFIX);
         uns::key(&topic).map(|_| topic)
     }
 }
 
-/// Reads a message of `topic` that came at `received`, in milliseconds since the Unix epoch.
-///
-/// One that is `retained` may be from another life of its sender, so nothing is learnt from it; one that is a `duplicate` may
-/// be out of sequence.
-pub fn decode(
-    tables: &mut Tables,
-    topic: &str,
-    payload: &[u8],
-    received: i64,
-    retained: bool,
-    duplicate: bool,
-) -> Decoded {
-    let Some(sender) = Sender::of(topic) else { return Decoded { rest: Rest::NoData, ..Decoded::default() } };
-    let birth = match sender.kind {
-        "NBIRTH" | "DBIRTH" => true,
-        "NDATA" | "DDATA" => false,
-        "NDEATH" | "DDEATH" => {
-            // A node's death is written before its life, and is in no sequence.
-            let payload = Payload::decode(payload.get(..LARGEST).unwrap_or(payload)).ok();
-            let payload = payload.filter(|_| sender.kind == "DDEATH" && !duplicate && !retained);
-            let gap = payload.and_then(|payload| tables.counted(sender.group, sender.edge, payload.seq, false));
-            return Decoded { rest: Rest::NoData, gap, ..Decoded::default() };
-        }
-        _ => return Decoded { rest: Rest::NoData, ..Decoded::default() },
-    };
-    let unread = |why| Decoded { rest: Rest::Unresolved(why), ..Decoded::default() };
-    if payload.len() > LARGEST {
-        return unread(format!("larger than {LARGEST} bytes"));
+/// Reads a message.
+pub fn decode(tables: &mut Tables, message: &Message<'_>) -> Decoded {
+    let whole = |rest| Decoded { rest, ..Decoded::default() };
+    let Some(sender) = Sender::of(message.topic) else { return whole(Rest::NoData) };
+    if sender.levels().any(|level| level.len() > LONGEST_NAME) {
+        let why = format!("group, edge node or device has a name longer than {LONGEST_NAME} bytes");
+        return whole(Rest::Unresolved(why));
     }
-    let payload = match Payload::decode(payload) {
-        Ok(payload) if payload.metrics.len() > MOST_METRICS => {
-            return unread(format!("more than {MOST_METRICS} metrics"));
-        }
-        Ok(payload) => payload,
-        Err(error) => return unread(format!("not Sparkplug B: {error}")),
-    };
-    let node = sender.kind == "NBIRTH";
+    match (sender.kind, read(message)) {
+        ("NDEATH" | "DDEATH", Ok(payload)) if !message.retained => death(tables, &sender, &payload, message.duplicate),
+        ("NDEATH" | "DDEATH", _) => whole(Rest::NoData),
+        (_, Ok(payload)) => values(tables, &sender, &payload, message),
+        (_, Err(why)) => whole(Rest::Unresolved(why)),
+    }
+}
+
+fn read(message: &Message<'_>) -> Result<Payload, String> {
+    if message.payload.len() > LARGEST {
+        return Err(format!("larger than {LARGEST} bytes"));
+    }
+    let malformed = |error: DecodeError| format!("not Sparkplug B: {error}");
+    let metrics = Payload::count(message.payload).map_err(malformed)?;
+    if metrics > MOST_METRICS {
+        return Err(format!("more than {MOST_METRICS} metrics"));
+    }
+    if metrics * (message.topic.len() + message.beside) > MOST_REPEATED {
+        return Err(format!(
+            "topic and properties would take more than {MOST_REPEATED} bytes, in each of {metrics} metrics"
+        ));
+    }
+    Payload::decode(message.payload).map_err(malformed)
+}
+
+fn death(tables: &mut Tables, sender: &Sender<'_>, payload: &Payload, duplicate: bool) -> Decoded {
+    let Sender { group, edge, device, .. } = *sender;
+    // A node's death is written before its life, and is in no sequence.
+    let counts = device.is_some() && !duplicate;
+    let gap = tables.counted(group, edge, payload.seq.filter(|_| counts), false);
+    let counts = tables.died(group, edge, device, payload.life());
+    let rest = if counts { Rest::NoData } else { Rest::Stale };
+    Decoded { rest, wants_birth: gap.is_some(), gap, ..Decoded::default() }
+}
+
+/// What a birth or data tell.
+fn values(tables: &mut Tables, sender: &Sender<'_>, payload: &Payload, message: &Message<'_>) -> Decoded {
+    let Sender { group, edge, device, .. } = *sender;
+    let (birth, node) = (matches!(sender.kind, "NBIRTH" | "DBIRTH"), sender.kind == "NBIRTH");
     let mut decoded = Decoded::default();
-    if birth && !retained {
+    if birth && !message.retained {
         let known = payload.metrics.iter().filter_map(learnt).collect();
-        if !tables.learn(sender.group, sender.edge, sender.device, known) {
-            decoded.gap = Some(format!("{}/{} has more metrics than are remembered", sender.group, sender.edge));
+        if !tables.learn(group, edge, device, known) {
+            decoded.gap = Some(format!("{group}/{edge} has more metrics than are remembered"));
+        }
+        if node {
+            tables.lives(group, edge, payload.life());
         }
     }
-    if !duplicate && !retained {
-        let counted = tables.counted(sender.group, sender.edge, payload.seq, node);
-        decoded.gap = decoded.gap.or(counted);
+    if !message.duplicate && !message.retained {
+        let missing = tables.counted(group, edge, payload.seq, node);
+        decoded.wants_birth = missing.is_some();
+        decoded.gap = decoded.gap.or(missing);
     }
     for metric in &payload.metrics {
-        match reading(tables, &sender, metric, payload.timestamp, received) {
+        let known = metric.alias.and_then(|alias| tables.known(group, edge, device, alias));
+        let name = metric.name.as_deref().filter(|name| !name.is_empty());
+        let Some(name) = name.or(known.map(|known| known.name.as_str())) else {
+            let alias = metric.alias.map_or_else(|| "neither name nor alias".into(), |alias| format!("alias {alias}"));
+            decoded.wants_birth |= metric.alias.is_some();
+            decoded.rest = Rest::Unresolved(format!("a metric has {alias}, which no birth has told"));
+            continue;
+        };
+        let datatype = metric.datatype.or(known.map(|known| known.datatype)).unwrap_or_default();
+        let time = metric.timestamp.or(payload.timestamp);
+        let time = time.map_or_else(|| message.received.to_string(), |time| time.to_string());
+        match reading(sender, name, metric, datatype, &time) {
             Ok(Some(reading)) => decoded.readings.push(Reading { birth, ..reading }),
             Ok(None) => {}
             Err(why) => decoded.rest = Rest::Unresolved(why),
@@ -162,25 +224,18 @@ fn learnt(metric: &Metric) -> Option<(u64, tables::Known)> {
 
 /// `None` is for what steers the sender and is no value.
 fn reading(
-    tables: &Tables,
     sender: &Sender<'_>,
+    name: &str,
     metric: &Metric,
-    sent: Option<u64>,
-    received: i64,
+    datatype: u32,
+    time: &str,
 ) -> Result<Option<Reading>, String> {
-    let known = metric.alias.and_then(|alias| tables.known(sender.group, sender.edge, sender.device, alias));
-    let name = metric.name.as_deref().filter(|name| !name.is_empty()).or(known.map(|known| known.name.as_str()));
-    let Some(name) = name else {
-        let alias = metric.alias.map_or_else(|| "neither name nor alias".into(), |alias| format!("alias {alias}"));
-        return Err(format!("a metric has {alias}, which no birth has told"));
-    };
-    if name == "bdSeq" || name.starts_with("Node Control/") || name.starts_with("Device Control/") {
+    if name == LIFE || name.starts_with("Node Control/") || name.starts_with("Device Control/") {
         return Ok(None);
     }
     if name.len() > LONGEST_NAME {
         return Err(format!("a metric's name is longer than {LONGEST_NAME} bytes"));
     }
-    let datatype = metric.datatype.or(known.map(|known| known.datatype)).unwrap_or_default();
     let value = if metric.is_null == Some(true) {
         Some("null".to_owned())
     } else {
@@ -189,7 +244,6 @@ fn reading(
     let value =
         value.ok_or_else(|| format!("{name} is of type {datatype}, which has no place in the Unified Namespace"))?;
     let topic = sender.topic(name).map_err(|why| format!("{name} has no place in the Unified Namespace: {why}"))?;
-    let time = metric.timestamp.or(sent).map_or_else(|| received.to_string(), |time| time.to_string());
     let payload = format!(r#"{{"timestamp_ms":{time},"value":{value}}}"#).into_bytes();
     Ok(Some(Reading { topic, payload, birth: false, historical: metric.is_historical == Some(true) }))
 }
@@ -238,7 +292,7 @@ mod tests {
     }
 
     fn told(tables: &mut Tables, topic: &str, payload: &[u8]) -> Decoded {
-        decode(tables, topic, payload, 5, false, false)
+        decode(tables, &Message { topic, payload, received: 5, ..Message::default() })
     }
 
     fn shown(decoded: &Decoded) -> Vec<String> {
@@ -334,16 +388,75 @@ mod tests {
         (1..=255).for_each(|seq| assert_eq!(gap("spBv1.0/g/NDATA/e", seq), None));
         assert_eq!(gap("spBv1.0/g/NDATA/e", 0), None);
         // What comes again is no gap, and nothing is learnt from what may be from another life.
-        assert_eq!(decode(&mut tables, "spBv1.0/g/NDATA/e", &sent(200, vec![]), 0, false, true).gap, None);
-        let retained = sent(0, vec![metric("a", 1, 3, Value::Int(1))]);
-        assert_eq!(decode(&mut tables, "spBv1.0/g/NBIRTH/e", &retained, 0, true, false).readings.len(), 1);
+        let again = Message { topic: "spBv1.0/g/NDATA/e", payload: &sent(200, vec![]), ..Message::default() };
+        assert_eq!(decode(&mut tables, &Message { duplicate: true, ..again }).gap, None);
+        let birth = sent(0, vec![metric("a", 1, 3, Value::Int(1))]);
+        let kept = Message { topic: "spBv1.0/g/NBIRTH/e", payload: &birth, retained: true, ..Message::default() };
+        assert_eq!(decode(&mut tables, &kept).readings.len(), 1);
         assert!(told(&mut tables, "spBv1.0/g/NDATA/e", &sent(1, vec![by_alias(1, Value::Int(1))])).readings.is_empty());
+    }
+
+    #[test]
+    fn a_death_ends_what_births_told_unless_it_is_of_another_life() {
+        let mut tables = Tables::in_memory();
+        let lives = |life: u64| metric("bdSeq", 0, 4, Value::Long(life));
+        let birth = |life| sent(0, vec![lives(life), metric("a", 1, 3, Value::Int(1))]);
+        let data = |seq| sent(seq, vec![by_alias(1, Value::Int(2))]);
+        told(&mut tables, "spBv1.0/g/NBIRTH/e", &birth(255));
+        told(&mut tables, "spBv1.0/g/NBIRTH/e", &birth(0));
+        told(&mut tables, "spBv1.0/g/DBIRTH/e/d", &sent(1, vec![metric("b", 1, 3, Value::Int(1))]));
+        // The broker was late to tell of the life before.
+        assert_eq!(told(&mut tables, "spBv1.0/g/NDEATH/e", &sent(0, vec![lives(255)])).rest, Rest::Stale);
+        let decoded = told(&mut tables, "spBv1.0/g/NDATA/e", &data(2));
+        assert!(decoded.readings.len() == 1 && !decoded.wants_birth, "{decoded:?}");
+        // What is retained may be of any life.
+        let payload = sent(0, vec![lives(0)]);
+        let kept = Message { topic: "spBv1.0/g/NDEATH/e", payload: &payload, retained: true, ..Message::default() };
+        assert_eq!(decode(&mut tables, &kept).rest, Rest::NoData);
+        assert_eq!(told(&mut tables, "spBv1.0/g/DDATA/e/d", &data(3)).readings.len(), 1);
+        assert_eq!(told(&mut tables, "spBv1.0/g/DDEATH/e/d", &sent(4, vec![])).rest, Rest::NoData);
+        let decoded = told(&mut tables, "spBv1.0/g/DDATA/e/d", &data(5));
+        assert!(decoded.readings.is_empty() && decoded.wants_birth, "{decoded:?}");
+        assert_eq!(told(&mut tables, "spBv1.0/g/NDATA/e", &data(6)).readings.len(), 1, "the edge node lives on");
+        assert_eq!(told(&mut tables, "spBv1.0/g/NDEATH/e", &payload).rest, Rest::NoData);
+        let decoded = told(&mut tables, "spBv1.0/g/NDATA/e", &data(7));
+        assert!(decoded.readings.is_empty() && decoded.wants_birth && decoded.gap.is_none(), "{decoded:?}");
+        told(&mut tables, "spBv1.0/g/NBIRTH/e", &birth(1));
+        let decoded = told(&mut tables, "spBv1.0/g/NDATA/e", &data(3));
+        assert!(decoded.readings.len() == 1 && decoded.wants_birth && decoded.gap.is_some(), "{decoded:?}");
+    }
+
+    #[test]
+    fn a_message_takes_no_more_memory_than_it_may() {
+        let mut tables = Tables::in_memory();
+        let rest = |tables: &mut Tables, message: Message<'_>| match decode(tables, &message).rest {
+            Rest::Unresolved(why) => why,
+            rest => panic!("{rest:?}"),
+        };
+        let many = sent(0, vec![by_alias(1, Value::Int(1)); MOST_METRICS]);
+        let message = Message { topic: "spBv1.0/g/NDATA/e", payload: &many, ..Message::default() };
+        assert!(rest(&mut tables, message).contains("no birth has told"), "it is read");
+        assert!(rest(&mut tables, Message { beside: 1700, ..message }).contains("topic and properties"));
+        // A metric of two bytes each, of which half a million fit.
+        let tiny = b"\x12\x00".repeat(LARGEST / 2);
+        assert!(rest(&mut tables, Message { payload: &tiny, ..message }).contains("more than 10000 metrics"));
+        let nested = b"\x7b".repeat(LARGEST);
+        assert!(rest(&mut tables, Message { payload: &nested, ..message }).contains("not Sparkplug B"));
+        let long = format!("spBv1.0/g/NDATA/{}", "e".repeat(LONGEST_NAME + 1));
+        assert!(rest(&mut tables, Message { topic: &long, ..message }).contains("a name longer than"));
     }
 
     #[test]
     fn what_tells_no_values_goes_on_as_it_came() {
         let mut tables = Tables::in_memory();
-        for topic in ["spBv1.0/g/NDEATH/e", "spBv1.0/g/DCMD/e/d", "spBv1.0/STATE/host", "spBv1.0/g/NDATA", "other"] {
+        for topic in [
+            "spBv1.0/g/NDEATH/e",
+            "spBv1.0/g/NDATA/e/d",
+            "spBv1.0/g/DCMD/e/d",
+            "spBv1.0/STATE/host",
+            "spBv1.0/g/NDATA",
+            "other",
+        ] {
             assert_eq!(told(&mut tables, topic, b"{}").rest, Rest::NoData, "{topic}");
         }
     }

@@ -3,104 +3,21 @@
 //! Steps are taken in their order when a message is received, before it has a number: one that goes no further is
 //! acknowledged and counted, and leaves no gap. A message that a step can't be applied to goes on as it came.
 
-use std::collections::{BTreeMap, HashMap};
+mod config;
+
+use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use serde::Deserialize;
 use settings::Period;
 
 use crate::fields::{Document, NotJson, Path, PathError};
 use crate::unit::{Linear, UnitError};
+pub use config::{DeadBandConfig, DownSampleConfig, FilterConfig, Scalar, ScaleConfig, StepConfig};
 
-/// Topics that a step remembers something of. When there are more, it forgets all of them, and lets one more message of
-/// each pass; so does a start.
+/// Topics that a step remembers something of, and the longest of them. When there are more, it forgets all of them, and lets
+/// one more message of each pass; so does a start. All messages of a longer one pass.
 const MOST_TOPICS: usize = 10_000;
-
-/// A step as it is configured.
-#[derive(Clone, Debug, Deserialize, PartialEq)]
-#[serde(rename_all = "kebab-case")]
-pub enum StepConfig {
-    /// Keep these fields alone.
-    Pick(Vec<String>),
-    /// Give fields other names: new ones by old ones.
-    Rename(BTreeMap<String, String>),
-    /// Convert a number.
-    Scale(ScaleConfig),
-    /// Let messages through for which all of it holds.
-    Filter(FilterConfig),
-    /// Let at most one message of a topic through in a time.
-    DownSample(DownSampleConfig),
-    /// Let messages of a topic through whose number has changed enough.
-    DeadBand(DeadBandConfig),
-}
-
-/// Either from one unit to another, or by factor and offset.
-#[derive(Clone, Debug, Default, Deserialize, PartialEq)]
-#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
-pub struct ScaleConfig {
-    /// The number; without it, the payload itself.
-    pub field: Option<String>,
-    /// Unit that it is in.
-    pub from: Option<String>,
-    /// Unit that it is wanted in.
-    pub to: Option<String>,
-    /// What it is multiplied by.
-    pub factor: Option<f64>,
-    /// What is added then.
-    pub offset: Option<f64>,
-}
-
-/// What has to hold of a value.
-#[derive(Clone, Debug, Default, Deserialize, PartialEq)]
-#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
-pub struct FilterConfig {
-    /// The value; without it, the payload itself.
-    pub field: Option<String>,
-    /// It is there, or is not.
-    pub present: Option<bool>,
-    /// It is this text, number or truth.
-    pub equals: Option<Scalar>,
-    /// It is another one, or missing.
-    pub differs: Option<Scalar>,
-    /// It is a number above this one.
-    pub above: Option<f64>,
-    /// It is a number below this one.
-    pub below: Option<f64>,
-}
-
-/// A time.
-#[derive(Clone, Debug, Deserialize, PartialEq)]
-#[serde(deny_unknown_fields, rename_all = "kebab-case")]
-pub struct DownSampleConfig {
-    /// The time in which at most one message of a topic passes.
-    pub every: Period,
-}
-
-/// How much is enough.
-#[derive(Clone, Debug, Default, Deserialize, PartialEq)]
-#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
-pub struct DeadBandConfig {
-    /// The number; without it, the payload itself.
-    pub field: Option<String>,
-    /// It is further than this from what passed last.
-    pub band: Option<f64>,
-    /// It is further from what passed last than this share of that, in percent.
-    pub percent: Option<f64>,
-    /// After this time one passes whatever it is.
-    pub at_least_every: Option<Period>,
-}
-
-/// A value of a filter.
-#[derive(Clone, Debug, Deserialize, PartialEq)]
-#[serde(untagged)]
-pub enum Scalar {
-    /// true or false.
-    Truth(bool),
-    /// A number.
-    Number(f64),
-    /// Text.
-    Text(String),
-}
+const LONGEST_TOPIC: usize = 1024;
 
 /// Steps, and what they remember of messages.
 #[derive(Clone, Debug, Default)]
@@ -296,6 +213,9 @@ fn remember<T>(passed: &mut HashMap<Box<str>, T>, topic: &str, what: T) {
         *known = what;
         return;
     }
+    if topic.len() > LONGEST_TOPIC {
+        return;
+    }
     if passed.len() >= MOST_TOPICS {
         passed.clear();
     }
@@ -367,7 +287,7 @@ mod tests {
     use super::*;
 
     fn steps(toml: &str) -> Result<Steps, StepError> {
-        #[derive(Deserialize)]
+        #[derive(serde::Deserialize)]
         struct Route {
             step: Vec<StepConfig>,
         }
@@ -440,6 +360,8 @@ mod tests {
         }
         assert_eq!(steps.take("0", b"1", now), Outcome::Same, "it was forgotten");
         assert_eq!(steps.take("0", b"1", now), Outcome::Dropped(1));
+        let long = "t".repeat(LONGEST_TOPIC + 1);
+        assert!((0..2).all(|_| steps.take(&long, b"1", now) == Outcome::Same), "it is too long to be remembered");
     }
 
     #[test]

@@ -1,5 +1,13 @@
 //! A Sparkplug B payload: the parts of its protobuf message (Eclipse Sparkplug 3.0, section 6.4) that are read here.
 
+use prost::DecodeError;
+use prost::encoding::{DecodeContext, decode_key, skip_field};
+
+/// Name of the metric that counts an edge node's lives, from 0 to 255 and on from 0.
+pub(crate) const LIFE: &str = "bdSeq";
+/// Where the metrics are in the message.
+const METRICS: u32 = 2;
+
 /// A payload.
 #[derive(Clone, PartialEq, prost::Message)]
 pub(crate) struct Payload {
@@ -12,6 +20,30 @@ pub(crate) struct Payload {
     /// Counts an edge node's messages, from 0 at its birth to 255, and on from 0.
     #[prost(uint64, optional, tag = "3")]
     pub(crate) seq: Option<u64>,
+}
+
+impl Payload {
+    /// How many metrics there are in these bytes. One takes two bytes there and a hundred times as much when it is read, so
+    /// they are counted before that.
+    pub(crate) fn count(mut bytes: &[u8]) -> Result<usize, DecodeError> {
+        let mut count = 0;
+        while !bytes.is_empty() {
+            let (tag, kind) = decode_key(&mut bytes)?;
+            count += usize::from(tag == METRICS);
+            skip_field(kind, tag, &mut bytes, DecodeContext::default())?;
+        }
+        Ok(count)
+    }
+
+    /// The number of the edge node's life, which its birth and its death have in common.
+    pub(crate) fn life(&self) -> Option<u64> {
+        let metric = self.metrics.iter().find(|metric| metric.name.as_deref() == Some(LIFE))?;
+        match metric.value {
+            Some(Value::Int(life)) => Some(life.into()),
+            Some(Value::Long(life)) => Some(life),
+            _ => None,
+        }
+    }
 }
 
 /// A value under its name, or the number that stands for the name.

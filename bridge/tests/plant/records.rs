@@ -6,7 +6,8 @@ use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::message::Headers;
 use rdkafka::{ClientConfig, Message, Offset, TopicPartitionList};
 
-use crate::rig::{Cluster, SOON};
+use crate::delivered::Cluster;
+use crate::rig::SOON;
 
 /// A record.
 #[derive(Clone, Debug)]

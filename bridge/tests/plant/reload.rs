@@ -4,8 +4,14 @@ use std::time::Duration;
 
 use rdkafka::mocking::MockCluster;
 
+use crate::delivered::Delivered;
+use crate::mosquitto::{Mosquitto, Publisher};
 use crate::records;
-use crate::rig::{Bridge, Delivered, Mosquitto, Publisher};
+use crate::rig::Bridge;
+
+/// Two classes with room enough.
+const CLASSES: &str = "[[class]]\nname = \"trends\"\noverflow = \"drop-oldest\"\n\
+                       [[class]]\nname = \"events\"\noverflow = \"block\"\n";
 
 fn routes(filters: &[(&str, &str)]) -> String {
     let route = |(from, to): &(&str, &str)| format!("[[route]]\nfrom = {from:?}\nto = {to:?}\n");
@@ -71,5 +77,59 @@ fn what_waits_goes_by_the_routes_it_was_accepted_for_and_at_the_new_rate() {
     Delivered::wait(&cluster, &["machines"], &before).assert_complete_and_in_order(&before);
     Delivered::wait(&cluster, &["late"], &after).assert_complete_and_in_order(&after);
     bridge.stop();
+    assert_eq!(bridge.dead_letters(), "");
+}
+
+#[test]
+fn topics_change_their_class_and_what_waits_in_their_former_one_is_delivered_in_its_order() {
+    let (cluster, mosquitto) = (MockCluster::new(1).unwrap(), Mosquitto::start());
+    for topic in ["machines", "others"] {
+        cluster.create_topic(topic, 1, 1).unwrap();
+    }
+    cluster.broker_down(1).unwrap();
+    let brokers = cluster.bootstrap_servers();
+    let routes = |machines: &str, others: &str| {
+        let route = |from: &str, to: &str, class: &str| format!("[[route]]\nfrom = {from:?}\nto = {to:?}\n{class}\n");
+        format!("{CLASSES}{}{}", route("m/#", "machines", machines), route("o/#", "others", others))
+    };
+    let (trends, events) = ("class = \"trends\"", "class = \"events\"");
+    let mut bridge = Bridge::start(&mosquitto, &brokers, &routes(trends, events));
+    bridge.subscribed(1);
+    let publish = |from: u64, to: u64, logs: [&str; 2]| {
+        for (topic, log) in ["m/a", "o/a"].into_iter().zip(logs) {
+            Publisher::publish(&mosquitto, topic, from..=to);
+            bridge.stored_in(log, &format!("{topic}{to}"));
+        }
+    };
+    let reload = |times: usize, text: &str| {
+        bridge.configure(&mosquitto, &brokers, text, "");
+        bridge.reload();
+        bridge.said_again("going on with the configuration as it is now", times);
+    };
+    publish(1, 200, ["classes/trends/log", "classes/events/log"]);
+    // To the other class, to none, and to one that there was not when it started, which is as if to none.
+    reload(1, &routes(events, ""));
+    publish(201, 400, ["classes/events/log", "log"]);
+    let later = routes(events, trends).replace("\"events\"", "\"later\"");
+    reload(2, &later);
+    bridge.said("class is read at a start alone");
+    publish(401, 600, ["log", "classes/trends/log"]);
+    cluster.broker_up(1).unwrap();
+    let published = [("m/a".to_owned(), 600), ("o/a".to_owned(), 600)];
+    let delivered = Delivered::wait(&cluster, &["machines", "others"], &published);
+    for (topic, _) in &published {
+        let numbers = delivered.numbers(topic);
+        assert_eq!(numbers.len(), 600);
+        // Classes don't wait for one another; in each, all is in order.
+        for part in [1..=200, 201..=400, 401..=600] {
+            assert!(numbers.iter().filter(|number| part.contains(*number)).is_sorted(), "{numbers:?}");
+        }
+    }
+    bridge.stop();
+    let (report, whole) = bridge.audit(&["machines", "others"]);
+    assert!(
+        whole && report.matches(" 0 missing").count() == 3 && report.matches(" 0 doubled").count() == 3,
+        "{report}"
+    );
     assert_eq!(bridge.dead_letters(), "");
 }

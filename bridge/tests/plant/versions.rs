@@ -5,8 +5,10 @@ use std::time::Duration;
 use rdkafka::mocking::MockCluster;
 
 use crate::ROUTES;
+use crate::delivered::Delivered;
+use crate::mosquitto::{Mosquitto, Publisher};
 use crate::records;
-use crate::rig::{Bridge, Delivered, Mosquitto, Publisher};
+use crate::rig::Bridge;
 
 const VERSIONS: [&str; 2] = ["version = 3", "version = 5"];
 
