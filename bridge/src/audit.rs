@@ -38,7 +38,7 @@ struct Stream {
     class: Option<String>,
     /// Ranges that are said to be dropped.
     dropped: Vec<(u64, u64)>,
-    /// The highest number of each MQTT topic.
+    /// The highest number of each MQTT topic, in each Kafka topic.
     latest: HashMap<Box<str>, u64>,
     disordered: u64,
 }
@@ -108,9 +108,11 @@ impl Ledger {
             std::str::from_utf8(found.value?).ok().map(str::to_owned)
         };
         let sequence = value(header::SEQUENCE).and_then(|sequence| sequence.parse().ok());
-        match (value(header::BRIDGE), value(header::EPOCH), sequence, value(header::TOPIC)) {
+        // What one message was decoded to is many topics', and other routes may send a topic elsewhere.
+        let topic = value(header::UNS).or_else(|| value(header::TOPIC));
+        match (value(header::BRIDGE), value(header::EPOCH), sequence, topic) {
             (Some(bridge), Some(epoch), Some(sequence), Some(topic)) => {
-                self.take(&bridge, &epoch, sequence, &topic);
+                self.take(&bridge, &epoch, sequence, &format!("{} {topic}", message.topic()));
                 self.take_dropped(&bridge, &epoch, value(header::CLASS), value(header::DROPPED).as_deref());
             }
             _ => self.foreign += 1,

@@ -1,28 +1,32 @@
 //! The running bridge: builds its parts, runs them, and drains within a deadline.
 
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use node::{Clock, IdentityStore};
 use spool::Status;
+use tokio::signal::unix::Signal;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::class::{self, Class};
-use crate::config::Config;
+use crate::config::{Config, ConfigError, KafkaConfig};
 use crate::counters::Counters;
 use crate::dead_letter::DeadLetters;
 use crate::enroll;
 use crate::lanes::{Lanes, Logs};
 use crate::log::{Log, Writer};
+use crate::mapping::Mapping;
 use crate::pace::Pace;
 use crate::receipts::Receipts;
 use crate::report::Report;
 use crate::route::Routes;
 use crate::sink::{self, Sink};
 use crate::source::{self, Source};
+use crate::sparkplug::Tables;
 use crate::subscriptions::Subscriptions;
 
 /// Name and version of this program.
@@ -31,11 +35,23 @@ pub const SOFTWARE: &str = concat!("hyperfactory-bridge ", env!("CARGO_PKG_VERSI
 /// How often what was done is logged.
 const TELL: Duration = Duration::from_secs(60);
 
-/// Runs until `stop`, then drains.
+/// Changes of configuration that are held up by a sink that is busy; a further one is refused.
+const CHANGES: usize = 4;
+
+/// When to read the configuration again, and how.
+pub struct Reloads {
+    /// Tells when.
+    pub signals: Signal,
+    /// Reads it.
+    pub load: Box<dyn Fn() -> Result<Config, ConfigError> + Send>,
+}
+
+/// Runs until `stop`, then drains. Whenever `reloads` says so, it goes on with the routes and the rate that are configured
+/// then.
 ///
 /// # Errors
 /// When it can't start: the configuration lacks something, or the state directory can't be used.
-pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> {
+pub async fn run(config: Config, stop: CancellationToken, mut reloads: Reloads) -> anyhow::Result<()> {
     let (store, clock) = (IdentityStore::directory(&config.state_dir), Clock::system());
     let enrolled = stop.run_until_cancelled(enroll::identity(&config, &store, &clock)).await;
     let Some(identity) = enrolled.transpose()? else { return Ok(()) };
@@ -69,18 +85,21 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
     let logs = Logs::new(logs);
 
     let counters = Arc::<Counters>::default();
+    let passed = watch::Sender::new(routes.passed());
     let report = match identity {
         Some(identity) => {
             tracing::info!(node = %identity.node, tenant = %identity.tenant, hub = identity.hub, "reporting to the hub");
-            Some(Report::start(&config, store, identity, logs.clone(), Arc::clone(&counters), routes.passed()).await?)
+            Some(
+                Report::start(&config, store, identity, logs.clone(), Arc::clone(&counters), passed.subscribe())
+                    .await?,
+            )
         }
         None => {
             tracing::info!("not enrolled: reporting to no hub");
             None
         }
     };
-    let of_route: Vec<_> = config.route.iter().map(|route| route.class.clone()).collect();
-    let mut lanes = Lanes::new(&classes, Routes::new(&config.route)?, &of_route);
+    let mut lanes = Lanes::new(&classes, Routes::new(&config.route)?, &classes_of(&config));
     let mut receipts: Vec<Receipts> = (0..classes.len()).map(Receipts::of).collect();
     let mut heard = Vec::new();
     for mqtt in &config.mqtt {
@@ -90,6 +109,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
     }
     let lanes = Arc::new(lanes);
     let (mut sources, sources_stop) = (JoinSet::new(), CancellationToken::new());
+    let inbound = watch::Sender::new(Arc::new(Routes::new(&config.route)?));
     let mut connections = Vec::new();
     for ((index, mqtt), acknowledged) in config.mqtt.iter().enumerate().zip(heard) {
         let filters = routes.filters(&mqtt.name);
@@ -100,6 +120,8 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
             index,
             bridge: bridge.clone(),
             subscriptions: Subscriptions::begin(&config.state_dir, &mqtt.name, filters)?,
+            mapping: Mapping::new(routes.ways(&mqtt.name), Tables::open(&config.state_dir, &mqtt.name)?),
+            routes: inbound.subscribe(),
             lanes: Arc::clone(&lanes),
             acknowledged,
             counters: Arc::clone(&counters),
@@ -109,12 +131,15 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
         connections.push(Source::new(mqtt.clone(), parts)?);
     }
     let (sink_stop, mut writers, mut sinks) = (CancellationToken::new(), Vec::new(), Vec::new());
-    let pace = Arc::new(Mutex::new(Pace::new(config.kafka.max_rate.map(settings::Size::bytes), Instant::now())));
+    let mut changes = Vec::new();
+    let pace = Arc::new(Mutex::new(paced(&config.kafka)));
     for (lane, (((class, log), dead_letters), receipts)) in logs.iter().zip(letters).zip(receipts).enumerate() {
         let intake = lanes.intake(lane).context("a class has no intake")?;
         let receipts = Arc::new(receipts);
         let writer = Writer::start(log.clone(), class.clone(), intake, Arc::clone(&receipts), Arc::clone(&counters));
         writers.push(writer.context("a log's thread can't be started")?);
+        let (change, changed) = mpsc::channel(CHANGES);
+        changes.push(change);
         let parts = sink::Parts {
             log: log.clone(),
             class: class.clone(),
@@ -122,6 +147,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
             config: config.kafka.clone(),
             bridge: bridge.clone(),
             routes: Routes::new(&config.route)?.noting(routes.passed()),
+            changes: changed,
             dead_letters,
             receipts,
             counters: Arc::clone(&counters),
@@ -138,6 +164,26 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
         tokio::select! {
             () = stop.cancelled() => break,
             _ = telling.tick() => tell(&logs, &counters),
+            Some(()) = reloads.signals.recv() => {
+                let reloaded = (reloads.load)().map_err(anyhow::Error::from).and_then(|new| {
+                    new.complete()?;
+                    let ours = Routes::new(&new.route)?.after(&passed.borrow()).passed();
+                    // The sinks first: they have to know a route before messages come by it. All of them or none.
+                    let permits = changes.iter().map(mpsc::Sender::try_reserve).collect::<Result<Vec<_>, _>>();
+                    for permit in permits.map_err(|_| anyhow::anyhow!("the changes before are not made yet: try again"))? {
+                        permit.send(Routes::new(&new.route)?.noting(Arc::clone(&ours)));
+                    }
+                    *pace.lock().unwrap_or_else(PoisonError::into_inner) = paced(&new.kafka);
+                    passed.send_replace(ours);
+                    lanes.follow(Routes::new(&new.route)?, &classes_of(&new));
+                    inbound.send_replace(Arc::new(Routes::new(&new.route)?));
+                    Ok(new)
+                });
+                match reloaded {
+                    Ok(new) => told(&config, &new),
+                    Err(error) => tracing::error!("the configuration of before goes on: {error:#}"),
+                }
+            }
             // None of them ends by itself; without it the bridge is no use, and the service manager starts it anew.
             Some(ended) = sources.join_next() => anyhow::bail!("a connection ended unexpectedly: {ended:?}"),
         }
@@ -161,6 +207,25 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
     Ok(())
 }
 
+fn told(started: &Config, new: &Config) {
+    tracing::info!(routes = new.route.len(), "going on with the configuration as it is now");
+    for lint in Routes::new(&new.route).map(|routes| routes.lints()).unwrap_or_default() {
+        tracing::warn!("{lint}");
+    }
+    for key in started.read_at_start(new) {
+        tracing::warn!("{key} is read at a start alone: restart the bridge");
+    }
+}
+
+fn paced(config: &KafkaConfig) -> Pace {
+    Pace::new(config.max_rate.map(settings::Size::bytes), config.catch_up, Instant::now())
+}
+
+/// The name of each route's class.
+fn classes_of(config: &Config) -> Vec<Option<String>> {
+    config.route.iter().map(|route| route.class.clone()).collect()
+}
+
 async fn join(threads: Vec<JoinHandle<()>>) {
     while !threads.iter().all(JoinHandle::is_finished) {
         tokio::time::sleep(Duration::from_millis(5)).await;
@@ -171,6 +236,9 @@ fn tell(logs: &Logs, counters: &Counters) {
     let (pending, bytes, _) = logs.total();
     tracing::info!(
         received = counters.received.now(),
+        filtered = counters.filtered.now(),
+        unmapped = counters.unmapped.now(),
+        births_wanted = counters.births_wanted.now(),
         stored = counters.stored.now(),
         delivered = counters.delivered.now(),
         dead = counters.refused.now(),

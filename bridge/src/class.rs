@@ -19,7 +19,7 @@ const MOST: usize = 8;
 const FOLDER: &str = "classes";
 
 /// A class as it is configured.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct ClassConfig {
     /// What routes call it, and headers.

@@ -11,8 +11,10 @@ use settings::{Period, Secret, Size};
 use tracing_subscriber::filter::{LevelFilter, Targets};
 
 use crate::class::{self, ClassConfig};
+use crate::pace::CatchUp;
 use crate::route::{RouteError, Routes};
 use crate::standing::Standing;
+use crate::step::StepConfig;
 
 /// Where the bridge keeps its state unless told otherwise.
 pub const STATE_DIR: &str = "/var/lib/hyperfactory/bridge";
@@ -52,13 +54,21 @@ pub struct Config {
 }
 
 /// A connection to an MQTT broker.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct MqttConfig {
     /// What it is called here and in headers.
     pub name: String,
     /// `host:port` of the broker.
     pub address: String,
+    /// Version of the protocol: 3, which is 3.1.1, or 5.
+    #[serde(default)]
+    pub version: Version,
+    /// How long the broker keeps the session after the connection ends, with version 5. Default: for ever, as far as the
+    /// broker goes along.
+    pub session_expiry: Option<Period>,
+    /// Messages that the broker may send before the first of them is acknowledged, with version 5. Default: 1000.
+    pub receive_maximum: Option<u16>,
     /// The client id, which names the session that the broker keeps. Default: from the names of bridge and connection.
     pub client_id: Option<String>,
     /// User name.
@@ -78,13 +88,36 @@ pub struct MqttConfig {
     pub keep_alive: Period,
 }
 
+/// A version of MQTT.
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq)]
+#[serde(try_from = "u8")]
+pub enum Version {
+    /// 3.1.1.
+    #[default]
+    Three,
+    /// 5.
+    Five,
+}
+
+impl TryFrom<u8> for Version {
+    type Error = &'static str;
+
+    fn try_from(number: u8) -> Result<Self, &'static str> {
+        match number {
+            3 => Ok(Self::Three),
+            5 => Ok(Self::Five),
+            _ => Err("use 3, for MQTT 3.1.1, or 5"),
+        }
+    }
+}
+
 /// When a message is acknowledged to its MQTT broker.
 #[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq)]
 #[serde(rename_all = "kebab-case")]
 pub enum Ack {
     /// Once it is on disk.
     #[default]
-    Stored,
+    Durable,
     /// Once Kafka has it, or it is a dead letter on disk: a message outlives the loss of the bridge's disk.
     Delivered,
 }
@@ -102,6 +135,8 @@ pub struct KafkaConfig {
     /// Most bytes of records a second, before compression: while a backlog is delivered, the rest of the line is free for
     /// others. Default: no limit.
     pub max_rate: Option<Size>,
+    /// Who goes first when `max_rate` is not enough for all classes.
+    pub catch_up: CatchUp,
     /// Largest record with its headers; the brokers have to take it (`max.message.bytes`).
     pub max_record: Size,
     /// Where the bridge's certificate comes from when no file is named. Default: from the hub, if the bridge is enrolled.
@@ -162,6 +197,18 @@ pub struct RouteConfig {
     pub headers: BTreeMap<String, String>,
     /// Its class. Default: none, so its messages wait and are never dropped.
     pub class: Option<String>,
+    /// What messages are decoded from; they then go to the Unified Namespace, and to `to` what can't be decoded.
+    pub decode: Option<Decode>,
+    /// What is done with payloads, in this order, and which messages go no further.
+    pub step: Vec<StepConfig>,
+}
+
+/// A format that messages are decoded from.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "kebab-case")]
+pub enum Decode {
+    /// Sparkplug B.
+    SparkplugB,
 }
 
 /// A mapping that is built in.
@@ -207,6 +254,7 @@ impl Default for KafkaConfig {
             compression: Compression::default(),
             linger: Period(Duration::from_millis(5)),
             max_rate: None,
+            catch_up: CatchUp::default(),
             max_record: Size(1_000_000),
             tls: None,
             ca: None,
@@ -292,6 +340,12 @@ impl Config {
             if !(Duration::from_secs(1)..=Duration::from_secs(3600)).contains(&mqtt.keep_alive.get()) {
                 return wrong("mqtt.keep-alive", "use from 1s to 1h");
             }
+            if mqtt.version == Version::Three && (mqtt.session_expiry.is_some() || mqtt.receive_maximum.is_some()) {
+                return wrong("mqtt.version", "session-expiry and receive-maximum take version = 5");
+            }
+            if mqtt.receive_maximum == Some(0) {
+                return wrong("mqtt.receive-maximum", "use 1 or more");
+            }
             if mqtt.client_id.as_deref().is_some_and(str::is_empty) {
                 return wrong("mqtt.client-id", "a session that the broker keeps has a name");
             }
@@ -324,6 +378,12 @@ impl Config {
         }
         if self.kafka.max_rate.is_some_and(|rate| rate < Size(1024)) {
             return wrong("kafka.max-rate", "use 1KiB or more, in a second");
+        }
+        if self.kafka.catch_up == CatchUp::LiveFirst && (self.kafka.max_rate.is_none() || self.class.is_empty()) {
+            return wrong(
+                "kafka.catch-up",
+                "live-first says which [[class]] goes first within `kafka.max-rate`: give both, or leave it out",
+            );
         }
         if self.kafka.linger.get() > Duration::from_secs(1) {
             return wrong("kafka.linger", "use up to 1s");
@@ -366,6 +426,33 @@ impl Config {
         Ok(self)
     }
 
+    /// Keys in which `new` differs that are read at a start alone; the others are [`Self::route`], `kafka.max-rate` and
+    /// `kafka.catch-up`.
+    pub fn read_at_start(&self, new: &Self) -> Vec<&'static str> {
+        let (kafka, next) = (&self.kafka, &new.kafka);
+        let differs = [
+            ("state-dir", self.state_dir != new.state_dir),
+            ("name", self.name != new.name),
+            ("interval", self.interval != new.interval),
+            ("spool-size", self.spool_size != new.spool_size),
+            ("health-listen", self.health_listen != new.health_listen),
+            ("log-size", self.log_size != new.log_size),
+            ("dead-letter-size", self.dead_letter_size != new.dead_letter_size),
+            ("log", self.log != new.log),
+            ("class", self.class != new.class),
+            ("mqtt", self.mqtt != new.mqtt),
+            ("kafka.brokers", kafka.brokers != next.brokers),
+            ("kafka.compression", kafka.compression != next.compression),
+            ("kafka.linger", kafka.linger != next.linger),
+            ("kafka.max-record", kafka.max_record != next.max_record),
+            ("kafka.tls", kafka.tls != next.tls),
+            ("kafka.ca", kafka.ca != next.ca),
+            ("kafka.certificate", kafka.certificate != next.certificate),
+            ("kafka.key", kafka.key != next.key),
+        ];
+        differs.into_iter().filter(|(_, differs)| *differs).map(|(key, _)| key).collect()
+    }
+
     /// What is logged.
     pub fn log(&self) -> Targets {
         self.log.parse().unwrap_or_default()
@@ -383,6 +470,11 @@ impl Config {
 }
 
 impl MqttConfig {
+    /// Messages that the broker may send before the first of them is acknowledged. So many are synced to disk together.
+    pub fn receive_maximum(&self) -> u16 {
+        self.receive_maximum.unwrap_or(1000)
+    }
+
     /// The address in its two parts.
     pub fn host_and_port(&self) -> Option<(&str, u16)> {
         let (host, port) = self.address.rsplit_once(':')?;
@@ -437,8 +529,11 @@ mod tests {
             ("log = 'loud'".to_owned(), "`log` is not usable"),
             (format!("{mqtt}{mqtt}"), "a is given twice"),
             (format!("{mqtt}qos = 3"), "use 0, 1 or 2"),
-            (format!("{mqtt}ack = 'read'"), "expected `stored` or `delivered`"),
+            (format!("{mqtt}ack = 'read'"), "expected `durable` or `delivered`"),
             (format!("{mqtt}keep-alive = '10ms'"), "from 1s to 1h"),
+            (format!("{mqtt}version = 4"), "use 3, for MQTT 3.1.1, or 5"),
+            (format!("{mqtt}receive-maximum = 10"), "take version = 5"),
+            (format!("{mqtt}version = 5\nreceive-maximum = 0"), "use 1 or more"),
             (format!("{mqtt}nmae = 'b'"), "nmae"),
             ("[[mqtt]]\nname = 'a'\naddress = 'broker'".to_owned(), "is not host:port"),
             ("[[mqtt]]\nname = 'a b'\naddress = 'b:1'".to_owned(), "letters, digits"),
@@ -447,6 +542,8 @@ mod tests {
             ("[kafka]\nkey = '/k'".to_owned(), "go together"),
             ("[kafka]\nkey = '/k'\ncertificate = '/c'".to_owned(), "over TLS only"),
             ("[kafka]\nmax-rate = '10B'".to_owned(), "use 1KiB or more"),
+            ("[kafka]\nmax-rate = '1MiB'\ncatch-up = 'live-first'".to_owned(), "give both"),
+            ("[kafka]\nmax-rate = '1MiB'\ncatch-up = 'newest'".to_owned(), "expected `strict` or `live-first`"),
             ("[kafka]\ntls = 'off'\nca = '/a'".to_owned(), "asks for TLS"),
             ("[kafka]\ntls = 'hub'\nkey = '/k'\ncertificate = '/c'".to_owned(), "leave out one"),
             ("[kafka]\nbroker = []".to_owned(), "kafka.broker"),
@@ -497,7 +594,7 @@ mod tests {
             }
             if let Ok(config) = load(&lines.join("\n")) {
                 let _ = crate::show::check(&config);
-                let _ = crate::show::explain(&config, &text);
+                let _ = crate::dry_run::explain(&config, &text, Some(text.as_bytes()));
             }
             let _ = load(&text);
         }
@@ -508,12 +605,15 @@ mod tests {
         let of = |address: &str| MqttConfig {
             name: "a".into(),
             address: address.into(),
+            version: Version::Three,
+            session_expiry: None,
+            receive_maximum: None,
             client_id: None,
             username: None,
             password: None,
             ca: None,
             qos: 1,
-            ack: Ack::Stored,
+            ack: Ack::Durable,
             keep_alive: keep_alive(),
         };
         assert_eq!(of("[::1]:1883").host_and_port(), Some(("::1", 1883)));

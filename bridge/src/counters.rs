@@ -7,6 +7,12 @@ use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 pub struct Counters {
     /// Messages received from MQTT.
     pub received: Counter,
+    /// Messages that a route's steps let go no further.
+    pub filtered: Counter,
+    /// Messages that go on as they came although their route declares what to do with them.
+    pub unmapped: Counter,
+    /// Sparkplug messages by which a host application would ask for a birth, which the bridge can't.
+    pub births_wanted: Counter,
     /// Records made durable.
     pub stored: Counter,
     /// Records that Kafka confirmed.

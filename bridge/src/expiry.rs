@@ -72,6 +72,7 @@ impl Expiry {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::record::Notes;
 
     #[test]
     fn what_is_too_old_is_given_up_and_what_is_not_stays() {
@@ -79,8 +80,16 @@ mod tests {
         let (log, _) = Log::open(Log::options(directory.path().to_owned(), 1 << 20)).unwrap();
         let append = |seconds: i64| {
             let received = Timestamp::from_millis(seconds * 1000);
-            let record =
-                Record { mqtt: "m", topic: "t", payload: b"", received, qos: 1, retained: false, duplicate: false };
+            let record = Record {
+                mqtt: "m",
+                topic: "t",
+                payload: b"",
+                received,
+                qos: 1,
+                retained: false,
+                duplicate: false,
+                notes: Notes::default(),
+            };
             log.spool().append(&record.encoded(), true).unwrap();
         };
         (1..=1000).for_each(append);

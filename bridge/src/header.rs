@@ -24,6 +24,23 @@ pub const RECEIVED: &str = "hf-received";
 pub const RETAINED: &str = "hf-retained";
 /// `true` when the broker could not tell whether it delivered the message before: it may be in another record too.
 pub const DUPLICATE: &str = "hf-duplicate";
+/// Topic of the Unified Namespace that it was decoded to.
+pub const UNS: &str = "hf-uns";
+/// `true` when it comes from a Sparkplug birth: a state, and no news.
+pub const BIRTH: &str = "hf-birth";
+/// `true` when the edge had kept it, and it is older than what came before it.
+pub const HISTORICAL: &str = "hf-historical";
+/// `true` when it is the death of a Sparkplug edge node that has been born again since: the node lives on.
+pub const STALE: &str = "hf-stale";
+/// Why it is as it came although its route declares what to do with it.
+pub const UNMAPPED: &str = "hf-unmapped";
+/// Content type that its publisher gave it (MQTT 5).
+pub const CONTENT_TYPE: &str = "hf-content-type";
+/// What the names above begin with, and no other header does: before a user property (MQTT 5) with such a name stands
+/// [`FOREIGN`].
+pub const OWN: &str = "hf-";
+/// See [`OWN`].
+pub const FOREIGN: &str = "user.";
 
 /// Ranges of dropped numbers as the header has them.
 pub fn dropped(ranges: &[(u64, u64)]) -> String {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::sync::Notify;
 
-/// Bytes that wait to be written. When they are used up, connections are no longer read, and the broker keeps what comes.
+/// Bytes that wait to be written, and what each message takes that leaves none. When they are used up, connections are no longer read, and the broker keeps what comes.
 const MOST_BYTES: usize = 8 << 20;
 /// How long a group waits for others to share its sync: a sync for each message would cost more than the messages.
 const GATHER: Duration = Duration::from_millis(1);
@@ -17,10 +17,18 @@ const ENOUGH: usize = 256 << 10;
 pub struct Submission {
     /// Index of its connection.
     pub mqtt: usize,
-    /// Its number within the connection.
-    pub number: u64,
+    /// Its number within the connection, when an acknowledgement is owed for it; of a message that became several records,
+    /// the last has it.
+    pub number: Option<u64>,
     /// An encoded [`crate::record::Record`]; nothing for a message that is passed over.
     pub record: Vec<u8>,
+}
+
+impl Submission {
+    /// What it takes in memory, at least.
+    fn bytes(&self) -> usize {
+        self.record.len() + size_of::<Self>()
+    }
 }
 
 /// The queue.
@@ -41,7 +49,7 @@ struct Waiting {
 impl Intake {
     /// Puts messages in, when there is room for them. They are in as a whole or, when this is given up, not at all.
     pub async fn put(&self, mut submissions: Vec<Submission>) {
-        let bytes: usize = submissions.iter().map(|submission| submission.record.len()).sum();
+        let bytes: usize = submissions.iter().map(Submission::bytes).sum();
         loop {
             let drained = self.drained.notified();
             {
@@ -95,7 +103,7 @@ mod tests {
     use super::*;
 
     fn submission(number: u64, bytes: usize) -> Submission {
-        Submission { mqtt: 0, number, record: vec![0; bytes] }
+        Submission { mqtt: 0, number: Some(number), record: vec![0; bytes] }
     }
 
     #[tokio::test]
@@ -109,7 +117,15 @@ mod tests {
         assert_eq!(intake.take().unwrap().len(), 1);
         second.await;
         intake.close();
-        assert_eq!(intake.take().unwrap()[0].number, 2);
+        assert_eq!(intake.take().unwrap()[0].number, Some(2));
         assert!(intake.take().is_none());
+    }
+
+    #[tokio::test]
+    async fn what_is_passed_over_takes_room_too() {
+        let intake = Intake::default();
+        let many = |count| (0..count).map(|number| submission(number, 0)).collect::<Vec<_>>();
+        intake.put(many((MOST_BYTES / size_of::<Submission>()) as u64)).await;
+        assert!(tokio::time::timeout(Duration::from_millis(1), intake.put(many(1))).await.is_err());
     }
 }

@@ -2,7 +2,7 @@
 //! in the order of its messages, whichever logs they are in.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use spool::Status;
 use tokio::sync::watch;
@@ -17,27 +17,36 @@ use crate::route::Routes;
 #[derive(Debug)]
 pub struct Lanes {
     intakes: Vec<Arc<Intake>>,
-    /// With one lane alone nobody asks for them.
-    routes: Routes,
-    /// The lane of each route, in their order.
-    of_route: Vec<usize>,
+    /// The classes' names, in their order.
+    classes: Vec<String>,
+    ways: RwLock<Ways>,
     /// By the connections' indices.
     connections: Vec<Arc<Told>>,
+}
+
+/// Which route is whose. With one lane alone nobody asks.
+#[derive(Debug)]
+struct Ways {
+    routes: Routes,
+    /// The lane of each route, in their order.
+    lanes: Vec<usize>,
 }
 
 impl Lanes {
     /// Those of `classes`, with an intake each. `of_route` has the name of each route's class.
     pub fn new(classes: &[Class], routes: Routes, of_route: &[Option<String>]) -> Self {
-        let lane = |name: &Option<String>| {
-            let named = |class: &Class| Some(&class.name) == name.as_ref();
-            classes.iter().position(named).unwrap_or(0)
-        };
+        let names: Vec<String> = classes.iter().map(|class| class.name.clone()).collect();
         Self {
             intakes: classes.iter().map(|_| Arc::default()).collect(),
-            routes,
-            of_route: of_route.iter().map(lane).collect(),
+            ways: RwLock::new(Ways::new(routes, of_route, &names)),
+            classes: names,
             connections: Vec::new(),
         }
+    }
+
+    /// Goes by other routes from now on. What names a class that there was not at the start waits as what has none.
+    pub fn follow(&self, routes: Routes, of_route: &[Option<String>]) {
+        *self.ways.write().unwrap_or_else(PoisonError::into_inner) = Ways::new(routes, of_route, &self.classes);
     }
 
     /// What the lane's log is written from.
@@ -59,10 +68,14 @@ impl Lanes {
             return only.put(submissions).await;
         }
         let mut parts: Vec<Vec<Submission>> = self.intakes.iter().map(|_| Vec::new()).collect();
+        // What is passed over leaves no record, and goes with what came before it; at first by the lane that waits least.
+        let mut lane = parts.len().saturating_sub(1);
         for submission in submissions {
-            let lane = self.lane(&submission);
-            if let Some(told) = self.connections.get(submission.mqtt) {
-                told.await_from(lane, submission.number);
+            if !submission.record.is_empty() {
+                lane = self.lane(&submission);
+            }
+            if let (Some(told), Some(number)) = (self.connections.get(submission.mqtt), submission.number) {
+                told.await_from(lane, number);
             }
             parts[lane].push(submission);
         }
@@ -80,9 +93,17 @@ impl Lanes {
     }
 
     fn lane(&self, submission: &Submission) -> usize {
-        let route = |record: Record<'_>| self.routes.find(record.mqtt, record.topic);
+        let ways = self.ways.read().unwrap_or_else(PoisonError::into_inner);
+        let route = |record: Record<'_>| ways.routes.route(record.mqtt, record.topic);
         let route = Record::decode(&submission.record).ok().and_then(route);
-        route.and_then(|route| self.of_route.get(route).copied()).unwrap_or(0)
+        route.and_then(|number| ways.lanes.get(number.checked_sub(1)?).copied()).unwrap_or(0)
+    }
+}
+
+impl Ways {
+    fn new(routes: Routes, of_route: &[Option<String>], classes: &[String]) -> Self {
+        let lane = |name: &Option<String>| classes.iter().position(|class| Some(class) == name.as_ref()).unwrap_or(0);
+        Self { routes, lanes: of_route.iter().map(lane).collect() }
     }
 }
 
@@ -95,8 +116,8 @@ pub struct Told {
 
 #[derive(Debug, Default)]
 struct Waiting {
-    /// Messages that are not known to be stored, with their lanes, in their order: no more than brokers leave unacknowledged,
-    /// and what comes without acknowledgements in an intake's room. With one lane alone there are none.
+    /// Messages that are not known to be stored, with their lanes, in their order: no more than brokers leave unacknowledged.
+    /// With one lane alone there are none.
     messages: VecDeque<(u64, usize)>,
     /// By lane: messages of it through this one are stored.
     through: Vec<u64>,
@@ -180,6 +201,7 @@ mod tests {
     use super::*;
     use crate::class::{ClassConfig, Overflow};
     use crate::config::{Config, RouteConfig};
+    use crate::record::Notes;
     use protocol::Timestamp;
     use settings::Size;
 
@@ -207,8 +229,17 @@ mod tests {
 
     fn submission(number: u64, topic: &str) -> Submission {
         let received = Timestamp::from_millis(0);
-        let record = Record { mqtt: "m", topic, payload: b"1", received, qos: 1, retained: false, duplicate: false };
-        Submission { mqtt: 0, number, record: record.encoded() }
+        let record = Record {
+            mqtt: "m",
+            topic,
+            payload: b"1",
+            received,
+            qos: 1,
+            retained: false,
+            duplicate: false,
+            notes: Notes::default(),
+        };
+        Submission { mqtt: 0, number: Some(number), record: record.encoded() }
     }
 
     #[tokio::test]
@@ -219,7 +250,7 @@ mod tests {
         lanes.put((1..).zip(topics).map(|(number, topic)| submission(number, topic)).collect()).await;
         let taken = |lane: usize| -> Vec<u64> {
             let taken = lanes.intake(lane).unwrap().take().unwrap();
-            taken.iter().map(|submission| submission.number).collect()
+            taken.iter().filter_map(|submission| submission.number).collect()
         };
         assert_eq!((taken(0), taken(1), taken(2)), (vec![1, 5], vec![2, 4], vec![3]));
         told.tell(1, 4);
@@ -230,5 +261,15 @@ mod tests {
         assert_eq!(*heard.borrow(), 4);
         told.tell(0, 5);
         assert_eq!(*heard.borrow(), 5);
+    }
+
+    #[tokio::test]
+    async fn what_is_owed_no_acknowledgement_is_not_waited_for() {
+        let mut lanes = lanes();
+        let (_, told) = lanes.connect();
+        let without = |topic| Submission { number: None, ..submission(0, topic) };
+        lanes.put(vec![submission(1, "a"), without("t/a"), submission(2, "t/a")]).await;
+        assert_eq!(lanes.intake(1).unwrap().take().unwrap().len(), 2);
+        assert_eq!(told.waiting().messages, [(1, 0), (2, 1)]);
     }
 }

@@ -132,8 +132,10 @@ impl Pass {
                     None => return Ok(()),
                     Some(Entry::Lost(_)) => {}
                     Some(Entry::Record { sequence, bytes, .. }) => {
-                        let topic = Record::decode(&bytes)
-                            .map_or((bytes.as_slice(), ""), |record| (record.topic.as_bytes(), record.mqtt));
+                        // Of one that was decoded, the topic that it was decoded to: a device's message has many.
+                        let topic = Record::decode(&bytes).map_or((bytes.as_slice(), ""), |record| {
+                            (record.notes.uns.unwrap_or(record.topic).as_bytes(), record.mqtt)
+                        });
                         if !see(sequence, self.hashes.hash_one(topic), &bytes) {
                             return Ok(());
                         }

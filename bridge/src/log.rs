@@ -142,7 +142,7 @@ impl Writer {
         let counters = Arc::clone(&self.counters);
         self.persist(|log| append(&mut log.spool(), &mut left, &mut ends, &counters));
         self.persist(|log| Spool::sync_shared(&log.0.spool));
-        self.counters.stored.add(group.len() as u64);
+        self.counters.stored.add(group.iter().filter(|submission| !submission.record.is_empty()).count() as u64);
         self.log.grew();
         for end in ends {
             self.receipts.stored(end);
@@ -210,10 +210,12 @@ fn append(
                 other => drop(other?),
             }
         }
-        let end = Stored { mqtt: submission.mqtt, message: submission.number, record: spool.last() };
-        match ends.iter_mut().find(|known| known.mqtt == end.mqtt) {
-            Some(known) => *known = end,
-            None => ends.push(end),
+        if let Some(message) = submission.number {
+            let end = Stored { mqtt: submission.mqtt, message, record: spool.last() };
+            match ends.iter_mut().find(|known| known.mqtt == end.mqtt) {
+                Some(known) => *known = end,
+                None => ends.push(end),
+            }
         }
         *left = after;
     }
@@ -240,7 +242,7 @@ mod tests {
     use crate::class::ClassConfig;
     use crate::config::{Ack, Config};
     use crate::lanes::Told;
-    use crate::record::Record;
+    use crate::record::{Notes, Record};
     use protocol::Timestamp;
     use settings::Size;
 
@@ -252,7 +254,7 @@ mod tests {
         let record = vec![7; 20_000];
         runtime.block_on(async {
             for number in 1..=100 {
-                intake.put(vec![Submission { mqtt: 0, number, record: record.clone() }]).await;
+                intake.put(vec![Submission { mqtt: 0, number: Some(number), record: record.clone() }]).await;
             }
         });
         intake.close();
@@ -286,7 +288,7 @@ mod tests {
         let (log, _) = Log::open(class.options()).unwrap();
         let (intake, told) = (Arc::new(Intake::default()), Arc::new(Told::new(1)));
         let (heard, mut receipts) = (told.hear(), Receipts::default());
-        receipts.connect(told, Ack::Stored);
+        receipts.connect(told, Ack::Durable);
         let writer = Writer::start(log.clone(), class, Arc::clone(&intake), Arc::new(receipts), Arc::default());
         (log, intake, heard, writer.unwrap())
     }
@@ -307,9 +309,17 @@ mod tests {
                 let topic = if number > 3 { format!("t/{}", number % topics) } else { format!("once/{number}") };
                 let payload = format!("{number:01000}");
                 let (received, payload) = (Timestamp::from_millis(0), payload.as_bytes());
-                let record =
-                    Record { mqtt: "m", topic: &topic, payload, received, qos: 1, retained: false, duplicate: false };
-                intake.put(vec![Submission { mqtt: 0, number, record: record.encoded() }]).await;
+                let record = Record {
+                    mqtt: "m",
+                    topic: &topic,
+                    payload,
+                    received,
+                    qos: 1,
+                    retained: false,
+                    duplicate: false,
+                    notes: Notes::default(),
+                };
+                intake.put(vec![Submission { mqtt: 0, number: Some(number), record: record.encoded() }]).await;
             }
         });
         intake.close();

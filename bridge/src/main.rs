@@ -1,13 +1,14 @@
 //! Carries MQTT messages of a plant to its tenant's Kafka bus.
 
-use std::io::{IsTerminal, Write};
-use std::path::PathBuf;
+use std::io::{IsTerminal, Read, Write};
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::{Parser, Subcommand};
+use hyperfactory_bridge::bridge::Reloads;
 use hyperfactory_bridge::config::{Config, ConfigError};
-use hyperfactory_bridge::{audit, bridge, enroll, rehearsal, repair, show};
+use hyperfactory_bridge::{audit, bridge, dry_run, enroll, rehearsal, repair, show};
 use node::{EnrollError, TokenArguments, TokenReadError};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
@@ -44,7 +45,7 @@ enum Verb {
         #[arg(long, value_name = "FILE")]
         token_file: Option<PathBuf>,
     },
-    /// Carry messages until told to stop (SIGTERM or SIGINT)
+    /// Carry messages until told to stop (SIGTERM or SIGINT); SIGHUP has it go on with the routes that are configured then
     Run,
     /// Judge the configuration, and say what to do
     Check {
@@ -52,11 +53,18 @@ enum Verb {
         /// brokers beside the one in use, which stays unless they take it
         #[arg(long)]
         rotate: bool,
+        /// Say what would become of captured messages, lines of `mosquitto_sub -F %J` (- is standard input); binary payloads
+        /// can be given as `payload-hex`: -F '{"topic":"%t","retain":%r,"payload-hex":"%x"}'
+        #[arg(long, value_name = "FILE", conflicts_with = "rotate")]
+        captured: Option<PathBuf>,
     },
-    /// Show where a message of an MQTT topic goes
+    /// Show where a message of an MQTT topic goes, and what it becomes
     Explain {
         /// The MQTT topic
         topic: String,
+        /// File with a payload, to see what steps make of it; - is standard input
+        #[arg(long, value_name = "FILE")]
+        payload: Option<PathBuf>,
     },
     /// Read Kafka topics from their beginning; fails when a bridge's records are missing or out of order
     ///
@@ -112,9 +120,11 @@ fn main() -> ExitCode {
 
 /// Carries out a verb; says whether all is well.
 fn run(cli: Cli) -> anyhow::Result<bool> {
-    let config = Config::load(cli.config.as_deref(), cli.state_dir)?;
+    let Cli { verb, config: file, state_dir } = cli;
+    let load = move || Config::load(file.as_deref(), state_dir.clone());
+    let config = load()?;
     log_to_stderr(&config);
-    match cli.verb {
+    match verb {
         Verb::Enroll { token, token_file } => {
             let done = runtime()?.block_on(enroll::run(&config, TokenArguments { token, file: token_file }))?;
             show(&format!("{done}\n")).map(|()| true)
@@ -123,19 +133,27 @@ fn run(cli: Cli) -> anyhow::Result<bool> {
             config.complete()?;
             runtime()?.block_on(async {
                 let (stop, _signals) = stop_on_signal()?;
-                bridge::run(config, stop).await
+                let signals = signal(SignalKind::hangup()).context("SIGHUP can't be waited for")?;
+                bridge::run(config, stop, Reloads { signals, load: Box::new(load) }).await
             })?;
             Ok(true)
         }
-        Verb::Check { rotate: true } => {
+        Verb::Check { rotate: true, .. } => {
             let config = enroll::settled(config)?;
             let (text, well) = runtime()?.block_on(rehearsal::run(&config))?;
             show(&text).map(|()| well)
         }
-        Verb::Check { rotate: false } => {
+        Verb::Check { captured: Some(file), .. } => {
+            let (text, well) = dry_run::captured(&config, std::io::BufReader::new(open(&file)?))?;
+            show(&text).map(|()| well)
+        }
+        Verb::Check { .. } => {
             show::check(&enroll::settled(config)?).and_then(|(text, well)| show(&text).map(|()| well))
         }
-        Verb::Explain { topic } => show::explain(&config, &topic).and_then(|(text, well)| show(&text).map(|()| well)),
+        Verb::Explain { topic, payload } => {
+            let payload = payload.map(|file| read(&file)).transpose()?;
+            dry_run::explain(&config, &topic, payload.as_deref()).and_then(|(text, well)| show(&text).map(|()| well))
+        }
         Verb::Audit { topics } => {
             let ledger = audit::run(&enroll::settled(config)?.kafka, &topics)?;
             show(&ledger.report())?;
@@ -147,6 +165,22 @@ fn run(cli: Cli) -> anyhow::Result<bool> {
         }
         Verb::Log(LogVerb::Dump { dead_letters }) => show::dump(&config, dead_letters, show).map(|()| true),
     }
+}
+
+fn open(file: &Path) -> anyhow::Result<Box<dyn Read>> {
+    if file == Path::new("-") {
+        return Ok(Box::new(std::io::stdin()));
+    }
+    let opened = std::fs::File::open(file).with_context(|| format!("cannot read {}", file.display()))?;
+    Ok(Box::new(opened))
+}
+
+/// A payload that MQTT may carry.
+fn read(file: &Path) -> anyhow::Result<Vec<u8>> {
+    let mut payload = Vec::new();
+    let most = 256 << 20;
+    open(file)?.take(most).read_to_end(&mut payload).with_context(|| format!("cannot read {}", file.display()))?;
+    Ok(payload)
 }
 
 /// One thread for connections; log and sink have their own.

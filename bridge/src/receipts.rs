@@ -50,7 +50,7 @@ impl Receipts {
     /// Messages are on disk, through this one of its connection.
     pub fn stored(&self, stored: Stored) {
         match self.connections.get(stored.mqtt) {
-            Some((told, Ack::Stored)) => told.tell(self.lane, stored.message),
+            Some((told, Ack::Durable)) => told.tell(self.lane, stored.message),
             Some((told, Ack::Delivered)) => {
                 let mut waiting = self.waiting();
                 if stored.record <= waiting.delivered {
@@ -93,7 +93,7 @@ mod tests {
             receipts.connect(told, ack);
             heard
         };
-        let (disk, kafka) = (connect(Ack::Stored), connect(Ack::Delivered));
+        let (disk, kafka) = (connect(Ack::Durable), connect(Ack::Delivered));
         receipts.stored(Stored { mqtt: 0, message: 5, record: 10 });
         receipts.stored(Stored { mqtt: 1, message: 7, record: 12 });
         receipts.stored(Stored { mqtt: 1, message: 9, record: 20 });

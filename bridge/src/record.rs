@@ -8,16 +8,32 @@
 //! | 10 | 1 | length of the connection's name |
 //! | 11 | 2 | length of the topic |
 //! | 13 | | the connection's name, the topic, the payload |
+//!
+//! A message of which more is known than that is of version 2: bit 4 of the second byte says that it is a birth's, bit 5 that
+//! it is historical, bit 6 that it is stale, and the length of notes (4 bytes) stands at 13, so that the rest begins at 17: name, topic, notes, payload.
+//! A note is its kind (1 byte), the length of its text (2 bytes) and the text.
 
 use protocol::Timestamp;
 
-const VERSION: u8 = 1;
+const PLAIN: u8 = 1;
+const NOTED: u8 = 2;
 const HEADER: usize = 13;
 const RETAINED: u8 = 4;
 const DUPLICATE: u8 = 8;
+const BIRTH: u8 = 16;
+const HISTORICAL: u8 = 32;
+const STALE: u8 = 64;
+
+/// Kinds of notes.
+const CONTENT_TYPE: u8 = 1;
+const PROPERTY: u8 = 2;
+/// Belongs to the property before it.
+const VALUE: u8 = 3;
+const UNS: u8 = 4;
+const UNMAPPED: u8 = 5;
 
 /// A message.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Record<'a> {
     /// Name of the connection that it came by.
     pub mqtt: &'a str,
@@ -33,23 +49,63 @@ pub struct Record<'a> {
     pub retained: bool,
     /// The broker can't tell whether it delivered it before.
     pub duplicate: bool,
+    /// What else is known of it.
+    pub notes: Notes<'a>,
+}
+
+/// What is known of a message beside what every message has.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Notes<'a> {
+    /// Its content type.
+    pub content_type: Option<&'a str>,
+    /// Its user properties, in their order.
+    pub properties: Vec<(&'a str, &'a str)>,
+    /// Topic of the Unified Namespace that it was decoded to.
+    pub uns: Option<&'a str>,
+    /// Why it is as it came although its route declares what to do with it.
+    pub unmapped: Option<&'a str>,
+    /// It comes from a birth: a state, and no news.
+    pub birth: bool,
+    /// It is older than what came before it.
+    pub historical: bool,
+    /// It is the death of a life that was over before.
+    pub stale: bool,
 }
 
 impl<'a> Record<'a> {
     /// Bytes it takes in the log.
     pub fn encoded(&self) -> Vec<u8> {
-        let flags =
-            self.qos & 3 | if self.retained { RETAINED } else { 0 } | if self.duplicate { DUPLICATE } else { 0 };
-        let mut bytes = Vec::with_capacity(HEADER + self.mqtt.len() + self.topic.len() + self.payload.len());
-        bytes.extend([VERSION, flags]);
+        let flag = |is: bool, bit: u8| if is { bit } else { 0 };
+        let flags = self.qos & 3
+            | flag(self.retained, RETAINED)
+            | flag(self.duplicate, DUPLICATE)
+            | flag(self.notes.birth, BIRTH)
+            | flag(self.notes.historical, HISTORICAL)
+            | flag(self.notes.stale, STALE);
+        let notes = self.notes.encoded();
+        let plain = self.notes == Notes::default();
+        let mut bytes =
+            Vec::with_capacity(HEADER + 4 + self.mqtt.len() + self.topic.len() + notes.len() + self.payload.len());
+        bytes.extend([if plain { PLAIN } else { NOTED }, flags]);
         bytes.extend(self.received.millis().to_le_bytes());
         // Names of connections have at most 64 bytes, and topics no more than MQTT can tell.
         bytes.push(u8::try_from(self.mqtt.len()).unwrap_or(u8::MAX));
         bytes.extend(u16::try_from(self.topic.len()).unwrap_or(u16::MAX).to_le_bytes());
+        if !plain {
+            // Nor are there more notes than an MQTT packet has room for.
+            bytes.extend(u32::try_from(notes.len()).unwrap_or(u32::MAX).to_le_bytes());
+        }
         bytes.extend(self.mqtt.as_bytes());
         bytes.extend(self.topic.as_bytes());
+        bytes.extend(notes);
         bytes.extend(self.payload);
         bytes
+    }
+
+    /// When an encoded record was received.
+    pub fn received(encoded: &[u8]) -> Option<Timestamp> {
+        let received = encoded.get(2..)?.first_chunk()?;
+        Some(Timestamp::from_millis(i64::from_le_bytes(*received)))
     }
 
     /// An encoded record, marked as one that may be in another record too.
@@ -68,12 +124,21 @@ impl<'a> Record<'a> {
     pub fn decode(bytes: &'a [u8]) -> Result<Self, RecordError> {
         let (header, rest) = bytes.split_first_chunk::<HEADER>().ok_or(RecordError::Malformed)?;
         let [version, flags, received @ .., name, low, high] = *header;
-        if version != VERSION {
-            return Err(RecordError::Version(version));
-        }
+        let (notes, rest) = match version {
+            PLAIN => (0, rest),
+            NOTED => {
+                let (length, rest) = rest.split_first_chunk().ok_or(RecordError::Malformed)?;
+                (usize::try_from(u32::from_le_bytes(*length)).map_err(|_| RecordError::Malformed)?, rest)
+            }
+            version => return Err(RecordError::Version(version)),
+        };
         let (mqtt, rest) = rest.split_at_checked(usize::from(name)).ok_or(RecordError::Malformed)?;
         let topic = usize::from(u16::from_le_bytes([low, high]));
-        let (topic, payload) = rest.split_at_checked(topic).ok_or(RecordError::Malformed)?;
+        let (topic, rest) = rest.split_at_checked(topic).ok_or(RecordError::Malformed)?;
+        let (notes, payload) = rest.split_at_checked(notes).ok_or(RecordError::Malformed)?;
+        let mut notes = Notes::decode(notes)?;
+        (notes.birth, notes.historical, notes.stale) =
+            (flags & BIRTH != 0, flags & HISTORICAL != 0, flags & STALE != 0);
         let text = |bytes| std::str::from_utf8(bytes).map_err(|_| RecordError::Malformed);
         Ok(Self {
             mqtt: text(mqtt)?,
@@ -83,7 +148,47 @@ impl<'a> Record<'a> {
             qos: flags & 3,
             retained: flags & RETAINED != 0,
             duplicate: flags & DUPLICATE != 0,
+            notes,
         })
+    }
+}
+
+impl<'a> Notes<'a> {
+    fn encoded(&self) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        let mut note = |kind: u8, text: &str| {
+            // No text of MQTT is longer.
+            let text = &text.as_bytes()[..text.floor_char_boundary(usize::from(u16::MAX))];
+            bytes.push(kind);
+            bytes.extend(u16::try_from(text.len()).unwrap_or(u16::MAX).to_le_bytes());
+            bytes.extend(text);
+        };
+        let single = [(CONTENT_TYPE, self.content_type), (UNS, self.uns), (UNMAPPED, self.unmapped)];
+        single.into_iter().filter_map(|(kind, text)| Some((kind, text?))).for_each(|(kind, text)| note(kind, text));
+        for (name, value) in &self.properties {
+            note(PROPERTY, name);
+            note(VALUE, value);
+        }
+        bytes
+    }
+
+    fn decode(mut bytes: &'a [u8]) -> Result<Self, RecordError> {
+        let mut notes = Self::default();
+        while let Some(([kind, low, high], rest)) = bytes.split_first_chunk() {
+            let length = usize::from(u16::from_le_bytes([*low, *high]));
+            let (text, rest) = rest.split_at_checked(length).ok_or(RecordError::Malformed)?;
+            let text = std::str::from_utf8(text).map_err(|_| RecordError::Malformed)?;
+            match *kind {
+                CONTENT_TYPE => notes.content_type = Some(text),
+                PROPERTY => notes.properties.push((text, "")),
+                VALUE => notes.properties.last_mut().ok_or(RecordError::Malformed)?.1 = text,
+                UNS => notes.uns = Some(text),
+                UNMAPPED => notes.unmapped = Some(text),
+                _ => return Err(RecordError::Malformed),
+            }
+            bytes = rest;
+        }
+        if bytes.is_empty() { Ok(notes) } else { Err(RecordError::Malformed) }
     }
 }
 
@@ -114,9 +219,15 @@ mod tests {
             qos: 1,
             retained: true,
             duplicate: false,
+            notes: Notes::default(),
         };
         assert_eq!(record.encoded(), b"\x01\x05\x04\x03\x02\x01\0\0\0\0\x01\x03\0ma/b21");
-        assert_eq!(Record::decode(b"\x02\x05\x04\x03\x02\x01\0\0\0\0\x01\x03\0ma/b21"), Err(RecordError::Version(2)));
+        let notes = Notes { content_type: Some("x"), properties: vec![("n", "vw")], birth: true, ..Notes::default() };
+        assert_eq!(
+            Record { notes, ..record }.encoded(),
+            b"\x02\x15\x04\x03\x02\x01\0\0\0\0\x01\x03\0\x0d\0\0\0ma/b\x01\x01\0x\x02\x01\0n\x03\x02\0vw21"
+        );
+        assert_eq!(Record::decode(b"\x03\x05\x04\x03\x02\x01\0\0\0\0\x01\x03\0ma/b21"), Err(RecordError::Version(3)));
     }
 
     proptest! {
@@ -129,15 +240,33 @@ mod tests {
             qos in 0u8..3,
             retained: bool,
             duplicate: bool,
+            content_type in prop::option::of(".{0,5}"),
+            properties in prop::collection::vec((".{0,5}", ".{0,5}"), 0..3),
+            uns in prop::option::of(".{0,9}"),
+            unmapped in prop::option::of(".{0,9}"),
+            birth: bool,
+            historical: bool,
+            stale: bool,
         ) {
             let received = Timestamp::from_millis(received);
-            let record = Record { mqtt: &mqtt, topic: &topic, payload: &payload, received, qos, retained, duplicate };
+            let notes = Notes {
+                content_type: content_type.as_deref(),
+                properties: properties.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect(),
+                uns: uns.as_deref(),
+                unmapped: unmapped.as_deref(),
+                birth,
+                historical,
+                stale,
+            };
+            let record =
+                Record { mqtt: &mqtt, topic: &topic, payload: &payload, received, qos, retained, duplicate, notes };
             let bytes = record.encoded();
+            prop_assert_eq!(Record::received(&bytes), Some(record.received));
             prop_assert_eq!(Record::decode(&bytes), Ok(record));
         }
 
         #[test]
-        fn arbitrary_bytes_do_not_panic(bytes in prop::collection::vec(any::<u8>(), 0..40), version in 0u8..3) {
+        fn arbitrary_bytes_do_not_panic(bytes in prop::collection::vec(any::<u8>(), 0..40), version in 0u8..4) {
             let _ = Record::decode(&bytes);
             let _ = Record::decode(&[&[version], &bytes[..]].concat());
         }

@@ -50,7 +50,7 @@ pub async fn run(config: &Config) -> anyhow::Result<(String, bool)> {
     };
     let until = issued.load()?.map(|credential| credential.summary().not_after);
     let in_use = until.map_or_else(String::new, |until| format!("; in use is one until {until}"));
-    Ok(told(answer.map(|said| said + &in_use).map_err(|why| why + &in_use)))
+    Ok(told(answer.map(|said| said + in_use.as_str()).map_err(|why| why + in_use.as_str())))
 }
 
 fn told(outcome: Result<String, String>) -> (String, bool) {

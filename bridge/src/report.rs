@@ -57,7 +57,7 @@ impl Report {
         identity: Identity,
         logs: Logs,
         counters: Arc<Counters>,
-        passed: Arc<Passed>,
+        passed: watch::Receiver<Arc<Passed>>,
     ) -> anyhow::Result<Self> {
         let clock = Clock::system();
         let options = Options::new(config.state_dir.join("spool"), config.spool_size.bytes());
@@ -152,7 +152,7 @@ struct Sampler {
     standing: Standing,
     /// The certificate from the hub; `None` when it is to have none from there.
     certificate: Option<watch::Receiver<KafkaStatus>>,
-    passed: Arc<Passed>,
+    passed: watch::Receiver<Arc<Passed>>,
     brokers: watch::Sender<BridgeStatus>,
 }
 
@@ -191,7 +191,8 @@ impl Sampler {
             _ => self.standing.now().told(),
         };
         let certificate = certificate.unwrap_or_default();
-        let routes = self.passed.ways().iter().take(MOST_ROUTES).map(|way| RouteStatus {
+        let passed = Arc::clone(&self.passed.borrow());
+        let routes = passed.ways().iter().take(MOST_ROUTES).map(|way| RouteStatus {
             from: way.from.clone(),
             to: way.to.clone(),
             last_ms: way.last().map_or(0, Timestamp::millis),
@@ -210,7 +211,8 @@ impl Sampler {
         let (pending, bytes, dropped) = self.logs.total();
         let telemetry = self.recorder.backlog().status();
         let counted = |value: u64| i64::try_from(value).ok();
-        let Counters { received, delivered, refused, oversize, connected, reached, .. } = &*self.counters;
+        let Counters { received, filtered, unmapped, births_wanted, .. } = &*self.counters;
+        let Counters { delivered, refused, oversize, connected, reached, .. } = &*self.counters;
         let lag = match (pending, reached.now()) {
             (0, _) => Some(0),
             (_, 0) => None,
@@ -223,6 +225,9 @@ impl Sampler {
             (metrics::SPOOL_PENDING, counted(telemetry.pending_batches)),
             (metrics::SPOOL_BYTES, counted(telemetry.bytes)),
             (metrics::BRIDGE_RECEIVED, counted(received.now())),
+            (metrics::BRIDGE_FILTERED, counted(filtered.now())),
+            (metrics::BRIDGE_UNMAPPED, counted(unmapped.now())),
+            (metrics::BRIDGE_BIRTHS_WANTED, counted(births_wanted.now())),
             (metrics::BRIDGE_DELIVERED, counted(delivered.now())),
             (metrics::BRIDGE_REFUSED, counted(refused.now() + oversize.now())),
             (metrics::BRIDGE_PENDING, counted(pending)),

@@ -8,15 +8,16 @@ use std::time::SystemTime;
 
 use protocol::Timestamp;
 
-use crate::config::{Preset, RouteConfig};
+use crate::config::{Decode, Preset, RouteConfig};
 use crate::filter::{Filter, FilterError};
+use crate::header;
+use crate::mapping::{LONGEST_REMEMBERED, REMEMBERED, Way as Inbound};
+use crate::step::{StepError, Steps};
 use crate::template::{Template, TemplateError};
 use crate::uns;
 
 /// Longest name of a Kafka topic.
 const LONGEST_TOPIC: usize = 249;
-/// Topics whose target is remembered; beyond it all are worked out anew.
-const REMEMBERED: usize = 10_000;
 
 /// Every route, in the order of the configuration: the first that matches counts.
 #[derive(Debug)]
@@ -43,6 +44,16 @@ pub struct Way {
 }
 
 impl Passed {
+    /// Takes over when those ways were last taken that were there `before`.
+    fn follow(&self, before: &Self) {
+        for way in &self.0 {
+            let same = before.0.iter().find(|other| other.from == way.from && other.to == way.to);
+            if let Some(same) = same {
+                way.last.store(same.last.load(Ordering::Relaxed), Ordering::Relaxed);
+            }
+        }
+    }
+
     /// The ways, in the order of the routes.
     pub fn ways(&self) -> &[Way] {
         &self.0
@@ -65,6 +76,8 @@ struct Route {
     mqtt: Option<String>,
     to: To,
     headers: Vec<(String, Template)>,
+    decode: Option<Decode>,
+    steps: Steps,
 }
 
 #[derive(Debug)]
@@ -141,16 +154,35 @@ impl Routes {
         Ok(Self { routes, known: HashMap::new(), passed })
     }
 
-    /// Where a message of `topic` goes that came by the connection `mqtt`.
+    /// Those that come after `before`: when a route was last taken is known of those that stay.
+    pub fn after(self, before: &Passed) -> Self {
+        self.passed.follow(before);
+        self
+    }
+
+    /// Where a message of `topic` goes that came by the connection `mqtt`, and was decoded to the topic `uns` of the Unified
+    /// Namespace, if it was.
     ///
     /// # Errors
     /// [`NoTarget`] says why it goes nowhere.
-    pub fn target(&mut self, mqtt: &str, topic: &str) -> Result<Arc<Target>, NoTarget> {
+    pub fn target(&mut self, mqtt: &str, topic: &str, uns: Option<&str>) -> Result<Arc<Target>, NoTarget> {
         let target = self.known_target(mqtt, topic)?;
+        let target = match uns {
+            Some(uns) => {
+                let (to, key) = (uns::TOPIC.to_owned(), uns::key(uns).map_err(NoTarget::Uns)?);
+                Arc::new(Target { topic: to, key, ..Target::clone(&target) })
+            }
+            None => target,
+        };
         if let Some(way) = self.passed.0.get(target.route - 1) {
             way.last.store(Timestamp::from(SystemTime::now()).millis(), Ordering::Relaxed);
         }
         Ok(target)
+    }
+
+    /// Number of the route, from 1, that is for messages of `topic` by the connection `mqtt`.
+    pub fn route(&self, mqtt: &str, topic: &str) -> Option<usize> {
+        self.routes.iter().position(|route| route.is_for(mqtt) && route.from.matches(topic)).map(|index| index + 1)
     }
 
     /// Which route is taken, and when it last was.
@@ -163,6 +195,9 @@ impl Routes {
             return known.clone();
         }
         let target = self.work_out(mqtt, topic).map(Arc::new);
+        if topic.len() > LONGEST_REMEMBERED {
+            return target;
+        }
         if self.known.values().map(HashMap::len).sum::<usize>() >= REMEMBERED {
             self.known.clear();
         }
@@ -181,6 +216,18 @@ impl Routes {
             }
         }
         filters
+    }
+
+    /// What the routes do with messages that come in by the connection `mqtt`.
+    pub fn ways(&self, mqtt: &str) -> Vec<Inbound> {
+        let ours = self.routes.iter().enumerate().filter(|(_, route)| route.is_for(mqtt));
+        let way = |(index, route): (usize, &Route)| Inbound {
+            route: index + 1,
+            from: route.from.clone(),
+            decode: route.decode,
+            steps: route.steps.clone(),
+        };
+        ours.map(way).collect()
     }
 
     /// What is doubtful about the routes.
@@ -222,20 +269,14 @@ impl Routes {
         lints
     }
 
-    /// The index of the route of a message: the first that matches.
-    pub fn find(&self, mqtt: &str, topic: &str) -> Option<usize> {
-        self.routes.iter().position(|route| route.is_for(mqtt) && route.from.matches(topic))
-    }
-
     /// The same, that notes where another notes which route is taken.
     pub fn noting(self, passed: Arc<Passed>) -> Self {
         Self { passed, ..self }
     }
 
     fn work_out(&self, mqtt: &str, topic: &str) -> Result<Target, NoTarget> {
-        let index = self.find(mqtt, topic).ok_or(NoTarget::Unrouted)?;
-        let route = &self.routes[index];
-        let number = index + 1;
+        let number = self.route(mqtt, topic).ok_or(NoTarget::Unrouted)?;
+        let route = self.routes.get(number - 1).ok_or(NoTarget::Unrouted)?;
         let short = |level| NoTarget::Level { route: number, level };
         let (to, key) = match &route.to {
             To::Umh => (uns::TOPIC.to_owned(), uns::key(topic).map_err(NoTarget::Uns)?),
@@ -268,8 +309,15 @@ impl Route {
             }
             _ => return Err(Wrong::To),
         };
+        if matches!(to, To::Umh) && configured.decode.is_some() {
+            return Err(Wrong::Decode);
+        }
         if matches!(to, To::Umh) && configured.key.is_some() {
             return Err(Wrong::Key);
+        }
+        if let Some(name) = configured.headers.keys().find(|name| name.starts_with(header::OWN) || name.contains('\0'))
+        {
+            return Err(Wrong::Header(name.clone()));
         }
         let headers = configured.headers.iter().map(|(name, value)| Ok((name.clone(), value.parse()?)));
         Ok(Self {
@@ -277,6 +325,8 @@ impl Route {
             mqtt: configured.mqtt.clone(),
             to,
             headers: headers.collect::<Result<_, TemplateError>>()?,
+            decode: configured.decode,
+            steps: Steps::new(&configured.step)?,
         })
     }
 
@@ -313,17 +363,24 @@ enum Wrong {
     To,
     #[error("a preset makes the key itself; leave `key` out")]
     Key,
+    #[error("`decode` takes `to`, the Kafka topic of what can't be decoded, and no preset")]
+    Decode,
     #[error("{0:?} is no name of a Kafka topic: 1 to 249 letters, digits, '.', '_' and '-'")]
     Topic(String),
+    #[error("{0:?} is no name for a header: those that begin with hf- are the bridge's own, and none has a NUL")]
+    Header(String),
     #[error(transparent)]
     Filter(#[from] FilterError),
     #[error(transparent)]
     Template(#[from] TemplateError),
+    #[error(transparent)]
+    Step(#[from] StepError),
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::step::StepConfig;
 
     fn route(from: &str, to: &str) -> RouteConfig {
         RouteConfig { from: Some(from.into()), to: Some(to.into()), ..RouteConfig::default() }
@@ -341,30 +398,49 @@ mod tests {
             ..route("plant/+", "narrow.{1}")
         };
         let mut routes = Routes::new(&[umh(), narrow, route("plant/#", "wide")]).unwrap();
-        let target = routes.target("m", "plant/press").unwrap();
+        let target = routes.target("m", "plant/press", None).unwrap();
         assert_eq!((target.topic.as_str(), target.key.as_str(), target.route), ("narrow.plant", "press", 2));
         assert_eq!(target.headers, [("line".to_owned(), "plant".to_owned())]);
-        let target = routes.target("m", "plant/press/1").unwrap();
+        let target = routes.target("m", "plant/press/1", None).unwrap();
         assert_eq!((target.topic.as_str(), target.key.as_str()), ("wide", "plant/press/1"));
-        let target = routes.target("m", "umh/v1/acme/_raw/x").unwrap();
+        let target = routes.target("m", "umh/v1/acme/_raw/x", None).unwrap();
         assert_eq!((target.topic.as_str(), target.key.as_str()), ("umh.messages", "umh.v1.acme._raw.x"));
-        assert_eq!(routes.target("m", "other"), Err(NoTarget::Unrouted));
-        assert!(matches!(routes.target("m", "umh/v1/x"), Err(NoTarget::Uns(_))));
+        assert_eq!(routes.target("m", "other", None), Err(NoTarget::Unrouted));
+        assert!(matches!(routes.target("m", "umh/v1/x", None), Err(NoTarget::Uns(_))));
+    }
+
+    #[test]
+    fn what_is_decoded_goes_to_the_namespace_and_the_rest_where_the_route_says() {
+        let decoding = RouteConfig { decode: Some(Decode::SparkplugB), ..route("spBv1.0/#", "sparkplug") };
+        let mut routes = Routes::new(&[decoding]).unwrap();
+        let mut target = |uns| routes.target("m", "spBv1.0/g/NDATA/e", uns);
+        let decoded = target(Some("umh/v1/g/e/_raw/a")).unwrap();
+        assert_eq!((decoded.topic.as_str(), decoded.key.as_str()), ("umh.messages", "umh.v1.g.e._raw.a"));
+        let rest = target(None).unwrap();
+        assert_eq!((rest.topic.as_str(), rest.key.as_str()), ("sparkplug", "spBv1.0/g/NDATA/e"));
+    }
+
+    #[test]
+    fn a_topic_too_long_to_be_remembered_has_its_target_all_the_same() {
+        let mut routes = Routes::new(&[route("a/#", "x")]).unwrap();
+        let long = format!("a/{}", "b".repeat(LONGEST_REMEMBERED));
+        assert_eq!(routes.target("m", &long, None).unwrap().key, long);
+        assert!(routes.known.is_empty());
     }
 
     #[test]
     fn a_name_that_kafka_has_not_goes_nowhere() {
         let mut routes = Routes::new(&[route("a/#", "x.{2}")]).unwrap();
-        assert!(matches!(routes.target("m", "a/line 1"), Err(NoTarget::Topic { route: 1, .. })));
-        assert_eq!(routes.target("m", "a"), Err(NoTarget::Level { route: 1, level: 2 }));
+        assert!(matches!(routes.target("m", "a/line 1", None), Err(NoTarget::Topic { route: 1, .. })));
+        assert_eq!(routes.target("m", "a", None), Err(NoTarget::Level { route: 1, level: 2 }));
     }
 
     #[test]
     fn routes_of_another_connection_do_not_count() {
         let only = RouteConfig { mqtt: Some("north".into()), ..route("#", "north") };
         let mut routes = Routes::new(&[only, route("a", "rest")]).unwrap();
-        assert_eq!(routes.target("north", "a").unwrap().topic, "north");
-        assert_eq!(routes.target("south", "a").unwrap().topic, "rest");
+        assert_eq!(routes.target("north", "a", None).unwrap().topic, "north");
+        assert_eq!(routes.target("south", "a", None).unwrap().topic, "rest");
         assert_eq!(routes.filters("south").iter().map(Filter::as_str).collect::<Vec<_>>(), ["a"]);
     }
 
@@ -396,6 +472,8 @@ mod tests {
 
     #[test]
     fn a_route_that_makes_no_sense_is_refused() {
+        let header =
+            |name: &str| RouteConfig { headers: [(name.to_owned(), "1".to_owned())].into(), ..route("a", "x") };
         for (wrong, why) in [
             (RouteConfig::default(), "either `to`"),
             (RouteConfig { from: None, ..route("a", "x") }, "`from` is missing"),
@@ -403,6 +481,10 @@ mod tests {
             (route("a#", "x"), "not a topic filter"),
             (route("a", "{x}"), "is not known"),
             (RouteConfig { key: Some("k".into()), ..umh() }, "leave `key` out"),
+            (RouteConfig { decode: Some(Decode::SparkplugB), ..umh() }, "takes `to`"),
+            (header("hf-sequence"), "the bridge's own"),
+            (header("a\0"), "none has a NUL"),
+            (RouteConfig { step: vec![StepConfig::Pick(Vec::new())], ..route("a", "x") }, "step 1 is not usable"),
         ] {
             let refused = Routes::new(&[wrong]).unwrap_err();
             let cause = std::error::Error::source(&refused).unwrap().to_string();

@@ -1,4 +1,4 @@
-//! The verbs that show and change nothing: `check`, `explain` and `log`.
+//! The verbs that look at configuration and disk, and change nothing: `check` and `log`.
 
 use std::fmt::Write;
 use std::path::Path;
@@ -56,38 +56,6 @@ pub fn check(config: &Config) -> anyhow::Result<(String, bool)> {
     }
     if well {
         let _ = writeln!(text, "ok    kafka at {}", config.kafka.brokers.join(", "));
-    }
-    Ok((text, well))
-}
-
-/// Where a message of `topic` would go, by each connection.
-///
-/// # Errors
-/// When a route can't be used.
-pub fn explain(config: &Config, topic: &str) -> anyhow::Result<(String, bool)> {
-    let mut routes = Routes::new(&config.route)?;
-    let (mut text, mut well) = (String::new(), true);
-    let names: Vec<&str> = config.mqtt.iter().map(|mqtt| mqtt.name.as_str()).collect();
-    for mqtt in if names.is_empty() { vec!["any"] } else { names } {
-        match routes.target(mqtt, topic) {
-            Ok(target) => {
-                let _ = writeln!(
-                    text,
-                    "by {mqtt}: route {} to Kafka topic {}, key {}",
-                    target.route, target.topic, target.key
-                );
-                if let Some(class) = config.route.get(target.route - 1).and_then(|route| route.class.as_ref()) {
-                    let _ = writeln!(text, "  class {class}");
-                }
-                for (name, value) in &target.headers {
-                    let _ = writeln!(text, "  header {name}: {value}");
-                }
-            }
-            Err(why) => {
-                well = false;
-                let _ = writeln!(text, "by {mqtt}: nowhere: {why}");
-            }
-        }
     }
     Ok((text, well))
 }

@@ -4,6 +4,9 @@
 //! first such record on; the sequence in the headers tells what came twice. A record that is refused for good is found by
 //! sending those of its batch one by one, and becomes a dead letter.
 
+mod window;
+
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -12,7 +15,8 @@ use std::time::{Duration, Instant, SystemTime};
 use protocol::Timestamp;
 use rdkafka::error::RDKafkaErrorCode;
 use rdkafka::message::{Header, OwnedHeaders};
-use spool::{Entry, LostRange, Reader, SpoolError};
+use spool::{Entry, LostRange, SpoolError};
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::class::Class;
@@ -26,7 +30,8 @@ use crate::pace::Pace;
 use crate::producer::{Outgoing, Producer, certificate_stamp};
 use crate::receipts::Receipts;
 use crate::record::Record;
-use crate::route::{Routes, Target};
+use crate::route::{NoTarget, Routes, Target};
+use window::Window;
 
 /// How long to wait for records while others are on their way, before their reports are looked at.
 const SERVE: Duration = Duration::from_millis(5);
@@ -40,10 +45,17 @@ const IDLE: Duration = Duration::from_millis(20);
 const SAVE: Duration = Duration::from_millis(10);
 /// How long a producer that ends may take to get rid of what is on its way.
 const DRAIN: Duration = Duration::from_secs(5);
-/// How long a topic that refused a record is not asked again.
+/// How long a topic that refused a record is not asked again, and how many such topics are remembered; when there are more,
+/// all are asked again.
 const REFUSAL: Duration = Duration::from_secs(60);
+const MOST_REFUSALS: usize = 1000;
+/// A class whose next record is older than this is behind, and how often that is told.
+const BEHIND: Duration = Duration::from_secs(5);
+const TELL_BEHIND: Duration = Duration::from_secs(60);
 /// How often the certificate's files are looked at.
 const LOOK: Duration = Duration::from_secs(1);
+/// Former routes that are kept for what is in the log. Records of one that is given up go by the next.
+const MOST_FORMER: usize = 8;
 /// Reasons for dead letters that are remembered as told.
 const MOST_TOLD: usize = 100;
 /// Pause after a producer failed, from and to.
@@ -54,8 +66,12 @@ pub struct Sink {
     parts: Parts,
     epoch: String,
     expiry: Option<Expiry>,
+    /// Routes of before, and the last record that they are for; oldest first.
+    former: VecDeque<(u64, Routes)>,
     /// Topics that refused a record, and when.
     refusals: HashMap<String, (Instant, RDKafkaErrorCode)>,
+    /// When it was last told that the class is behind.
+    behind: Option<Instant>,
     /// Records whose batch was refused: each is sent alone.
     suspects: BTreeSet<u64>,
     /// Records that are refused, and why; they become dead letters when it is their turn.
@@ -85,6 +101,8 @@ pub struct Parts {
     pub bridge: String,
     /// Which goes where.
     pub routes: Routes,
+    /// Other routes, when there are any.
+    pub changes: mpsc::Receiver<Routes>,
     /// Where those go that nobody takes.
     pub dead_letters: DeadLetters,
     /// Who hears of what Kafka has.
@@ -107,34 +125,6 @@ enum End {
     Disk(SpoolError),
 }
 
-/// Records in the hands of one producer.
-struct Window {
-    reader: Reader,
-    /// Read, and not taken by the producer yet.
-    held: VecDeque<Entry>,
-    /// In order; the first is not done.
-    slots: VecDeque<Slot>,
-    /// How many of them wait for a report.
-    under_way: usize,
-    /// Ranges that were dropped as the class asks for; the next record that is sent says so, and they count as done with it.
-    dropped: Vec<(u64, u64)>,
-}
-
-struct Slot {
-    /// Its number, or the last one of a range that is lost.
-    last: u64,
-    state: State,
-}
-
-enum State {
-    /// The producer has it, for there; received then.
-    UnderWay(Arc<Target>, Timestamp),
-    /// Delivered, buried or lost.
-    Done,
-    /// Given up by the producer.
-    Failed,
-}
-
 impl Sink {
     /// Starts the sink's thread. It ends when told to stop, within seconds.
     ///
@@ -148,7 +138,9 @@ impl Sink {
             parts,
             epoch,
             expiry,
+            former: VecDeque::new(),
             refusals: HashMap::new(),
+            behind: None,
             suspects: BTreeSet::new(),
             condemned: BTreeMap::new(),
             ahead: BTreeSet::new(),
@@ -224,6 +216,9 @@ impl Sink {
                     ending = Some((End::Expired, Instant::now()));
                 }
             }
+            while let Ok(routes) = self.parts.changes.try_recv() {
+                self.change(routes);
+            }
             if ending.is_none() {
                 let filled = if stop.is_cancelled() { Err(End::Stopped) } else { self.fill(producer, &mut window) };
                 ending = filled.err().map(|end| (end, Instant::now()));
@@ -255,9 +250,33 @@ impl Sink {
         }
     }
 
+    /// Goes on with other routes and another rate. What is in the log by now was accepted for the routes of before.
+    fn change(&mut self, routes: Routes) {
+        let through = self.parts.log.spool().last();
+        self.former.push_back((through, std::mem::replace(&mut self.parts.routes, routes)));
+        if self.former.len() > MOST_FORMER {
+            self.former.pop_front();
+        }
+    }
+
+    fn target(&mut self, sequence: u64, record: &Record<'_>) -> Result<Arc<Target>, NoTarget> {
+        let former = self.former.iter_mut().find(|(through, _)| sequence <= *through);
+        if let Some((_, former)) = former {
+            // A message of a new route may have been quicker than the word of it.
+            match former.target(record.mqtt, record.topic, record.notes.uns) {
+                Err(NoTarget::Unrouted) => {}
+                answer => return answer,
+            }
+        }
+        self.parts.routes.target(record.mqtt, record.topic, record.notes.uns)
+    }
+
     /// Hands over what the producer takes.
     fn fill(&mut self, producer: &Producer, window: &mut Window) -> Result<(), End> {
         loop {
+            if window.is_full() {
+                return Ok(());
+            }
             let entry = match window.held.pop_front() {
                 Some(entry) => entry,
                 None if self.read(window)? => continue,
@@ -286,8 +305,8 @@ impl Sink {
             }
             // One that is suspected travels alone, and what is after it waits for its report.
             let suspected = |sequence| self.suspects.contains(sequence);
-            let alone = suspected(&sequence) || window.slots.back().is_some_and(|slot| suspected(&slot.last));
-            if (alone && window.under_way > 0) || !self.pace().is_open(Instant::now()) {
+            let alone = suspected(&sequence) || window.last().as_ref().is_some_and(suspected);
+            if (alone && window.under_way > 0) || !self.is_open(&bytes) {
                 window.hold(sequence, bytes);
                 return Ok(());
             }
@@ -332,6 +351,20 @@ impl Sink {
         Ok(!window.held.is_empty())
     }
 
+    /// Whether the rate lets this record through.
+    fn is_open(&mut self, record: &[u8]) -> bool {
+        let pace = Arc::clone(&self.parts.pace);
+        let mut pace = pace.lock().unwrap_or_else(PoisonError::into_inner);
+        pace.is_open(Instant::now(), || {
+            let behind = is_older(Record::received(record), BEHIND);
+            if behind && self.behind.is_none_or(|told| told.elapsed() > TELL_BEHIND) {
+                self.behind = Some(Instant::now());
+                tracing::info!(log = self.parts.class.title(), "behind: what is live goes first");
+            }
+            behind
+        })
+    }
+
     fn pace(&self) -> MutexGuard<'_, Pace> {
         self.parts.pace.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -347,12 +380,8 @@ impl Sink {
 
     /// Whether the producer has a record that is dropped for its age.
     fn is_late(&self, window: &Window) -> bool {
-        let received = window.slots.iter().find_map(|slot| match slot.state {
-            State::UnderWay(_, received) => Some(received),
-            State::Done | State::Failed => None,
-        });
         let late = |received, expiry: &Expiry| expiry.is_late(received, SystemTime::now().into());
-        received.zip(self.expiry.as_ref()).is_some_and(|(received, expiry)| late(received, expiry))
+        window.since().zip(self.expiry.as_ref()).is_some_and(|(received, expiry)| late(received, expiry))
     }
 
     fn send(
@@ -364,7 +393,7 @@ impl Sink {
     ) -> Result<(Arc<Target>, Timestamp), Unsent> {
         let refused = |error: &dyn std::fmt::Display| Unsent::Refused(error.to_string());
         let record = Record::decode(bytes).map_err(|error| refused(&error))?;
-        let target = self.parts.routes.target(record.mqtt, record.topic).map_err(|error| refused(&error))?;
+        let target = self.target(sequence, &record).map_err(|error| refused(&error))?;
         if let Some((since, code)) = self.refusals.get(&target.topic) {
             if since.elapsed() < REFUSAL {
                 return Err(Unsent::Refused(format!("Kafka's topic {} takes none: {code}", target.topic)));
@@ -384,7 +413,7 @@ impl Sink {
             Err(RDKafkaErrorCode::QueueFull) => Err(Unsent::Full),
             Err(code) if is_about_record(code) => Err(Unsent::Refused(format!("{code}"))),
             Err(code) if is_about_topic(code) => {
-                self.refusals.insert(target.topic.clone(), (Instant::now(), code));
+                self.refused(&target, code);
                 Err(Unsent::Refused(format!("Kafka's topic {} takes none: {code}", target.topic)))
             }
             Err(code) => Err(Unsent::Failed(code)),
@@ -412,8 +441,26 @@ impl Sink {
         if record.duplicate {
             headers = add(headers, header::DUPLICATE, "true");
         }
+        let notes = &record.notes;
+        let notable = [
+            (header::UNS, notes.uns),
+            (header::BIRTH, notes.birth.then_some("true")),
+            (header::HISTORICAL, notes.historical.then_some("true")),
+            (header::STALE, notes.stale.then_some("true")),
+            (header::UNMAPPED, notes.unmapped),
+            (header::CONTENT_TYPE, notes.content_type),
+        ];
+        for (name, value) in notable.into_iter().filter_map(|(name, value)| Some((name, value?))) {
+            headers = add(headers, name, value);
+        }
         for (name, value) in &target.headers {
             headers = add(headers, name, value);
+        }
+        for (name, value) in &notes.properties {
+            // No broker lets a NUL through; one that did must not stop the sink.
+            let plain = !name.starts_with(header::OWN) && !name.contains('\0');
+            let foreign = || Cow::Owned(format!("{}{}", header::FOREIGN, name.replace('\0', "")));
+            headers = add(headers, &if plain { Cow::Borrowed(*name) } else { foreign() }, value);
         }
         headers
     }
@@ -434,7 +481,7 @@ impl Sink {
                 return Ok(());
             }
             Err(code) if is_about_topic(code) => {
-                self.refusals.insert(target.topic.clone(), (Instant::now(), code));
+                self.refused(&target, code);
             }
             // One that was suspected went alone, so it is the one.
             Err(code) if is_about_record(code) && self.suspects.remove(&sequence) => {
@@ -449,6 +496,14 @@ impl Sink {
         outcome
     }
 
+    /// The topic takes no record for now.
+    fn refused(&mut self, target: &Target, code: RDKafkaErrorCode) {
+        if self.refusals.len() >= MOST_REFUSALS {
+            self.refusals.clear();
+        }
+        self.refusals.insert(target.topic.clone(), (Instant::now(), code));
+    }
+
     /// Lets go of what is delivered or buried, without a gap.
     fn let_go(&mut self, window: &mut Window) -> Result<(), SpoolError> {
         if let Some(through) = window.delivered() {
@@ -457,6 +512,9 @@ impl Sink {
             self.parts.log.spool().acknowledge(through)?;
             self.parts.receipts.delivered(through);
             window.forget(through);
+            while self.former.front().is_some_and(|(last, _)| *last <= through) {
+                self.former.pop_front();
+            }
             self.unsaved = true;
         } else if let Some(through) = window.dropped_last() {
             // It stays in the log until a record says so in Kafka; who waits for an acknowledgement is not to wait for that.
@@ -503,72 +561,10 @@ enum Unsent {
     Refused(String),
 }
 
-impl Window {
-    fn new(reader: Reader) -> Self {
-        Self { reader, held: VecDeque::new(), slots: VecDeque::new(), under_way: 0, dropped: Vec::new() }
-    }
-
-    /// Keeps a record for later that was read and not sent.
-    fn hold(&mut self, sequence: u64, bytes: Vec<u8>) {
-        self.held.push_front(Entry::Record { sequence, key: true, bytes });
-    }
-
-    fn sent(&mut self, sequence: u64, target: Arc<Target>, received: Timestamp) {
-        self.under_way += 1;
-        self.dropped.clear();
-        self.slots.push_back(Slot { last: sequence, state: State::UnderWay(target, received) });
-    }
-
-    fn done(&mut self, last: u64) {
-        self.slots.push_back(Slot { last, state: State::Done });
-    }
-
-    /// The reason for a dead letter, and what was dropped before it: it may be the only one to say so.
-    fn and_dropped(&self, reason: String) -> String {
-        if self.dropped.is_empty() {
-            reason
-        } else {
-            format!("{reason}; dropped before it: {}", header::dropped(&self.dropped))
-        }
-    }
-
-    /// The last number that was dropped, when nothing came after.
-    fn dropped_last(&self) -> Option<u64> {
-        self.dropped.last().filter(|_| self.slots.is_empty()).map(|(_, last)| *last)
-    }
-
-    /// Notes the report on a record, and gives where that was to go and when it was received; `None` when it is not awaited.
-    fn settle(&mut self, sequence: u64, delivered: bool) -> Option<(Arc<Target>, Timestamp)> {
-        let at = self.slots.partition_point(|slot| slot.last < sequence);
-        let slot = self.slots.get_mut(at).filter(|slot| slot.last == sequence)?;
-        let state = if delivered { State::Done } else { State::Failed };
-        match std::mem::replace(&mut slot.state, state) {
-            State::UnderWay(target, received) => {
-                self.under_way -= 1;
-                Some((target, received))
-            }
-            settled => {
-                slot.state = settled;
-                None
-            }
-        }
-    }
-
-    /// The last of those that are done without one before them that is not.
-    fn delivered(&self) -> Option<u64> {
-        self.slots.iter().take_while(|slot| matches!(slot.state, State::Done)).last().map(|slot| slot.last)
-    }
-
-    fn forget(&mut self, through: u64) {
-        while self.slots.front().is_some_and(|slot| slot.last <= through) {
-            self.slots.pop_front();
-        }
-    }
-
-    /// Those that are done although one before them is not.
-    fn ahead(&self) -> BTreeSet<u64> {
-        self.slots.iter().filter(|slot| matches!(slot.state, State::Done)).map(|slot| slot.last).collect()
-    }
+fn is_older(received: Option<Timestamp>, age: Duration) -> bool {
+    let now = Timestamp::from(SystemTime::now()).millis();
+    let passed = received.map_or(0, |received| now.saturating_sub(received.millis()));
+    u128::try_from(passed).is_ok_and(|passed| passed > age.as_millis())
 }
 
 /// Whether the code is about the record, or another in its batch: it will be refused however often it is sent.
@@ -593,36 +589,4 @@ fn is_about_topic(code: RDKafkaErrorCode) -> bool {
             | RDKafkaErrorCode::UnknownTopic
             | RDKafkaErrorCode::UnknownTopicOrPartition
     )
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn window() -> Window {
-        let spool = spool::Spool::memory(1 << 20, 1);
-        Window::new(spool.read_from(1))
-    }
-
-    fn target() -> Arc<Target> {
-        Arc::new(Target { topic: "t".into(), key: "k".into(), headers: Vec::new(), route: 1 })
-    }
-
-    #[test]
-    fn what_is_delivered_before_another_is_not_let_go_before_it() {
-        let mut window = window();
-        for sequence in 1..=4 {
-            window.sent(sequence, target(), Timestamp::from_millis(0));
-        }
-        window.done(9);
-        assert!(window.settle(3, true).is_some() && window.settle(2, false).is_some());
-        assert_eq!((window.delivered(), window.under_way), (None, 2));
-        assert!(window.settle(3, true).is_none(), "a second report changes nothing");
-        window.settle(1, true);
-        assert_eq!(window.delivered(), Some(1));
-        window.forget(1);
-        assert_eq!(window.delivered(), None);
-        assert_eq!(window.ahead(), [3, 9].into());
-        assert_eq!(window.under_way, 1);
-    }
 }

@@ -1,43 +1,34 @@
 //! One connection to an MQTT broker: takes messages in, and acknowledges them once they are durable or, where that is
 //! asked for, delivered.
 //!
-//! `rumqttc` connects, and knows the packets. Its event loop would take ten packets at a time and write each
-//! acknowledgement by itself; what is read and written here goes through the connection directly, as much at once as there is.
+//! What is there is read and acknowledged together; while the log has no room, nothing is read, and the broker keeps what comes.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::pin::pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use anyhow::Context;
-use futures_util::FutureExt;
 use node::Clock;
-use rumqttc::{
-    ConnectionError, Event, EventLoop, MqttOptions, Packet, PubAck, PubComp, PubRec, Publish, QoS, StateError, SubAck,
-    Subscribe, SubscribeFilter, SubscribeReasonCode, TlsConfiguration, Transport, Unsubscribe,
-};
-use rustls::RootCertStore;
-use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject;
 use tokio::sync::watch;
 use tokio::time::{Interval, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
 use crate::config::MqttConfig;
 use crate::counters::Counters;
+use crate::filter::Filter;
 use crate::intake::Submission;
 use crate::lanes::Lanes;
-use crate::record::Record;
+use crate::mapping::{Arrival, Made, Mapped, Mapping};
+use crate::record::{Notes, Record};
+use crate::route::Routes;
 use crate::subscriptions::Subscriptions;
+use crate::wire::{Dialer, Incoming, Outgoing, Publish, Welcome, Wire, WireError};
 
 /// Messages, and their bytes, that are taken from a connection before they go to the log together.
 const BATCH: usize = 256;
 const BATCH_BYTES: usize = 256 << 10;
 /// How long to wait for more once a message came: brokers write one by one, and each that is read alone wakes a thread.
 const GATHER: Duration = Duration::from_millis(1);
-/// Largest packet that is read. One that is larger ends the connection, and the broker would send it again for ever: this
-/// is above what brokers take, and what the log does not take is told and dropped.
-const LARGEST_PACKET: usize = 64 << 20;
 /// Pause before the next attempt to connect, from and to.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
 /// How long a broker may take to take what is written to it.
@@ -50,7 +41,14 @@ pub struct Source {
     index: usize,
     config: MqttConfig,
     subscriptions: Subscriptions,
-    events: EventLoop,
+    mapping: Mapping,
+    routes: watch::Receiver<Arc<Routes>>,
+    dialer: Dialer,
+    wire: Option<Wire>,
+    /// Filters of the subscriptions that are not answered yet, in the order of asking.
+    asked: VecDeque<Vec<Filter>>,
+    /// Packet id of what was asked last.
+    packet_id: u16,
     lanes: Arc<Lanes>,
     acknowledged: watch::Receiver<u64>,
     counters: Arc<Counters>,
@@ -60,7 +58,7 @@ pub struct Source {
     /// Messages that were read and did not go to the log yet, and their bytes.
     batch: Vec<Submission>,
     batch_bytes: usize,
-    /// Number of the last message that was read.
+    /// Number of the last message for which an acknowledgement is owed. Others have none.
     submitted: u64,
     /// Messages that are not acknowledged, oldest first: acknowledgements have to come in the order of the messages.
     unacknowledged: VecDeque<Owed>,
@@ -81,6 +79,10 @@ pub struct Parts {
     pub bridge: String,
     /// What to subscribe to.
     pub subscriptions: Subscriptions,
+    /// What to make of messages.
+    pub mapping: Mapping,
+    /// Other routes, when there are any.
+    pub routes: watch::Receiver<Arc<Routes>>,
     /// Where messages go.
     pub lanes: Arc<Lanes>,
     /// Up to which number they may be acknowledged.
@@ -98,16 +100,15 @@ struct Owed {
     /// The message's number.
     number: u64,
     packet_id: u16,
-    qos: QoS,
+    /// 1 or 2.
+    qos: u8,
 }
 
 /// Why a connection is down.
 #[derive(Debug, thiserror::Error)]
 enum Down {
     #[error(transparent)]
-    Connect(#[from] ConnectionError),
-    #[error(transparent)]
-    Session(#[from] StateError),
+    Wire(#[from] WireError),
     #[error("the broker did not answer a ping")]
     Silent,
     #[error("the broker takes nothing for {} s", WRITE.as_secs())]
@@ -120,14 +121,18 @@ impl Source {
     /// # Errors
     /// When the authority's certificate can't be used.
     pub fn new(config: MqttConfig, parts: Parts) -> anyhow::Result<Self> {
-        // Nothing is asked of the event loop but to connect.
-        let events = EventLoop::new(options(&config, &parts.bridge)?, 1);
-        let Parts { index, subscriptions, lanes, acknowledged, counters, clock, longest, .. } = parts;
+        let dialer = Dialer::new(&config, &parts.bridge)?;
+        let Parts { index, subscriptions, mapping, routes, lanes, acknowledged, counters, clock, longest, .. } = parts;
         Ok(Self {
             index,
             config,
             subscriptions,
-            events,
+            mapping,
+            routes,
+            dialer,
+            wire: None,
+            asked: VecDeque::new(),
+            packet_id: 0,
             lanes,
             acknowledged,
             counters,
@@ -148,20 +153,20 @@ impl Source {
     /// what is under way, and acknowledges it.
     pub async fn run(mut self, stop: CancellationToken) {
         let mut pause = PAUSE.0;
-        while let Some(connected) = stop.run_until_cancelled(self.events.poll()).await {
+        while let Some(connected) = stop.run_until_cancelled(self.dialer.connect()).await {
             let down = match connected {
-                Ok(Event::Incoming(Packet::ConnAck(connack))) => {
+                Ok((wire, welcome)) => {
                     pause = PAUSE.0;
-                    match self.session(connack.session_present, &stop).await {
+                    self.wire = Some(wire);
+                    match self.session(welcome, &stop).await {
                         Ok(()) => break,
                         Err(down) => down,
                     }
                 }
-                Ok(_) => continue,
                 Err(error) => error.into(),
             };
             self.is_up(false);
-            self.events.clean();
+            self.wire = None;
             // An acknowledgement that is late would be taken for another message's. These come again.
             self.under_way.extend(self.unacknowledged.drain(..).map(|owed| (owed.packet_id, owed.number)));
             let (mqtt, broker) = (&self.config.name, &self.config.address);
@@ -177,31 +182,38 @@ impl Source {
     }
 
     /// Takes messages from a connection that is up, until it is down or `stop`.
-    async fn session(&mut self, resumed: bool, stop: &CancellationToken) -> Result<(), Down> {
+    async fn session(&mut self, welcome: Welcome, stop: &CancellationToken) -> Result<(), Down> {
         self.counters.connections.add(1);
         self.is_up(true);
+        let resumed = welcome.resumed;
         if !resumed {
             self.under_way.clear();
             self.unreleased.clear();
         }
         tracing::info!(mqtt = self.config.name, broker = self.config.address, resumed, "connected");
-        self.subscribe().await?;
+        self.asked.clear();
+        // A broker may have forgotten the session, or know one with other filters.
+        self.subscribe(self.subscriptions.current().to_vec()).await?;
         self.pinged = false;
-        let mut ping = tokio::time::interval(self.config.keep_alive.get());
+        let mut ping = tokio::time::interval(welcome.keep_alive);
         ping.set_missed_tick_behavior(MissedTickBehavior::Delay);
         ping.tick().await;
         loop {
             self.acknowledge().await?;
-            let network = self.events.network.as_mut().ok_or(StateError::ConnectionAborted)?;
+            let wire = self.wire.as_mut().ok_or(WireError::Closed)?;
             let packet = tokio::select! {
                 biased;
                 () = stop.cancelled() => return Ok(()),
                 Ok(()) = self.acknowledged.changed() => continue,
+                Ok(()) = self.routes.changed() => {
+                    self.change().await?;
+                    continue;
+                }
                 _ = ping.tick() => {
                     self.ping().await?;
                     continue;
                 }
-                packet = network.read() => packet?,
+                packet = wire.read() => packet?,
             };
             self.take(packet).await?;
             let mut more = self.take_more().await;
@@ -214,65 +226,75 @@ impl Source {
         }
     }
 
-    /// A broker may have forgotten the session, or know one with other filters.
-    async fn subscribe(&mut self) -> Result<(), Down> {
-        let qos = match self.config.qos {
-            0 => QoS::AtMostOnce,
-            1 => QoS::AtLeastOnce,
-            _ => QoS::ExactlyOnce,
-        };
-        let filters = self.subscriptions.current().iter();
-        let mut subscribe =
-            Subscribe::new_many(filters.map(|filter| SubscribeFilter::new(filter.as_str().into(), qos)));
-        // The broker answers in this order, so the numbers need not tell which is which.
-        subscribe.pkid = 1;
-        let mut packets = Vec::new();
-        if !subscribe.filters.is_empty() {
-            packets.push(Packet::Subscribe(subscribe));
+    /// Goes on with other routes.
+    async fn change(&mut self) -> Result<(), Down> {
+        let routes = Arc::clone(&self.routes.borrow_and_update());
+        self.mapping.change(routes.ways(&self.config.name));
+        match self.subscriptions.change(routes.filters(&self.config.name)) {
+            Ok(new) => self.subscribe(new).await,
+            Err(error) => {
+                tracing::error!(mqtt = self.config.name, "subscriptions are not changed: {error:#}");
+                Ok(())
+            }
         }
-        for (filter, packet_id) in self.subscriptions.stale().iter().zip(2..) {
+    }
+
+    /// Subscribes to filters, and gives up those that are no longer wanted.
+    async fn subscribe(&mut self, filters: Vec<Filter>) -> Result<(), Down> {
+        let mut packets = Vec::new();
+        if !filters.is_empty() {
+            let texts = filters.iter().map(|filter| filter.as_str().to_owned()).collect();
+            packets.push(Outgoing::Subscribe { packet_id: self.next_id(), filters: texts, qos: self.config.qos });
+            self.asked.push_back(filters);
+        }
+        for filter in self.subscriptions.stale().to_vec() {
             tracing::info!(mqtt = self.config.name, filter, "no longer subscribed to");
-            packets.push(Packet::Unsubscribe(Unsubscribe { pkid: packet_id, topics: vec![filter.clone()] }));
+            packets.push(Outgoing::Unsubscribe { packet_id: self.next_id(), filter });
         }
         self.write(packets).await
+    }
+
+    fn next_id(&mut self) -> u16 {
+        self.packet_id = self.packet_id.checked_add(1).unwrap_or(1);
+        self.packet_id
     }
 
     /// Whatever else is there already, up to a batch.
     async fn take_more(&mut self) -> Result<(), Down> {
         while self.batch.len() < BATCH && self.batch_bytes < BATCH_BYTES {
-            let network = self.events.network.as_mut().ok_or(StateError::ConnectionAborted)?;
-            let Some(packet) = network.read().now_or_never() else { break };
-            self.take(packet?).await?;
+            let wire = self.wire.as_mut().ok_or(WireError::Closed)?;
+            let Some(packet) = wire.read_now()? else { break };
+            self.take(packet).await?;
         }
         Ok(())
     }
 
-    async fn take(&mut self, packet: Packet) -> Result<(), Down> {
+    async fn take(&mut self, packet: Incoming) -> Result<(), Down> {
         match packet {
-            Packet::Publish(publish) => self.submit(&publish),
-            Packet::PubRel(release) => {
+            Incoming::Publish(publish) => self.submit(&publish),
+            Incoming::Release(packet_id) => {
                 // One that is not known was received by the process before this one.
-                self.unreleased.remove(&release.pkid);
-                self.write([Packet::PubComp(PubComp::new(release.pkid))]).await?;
+                self.unreleased.remove(&packet_id);
+                self.write([Outgoing::Complete(packet_id)]).await?;
             }
-            Packet::PingResp => self.pinged = false,
-            Packet::SubAck(suback) => self.subscribed(&suback),
-            Packet::UnsubAck(_) => self.subscriptions.given_up(),
-            _ => {}
+            Incoming::Pong => self.pinged = false,
+            Incoming::Subscribed(refusals) => self.subscribed(&refusals),
+            Incoming::Unsubscribed => self.subscriptions.given_up(),
+            Incoming::Other => {}
         }
         Ok(())
     }
 
-    fn subscribed(&self, suback: &SubAck) {
+    fn subscribed(&mut self, refusals: &[Option<String>]) {
         let name = &self.config.name;
-        tracing::info!(mqtt = name, filters = self.subscriptions.current().len(), "subscribed");
-        for (filter, code) in self.subscriptions.current().iter().zip(&suback.return_codes) {
-            if *code == SubscribeReasonCode::Failure {
-                tracing::error!(
-                    mqtt = name, %filter,
-                    "the broker refused the subscription: allow this client to read these topics there"
-                );
-            }
+        // The broker answers in the order of asking.
+        let filters = self.asked.pop_front().unwrap_or_default();
+        tracing::info!(mqtt = name, filters = filters.len(), "subscribed");
+        for (filter, why) in filters.iter().zip(refusals).filter_map(|(filter, why)| Some((filter, why.as_ref()?))) {
+            tracing::error!(
+                mqtt = name, %filter, why,
+                "the broker refused the subscription: allow this client to read these topics there"
+            );
         }
     }
 
@@ -282,46 +304,84 @@ impl Source {
 
     fn submit(&mut self, publish: &Publish) {
         self.counters.received.add(1);
-        let (packet_id, qos) = (publish.pkid, publish.qos);
+        let (packet_id, qos) = (publish.packet_id, publish.qos);
         // The broker never had an acknowledgement of this one, so it is the very message that is in the log already.
         if !self.under_way.is_empty()
-            && let Some(number) = self.under_way.remove(&packet_id).filter(|_| publish.dup)
+            && let Some(number) = self.under_way.remove(&packet_id).filter(|_| publish.duplicate)
         {
             self.unacknowledged.push_back(Owed { number, packet_id, qos });
             return;
         }
-        if qos == QoS::ExactlyOnce && !self.unreleased.insert(packet_id) {
+        if qos == 2 && !self.unreleased.insert(packet_id) {
             // Its acknowledgement got lost, and its packet id is not free before it is released.
             self.unacknowledged.push_back(Owed { number: self.submitted, packet_id, qos });
             return;
         }
-        let mut record = Record {
-            mqtt: &self.config.name,
+        let number = (qos > 0).then(|| {
+            self.submitted += 1;
+            self.submitted
+        });
+        let properties: usize = publish.properties.iter().map(|(name, value)| name.len() + value.len()).sum();
+        let arrival = Arrival {
             topic: &publish.topic,
             payload: &publish.payload,
+            retained: publish.retained,
+            duplicate: publish.duplicate,
+            beside: properties + publish.content_type.as_ref().map_or(0, String::len),
             received: self.clock.now(),
-            qos: qos as u8,
-            retained: publish.retain,
-            duplicate: publish.dup,
+            now: Instant::now(),
+        };
+        let (mapped, begun) = (self.mapping.map(&arrival), self.batch.len());
+        self.counters.births_wanted.add(self.mapping.births_wanted());
+        match mapped {
+            Mapped::Same => self.record(&arrival, publish, &Made::default()),
+            Mapped::Made(made) => {
+                self.counters.filtered.add(u64::from(made.is_empty()));
+                self.counters.unmapped.add(u64::from(made.iter().any(|made| made.unmapped.is_some())));
+                made.iter().for_each(|made| self.record(&arrival, publish, made));
+            }
+        }
+        number_last(&mut self.batch, begun, self.index, number);
+        if let Some(number) = number {
+            self.unacknowledged.push_back(Owed { number, packet_id, qos });
+        }
+    }
+
+    /// Puts what became of a message into the batch, unless it is too large.
+    fn record(&mut self, arrival: &Arrival<'_>, publish: &Publish, made: &Made) {
+        let notes = Notes {
+            uns: made.uns.as_deref(),
+            unmapped: made.unmapped.as_deref(),
+            birth: made.birth,
+            historical: made.historical,
+            stale: made.stale,
+            content_type: publish.content_type.as_deref(),
+            properties: publish.properties.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect(),
+        };
+        let record = Record {
+            mqtt: &self.config.name,
+            topic: arrival.topic,
+            payload: made.payload.as_deref().unwrap_or(arrival.payload),
+            received: arrival.received,
+            qos: publish.qos,
+            retained: arrival.retained,
+            duplicate: arrival.duplicate,
+            notes,
         }
         .encoded();
-        self.submitted += 1;
         if record.len() > self.longest {
             self.counters.oversize.add(1);
             tracing::error!(
                 mqtt = self.config.name,
-                topic = publish.topic,
-                bytes = publish.payload.len(),
+                topic = arrival.topic,
+                bytes = arrival.payload.len(),
                 most = self.longest,
                 "a message is too large for the log and is dropped"
             );
-            record = Vec::new();
+            return;
         }
         self.batch_bytes += record.len();
-        self.batch.push(Submission { mqtt: self.index, number: self.submitted, record });
-        if qos != QoS::AtMostOnce {
-            self.unacknowledged.push_back(Owed { number: self.submitted, packet_id, qos });
-        }
+        self.batch.push(Submission { mqtt: self.index, number: None, record });
     }
 
     /// Gives the batch to the log as soon as there is room for it, whatever becomes of the connection: its messages have
@@ -331,6 +391,11 @@ impl Source {
             return Ok(());
         }
         self.batch_bytes = 0;
+        if let Some(saving) = self.mapping.saving()
+            && let Ok(Err(error)) = tokio::task::spawn_blocking(move || saving.write()).await
+        {
+            tracing::warn!("what Sparkplug births tell can't be kept, and may be missing after a restart: {error}");
+        }
         let lanes = Arc::clone(&self.lanes);
         let mut putting = pin!(lanes.put(std::mem::take(&mut self.batch)));
         let mut heard = Ok(());
@@ -357,12 +422,12 @@ impl Source {
         if count == 0 {
             return Ok(());
         }
-        let packets: Vec<Packet> = self
+        let packets: Vec<Outgoing> = self
             .unacknowledged
             .drain(..count)
             .map(|Owed { packet_id, qos, .. }| match qos {
-                QoS::ExactlyOnce => Packet::PubRec(PubRec::new(packet_id)),
-                _ => Packet::PubAck(PubAck::new(packet_id)),
+                2 => Outgoing::Receive(packet_id),
+                _ => Outgoing::Acknowledge(packet_id),
             })
             .collect();
         self.write(packets).await
@@ -373,18 +438,12 @@ impl Source {
         if std::mem::replace(&mut self.pinged, true) {
             return Err(Down::Silent);
         }
-        self.write([Packet::PingReq]).await
+        self.write([Outgoing::Ping]).await
     }
 
-    async fn write(&mut self, packets: impl IntoIterator<Item = Packet>) -> Result<(), Down> {
-        let network = self.events.network.as_mut().ok_or(StateError::ConnectionAborted)?;
-        let writing = async {
-            for packet in packets {
-                network.write(packet).await?;
-            }
-            network.flush().await
-        };
-        tokio::time::timeout(WRITE, writing).await.map_err(|_| Down::Stuck)?.map_err(Down::Session)
+    async fn write(&mut self, packets: impl IntoIterator<Item = Outgoing>) -> Result<(), Down> {
+        let wire = self.wire.as_mut().ok_or(WireError::Closed)?;
+        Ok(tokio::time::timeout(WRITE, wire.write(packets)).await.map_err(|_| Down::Stuck)??)
     }
 
     /// Waits for what is under way, and takes leave.
@@ -395,38 +454,42 @@ impl Source {
             }
         }
         self.acknowledge().await?;
-        self.write([Packet::Disconnect]).await?;
+        self.write([Outgoing::Disconnect]).await?;
         // The acknowledgements go out before the farewell; after it the broker closes.
-        while let Some(network) = &mut self.events.network {
-            network.read().await?;
+        while let Some(wire) = &mut self.wire {
+            wire.read().await?;
         }
         Ok(())
     }
 }
 
-fn options(config: &MqttConfig, bridge: &str) -> anyhow::Result<MqttOptions> {
-    let (host, port) = config.host_and_port().context("the address is not host:port")?;
-    let session = config.client_id.clone().unwrap_or_else(|| format!("hyperfactory-{bridge}-{}", config.name));
-    let mut options = MqttOptions::new(session, host, port);
-    options
-        .set_clean_session(false)
-        .set_keep_alive(config.keep_alive.get())
-        .set_max_packet_size(LARGEST_PACKET, LARGEST_PACKET);
-    if let Some(username) = &config.username {
-        options.set_credentials(username, config.password.as_ref().map(settings::Secret::expose).unwrap_or_default());
+/// Gives the last record of a message that begins there its number: it is stored after the others, so they are acknowledged
+/// with it. What left no record is acknowledged, too.
+fn number_last(batch: &mut Vec<Submission>, begun: usize, mqtt: usize, number: Option<u64>) {
+    match batch.get_mut(begun..).and_then(<[Submission]>::last_mut) {
+        Some(last) => last.number = number,
+        None if number.is_some() => batch.push(Submission { mqtt, number, record: Vec::new() }),
+        None => {}
     }
-    if let Some(ca) = &config.ca {
-        let mut roots = RootCertStore::empty();
-        let read = || {
-            anyhow::Context::with_context(CertificateDer::pem_file_iter(ca), || format!("cannot read {}", ca.display()))
-        };
-        for certificate in read()? {
-            roots.add(certificate.with_context(|| format!("{} is not a certificate in PEM", ca.display()))?)?;
-        }
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let tls = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
-        let tls = tls.with_root_certificates(roots).with_no_client_auth();
-        options.set_transport(Transport::tls_with_config(TlsConfiguration::Rustls(Arc::new(tls))));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_is_acknowledged_with_the_last_of_its_records() {
+        let record = || Submission { mqtt: 0, number: None, record: vec![1] };
+        let mut batch = vec![record()];
+        number_last(&mut batch, 0, 0, Some(1));
+        batch.extend([record(), record(), record()]);
+        number_last(&mut batch, 1, 0, Some(2));
+        // One that leaves nothing, with and without an acknowledgement that is owed.
+        number_last(&mut batch, 4, 0, Some(3));
+        number_last(&mut batch, 5, 0, None);
+        batch.push(record());
+        number_last(&mut batch, 5, 0, None);
+        let numbers: Vec<_> = batch.iter().map(|submission| submission.number).collect();
+        assert_eq!(numbers, [Some(1), None, None, Some(2), Some(3), None]);
     }
-    Ok(options)
 }

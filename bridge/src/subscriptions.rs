@@ -40,6 +40,24 @@ impl Subscriptions {
         Ok(subscriptions)
     }
 
+    /// Goes on with other filters; gives those that are new.
+    ///
+    /// # Errors
+    /// When the file can't be written; then all is as before.
+    pub fn change(&mut self, current: Vec<Filter>) -> anyhow::Result<Vec<Filter>> {
+        let before = std::mem::replace(&mut self.current, current);
+        let stale = self.stale.clone();
+        let kept = |text: &str| self.current.iter().any(|filter| filter.as_str() == text);
+        self.stale.retain(|filter| !kept(filter));
+        self.stale
+            .extend(before.iter().filter(|filter| !kept(filter.as_str())).map(|filter| filter.as_str().to_owned()));
+        if let Err(error) = self.write(true) {
+            (self.current, self.stale) = (before, stale);
+            return Err(error);
+        }
+        Ok(self.current.iter().filter(|filter| !before.contains(filter)).cloned().collect())
+    }
+
     /// What to subscribe to.
     pub fn current(&self) -> &[Filter] {
         &self.current
@@ -94,5 +112,18 @@ mod tests {
         assert_eq!(again.stale(), ["b/#"]);
         again.given_up();
         assert!(again.stale().is_empty() && begin(&["a", "c"]).stale().is_empty());
+    }
+
+    #[test]
+    fn what_changes_is_subscribed_to_or_given_up() {
+        let folder = tempfile::tempdir().unwrap();
+        let parsed = |filters: &[&str]| filters.iter().map(|filter| filter.parse().unwrap()).collect::<Vec<Filter>>();
+        let mut subscriptions = Subscriptions::begin(folder.path(), "m", parsed(&["a", "b"])).unwrap();
+        assert_eq!(subscriptions.change(parsed(&["b", "c"])).unwrap(), parsed(&["c"]));
+        assert_eq!(subscriptions.stale(), ["a"]);
+        assert_eq!(subscriptions.change(parsed(&["a", "b"])).unwrap(), parsed(&["a"]));
+        assert_eq!(subscriptions.stale(), ["c"]);
+        let mut again = Subscriptions::begin(folder.path(), "m", parsed(&["b"])).unwrap();
+        assert_eq!(again.stale(), ["a", "c"], "what the broker may know is on disk");
     }
 }

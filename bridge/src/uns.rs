@@ -7,6 +7,8 @@
 
 /// The Kafka topic that all messages go to.
 pub const TOPIC: &str = "umh.messages";
+/// What its topics begin with.
+pub const PREFIX: &str = "umh/v1/";
 /// The filter of the namespace.
 pub const FILTER: &str = "umh/v1/#";
 
@@ -34,8 +36,28 @@ pub fn key(topic: &str) -> Result<String, &'static str> {
     Ok(key)
 }
 
-/// Whether `key` changes this level.
-pub fn is_changed(level: &str) -> bool {
+/// The key by the usual rule, which puts different topics under one: every character that a key may not have becomes `_`.
+pub fn usual_key(topic: &str) -> String {
+    topic
+        .chars()
+        .map(|c| {
+            if c == '/' || c == '.' {
+                '.'
+            } else if is_plain(c) {
+                c
+            } else {
+                '_'
+            }
+        })
+        .collect()
+}
+
+/// The levels of a topic that [`key`] changes, because the usual rule would make them others.
+pub fn changed_levels(topic: &str) -> impl Iterator<Item = &str> {
+    topic.split('/').filter(|level| is_changed(level))
+}
+
+fn is_changed(level: &str) -> bool {
     !level.chars().all(is_plain)
 }
 

@@ -6,22 +6,36 @@
 mod broker;
 #[path = "plant/classes.rs"]
 mod classes;
+#[path = "plant/delivered.rs"]
+mod delivered;
 #[path = "plant/hub.rs"]
 mod hub;
+#[path = "plant/mapping.rs"]
+mod mapping;
+#[path = "plant/mosquitto.rs"]
+mod mosquitto;
 #[path = "plant/promises.rs"]
 mod promises;
+#[path = "plant/records.rs"]
+mod records;
+#[path = "plant/reload.rs"]
+mod reload;
 #[path = "plant/rig.rs"]
 mod rig;
 #[path = "plant/tls.rs"]
 mod tls;
+#[path = "plant/versions.rs"]
+mod versions;
 
 use std::time::Duration;
 
+use delivered::Delivered;
 use hyperfactory_tests::rig::Front;
+use mosquitto::{Mosquitto, Publisher};
 use protocol::NodeId;
 use rdkafka::mocking::MockCluster;
 use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
-use rig::{Bridge, Delivered, Mosquitto, Publisher};
+use rig::Bridge;
 use tls::Plane;
 
 const ROUTES: &str = r#"
@@ -73,6 +87,11 @@ fn kills(count: u32) {
     );
     let (report, whole) = bridge.audit(&["machines"]);
     assert!(whole, "{report}");
+    let messages: u64 = published.iter().map(|(_, count)| count).sum();
+    #[expect(clippy::print_stderr, reason = "how much was tried is what a long test is read for")]
+    {
+        eprint!("{count} kills, {messages} messages, {} of them twice by MQTT; {report}", twice.len());
+    }
 }
 
 #[test]
@@ -258,8 +277,8 @@ fn nothing_comes_from_kafka_to_mqtt() {
     cluster.create_topic("machines", 1, 1).unwrap();
     let bridge = Bridge::start(&mosquitto, &cluster.bootstrap_servers(), ROUTES);
     bridge.subscribed(1);
-    let listener = rig::Listener::start(&mosquitto);
-    rig::produce(&cluster, "machines", "machines/stop", "now");
+    let listener = mosquitto::Listener::start(&mosquitto);
+    delivered::produce(&cluster, "machines", "machines/stop", "now");
     let published = Publisher::publish(&mosquitto, "machines/a", 1..=50);
     let published = [("machines/a".to_owned(), published)];
     Delivered::wait(&cluster, &["machines"], &published).assert_complete_and_in_order(&published);

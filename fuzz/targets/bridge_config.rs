@@ -3,7 +3,7 @@
 #![no_main]
 
 use hyperfactory_bridge::config::Config;
-use hyperfactory_bridge::show;
+use hyperfactory_bridge::{dry_run, show};
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
     let directory = tempfile::tempdir_in("/dev/shm").expect("a directory");
@@ -12,7 +12,8 @@ libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
     if let Ok(config) = Config::load(Some(&file), Some(directory.path().to_owned())) {
         let _ = show::check(&config);
         for topic in ["umh/v1/acme/_raw/temp", "machines/a", "", "//"] {
-            let _ = show::explain(&config, topic);
+            let _ = dry_run::explain(&config, topic, None);
+            let _ = dry_run::explain(&config, topic, Some(bytes));
         }
     }
 });

@@ -93,6 +93,12 @@ known! {
     SPOOL_BYTES = "spool.bytes", Bytes, Gauge, 0;
     /// Messages a bridge received from MQTT.
     BRIDGE_RECEIVED = "bridge.received", Count, Counter, 0;
+    /// Messages that the steps of a bridge's routes let go no further.
+    BRIDGE_FILTERED = "bridge.filtered", Count, Counter, 0;
+    /// Messages that a bridge passes on as they came although their route declares what to do with them.
+    BRIDGE_UNMAPPED = "bridge.unmapped", Count, Counter, 0;
+    /// Sparkplug messages of a bridge by which a host application would ask for a birth.
+    BRIDGE_BIRTHS_WANTED = "bridge.births.wanted", Count, Counter, 0;
     /// Records of a bridge that Kafka confirmed.
     BRIDGE_DELIVERED = "bridge.delivered", Count, Counter, 0;
     /// Records of a bridge that became dead letters, and messages too large to be kept.

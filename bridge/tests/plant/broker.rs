@@ -7,7 +7,9 @@ use protocol::NodeId;
 use tempfile::TempDir;
 
 use crate::ROUTES;
-use crate::rig::{Bridge, Delivered, Mosquitto, Publisher};
+use crate::delivered::Delivered;
+use crate::mosquitto::{Mosquitto, Publisher};
+use crate::rig::Bridge;
 use crate::tls::Plane;
 
 /// Kills of the bridge, and as many of the Kafka broker.
@@ -108,4 +110,32 @@ fn a_broker_that_hangs_and_a_line_that_is_slow_and_cut_lose_nothing() {
     plant.bridge.subscribed(2);
     plant.front.slow(Duration::ZERO);
     plant.ends_well(&publisher.finish());
+}
+
+#[test]
+fn a_class_that_is_behind_leaves_the_rate_to_what_is_live() {
+    let (tansu, mosquitto) = (Tansu::start().unwrap(), Mosquitto::start());
+    // In one partition it is seen what went first.
+    tansu.create_topic("machines", 1).unwrap();
+    let class = |name: &str| {
+        let class = format!("[[class]]\nname = {name:?}\noverflow = \"block\"\n");
+        class + &*format!("[[route]]\nfrom = \"{name}/#\"\nto = \"machines\"\nclass = {name:?}\n")
+    };
+    let routes = format!("max-rate = \"20KiB\"\ncatch-up = \"live-first\"\n{}{}", class("trends"), class("alarms"));
+    let mut bridge = Bridge::start(&mosquitto, tansu.address(), &routes);
+    bridge.subscribed(1);
+    // At this rate they take half a minute, and after a few seconds the next of them is old.
+    let trends = Publisher::publish_large(&mosquitto, "trends/a", 500, 1000);
+    bridge.said("behind: what is live goes first");
+    let alarms = Publisher::publish_large(&mosquitto, "alarms/a", 40, 1000);
+    let published = [("trends/a".to_owned(), trends), ("alarms/a".to_owned(), alarms)];
+    let delivered = Delivered::wait(&tansu, &["machines"], &published);
+    delivered.assert_complete_and_in_order(&published);
+    let keys = delivered.keys("machines");
+    let alarm = |key: &&str| *key == "alarms/a";
+    let (first, last) = (keys.iter().position(alarm).unwrap(), keys.iter().rposition(alarm).unwrap());
+    let between = keys[first..last].iter().filter(|key| !alarm(key)).count();
+    assert!(between < 10 && last + 100 < keys.len(), "{between} of the other class between {first} and {last}");
+    bridge.stop();
+    assert!(bridge.audit(&["machines"]).1);
 }

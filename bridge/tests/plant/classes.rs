@@ -2,7 +2,9 @@
 
 use rdkafka::mocking::MockCluster;
 
-use super::rig::{self, Bridge, Delivered, Mosquitto, Publisher, SmallDisk};
+use crate::delivered::Delivered;
+use crate::mosquitto::{Mosquitto, Publisher};
+use crate::rig::{self, Bridge, SmallDisk};
 
 /// Beside what waits: three classes of a mebibyte, whose topics come by a connection of their own.
 fn routes(mosquitto: &Mosquitto) -> String {

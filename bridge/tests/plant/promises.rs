@@ -5,7 +5,9 @@ use std::time::Duration;
 use rdkafka::mocking::MockCluster;
 
 use super::ROUTES;
-use super::rig::{Bridge, Delivered, Mosquitto, Publisher, SmallDisk};
+use crate::delivered::Delivered;
+use crate::mosquitto::{Mosquitto, Publisher};
+use crate::rig::{Bridge, SmallDisk};
 
 #[test]
 fn a_message_that_is_acknowledged_once_delivered_outlives_the_bridges_disk() {

@@ -192,6 +192,13 @@ fn certificate(bridge: &Bridge, clock: Clock) -> Markup {
     }
 }
 
+/// What its routes made of messages, where there is any of it.
+fn figures(bridge: &Bridge) -> impl Iterator<Item = (&'static str, f64)> {
+    let figures =
+        [("Filtered", bridge.filtered), ("As they came", bridge.unmapped), ("Births wanted", bridge.births_wanted)];
+    figures.into_iter().filter_map(|(name, count)| Some((name, count.filter(|count| *count > 0.0)?)))
+}
+
 /// A bridge's part of its node's page.
 pub(super) fn section(node: &Node, clock: Clock) -> Markup {
     html! {
@@ -209,6 +216,7 @@ pub(super) fn section(node: &Node, clock: Clock) -> Markup {
                                 @if let Some(pending) = bridge.pending { dt { "Waiting" } dd { (format::thousands(pending as u64)) " records" } }
                                 @if let Some(lag) = bridge.lag_seconds { dt { "Lag" } dd { (format::duration(lag)) } }
                                 @if let Some(dropped) = bridge.dropped { dt { "Dropped" } dd { (format::thousands(dropped as u64)) } }
+                                @for (name, count) in figures(bridge) { dt { (name) } dd { (format::thousands(count as u64)) " messages" } }
                                 @for class in &bridge.classes {
                                     dt { "Dropped of " (class.name) }
                                     dd { (format::thousands(class.dropped)) span.sub { (class.overflow) } }

@@ -359,6 +359,7 @@ on_both_engines! {
         assert!(page.contains("cologne.*") && page.contains("Not taken"), "{page}");
         assert!(page.contains("From MQTT to Kafka") && page.contains("ertificate revoked"), "{page}");
         assert!(page.contains("Dropped of trends") && page.contains("4,321"), "{page}");
+        assert!(page.contains("77 messages") && !page.contains("As they came"), "{page}");
         assert!(!browser.get(&format!("/nodes/{agent}")).await.body.contains("From MQTT to Kafka"));
         let token = site.token(Role::Viewer, None).await;
         let node = site.get(&format!("/api/v1/nodes/{cologne}"), &token).await.json();

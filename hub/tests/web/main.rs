@@ -253,7 +253,13 @@ impl Site {
                 ..ClassStatus::default()
             }],
         };
-        let known = [(metrics::BRIDGE_PENDING, 1_240), (metrics::BRIDGE_BYTES, 3_072), (metrics::BRIDGE_LAG, 125_000)];
+        let known = [
+            (metrics::BRIDGE_PENDING, 1_240),
+            (metrics::BRIDGE_BYTES, 3_072),
+            (metrics::BRIDGE_LAG, 125_000),
+            (metrics::BRIDGE_FILTERED, 77),
+            (metrics::BRIDGE_UNMAPPED, 0),
+        ];
         let schema = known.map(|(metric, _)| (metric.into(), vec!["".into()])).to_vec();
         let schema = Arc::new(Schema::new(schema).expect("a schema"));
         let sample = Sample::new(now(), schema, known.into_iter().map(|(_, value)| Some(value)));

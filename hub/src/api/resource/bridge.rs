@@ -29,6 +29,12 @@ pub struct Bridge {
     pub received_per_second: Option<f64>,
     /// Records that Kafka confirmed a second.
     pub delivered_per_second: Option<f64>,
+    /// Messages that the steps of its routes let go no further, since it started.
+    pub filtered: Option<f64>,
+    /// Messages that it passed on as they came although their route declares what to do with them, since it started.
+    pub unmapped: Option<f64>,
+    /// Sparkplug messages by which a host application would ask for a birth, since it started.
+    pub births_wanted: Option<f64>,
     /// Records that became dead letters, and messages too large to be kept, since it started.
     pub dropped: Option<f64>,
     /// Records dropped because their class's room was used up, or they were too old, since its logs began.
@@ -147,6 +153,9 @@ impl Bridge {
             lag_seconds: value(metrics::BRIDGE_LAG).map(|lag| lag / 1000.0),
             received_per_second: rate(metrics::BRIDGE_RECEIVED),
             delivered_per_second: rate(metrics::BRIDGE_DELIVERED),
+            filtered: value(metrics::BRIDGE_FILTERED),
+            unmapped: value(metrics::BRIDGE_UNMAPPED),
+            births_wanted: value(metrics::BRIDGE_BIRTHS_WANTED),
             dropped: value(metrics::BRIDGE_REFUSED),
             overflowed: value(metrics::BRIDGE_DROPPED),
             connected: value(metrics::BRIDGE_CONNECTED),

@@ -1,0 +1,135 @@
+//! A configuration that changes while messages flow.
+
+use std::time::Duration;
+
+use rdkafka::mocking::MockCluster;
+
+use crate::delivered::Delivered;
+use crate::mosquitto::{Mosquitto, Publisher};
+use crate::records;
+use crate::rig::Bridge;
+
+/// Two classes with room enough.
+const CLASSES: &str = "[[class]]\nname = \"trends\"\noverflow = \"drop-oldest\"\n\
+                       [[class]]\nname = \"events\"\noverflow = \"block\"\n";
+
+fn routes(filters: &[(&str, &str)]) -> String {
+    let route = |(from, to): &(&str, &str)| format!("[[route]]\nfrom = {from:?}\nto = {to:?}\n");
+    filters.iter().map(route).collect()
+}
+
+#[test]
+fn routes_change_without_a_loss_and_a_bad_file_is_refused() {
+    let (cluster, mosquitto) = (MockCluster::new(1).unwrap(), Mosquitto::start());
+    for topic in ["machines", "others", "late"] {
+        cluster.create_topic(topic, 1, 1).unwrap();
+    }
+    let brokers = cluster.bootstrap_servers();
+    let mut bridge = Bridge::start(&mosquitto, &brokers, &routes(&[("m/#", "machines"), ("old/#", "others")]));
+    bridge.subscribed(1);
+    let publisher = Publisher::start(&mosquitto, &["m/a", "m/b"], Duration::from_millis(1));
+    // Ones of which nobody knows but the file that is there at the reload.
+    bridge.configure(&mosquitto, &brokers, &routes(&[("m/#", "machines"), ("new/#", "others")]), "");
+    bridge.reload();
+    bridge.said("going on with the configuration as it is now");
+    bridge.subscribed(2);
+    bridge.said("no longer subscribed to");
+    let client = Publisher::connect(&mosquitto);
+    client.send("new/a", b"1", false);
+    client.settle();
+    assert_eq!(records::read(&cluster, "others", 1)[0].key, "new/a");
+
+    bridge.configure(&mosquitto, &brokers, "[[route]]\nform = \"x\"\n", "");
+    bridge.reload();
+    bridge.said("the configuration of before goes on");
+    bridge.configure(&mosquitto, &brokers, &routes(&[("m/#", "machines")]), "log-size = \"2GiB\"");
+    bridge.reload();
+    bridge.said("log-size is read at a start alone");
+    let published = publisher.finish();
+    let delivered = Delivered::wait(&cluster, &["machines"], &published);
+    delivered.assert_complete_and_in_order(&published);
+    assert!(delivered.twice().is_empty(), "{:?}", delivered.twice());
+    assert_eq!(bridge.times(" connected"), 1, "the session stays");
+    bridge.stop();
+    let (report, whole) = bridge.audit(&["machines", "others"]);
+    assert!(whole && report.contains(" 0 doubled"), "{report}");
+    assert_eq!(bridge.dead_letters(), "");
+}
+
+#[test]
+fn what_waits_goes_by_the_routes_it_was_accepted_for_and_at_the_new_rate() {
+    let (cluster, mosquitto) = (MockCluster::new(1).unwrap(), Mosquitto::start());
+    for topic in ["machines", "late"] {
+        cluster.create_topic(topic, 1, 1).unwrap();
+    }
+    let brokers = cluster.bootstrap_servers();
+    // At this rate it would take hours.
+    let slow = format!("max-rate = \"1KiB\"\n{}", routes(&[("m/#", "machines"), ("gone/#", "machines")]));
+    let mut bridge = Bridge::start(&mosquitto, &brokers, &slow);
+    bridge.subscribed(1);
+    let count = Publisher::publish_large(&mosquitto, "gone/a", 200, 10_000);
+    bridge.stored(&format!("gone/a{count:010000}"));
+    bridge.configure(&mosquitto, &brokers, &routes(&[("m/#", "late")]), "");
+    bridge.reload();
+    bridge.said("no longer subscribed to");
+    Publisher::publish(&mosquitto, "m/a", 1..=20);
+    let (before, after) = ([("gone/a".to_owned(), count)], [("m/a".to_owned(), 20)]);
+    Delivered::wait(&cluster, &["machines"], &before).assert_complete_and_in_order(&before);
+    Delivered::wait(&cluster, &["late"], &after).assert_complete_and_in_order(&after);
+    bridge.stop();
+    assert_eq!(bridge.dead_letters(), "");
+}
+
+#[test]
+fn topics_change_their_class_and_what_waits_in_their_former_one_is_delivered_in_its_order() {
+    let (cluster, mosquitto) = (MockCluster::new(1).unwrap(), Mosquitto::start());
+    for topic in ["machines", "others"] {
+        cluster.create_topic(topic, 1, 1).unwrap();
+    }
+    cluster.broker_down(1).unwrap();
+    let brokers = cluster.bootstrap_servers();
+    let routes = |machines: &str, others: &str| {
+        let route = |from: &str, to: &str, class: &str| format!("[[route]]\nfrom = {from:?}\nto = {to:?}\n{class}\n");
+        format!("{CLASSES}{}{}", route("m/#", "machines", machines), route("o/#", "others", others))
+    };
+    let (trends, events) = ("class = \"trends\"", "class = \"events\"");
+    let mut bridge = Bridge::start(&mosquitto, &brokers, &routes(trends, events));
+    bridge.subscribed(1);
+    let publish = |from: u64, to: u64, logs: [&str; 2]| {
+        for (topic, log) in ["m/a", "o/a"].into_iter().zip(logs) {
+            Publisher::publish(&mosquitto, topic, from..=to);
+            bridge.stored_in(log, &format!("{topic}{to}"));
+        }
+    };
+    let reload = |times: usize, text: &str| {
+        bridge.configure(&mosquitto, &brokers, text, "");
+        bridge.reload();
+        bridge.said_again("going on with the configuration as it is now", times);
+    };
+    publish(1, 200, ["classes/trends/log", "classes/events/log"]);
+    // To the other class, to none, and to one that there was not when it started, which is as if to none.
+    reload(1, &routes(events, ""));
+    publish(201, 400, ["classes/events/log", "log"]);
+    let later = routes(events, trends).replace("\"events\"", "\"later\"");
+    reload(2, &later);
+    bridge.said("class is read at a start alone");
+    publish(401, 600, ["log", "classes/trends/log"]);
+    cluster.broker_up(1).unwrap();
+    let published = [("m/a".to_owned(), 600), ("o/a".to_owned(), 600)];
+    let delivered = Delivered::wait(&cluster, &["machines", "others"], &published);
+    for (topic, _) in &published {
+        let numbers = delivered.numbers(topic);
+        assert_eq!(numbers.len(), 600);
+        // Classes don't wait for one another; in each, all is in order.
+        for part in [1..=200, 201..=400, 401..=600] {
+            assert!(numbers.iter().filter(|number| part.contains(*number)).is_sorted(), "{numbers:?}");
+        }
+    }
+    bridge.stop();
+    let (report, whole) = bridge.audit(&["machines", "others"]);
+    assert!(
+        whole && report.matches(" 0 missing").count() == 3 && report.matches(" 0 doubled").count() == 3,
+        "{report}"
+    );
+    assert_eq!(bridge.dead_letters(), "");
+}
