@@ -244,7 +244,7 @@ impl Hub {
         storing.spawn(rollouts.keep(now, stop_storing.clone()));
         let kafka_access = KafkaAccess::new(database.clone(), commands.clone(), fleet.clone());
         storing.spawn(kafka_access.keep(now, stop_storing.clone()));
-        let asked = upkeep::Upkeep::new(database.clone(), config.commands_retention.get());
+        let asked = upkeep::Asked::new(database.clone(), config.commands_retention.get());
         storing.spawn(asked.keep(now, stop_storing.clone()));
         let tails = Tails::new(database.clone(), Arc::clone(&registry), Arc::clone(&metrics));
         let webhook = config.audit_heads_webhook.clone().map(Webhook::new).transpose()?;
