@@ -19,7 +19,7 @@ use crate::telemetry::state::{Fleet, Level};
 
 pub use evaluator::{Change, Evaluator, Finding};
 pub use policy::Policy;
-pub use rules::Rule;
+pub use rules::{Rule, RuleError};
 pub(crate) use rules::ails;
 
 /// Changes a slow reader may fall behind; beyond it, it is told that it lagged and lists again.
@@ -102,11 +102,11 @@ impl Alerts {
         let alerts = Self { database, changes: broadcast::channel(CHANGES).0 };
         let open = Filter { open: Some(true), limit: u32::MAX, ..Filter::default() };
         for alert in alerts.list_all(&open).await? {
-            match (Rule::from_name(&alert.rule), alert.node) {
-                (Some(rule), Some(node)) => {
+            match (alert.rule.parse(), alert.node) {
+                (Ok(rule), Some(node)) => {
                     evaluator.restore(node, rule, &alert.subject, alert.level, &alert.message);
                 }
-                (Some(Rule::AuthorityEnding), None) => {
+                (Ok(Rule::AuthorityEnding), None) => {
                     watch.restore(alert.tenant, &alert.subject, alert.level, &alert.message);
                 }
                 _ => {}
@@ -167,7 +167,7 @@ impl Alerts {
                     )
                     .bind(finding.tenant.as_ref().map(TenantId::as_str))
                     .bind(finding.node.map(|node| node.to_string()))
-                    .bind(finding.rule.name())
+                    .bind(finding.rule.as_str())
                     .bind(&finding.subject)
                     .bind(finding.level.as_str())
                     .bind(&finding.message)
@@ -182,7 +182,7 @@ impl Alerts {
                            AND closed_at IS NULL",
                     )
                     .bind(finding.node.map_or_else(String::new, |node| node.to_string()))
-                    .bind(finding.rule.name())
+                    .bind(finding.rule.as_str())
                     .bind(&finding.subject)
                     .bind(finding.at.millis())
                     .bind(finding.tenant.as_ref().map_or("", TenantId::as_str))
@@ -280,7 +280,7 @@ impl Watcher {
             let (Change::Opened(finding) | Change::Closed(finding)) = &change;
             let (node, tenant) =
                 (finding.node.map(tracing::field::display), finding.tenant.as_ref().map(TenantId::as_str));
-            let (rule, subject) = (finding.rule.name(), &finding.subject);
+            let (rule, subject) = (finding.rule.as_str(), &finding.subject);
             match &change {
                 Change::Opened(finding) => {
                     tracing::warn!(node, tenant, rule, subject, finding.message, "alert opened");

@@ -4,8 +4,6 @@
 mod keeper;
 mod row;
 
-use std::fmt;
-use std::str::FromStr;
 use std::sync::Arc;
 
 use protocol::command::{Action, ActionError};
@@ -19,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 use crate::audit::{self, Actor, Record, action};
 use crate::commands::Commands;
 use crate::telemetry::state::Fleet;
+use crate::words::words;
 
 pub use row::{Row, Step};
 
@@ -59,36 +58,15 @@ pub enum State {
     Refused,
 }
 
-impl State {
-    const ALL: [Self; 4] = [Self::Waiting, Self::Asked, Self::Placed, Self::Refused];
-
-    /// The lower-case word in tables and in the API.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Waiting => "waiting",
-            Self::Asked => "asked",
-            Self::Placed => "placed",
-            Self::Refused => "refused",
-        }
-    }
+words! {
+    State { Waiting = "waiting", Asked = "asked", Placed = "placed", Refused = "refused" }
+    or StateError = |_| StateError
 }
 
-impl fmt::Display for State {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
-}
-
-impl FromStr for State {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        Self::ALL
-            .into_iter()
-            .find(|state| state.as_str() == text)
-            .ok_or_else(|| format!("{text:?} is no state of access"))
-    }
-}
+/// Not a state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("states of access are waiting, asked, placed and refused")]
+pub struct StateError;
 
 /// Topics that are not set.
 #[derive(Debug, thiserror::Error)]

@@ -134,7 +134,7 @@ impl Evaluator {
             .filter(|(_, condition)| matches!(condition.state, State::Open { .. }))
             .map(|((rule, subject), condition)| Reason {
                 level: condition.level,
-                rule: rule.name(),
+                rule: rule.as_str(),
                 subject: subject.clone(),
                 message: condition.message.clone(),
             })

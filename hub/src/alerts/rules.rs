@@ -5,6 +5,7 @@ use protocol::message::{EngineState, KafkaState, Service, ServiceHealth, Service
 
 use super::Policy;
 use crate::telemetry::state::{Certificate, Level, NodeView, Presence};
+use crate::words::words;
 
 /// What is watched for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -41,51 +42,31 @@ pub enum Rule {
     RolloutHalted,
 }
 
-impl Rule {
-    pub(super) const ALL: [Self; 15] = [
-        Self::NodeLost,
-        Self::NodeCloned,
-        Self::ServiceUnhealthy,
-        Self::ServiceFailed,
-        Self::ServiceRestarting,
-        Self::EngineUnreachable,
-        Self::ClockSkew,
-        Self::SpoolLoss,
-        Self::SpoolFault,
-        Self::CertificateOverdue,
-        Self::CertificateExpiring,
-        Self::KafkaRefused,
-        Self::KafkaCertificate,
-        Self::AuthorityEnding,
-        Self::RolloutHalted,
-    ];
-
-    /// Its name in the API and the tables.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::NodeLost => "node.lost",
-            Self::NodeCloned => "node.cloned",
-            Self::ServiceUnhealthy => "service.unhealthy",
-            Self::ServiceFailed => "service.failed",
-            Self::ServiceRestarting => "service.restarting",
-            Self::EngineUnreachable => "engine.unreachable",
-            Self::ClockSkew => "clock.skew",
-            Self::SpoolLoss => "spool.loss",
-            Self::SpoolFault => "spool.fault",
-            Self::CertificateOverdue => "certificate.overdue",
-            Self::CertificateExpiring => "certificate.expiring",
-            Self::KafkaRefused => "kafka.refused",
-            Self::KafkaCertificate => "kafka.certificate",
-            Self::AuthorityEnding => "authority.ending",
-            Self::RolloutHalted => "rollout.halted",
-        }
+words! {
+    Rule {
+        NodeLost = "node.lost",
+        NodeCloned = "node.cloned",
+        ServiceUnhealthy = "service.unhealthy",
+        ServiceFailed = "service.failed",
+        ServiceRestarting = "service.restarting",
+        EngineUnreachable = "engine.unreachable",
+        ClockSkew = "clock.skew",
+        SpoolLoss = "spool.loss",
+        SpoolFault = "spool.fault",
+        CertificateOverdue = "certificate.overdue",
+        CertificateExpiring = "certificate.expiring",
+        KafkaRefused = "kafka.refused",
+        KafkaCertificate = "kafka.certificate",
+        AuthorityEnding = "authority.ending",
+        RolloutHalted = "rollout.halted",
     }
-
-    /// The rule of this name.
-    pub fn from_name(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|rule| rule.name() == name)
-    }
+    or RuleError = |_| RuleError
 }
+
+/// Not a rule.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("this version of the hub has no such rule")]
+pub struct RuleError;
 
 /// What a rule says.
 #[derive(Clone, Debug, PartialEq, Eq)]

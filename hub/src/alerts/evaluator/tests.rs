@@ -77,7 +77,7 @@ impl Story {
                 Change::Opened(finding) => ("opened", finding),
                 Change::Closed(finding) => ("closed", finding),
             };
-            self.log.push((self.now, what, finding.rule.name(), finding.subject));
+            self.log.push((self.now, what, finding.rule.as_str(), finding.subject));
         }
     }
 
