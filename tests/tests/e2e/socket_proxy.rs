@@ -89,9 +89,7 @@ fn the_agent_does_all_it_does_through_the_socket_proxy_and_nothing_else_passes()
     let mut hub = Hub::start()?;
     hub.tenant("acme")?;
     let address = format!("unix://{}", socket.display());
-    let mut agent = Agent::create()?.set("docker-host", address).set("interval", "1s");
-    agent.enroll(&hub.join_token("acme")?)?;
-    agent.run()?;
+    let mut agent = Agent::create()?.set("docker-host", address).set("interval", "1s").join(&hub, "acme")?;
     let node = agent.node()?;
     let service = || -> Result<Option<Value>> {
         let node = hub.node(&node)?;
