@@ -9,7 +9,7 @@ use std::sync::Arc;
 use protocol::command::{Action, ActionError};
 use protocol::{NodeId, TenantId, Timestamp};
 use serde_json::json;
-use store::sqlx::{self, Row as _};
+use store::sqlx;
 use store::{Database, StoreError, Transaction};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
@@ -21,7 +21,7 @@ use crate::words::words;
 
 pub use row::{Row, Step};
 
-/// The Kafka topic that the Unified Namespace of every site shares.
+/// The Kafka topic that the Unified Namespace of every site shares: no bridge's own, whatever it is called.
 const NAMESPACE: &str = "umh.messages";
 
 /// The fleet's wishes for access lists. Clones share them.
@@ -134,7 +134,8 @@ impl KafkaAccess {
 }
 
 /// A bridge has a Kafka certificate: unless something is wanted for it already, it may write to topics that begin with its own
-/// name and a dot, and to the Unified Namespace. Gives the audit record of that, to be written in the same transaction.
+/// name and a dot, and to nothing that it shares with others. Gives the audit record of that, to be written in the same
+/// transaction.
 pub(crate) async fn begin(
     transaction: &mut Transaction,
     bridge: NodeId,
@@ -145,9 +146,7 @@ pub(crate) async fn begin(
     if known.fetch_optional(&mut **transaction).await?.is_some() {
         return Ok(None);
     }
-    let name = sqlx::query("SELECT name FROM nodes WHERE id = $1").bind(bridge.to_string());
-    let name: String = name.fetch_one(&mut **transaction).await?.try_get(0)?;
-    let topics = [format!("{}.*", own(&name)), NAMESPACE.to_owned()];
+    let topics = [format!("{}*", own(transaction, bridge, tenant).await?)];
     want(transaction, bridge, tenant, &topics, now).await?;
     Ok(Some(record(bridge, tenant, &topics, Actor::system())))
 }
@@ -197,8 +196,29 @@ fn record(bridge: NodeId, tenant: &TenantId, topics: &[String], actor: Actor) ->
     }
 }
 
-/// A name as it can begin a topic's.
-fn own(name: &str) -> String {
-    let fits = |c: char| if c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_') { c } else { '-' };
-    name.chars().map(fits).collect()
+/// How the topics of a bridge begin that are its own: with its name; or with its id, where topics that somebody else may write
+/// to begin so as well, for a machine may have named itself.
+async fn own(transaction: &mut Transaction, bridge: NodeId, tenant: &TenantId) -> Result<String, StoreError> {
+    let name = sqlx::query_scalar("SELECT name FROM nodes WHERE id = $1").bind(bridge.to_string());
+    let name: String = name.fetch_one(&mut **transaction).await?;
+    let allowed = sqlx::query_scalar("SELECT topics FROM kafka_access WHERE tenant = $1").bind(tenant.as_str());
+    let allowed: Vec<String> = allowed.fetch_all(&mut **transaction).await?;
+    let own = beginning(&name);
+    let mut shared = allowed.iter().flat_map(|topics| topics.split_ascii_whitespace()).chain([NAMESPACE]);
+    Ok(if shared.any(|topic| topic.starts_with(&own)) { format!("{bridge}.") } else { own })
+}
+
+/// A name as it can begin a topic's. Its own dots go: topics of `plant.a` would be among those of `plant`.
+fn beginning(name: &str) -> String {
+    let fits = |c: char| if c.is_ascii_alphanumeric() || matches!(c, '-' | '_') { c } else { '-' };
+    name.chars().map(fits).chain(['.']).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn no_bridges_topics_are_among_anothers() {
+        assert_eq!(super::beginning("cologne_2"), "cologne_2.");
+        assert_eq!(super::beginning("plant.köln 2"), "plant-k-ln-2.");
+    }
 }

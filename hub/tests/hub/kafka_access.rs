@@ -5,14 +5,14 @@ use hyperfactory_hub::commands::{Commands, Filter, SteadyClock};
 use hyperfactory_hub::kafka_access::{Access, AccessError, KafkaAccess, State};
 use pki::{NodeIdentity, kafka_principal};
 use protocol::command::Action;
-use protocol::message::{CommandOutcome, CommandState, NodeFacts};
+use protocol::message::{CommandOutcome, CommandState, EnrollRequest, NodeFacts};
 use protocol::{CommandId, NodeId, NodeKind, SessionId, TenantId, Timestamp};
 use store::on_both_engines;
 use store::testing::TestDatabase;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::setup::{NOW, World, acme, at, identity, key};
+use crate::setup::{HERE, NOW, World, acme, at, identity, key, request};
 
 /// A hub with one bridge that has a Kafka certificate.
 struct Site {
@@ -81,7 +81,7 @@ impl Site {
 
     fn own(&self) -> Vec<String> {
         let view = self.world.fleet.node(self.bridge.node).expect("in the fleet");
-        vec![format!("{}.*", view.name), "umh.messages".to_owned()]
+        vec![format!("{}.*", view.name.replace('.', "-"))]
     }
 }
 
@@ -177,6 +177,26 @@ on_both_engines! {
         for wrong in ["*", "a b", ""] {
             let refused = site.access.allow(site.bridge.node, &acme(), &[wrong.into()], &ann, at(4)).await;
             assert!(matches!(refused, Err(AccessError::Topics(_))), "{wrong:?}: {refused:?}");
+        }
+        site.world.close().await;
+    }
+
+    async fn a_bridges_own_topics_are_nobody_elses(database: TestDatabase) {
+        let site = Site::new(database).await;
+        let ann = Actor::operator("ann");
+        let topics = ["machines.press".to_owned(), "shared.*".to_owned()];
+        site.access.allow(site.bridge.node, &acme(), &topics, &ann, at(1)).await.expect("set");
+        for (name, its_name) in [("umh", false), ("machines", false), ("shared", false), ("press", true)] {
+            let token = site.world.token(NodeKind::Bridge, Some(name)).await;
+            let kind = protocol::message::NodeKind::Bridge.into();
+            let asked = EnrollRequest { kind, ..request(&token, &key()) };
+            let enrolled = site.world.enrollment.enroll(asked, HERE, NOW).await.expect("enrolled");
+            let bridge = identity(&enrolled.certificate_chain);
+            let asked = key().certificate_request().expect("a request");
+            site.world.enrollment.kafka(&bridge, &asked, false, NOW).await.expect("granted");
+            let set = &site.world.audited(action::KAFKA_ACCESS_SET).await[0];
+            let own = if its_name { name.to_owned() } else { bridge.node.to_string() };
+            assert_eq!(set.detail["write"], serde_json::json!([format!("{own}.*")]), "{name}");
         }
         site.world.close().await;
     }

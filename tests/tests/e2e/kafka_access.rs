@@ -69,14 +69,18 @@ fn a_bridges_rights_are_placed_by_the_agent_changed_by_an_admin_and_taken_away_w
     agent.run()?;
     stands("placed", "took away operation 3 on a")?;
     let rights = |more: &[AccessEntry]| kept.iter().cloned().chain(more.iter().cloned()).collect();
-    let (own, shared) =
-        (right(TOPIC, "cologne.", PREFIXED, WRITE, ALLOW), right(TOPIC, "umh.messages", LITERAL, WRITE, ALLOW));
-    assert_eq!(lists.entries(), rights(&[own, shared, idempotent.clone()]));
+    // What it shares with other bridges, its route to the Unified Namespace too, an admin allows it.
+    let own = right(TOPIC, "cologne.", PREFIXED, WRITE, ALLOW);
+    assert_eq!(lists.entries(), rights(&[own.clone(), idempotent.clone()]));
     assert_eq!(front.certificates(), 1, "the agent shows its certificate");
 
     let allow = |topics: &[&str]| {
         hub.api().put(&format!("/api/v1/nodes/{bridge}/kafka-access"), &json!({ "topics": topics }))?.ok()
     };
+    allow(&["cologne.*", "umh.messages"])?;
+    stands("placed", "allowed WRITE on umh.messages")?;
+    let shared = right(TOPIC, "umh.messages", LITERAL, WRITE, ALLOW);
+    assert_eq!(lists.entries(), rights(&[own, shared, idempotent.clone()]));
     allow(&["machines"])?;
     stands("placed", "allowed WRITE on machines; took away WRITE on cologne.*, WRITE on umh.messages")?;
     assert_eq!(lists.entries(), rights(&[right(TOPIC, "machines", LITERAL, WRITE, ALLOW), idempotent]));
@@ -94,7 +98,7 @@ fn a_bridges_rights_are_placed_by_the_agent_changed_by_an_admin_and_taken_away_w
         Ok((access["state"] == "placed" && access["topics"] == json!([])).then_some(()))
     })?;
     let audit = hub.api().get("/api/v1/audit?action=kafka_access.placed")?.ok()?;
-    assert_eq!(audit["items"].as_array().map(Vec::len), Some(3), "{audit}");
+    assert_eq!(audit["items"].as_array().map(Vec::len), Some(4), "{audit}");
     Ok(())
 }
 
