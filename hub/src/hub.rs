@@ -58,6 +58,7 @@ const GOODBYE: Duration = Duration::from_secs(1);
 pub struct Hub {
     domain: Domain,
     fleet: Fleet,
+    alerts: Alerts,
     gateway: Arc<Gateway>,
     endpoint: Endpoint,
     certificate: HubCertificate,
@@ -154,7 +155,7 @@ impl Hub {
         storing.spawn(keeping);
         let rollouts = Rollouts::new(database.clone(), commands.clone(), fleet.clone(), alerts.clone());
         storing.spawn(rollouts.keep(now, stop_storing.clone()));
-        let kafka_access = KafkaAccess::new(database.clone(), commands.clone(), fleet.clone());
+        let kafka_access = KafkaAccess::new(database.clone(), commands.clone(), fleet.clone(), alerts.clone());
         storing.spawn(kafka_access.keep(now, stop_storing.clone()));
         let asked = upkeep::Asked::new(database.clone(), config.commands_retention.get());
         storing.spawn(asked.keep(now, stop_storing.clone()));
@@ -209,7 +210,7 @@ impl Hub {
             fleet: fleet.clone(),
             ingest: gateway.ingest.clone(),
             history: History::new(gateway.database.clone()),
-            alerts,
+            alerts: alerts.clone(),
             commands,
             tails,
             access: domain.access.clone(),
@@ -228,6 +229,7 @@ impl Hub {
         Ok(Self {
             domain,
             fleet,
+            alerts,
             gateway,
             endpoint,
             certificate,
@@ -317,6 +319,7 @@ impl Hub {
             now,
             shutdown.clone(),
         ));
+        sessions.spawn(self.gateway.metrics.alerts.clone().watch(self.alerts, shutdown.clone()));
         let rotations = self.domain.rotations.clone();
         sessions.spawn(self.gateway.metrics.rotations.clone().watch(rotations, now, shutdown.clone()));
         sessions.spawn(knock::knock(self.endpoint.clone(), self.orphans, shutdown.clone()));

@@ -14,6 +14,7 @@ use store::{Database, StoreError, Transaction};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
+use crate::alerts::Alerts;
 use crate::audit::{self, Actor, Record, action};
 use crate::commands::Commands;
 use crate::telemetry::state::Fleet;
@@ -30,6 +31,7 @@ pub struct KafkaAccess {
     database: Database,
     commands: Commands,
     fleet: Fleet,
+    alerts: Alerts,
     /// There is something to do.
     sooner: Arc<Notify>,
 }
@@ -43,6 +45,8 @@ pub struct Access {
     pub state: State,
     /// What is wrong or awaited and what to do, or what was done.
     pub message: String,
+    /// Attempts that were in vain, since something else was wanted.
+    pub tries: u32,
 }
 
 /// Whether the brokers know what a bridge may do.
@@ -89,9 +93,10 @@ impl From<sqlx::Error> for AccessError {
 }
 
 impl KafkaAccess {
-    /// Stands on these; its task is [`KafkaAccess::keep`].
-    pub fn new(database: Database, commands: Commands, fleet: Fleet) -> Self {
-        Self { database, commands, fleet, sooner: Arc::default() }
+    /// Stands on these; its task is [`KafkaAccess::keep`]. What can't be taken away from a bridge that was removed is among
+    /// `alerts`; of those in the fleet, the rules judge.
+    pub fn new(database: Database, commands: Commands, fleet: Fleet, alerts: Alerts) -> Self {
+        Self { database, commands, fleet, alerts, sooner: Arc::default() }
     }
 
     /// The task that brings brokers to what is wanted, until `stop`; `wall` is the wall clock.

@@ -4,6 +4,7 @@ use protocol::Timestamp;
 use protocol::message::{EngineState, KafkaState, Service, ServiceHealth, ServiceState, SpoolFault};
 
 use super::Policy;
+use crate::kafka_access::State;
 use crate::telemetry::state::{Certificate, Level, NodeView, Presence};
 use crate::words::words;
 
@@ -36,6 +37,8 @@ pub enum Rule {
     KafkaRefused,
     /// A bridge can't have its next Kafka certificate, or its brokers do not take it.
     KafkaCertificate,
+    /// The brokers, or the agent that asks them, do not take what a bridge may do.
+    KafkaAccess,
     /// An authority was not followed by another in its window. About no node.
     AuthorityEnding,
     /// A rollout holds itself. About no node.
@@ -57,6 +60,7 @@ words! {
         CertificateExpiring = "certificate.expiring",
         KafkaRefused = "kafka.refused",
         KafkaCertificate = "kafka.certificate",
+        KafkaAccess = "kafka.access",
         AuthorityEnding = "authority.ending",
         RolloutHalted = "rollout.halted",
     }
@@ -215,6 +219,24 @@ pub(super) fn kafka_certificate(view: &NodeView) -> Judgement {
     match bridge.certificate_trouble.as_str() {
         "" => Judgement::Well,
         trouble => wrong(Level::Warning, trouble.to_owned()),
+    }
+}
+
+/// Of a bridge whose trust has ended, too: what it was allowed has to be taken away.
+pub(super) fn kafka_access(view: &NodeView) -> Judgement {
+    let Some(access) = &view.kafka_access else { return Judgement::Unclear };
+    match access.state {
+        State::Placed => Judgement::Well,
+        // Nothing was tried yet, or what was tried is no longer wanted.
+        _ if access.tries == 0 => Judgement::Unclear,
+        _ if access.topics.is_empty() => wrong(
+            Level::Critical,
+            said(&access.message, "what it was allowed at its brokers is not taken away yet, and will be tried again"),
+        ),
+        _ => wrong(
+            Level::Warning,
+            said(&access.message, "its brokers do not have what it may write to, and it will be tried again"),
+        ),
     }
 }
 
