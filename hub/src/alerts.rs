@@ -2,6 +2,7 @@
 
 mod authorities;
 mod evaluator;
+mod gauges;
 mod policy;
 mod rules;
 
@@ -18,9 +19,10 @@ use crate::authorities::Authorities;
 use crate::telemetry::state::{Fleet, Level};
 
 pub use evaluator::{Change, Evaluator, Finding};
+pub use gauges::Gauges;
 pub use policy::Policy;
-pub use rules::Rule;
 pub(crate) use rules::ails;
+pub use rules::{Rule, RuleError};
 
 /// Changes a slow reader may fall behind; beyond it, it is told that it lagged and lists again.
 const CHANGES: usize = 1024;
@@ -46,11 +48,12 @@ pub struct Alert {
     pub id: i64,
     /// Whose node or authority; `None`: the fleet's.
     pub tenant: Option<TenantId>,
-    /// The node; `None`: it is about an authority or a rollout.
+    /// The node; `None`: it is about an authority, a rollout, or a bridge that was removed.
     pub node: Option<NodeId>,
     /// The rule, such as `node.lost`.
     pub rule: String,
-    /// The service, `stack/service/number`, or the authority, `kind/generation`, or the rollout, `rollout/number`; empty for the node itself.
+    /// The service, `stack/service/number`, or the authority, `kind/generation`, or the rollout, `rollout/number`, or the
+    /// bridge that was removed, `bridge/id`; empty for the node itself.
     pub subject: String,
     /// How urgent.
     pub level: Level,
@@ -102,11 +105,11 @@ impl Alerts {
         let alerts = Self { database, changes: broadcast::channel(CHANGES).0 };
         let open = Filter { open: Some(true), limit: u32::MAX, ..Filter::default() };
         for alert in alerts.list_all(&open).await? {
-            match (Rule::from_name(&alert.rule), alert.node) {
-                (Some(rule), Some(node)) => {
+            match (alert.rule.parse(), alert.node) {
+                (Ok(rule), Some(node)) => {
                     evaluator.restore(node, rule, &alert.subject, alert.level, &alert.message);
                 }
-                (Some(Rule::AuthorityEnding), None) => {
+                (Ok(Rule::AuthorityEnding), None) => {
                     watch.restore(alert.tenant, &alert.subject, alert.level, &alert.message);
                 }
                 _ => {}
@@ -128,6 +131,14 @@ impl Alerts {
     /// What opens and closes from now on.
     pub fn changes(&self) -> broadcast::Receiver<Change> {
         self.changes.subscribe()
+    }
+
+    /// How many are open, by their rules' names.
+    async fn tally(&self) -> Result<Vec<(String, i64)>, StoreError> {
+        let rows = sqlx::query("SELECT rule, COUNT(*) FROM alerts WHERE closed_at IS NULL GROUP BY rule")
+            .fetch_all(self.database.reader())
+            .await?;
+        Ok(rows.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).collect::<Result<_, sqlx::Error>>()?)
     }
 
     async fn list_all(&self, filter: &Filter) -> Result<Vec<Alert>, StoreError> {
@@ -154,10 +165,16 @@ impl Alerts {
         Ok(transaction.commit().await?)
     }
 
-    /// Writes changes as part of a transaction; once it has committed, [`Alerts::announce`] tells of them.
-    pub(crate) async fn put(&self, transaction: &mut Transaction, changes: &[Change]) -> Result<(), StoreError> {
+    /// Writes changes as part of a transaction, and gives those that are news: once it has committed, [`Alerts::announce`] tells
+    /// of them.
+    pub(crate) async fn put(
+        &self,
+        transaction: &mut Transaction,
+        changes: &[Change],
+    ) -> Result<Vec<Change>, StoreError> {
+        let mut news = Vec::new();
         for change in changes {
-            match change {
+            let written = match change {
                 Change::Opened(finding) => {
                     sqlx::query(
                         "INSERT INTO alerts (tenant, node, rule, subject, severity, message, opened_at)
@@ -167,13 +184,13 @@ impl Alerts {
                     )
                     .bind(finding.tenant.as_ref().map(TenantId::as_str))
                     .bind(finding.node.map(|node| node.to_string()))
-                    .bind(finding.rule.name())
+                    .bind(finding.rule.as_str())
                     .bind(&finding.subject)
                     .bind(finding.level.as_str())
                     .bind(&finding.message)
                     .bind(finding.at.millis())
                     .execute(&mut **transaction)
-                    .await?;
+                    .await?
                 }
                 Change::Closed(finding) => {
                     sqlx::query(
@@ -182,16 +199,19 @@ impl Alerts {
                            AND closed_at IS NULL",
                     )
                     .bind(finding.node.map_or_else(String::new, |node| node.to_string()))
-                    .bind(finding.rule.name())
+                    .bind(finding.rule.as_str())
                     .bind(&finding.subject)
                     .bind(finding.at.millis())
                     .bind(finding.tenant.as_ref().map_or("", TenantId::as_str))
                     .execute(&mut **transaction)
-                    .await?;
+                    .await?
                 }
+            };
+            if written.rows_affected() > 0 {
+                news.push(change.clone());
             }
         }
-        Ok(())
+        Ok(news)
     }
 
     /// Tells whoever listens what has been written.
@@ -280,7 +300,7 @@ impl Watcher {
             let (Change::Opened(finding) | Change::Closed(finding)) = &change;
             let (node, tenant) =
                 (finding.node.map(tracing::field::display), finding.tenant.as_ref().map(TenantId::as_str));
-            let (rule, subject) = (finding.rule.name(), &finding.subject);
+            let (rule, subject) = (finding.rule.as_str(), &finding.subject);
             match &change {
                 Change::Opened(finding) => {
                     tracing::warn!(node, tenant, rule, subject, finding.message, "alert opened");

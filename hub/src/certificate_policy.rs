@@ -3,7 +3,6 @@
 mod policies;
 
 use std::fmt;
-use std::str::FromStr;
 use std::time::Duration;
 
 use pki::authority::{BACKDATE, HUB_SERVER_LIFETIME};
@@ -11,6 +10,8 @@ use pki::renewal;
 use protocol::{NodeKind, TenantId, Timestamp};
 use settings::Period;
 use store::StoreError;
+
+use crate::words::words;
 
 pub use policies::{Policies, Source, Stated};
 
@@ -37,33 +38,16 @@ pub enum Kind {
     KafkaServer,
 }
 
-impl Kind {
-    /// All of them: issuers first.
-    pub const ALL: [Self; 8] = [
-        Self::Root,
-        Self::HubIntermediate,
-        Self::NodesIntermediate,
-        Self::KafkaRoot,
-        Self::Agent,
-        Self::Bridge,
-        Self::KafkaClient,
-        Self::KafkaServer,
-    ];
-
-    /// Its name in the API and the tables.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Root => "root",
-            Self::HubIntermediate => "hub-intermediate",
-            Self::NodesIntermediate => "nodes-intermediate",
-            Self::KafkaRoot => "kafka-root",
-            Self::Agent => "agent",
-            Self::Bridge => "bridge",
-            Self::KafkaClient => "kafka-client",
-            Self::KafkaServer => "kafka-server",
-        }
+words! {
+    Kind {
+        Root = "root", HubIntermediate = "hub-intermediate", NodesIntermediate = "nodes-intermediate",
+        KafkaRoot = "kafka-root", Agent = "agent", Bridge = "bridge", KafkaClient = "kafka-client",
+        KafkaServer = "kafka-server",
     }
+    or PolicyError = |text| PolicyError::Kind(text.chars().take(40).collect())
+}
 
+impl Kind {
     /// Whether a tenant can have terms of its own for it.
     pub const fn is_tenants(self) -> bool {
         !matches!(self, Self::Root | Self::HubIntermediate)
@@ -113,21 +97,6 @@ impl From<NodeKind> for Kind {
             NodeKind::Agent => Self::Agent,
             NodeKind::Bridge => Self::Bridge,
         }
-    }
-}
-
-impl FromStr for Kind {
-    type Err = PolicyError;
-
-    fn from_str(text: &str) -> Result<Self, PolicyError> {
-        let kind = Self::ALL.into_iter().find(|kind| kind.as_str() == text);
-        kind.ok_or_else(|| PolicyError::Kind(text.chars().take(40).collect()))
-    }
-}
-
-impl fmt::Display for Kind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
     }
 }
 

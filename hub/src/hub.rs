@@ -1,51 +1,51 @@
 //! The whole hub: opened, run until told to stop, drained.
 
-use std::fs::DirBuilder;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::os::unix::fs::DirBuilderExt as _;
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock};
-use std::time::{Duration, Instant, SystemTime};
+mod certificate;
+mod domain;
+mod endpoints;
+mod knock;
 
-use anyhow::{Context, bail};
-use pki::tls::{HubCertificate, HubChain, HubTls, TrustedRoots, server_config, system_clock};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, SystemTime};
+
+use anyhow::bail;
+use pki::tls::{HubCertificate, HubTls, TrustedRoots, server_config, system_clock};
 use protocol::Timestamp;
 use protocol::message::RefusalCode;
-use serde::{Deserialize, Serialize};
-use store::Database;
 use store::group::Limits;
-use tokio::net::TcpListener;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
-use transport::{CloseCode, Endpoint, EndpointError, ResetKey, ServerLimits};
+use transport::{CloseCode, Endpoint, EndpointError, ServerLimits};
 
-use crate::access::Access;
 use crate::alerts::Alerts;
 use crate::audit::publish::{Publisher, Webhook};
-use crate::authorities::{Authorities, HubServer, RENEW_FOR_NODES};
 use crate::commands::{Commands, SteadyClock};
 use crate::config::{Config, Encryption};
 use crate::enrollment::{self, Enrollment};
 use crate::gateway::{self, Gateway};
 use crate::kafka_access::KafkaAccess;
-use crate::keys::Keys;
 use crate::logs;
 use crate::metrics::Metrics;
 use crate::revocation_lists::RevocationLists;
 use crate::rollouts::Rollouts;
-use crate::rotation::Rotations;
-use crate::schema;
 use crate::service::{self, Vitals};
 use crate::tails::Tails;
 use crate::telemetry::history::{History, Upkeep};
 use crate::telemetry::ingest::Ingest;
 use crate::telemetry::state::Fleet;
-use crate::tenants::Tenants;
 use crate::upkeep;
 use crate::web::{self, AppState, Door, Https, Server};
+use certificate::{follow, keep_certified, served};
+use endpoints::{dialed, listen};
+
+pub use domain::Domain;
+pub use endpoints::Endpoints;
+pub(crate) use endpoints::reachable;
 
 /// How long sessions may take to say goodbye, and what is queued to be stored, when the hub stops.
 const DRAIN_DEADLINE: Duration = Duration::from_secs(10);
@@ -53,99 +53,12 @@ const DRAIN_DEADLINE: Duration = Duration::from_secs(10);
 const RECEIVE_BUFFER_WANTED: usize = 4 * 1024 * 1024;
 /// How long the last packets to closed connections may take.
 const GOODBYE: Duration = Duration::from_secs(1);
-/// Knocks sent together, and the pause after them: 2,000 nodes within a second.
-const KNOCKS_AT_ONCE: usize = 20;
-/// See [`KNOCKS_AT_ONCE`].
-const KNOCK_PAUSE: Duration = Duration::from_millis(10);
-/// How often the hub looks at its own certificate, and whether another hub has taken a step of a rotation.
-const LOOK_AT_TRUST: Duration = Duration::from_secs(10);
-/// How often it looks whether an intermediate has to be followed.
-const LOOK_AT_INTERMEDIATES: Duration = Duration::from_secs(3600);
-
-/// Where a running hub listens; written to `endpoints.json` in the state directory.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Endpoints {
-    /// Address of the QUIC socket.
-    pub quic: SocketAddr,
-    /// Base URL of dashboard and API.
-    pub http: String,
-}
-
-impl Endpoints {
-    /// File name in the state directory.
-    pub const FILE: &str = "endpoints.json";
-
-    /// Base URL of dashboard and API: as configured, or of the hub that runs, or by default.
-    ///
-    /// # Errors
-    /// When the configuration contradicts itself.
-    pub fn of(config: &Config) -> Result<String, settings::SettingsError> {
-        let scheme = if config.encryption()? == Encryption::Off { "http" } else { "https" };
-        let configured = config.public()?.map(|url| url.base);
-        Ok(configured
-            .or_else(|| Self::read(&config.state_dir).map(|endpoints| endpoints.http))
-            .unwrap_or_else(|| format!("{scheme}://{}", reachable(config.http_listen))))
-    }
-
-    fn write(&self, state_dir: &Path) -> anyhow::Result<()> {
-        let (file, new) = (state_dir.join(Self::FILE), state_dir.join("endpoints.json.new"));
-        let write = || std::fs::write(&new, serde_json::to_vec(self)?).and_then(|()| std::fs::rename(&new, &file));
-        write().with_context(|| format!("cannot write {}", file.display()))
-    }
-
-    /// Those of the hub that runs, or last ran, in `state_dir`.
-    pub fn read(state_dir: &Path) -> Option<Self> {
-        serde_json::from_slice(&std::fs::read(state_dir.join(Self::FILE)).ok()?).ok()
-    }
-}
-
-/// What every verb of the program needs: the database and what stands on it.
-pub struct Domain {
-    /// The database, migrated.
-    pub database: Database,
-    /// The fleet's authorities.
-    pub authorities: Authorities,
-    /// From one authority to the next.
-    pub rotations: Rotations,
-    /// Tenants.
-    pub tenants: Tenants,
-    /// Who may see and do what.
-    pub access: Access,
-    reset_key: ResetKey,
-}
-
-impl Domain {
-    /// Opens the state directory, the master key and the database.
-    ///
-    /// # Errors
-    /// A sentence for the operator.
-    pub async fn open(config: &Config) -> anyhow::Result<Self> {
-        private_directory(&config.state_dir)?;
-        let database = Database::open(&config.database_url()).await?;
-        let ready = database.migrate(schema::MIGRATIONS).await;
-        ready.with_context(|| match &config.database {
-            None => format!("the hub cannot start with its state in {}", config.state_dir.display()),
-            Some(_) => "the hub cannot start with the database it is configured for".to_owned(),
-        })?;
-        if let Some(advice) = database.guard().await?.advice() {
-            warn!("{advice}");
-        }
-        let keys = Keys::open(&database, &config.master(), now()).await?;
-        let authorities = Authorities::open(database.clone(), keys, now())
-            .await
-            .context("the fleet's authorities can't be opened")?;
-        let reset_key = ResetKey(authorities.derive("stateless reset").await?);
-        let tenants = Tenants::new(database.clone(), authorities.clone());
-        let rotations = Rotations::new(database.clone(), authorities.clone());
-        let access = Access::new(database.clone());
-        Ok(Self { database, authorities, rotations, tenants, access, reset_key })
-    }
-}
 
 /// A hub that listens.
 pub struct Hub {
     domain: Domain,
     fleet: Fleet,
+    alerts: Alerts,
     gateway: Arc<Gateway>,
     endpoint: Endpoint,
     certificate: HubCertificate,
@@ -243,9 +156,9 @@ impl Hub {
         storing.spawn(keeping);
         let rollouts = Rollouts::new(database.clone(), commands.clone(), fleet.clone(), alerts.clone());
         storing.spawn(rollouts.keep(now, stop_storing.clone()));
-        let kafka_access = KafkaAccess::new(database.clone(), commands.clone(), fleet.clone());
+        let kafka_access = KafkaAccess::new(database.clone(), commands.clone(), fleet.clone(), alerts.clone());
         storing.spawn(kafka_access.keep(now, stop_storing.clone()));
-        let asked = upkeep::Upkeep::new(database.clone(), config.commands_retention.get());
+        let asked = upkeep::Asked::new(database.clone(), config.commands_retention.get());
         storing.spawn(asked.keep(now, stop_storing.clone()));
         let tails = Tails::new(database.clone(), Arc::clone(&registry), Arc::clone(&metrics));
         let webhook = config.audit_heads_webhook.clone().map(Webhook::new).transpose()?;
@@ -298,7 +211,7 @@ impl Hub {
             fleet: fleet.clone(),
             ingest: gateway.ingest.clone(),
             history: History::new(gateway.database.clone()),
-            alerts,
+            alerts: alerts.clone(),
             commands,
             tails,
             access: domain.access.clone(),
@@ -317,6 +230,7 @@ impl Hub {
         Ok(Self {
             domain,
             fleet,
+            alerts,
             gateway,
             endpoint,
             certificate,
@@ -406,9 +320,10 @@ impl Hub {
             now,
             shutdown.clone(),
         ));
+        sessions.spawn(self.gateway.metrics.alerts.clone().watch(self.alerts, shutdown.clone()));
         let rotations = self.domain.rotations.clone();
         sessions.spawn(self.gateway.metrics.rotations.clone().watch(rotations, now, shutdown.clone()));
-        sessions.spawn(knock(self.endpoint.clone(), self.orphans, shutdown.clone()));
+        sessions.spawn(knock::knock(self.endpoint.clone(), self.orphans, shutdown.clone()));
         if let Some(https) = self.https {
             let metrics = Arc::clone(&self.gateway.metrics);
             sessions.spawn(https.keep(self.reload, metrics, shutdown.clone()));
@@ -450,147 +365,4 @@ impl Hub {
 /// Now, by this machine's clock.
 pub fn now() -> Timestamp {
     SystemTime::now().into()
-}
-
-/// Tells the nodes of the hub's last life that it is back, without a burst that would overflow a buffer.
-async fn knock(endpoint: Endpoint, orphans: Vec<SocketAddr>, shutdown: CancellationToken) {
-    for few in orphans.chunks(KNOCKS_AT_ONCE) {
-        for address in few {
-            endpoint.knock(*address);
-        }
-        tokio::select! {
-            () = shutdown.cancelled() => return,
-            () = tokio::time::sleep(KNOCK_PAUSE) => {}
-        }
-    }
-}
-
-/// Replaces the hub's own certificate well before it ends, and when a step of a rotation wants another one. Then it also
-/// judges nodes by the fleet's new roots, and tells those that are in session.
-async fn keep_certified(
-    domain: (Authorities, Rotations),
-    gateway: Arc<Gateway>,
-    certificate: HubCertificate,
-    mut until: Timestamp,
-    trusted: TrustedRoots,
-    shutdown: CancellationToken,
-) {
-    let (authorities, rotations) = domain;
-    let mut roots = authorities.watch_roots();
-    let mut told = authorities.roots();
-    // Whether a step has been taken that this hub has not followed in all. One may have been its last act before it ended.
-    let mut behind = true;
-    let mut intermediates = Instant::now() + LOOK_AT_INTERMEDIATES;
-    loop {
-        if !behind {
-            behind = tokio::select! {
-                () = shutdown.cancelled() => return,
-                changed = roots.changed() => changed.is_ok(),
-                () = tokio::time::sleep(LOOK_AT_TRUST) => false,
-            };
-        }
-        if let Err(error) = authorities.look(now()).await {
-            warn!(%error, "the fleet's roots were not read again");
-        }
-        if Instant::now() >= intermediates {
-            intermediates = Instant::now() + LOOK_AT_INTERMEDIATES;
-            follow(&authorities).await;
-        }
-        let now_trusted = roots.borrow_and_update().clone();
-        if now_trusted.step != told.step {
-            behind = true;
-            gateway.registry.kafka(&"a step of a rotation".into());
-        }
-        if !now_trusted.same(&told) {
-            behind = true;
-            if let Err(error) = trusted.replace(&now_trusted.trusted) {
-                warn!(%error, "the fleet's new roots can't be read; nodes are judged by those before");
-            }
-            gateway.registry.trust(&Arc::new(now_trusted.trust()));
-        }
-        told = now_trusted;
-        if !behind && now() < until.minus(RENEW_FOR_NODES) {
-            continue;
-        }
-        let followed = async {
-            let shown = authorities.hub_server(now()).await?;
-            certificate.replace(chain(&shown)?, &shown.key)?;
-            if shown.not_after != until {
-                info!(not_after = %shown.not_after, "the hub has a new server certificate");
-                until = shown.not_after;
-            }
-            rotations.advise(&gateway.enrollment, now()).await?;
-            anyhow::Ok(())
-        };
-        match followed.await {
-            Ok(()) => behind = false,
-            Err(error) => {
-                warn!(error = format!("{error:#}"), %until, "the hub could not renew its server certificate, or not go on from there");
-                if shutdown.run_until_cancelled(tokio::time::sleep(LOOK_AT_TRUST)).await.is_none() {
-                    return;
-                }
-            }
-        }
-    }
-}
-
-/// Follows the intermediates whose time has come. A hub that can't do it serves all the same: they last for months yet.
-async fn follow(authorities: &Authorities) {
-    if let Err(error) = authorities.follow(now()).await {
-        warn!(
-            error = crate::rows::chain(&error),
-            "an intermediate whose time has come is not followed by a new one yet"
-        );
-    }
-}
-
-fn served(shown: &HubServer) -> anyhow::Result<HubCertificate> {
-    Ok(HubCertificate::new(chain(shown)?, &shown.key)?)
-}
-
-fn chain(shown: &HubServer) -> anyhow::Result<HubChain> {
-    let (links, roots) = (shown.roots.links.clone(), shown.roots.trusted.clone());
-    match shown.chain.as_slice() {
-        [leaf, intermediate] => Ok(HubChain { leaf: leaf.clone(), intermediate: intermediate.clone(), links, roots }),
-        _ => bail!("the hub's certificate chain is not leaf and intermediate"),
-    }
-}
-
-async fn listen(config: &Config) -> anyhow::Result<TcpListener> {
-    TcpListener::bind(config.http_listen).await.with_context(|| {
-        format!(
-            "cannot listen on TCP {}: see who has the port with `ss -tlnp`, or set http-listen \
-             (HYPERFACTORY_HUB_HTTP_LISTEN) to another address",
-            config.http_listen
-        )
-    })
-}
-
-/// What a node dials when nobody configured it: this machine's name, or loopback when the hub listens there alone.
-fn dialed(quic: SocketAddr) -> String {
-    if quic.ip().is_unspecified() {
-        let name = rustix::system::uname().nodename().to_string_lossy().into_owned();
-        format!("{name}:{}", quic.port())
-    } else {
-        quic.to_string()
-    }
-}
-
-/// An address to open in a browser on this machine.
-pub(crate) fn reachable(address: SocketAddr) -> SocketAddr {
-    match address.ip() {
-        ip if !ip.is_unspecified() => address,
-        IpAddr::V4(_) => SocketAddr::new(Ipv4Addr::LOCALHOST.into(), address.port()),
-        IpAddr::V6(_) => SocketAddr::new(Ipv6Addr::LOCALHOST.into(), address.port()),
-    }
-}
-
-/// Makes a directory that only this user can enter.
-fn private_directory(path: &Path) -> anyhow::Result<()> {
-    DirBuilder::new().recursive(true).mode(0o700).create(path).with_context(|| {
-        format!(
-            "cannot make the state directory {}: run as a user who may, or choose another with --state-dir",
-            path.display()
-        )
-    })
 }

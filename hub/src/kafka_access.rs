@@ -4,25 +4,25 @@
 mod keeper;
 mod row;
 
-use std::fmt;
-use std::str::FromStr;
 use std::sync::Arc;
 
 use protocol::command::{Action, ActionError};
 use protocol::{NodeId, TenantId, Timestamp};
 use serde_json::json;
-use store::sqlx::{self, Row as _};
+use store::sqlx;
 use store::{Database, StoreError, Transaction};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
+use crate::alerts::Alerts;
 use crate::audit::{self, Actor, Record, action};
 use crate::commands::Commands;
 use crate::telemetry::state::Fleet;
+use crate::words::words;
 
 pub use row::{Row, Step};
 
-/// The Kafka topic that the Unified Namespace of every site shares.
+/// The Kafka topic that the Unified Namespace of every site shares: no bridge's own, whatever it is called.
 const NAMESPACE: &str = "umh.messages";
 
 /// The fleet's wishes for access lists. Clones share them.
@@ -31,6 +31,7 @@ pub struct KafkaAccess {
     database: Database,
     commands: Commands,
     fleet: Fleet,
+    alerts: Alerts,
     /// There is something to do.
     sooner: Arc<Notify>,
 }
@@ -44,6 +45,8 @@ pub struct Access {
     pub state: State,
     /// What is wrong or awaited and what to do, or what was done.
     pub message: String,
+    /// Attempts that were in vain, since something else was wanted.
+    pub tries: u32,
 }
 
 /// Whether the brokers know what a bridge may do.
@@ -59,36 +62,15 @@ pub enum State {
     Refused,
 }
 
-impl State {
-    const ALL: [Self; 4] = [Self::Waiting, Self::Asked, Self::Placed, Self::Refused];
-
-    /// The lower-case word in tables and in the API.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Waiting => "waiting",
-            Self::Asked => "asked",
-            Self::Placed => "placed",
-            Self::Refused => "refused",
-        }
-    }
+words! {
+    State { Waiting = "waiting", Asked = "asked", Placed = "placed", Refused = "refused" }
+    or StateError = |_| StateError
 }
 
-impl fmt::Display for State {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
-}
-
-impl FromStr for State {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        Self::ALL
-            .into_iter()
-            .find(|state| state.as_str() == text)
-            .ok_or_else(|| format!("{text:?} is no state of access"))
-    }
-}
+/// Not a state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("states of access are waiting, asked, placed and refused")]
+pub struct StateError;
 
 /// Topics that are not set.
 #[derive(Debug, thiserror::Error)]
@@ -111,9 +93,10 @@ impl From<sqlx::Error> for AccessError {
 }
 
 impl KafkaAccess {
-    /// Stands on these; its task is [`KafkaAccess::keep`].
-    pub fn new(database: Database, commands: Commands, fleet: Fleet) -> Self {
-        Self { database, commands, fleet, sooner: Arc::default() }
+    /// Stands on these; its task is [`KafkaAccess::keep`]. What can't be taken away from a bridge that was removed is among
+    /// `alerts`; of those in the fleet, the rules judge.
+    pub fn new(database: Database, commands: Commands, fleet: Fleet, alerts: Alerts) -> Self {
+        Self { database, commands, fleet, alerts, sooner: Arc::default() }
     }
 
     /// The task that brings brokers to what is wanted, until `stop`; `wall` is the wall clock.
@@ -156,7 +139,8 @@ impl KafkaAccess {
 }
 
 /// A bridge has a Kafka certificate: unless something is wanted for it already, it may write to topics that begin with its own
-/// name and a dot, and to the Unified Namespace. Gives the audit record of that, to be written in the same transaction.
+/// name and a dot, and to nothing that it shares with others. Gives the audit record of that, to be written in the same
+/// transaction.
 pub(crate) async fn begin(
     transaction: &mut Transaction,
     bridge: NodeId,
@@ -167,9 +151,7 @@ pub(crate) async fn begin(
     if known.fetch_optional(&mut **transaction).await?.is_some() {
         return Ok(None);
     }
-    let name = sqlx::query("SELECT name FROM nodes WHERE id = $1").bind(bridge.to_string());
-    let name: String = name.fetch_one(&mut **transaction).await?.try_get(0)?;
-    let topics = [format!("{}.*", own(&name)), NAMESPACE.to_owned()];
+    let topics = [format!("{}*", own(transaction, bridge, tenant).await?)];
     want(transaction, bridge, tenant, &topics, now).await?;
     Ok(Some(record(bridge, tenant, &topics, Actor::system())))
 }
@@ -219,8 +201,29 @@ fn record(bridge: NodeId, tenant: &TenantId, topics: &[String], actor: Actor) ->
     }
 }
 
-/// A name as it can begin a topic's.
-fn own(name: &str) -> String {
-    let fits = |c: char| if c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_') { c } else { '-' };
-    name.chars().map(fits).collect()
+/// How the topics of a bridge begin that are its own: with its name; or with its id, where topics that somebody else may write
+/// to begin so as well, for a machine may have named itself.
+async fn own(transaction: &mut Transaction, bridge: NodeId, tenant: &TenantId) -> Result<String, StoreError> {
+    let name = sqlx::query_scalar("SELECT name FROM nodes WHERE id = $1").bind(bridge.to_string());
+    let name: String = name.fetch_one(&mut **transaction).await?;
+    let allowed = sqlx::query_scalar("SELECT topics FROM kafka_access WHERE tenant = $1").bind(tenant.as_str());
+    let allowed: Vec<String> = allowed.fetch_all(&mut **transaction).await?;
+    let own = beginning(&name);
+    let mut shared = allowed.iter().flat_map(|topics| topics.split_ascii_whitespace()).chain([NAMESPACE]);
+    Ok(if shared.any(|topic| topic.starts_with(&own)) { format!("{bridge}.") } else { own })
+}
+
+/// A name as it can begin a topic's. Its own dots go: topics of `plant.a` would be among those of `plant`.
+fn beginning(name: &str) -> String {
+    let fits = |c: char| if c.is_ascii_alphanumeric() || matches!(c, '-' | '_') { c } else { '-' };
+    name.chars().map(fits).chain(['.']).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn no_bridges_topics_are_among_anothers() {
+        assert_eq!(super::beginning("cologne_2"), "cologne_2.");
+        assert_eq!(super::beginning("plant.köln 2"), "plant-k-ln-2.");
+    }
 }

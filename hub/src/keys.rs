@@ -17,6 +17,7 @@ use store::sqlx::{self, Row};
 use store::{Database, StoreError, Transaction};
 
 use crate::audit::{self, Actor, Record, action};
+use crate::rows::parsed;
 pub use command::CommandError;
 pub use master::{Kind, Master};
 
@@ -283,10 +284,9 @@ async fn described(database: &Database) -> Result<Option<Described>, KeysError> 
         .fetch_optional(database.reader())
         .await?;
     let Some(row) = row else { return Ok(None) };
-    let kind: String = row.try_get(1)?;
     Ok(Some(Described {
         id: row.try_get(0)?,
-        kind: kind.parse().map_err(|error: master::KindError| sqlx::Error::Decode(error.into()))?,
+        kind: parsed(row.try_get(1)?)?,
         parameters: row.try_get(2)?,
         created_at: Timestamp::from_millis(row.try_get(3)?),
     }))

@@ -35,3 +35,4 @@ pub mod telemetry;
 pub mod tenants;
 pub mod upkeep;
 pub mod web;
+mod words;

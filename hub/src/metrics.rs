@@ -4,7 +4,7 @@ use prometheus::{Encoder, IntCounter, IntGauge, IntGaugeVec, Opts, Registry, Tex
 
 use crate::audit::Head;
 use crate::expiry::Expiry;
-use crate::rotation::Gauges;
+use crate::{alerts, rotation};
 
 /// The hub's own metrics.
 pub struct Metrics {
@@ -54,8 +54,10 @@ pub struct Metrics {
     pub loki_failures: IntCounter,
     /// How long certificates still last.
     pub expiry: Expiry,
+    /// Open alerts.
+    pub alerts: alerts::Gauges,
     /// Rotations under way.
-    pub rotations: Gauges,
+    pub rotations: rotation::Gauges,
 }
 
 impl Metrics {
@@ -112,7 +114,8 @@ impl Metrics {
                 "Pushes to loki-url that failed and were made again.",
             )?,
             expiry: Expiry::new(&registry)?,
-            rotations: Gauges::new(&registry)?,
+            alerts: alerts::Gauges::new(&registry)?,
+            rotations: rotation::Gauges::new(&registry)?,
             handshakes: counter("hyperfactory_hub_handshakes_total", "QUIC handshakes that ended well.")?,
             handshakes_failed: counter("hyperfactory_hub_handshakes_failed_total", "QUIC handshakes that failed.")?,
             retries: counter("hyperfactory_hub_retries_total", "Connections asked to prove their address first.")?,

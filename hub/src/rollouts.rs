@@ -325,8 +325,8 @@ impl Rollouts {
         (rollout.changed_at, rollout.changed_by) = (now, actor.to_string());
         rows::update(&mut transaction, &rollout).await?;
         records.push(rollout.record(done, actor, detail));
-        let over = if state == State::Halted { vec![Change::Closed(rollout.finding(now))] } else { Vec::new() };
-        self.alerts.put(&mut transaction, &over).await?;
+        let over = (state == State::Halted).then(|| Change::Closed(rollout.finding(now)));
+        let over = self.alerts.put(&mut transaction, over.as_slice()).await?;
         audit::append_all(&mut transaction, now, records).await?;
         transaction.commit().await?;
         self.alerts.announce(over);

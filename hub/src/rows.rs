@@ -1,4 +1,6 @@
-//! What the modules over the tables share: new row ids, statements over many rows, errors on one line.
+//! What the modules over the tables share: new row ids, statements over many rows, columns that say one of few things, errors on one line.
+
+use std::str::FromStr;
 
 use protocol::{SessionId, Timestamp};
 use store::sqlx::any::{Any, AnyArguments, AnyRow};
@@ -18,6 +20,16 @@ pub(crate) fn for_update(transaction: &Transaction) -> &'static str {
         "PostgreSQL" => " FOR NO KEY UPDATE",
         _ => "",
     }
+}
+
+/// What a column of text says, where only the hub itself has written it.
+///
+/// # Errors
+/// The column says something else: the row is damaged, or of a later version.
+pub(crate) fn parsed<T: FromStr<Err: std::error::Error + Send + Sync + 'static>>(
+    text: String,
+) -> Result<T, sqlx::Error> {
+    text.parse().map_err(|error: T::Err| sqlx::Error::Decode(error.into()))
 }
 
 /// An error and its causes.

@@ -6,6 +6,7 @@
 mod access_lists;
 mod agent;
 mod binary;
+mod bridge;
 mod browser;
 mod clock;
 mod commits;
@@ -25,6 +26,7 @@ pub use crate::api::{Api, Reply};
 pub use access_lists::{AccessEntry, AccessLists};
 pub use agent::{Agent, AgentEndpoints};
 pub use binary::binary;
+pub use bridge::Bridge;
 pub use browser::{Browser, Theme, View};
 pub use commits::{Commits, Proxy, Side, Trap};
 pub use disk::SmallDisk;

@@ -1,13 +1,12 @@
 //! Whoever got in: a name, a role, and perhaps one tenant.
 
-use std::fmt;
 use std::net::IpAddr;
-use std::str::FromStr;
 
 use protocol::TenantId;
 use serde_json::json;
 
 use crate::audit::{Actor, Record};
+use crate::words::words;
 
 /// What somebody may do; each role includes the ones before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -20,34 +19,9 @@ pub enum Role {
     Admin,
 }
 
-impl Role {
-    /// The lower-case word used in URLs and tables.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Viewer => "viewer",
-            Self::Operator => "operator",
-            Self::Admin => "admin",
-        }
-    }
-}
-
-impl FromStr for Role {
-    type Err = RoleError;
-
-    fn from_str(text: &str) -> Result<Self, RoleError> {
-        match text {
-            "viewer" => Ok(Self::Viewer),
-            "operator" => Ok(Self::Operator),
-            "admin" => Ok(Self::Admin),
-            _ => Err(RoleError),
-        }
-    }
-}
-
-impl fmt::Display for Role {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
+words! {
+    Role { Viewer = "viewer", Operator = "operator", Admin = "admin" }
+    or RoleError = |_| RoleError
 }
 
 /// Not a role.

@@ -96,9 +96,10 @@ impl Evaluator {
         let node = self.nodes.entry(view.node).or_default();
         let mut look = Look { policy: &self.policy, node, view, now, changes: Vec::new() };
         look.node.due = None;
+        look.judge(Rule::KafkaAccess, "", rules::kafka_access(view));
         if view.revoked_at.is_some() {
-            // Nothing of it needs attention any more.
-            look.nothing();
+            // Nothing else of it needs attention any more.
+            look.nothing_but(Rule::KafkaAccess);
             return look.changes;
         }
         look.judge(Rule::NodeLost, "", rules::node_lost(view, self.started_at));
@@ -134,7 +135,7 @@ impl Evaluator {
             .filter(|(_, condition)| matches!(condition.state, State::Open { .. }))
             .map(|((rule, subject), condition)| Reason {
                 level: condition.level,
-                rule: rule.name(),
+                rule: rule.as_str(),
                 subject: subject.clone(),
                 message: condition.message.clone(),
             })
@@ -211,6 +212,8 @@ impl Look<'_> {
             Rule::EngineUnreachable => (policy.engine_after, policy.engine_after),
             // The bridge tries again by itself: what it says once may be over at its next attempt.
             Rule::KafkaCertificate => (policy.service_after, Duration::ZERO),
+            // The hub does: an agent may be just starting, or a broker.
+            Rule::KafkaAccess => (policy.service_after, Duration::ZERO),
             // A measurement with its own hysteresis, or one that does not go back and forth.
             Rule::ServiceRestarting
             | Rule::NodeCloned
@@ -237,8 +240,8 @@ impl Look<'_> {
         }
     }
 
-    fn nothing(&mut self) {
-        let conditions: Vec<_> = self.node.conditions.keys().cloned().collect();
+    fn nothing_but(&mut self, exempt: Rule) {
+        let conditions: Vec<_> = self.node.conditions.keys().filter(|(rule, _)| *rule != exempt).cloned().collect();
         for (rule, subject) in conditions {
             self.judge(rule, &subject, Judgement::Well);
         }

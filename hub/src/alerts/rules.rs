@@ -4,7 +4,9 @@ use protocol::Timestamp;
 use protocol::message::{EngineState, KafkaState, Service, ServiceHealth, ServiceState, SpoolFault};
 
 use super::Policy;
+use crate::kafka_access::State;
 use crate::telemetry::state::{Certificate, Level, NodeView, Presence};
+use crate::words::words;
 
 /// What is watched for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -35,57 +37,40 @@ pub enum Rule {
     KafkaRefused,
     /// A bridge can't have its next Kafka certificate, or its brokers do not take it.
     KafkaCertificate,
+    /// The brokers, or the agent that asks them, do not take what a bridge may do.
+    KafkaAccess,
     /// An authority was not followed by another in its window. About no node.
     AuthorityEnding,
     /// A rollout holds itself. About no node.
     RolloutHalted,
 }
 
-impl Rule {
-    pub(super) const ALL: [Self; 15] = [
-        Self::NodeLost,
-        Self::NodeCloned,
-        Self::ServiceUnhealthy,
-        Self::ServiceFailed,
-        Self::ServiceRestarting,
-        Self::EngineUnreachable,
-        Self::ClockSkew,
-        Self::SpoolLoss,
-        Self::SpoolFault,
-        Self::CertificateOverdue,
-        Self::CertificateExpiring,
-        Self::KafkaRefused,
-        Self::KafkaCertificate,
-        Self::AuthorityEnding,
-        Self::RolloutHalted,
-    ];
-
-    /// Its name in the API and the tables.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::NodeLost => "node.lost",
-            Self::NodeCloned => "node.cloned",
-            Self::ServiceUnhealthy => "service.unhealthy",
-            Self::ServiceFailed => "service.failed",
-            Self::ServiceRestarting => "service.restarting",
-            Self::EngineUnreachable => "engine.unreachable",
-            Self::ClockSkew => "clock.skew",
-            Self::SpoolLoss => "spool.loss",
-            Self::SpoolFault => "spool.fault",
-            Self::CertificateOverdue => "certificate.overdue",
-            Self::CertificateExpiring => "certificate.expiring",
-            Self::KafkaRefused => "kafka.refused",
-            Self::KafkaCertificate => "kafka.certificate",
-            Self::AuthorityEnding => "authority.ending",
-            Self::RolloutHalted => "rollout.halted",
-        }
+words! {
+    Rule {
+        NodeLost = "node.lost",
+        NodeCloned = "node.cloned",
+        ServiceUnhealthy = "service.unhealthy",
+        ServiceFailed = "service.failed",
+        ServiceRestarting = "service.restarting",
+        EngineUnreachable = "engine.unreachable",
+        ClockSkew = "clock.skew",
+        SpoolLoss = "spool.loss",
+        SpoolFault = "spool.fault",
+        CertificateOverdue = "certificate.overdue",
+        CertificateExpiring = "certificate.expiring",
+        KafkaRefused = "kafka.refused",
+        KafkaCertificate = "kafka.certificate",
+        KafkaAccess = "kafka.access",
+        AuthorityEnding = "authority.ending",
+        RolloutHalted = "rollout.halted",
     }
-
-    /// The rule of this name.
-    pub fn from_name(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|rule| rule.name() == name)
-    }
+    or RuleError = |_| RuleError
 }
+
+/// Not a rule.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("this version of the hub has no such rule")]
+pub struct RuleError;
 
 /// What a rule says.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -234,6 +219,24 @@ pub(super) fn kafka_certificate(view: &NodeView) -> Judgement {
     match bridge.certificate_trouble.as_str() {
         "" => Judgement::Well,
         trouble => wrong(Level::Warning, trouble.to_owned()),
+    }
+}
+
+/// Of a bridge whose trust has ended, too: what it was allowed has to be taken away.
+pub(super) fn kafka_access(view: &NodeView) -> Judgement {
+    let Some(access) = &view.kafka_access else { return Judgement::Unclear };
+    match access.state {
+        State::Placed => Judgement::Well,
+        // Nothing was tried yet, or what was tried is no longer wanted.
+        _ if access.tries == 0 => Judgement::Unclear,
+        _ if access.topics.is_empty() => wrong(
+            Level::Critical,
+            said(&access.message, "what it was allowed at its brokers is not taken away yet, and will be tried again"),
+        ),
+        _ => wrong(
+            Level::Warning,
+            said(&access.message, "its brokers do not have what it may write to, and it will be tried again"),
+        ),
     }
 }
 

@@ -198,7 +198,7 @@ impl Follower {
         }
         let event = AlertEvent {
             open,
-            rule: finding.rule.name(),
+            rule: finding.rule.as_str(),
             severity: finding.level.into(),
             tenant: finding.tenant.map(|tenant| tenant.to_string()),
             node: finding.node.map(|node| node.to_string()),

@@ -11,6 +11,7 @@ use utoipa::ToSchema;
 
 use super::extract::{Caller, Json, Path};
 use super::idempotency::IdempotencyKey;
+use super::nodes::unknown;
 use super::problem::Problem;
 use super::resource::Time;
 use crate::access::Role;
@@ -102,8 +103,7 @@ pub(crate) async fn access(
     Json(wanted): Json<WantedAccess>,
 ) -> Result<axum::Json<WantedAccess>, Problem> {
     caller.require(Role::Admin)?;
-    let unknown = || Problem::not_found(format!("There is no node {id}: see `hfctl node list`."));
-    let (_, view) = app.roster.node(&caller.0, id).ok_or_else(unknown)?;
+    let (_, view) = app.roster.node(&caller.0, id).ok_or_else(|| unknown(id))?;
     app.state.kafka_access.allow(id, &view.tenant, &wanted.topics, &caller.actor(), app.now()).await?;
     Ok(axum::Json(wanted))
 }

@@ -71,7 +71,7 @@ fn table(alerts: &[Alert], which: Which, clock: Clock) -> Markup {
                         tr id={ "a-" (alert.id) } {
                             td.lead { @if alert.closed_at.is_some() { span.state.away { (format::mark("away")) "Ended" } } @else { (format::level(alert.severity).show()) } }
                             td.wide.break { (format::sentence(&alert.subject, &alert.message)) span.sub { (alert.rule) } }
-                            th.nowrap scope="row" { @match (&alert.node, &alert.node_name) { (Some(node), Some(name)) => a href={ "/nodes/" (node) } { (name) }, _ => @if let Some(rollout) = alert.subject.strip_prefix("rollout/") { a href={ "/rollouts/" (rollout) } { "Rollout " (rollout) } } @else { a href="/trust" { "Trust" } } } }
+                            th.nowrap scope="row" { @match (&alert.node, &alert.node_name) { (Some(node), Some(name)) => a href={ "/nodes/" (node) } { (name) }, _ => (about(&alert.subject)) } }
                             td.half { @if let Some(tenant) = &alert.tenant { a href={ "/tenants/" (tenant) } { (tenant) } } @else { span.quiet { "the fleet" } } }
                             td.nowrap data-name="Began" { (clock.ago(alert.opened_at)) }
                             td.nowrap data-name="Ended" { @if let Some(at) = alert.closed_at { (clock.ago(at)) } }
@@ -79,6 +79,17 @@ fn table(alerts: &[Alert], which: Which, clock: Clock) -> Markup {
                     }
                 }
             }
+        }
+    }
+}
+
+/// What an alert is about that is about no node of the fleet.
+fn about(subject: &str) -> Markup {
+    html! {
+        @match subject.split_once('/') {
+            Some(("rollout", id)) => a href={ "/rollouts/" (id) } { "Rollout " (id) },
+            Some(("bridge", _)) => span.quiet { "a removed bridge" },
+            _ => a href="/trust" { "Trust" },
         }
     }
 }

@@ -8,10 +8,10 @@ use protocol::{CommandId, NodeId};
 use serde::Deserialize;
 
 use super::format::{self, Clock};
-use super::layout::{Section, Viewer, csrf};
+use super::layout::{Section, Viewer, crumbs_of, csrf};
 use super::logs;
-use super::pages::{Asked, framed, may, still};
-use super::session::{Ours, Sent, Visitor};
+use super::pages::{Asked, framed, may, still, unknown};
+use super::session::{Sent, Visitor, ours};
 use super::{OrShown as _, Shown};
 use crate::access::{self, Principal};
 use crate::api::commands::{self, CommandRequest, Target};
@@ -233,11 +233,7 @@ pub(super) fn view(detail: &CommandDetail, viewer: &Viewer, clock: Clock) -> Mar
         |at: Option<crate::api::resource::Time>| html! { @match at { Some(at) => (clock.ago(at)), None => "–" } };
     html! {
         div #view {
-            ul.crumbs aria-label="Path" {
-                li { a href="/" { "Fleet" } }
-                li { a href={ "/tenants/" (c.tenant) } { (c.tenant) } }
-                li { a href={ "/nodes/" (c.node) } { (c.node_name.as_deref().unwrap_or(&c.node)) } }
-            }
+            (crumbs_of(&c.tenant, (&c.node, c.node_name.as_deref().unwrap_or(&c.node)), &[]))
             div.head {
                 div { h1 { (format::sentence("", &c.what)) } p { (c.message) } }
                 div.actions { (standing(c.state, c.refused)) }
@@ -323,18 +319,4 @@ fn request(node: NodeId, wanted: &Wanted, reason: &str) -> CommandRequest {
     }
 }
 
-fn unknown() -> Problem {
-    Problem::not_found("There is no such node, or it is not yours to see.")
-}
-
-impl Ours for CommandForm {
-    fn csrf(&self) -> &str {
-        &self.csrf
-    }
-}
-
-impl Ours for CancelForm {
-    fn csrf(&self) -> &str {
-        &self.csrf
-    }
-}
+ours!(CommandForm, CancelForm);

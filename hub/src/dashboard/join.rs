@@ -3,7 +3,7 @@
 use maud::{Markup, html};
 
 use super::format::{self, Clock};
-use super::layout::{Viewer, csrf};
+use super::layout::{Viewer, crumbs, csrf};
 use crate::api::resource::{Kind, NewToken, Node, Tenant, Token, TokenState};
 
 /// How long a token can be valid: seconds, and the words for it.
@@ -67,8 +67,9 @@ pub fn form(tenants: &[Tenant], form: &Form, viewer: &Viewer) -> Markup {
 /// The command, once, and what becomes of it.
 pub fn made(token: &NewToken, clock: Clock) -> Markup {
     let kind = token.info.kind.as_str();
+    let (of_tenant, join) = (format!("/tenants/{}", token.info.tenant), format!("/join?tenant={}", token.info.tenant));
     html! {
-        ul.crumbs aria-label="Path" { li { a href={ "/tenants/" (token.info.tenant) } { (token.info.tenant) } } li { a href={ "/join?tenant=" (token.info.tenant) } { "Add a node" } } }
+        (crumbs(&[(of_tenant.as_str(), token.info.tenant.as_str()), (join.as_str(), "Add a node")]))
         div.head { div { h1 { "Paste this on the new node" } p { "The token is shown this once. It works for one node" @if let Some(name) = &token.info.name { ", named " (name) "," } " and ends " (clock.ago(token.info.expires_at)) "." } } }
         ol.steps {
             li { div {

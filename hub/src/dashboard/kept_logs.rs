@@ -7,15 +7,14 @@ use protocol::{NodeId, TenantId};
 use store::StoreError;
 
 use super::format;
-use super::layout::Section;
+use super::layout::{Section, crumbs_of};
 use super::logs::Wanted;
-use super::pages::{Asked, framed};
+use super::pages::{Asked, framed, unknown};
 use super::session::Visitor;
 use super::{OrShown as _, Shown};
 use crate::api::extract::{Path, Query};
 use crate::api::kept_logs::{Search, find};
 use crate::api::list::Paging;
-use crate::api::nodes::unknown;
 use crate::api::resource::{Coverage, KeptLine, Node, Page};
 use crate::logs;
 use crate::web::App;
@@ -40,7 +39,7 @@ pub(super) async fn page(
 ) -> Result<Response, Shown> {
     let (Path(id), Query(wanted)) = (id.or_shown(&app)?, wanted.or_shown(&app)?);
     let (Query(search), Query(paging)) = (search.or_shown(&app)?, paging.or_shown(&app)?);
-    let (node, known) = app.roster.node(visitor.principal(), id).ok_or_else(|| unknown(id)).or_shown(&app)?;
+    let (node, known) = app.roster.node(visitor.principal(), id).ok_or_else(unknown).or_shown(&app)?;
     let search = search.of(&node.id, &wanted.stack, &wanted.service);
     let asked = search.clone();
     let found = find(&app, visitor.principal(), search, &paging).await.or_shown(&app)?;
@@ -87,14 +86,10 @@ fn view(node: &Node, wanted: &Wanted, asked: &Search, found: &Page<KeptLine>, lo
         let [text, grep, since] = [text, grep, since].map(format::escaped);
         format!("{}&text={text}&grep={grep}&since={since}&cursor={cursor}", wanted.address(&node.id, "logs/kept"))
     });
+    let live = (wanted.address(&node.id, "logs"), format!("{}/{}", wanted.stack, wanted.service));
     html! {
         div #view {
-            ul.crumbs aria-label="Path" {
-                li { a href="/" { "Fleet" } }
-                li { a href={ "/tenants/" (node.tenant) } { (node.tenant) } }
-                li { a href={ "/nodes/" (node.id) } { (node.name) } }
-                li { a href=(wanted.address(&node.id, "logs")) { (wanted.stack) "/" (wanted.service) } }
-            }
+            (crumbs_of(&node.tenant, (&node.id, &node.name), &[(live.0.as_str(), live.1.as_str())]))
             div.head {
                 div {
                     h1 { (wanted.service) " " span.quiet { "of " (wanted.stack) ", kept" } }

@@ -54,6 +54,19 @@ impl Viewer {
     }
 }
 
+/// The way to a page: addresses, and the words of their links.
+pub(super) fn crumbs(way: &[(&str, &str)]) -> Markup {
+    html! { ul.crumbs aria-label="Path" { @for (address, word) in way { li { a href=(address) { (word) } } } } }
+}
+
+/// The way to what is a node's.
+pub(super) fn crumbs_of(tenant: &str, node: (&str, &str), more: &[(&str, &str)]) -> Markup {
+    let (id, name) = node;
+    let (of_tenant, of_node) = (format!("/tenants/{tenant}"), format!("/nodes/{id}"));
+    let node = [("/", "Fleet"), (of_tenant.as_str(), tenant), (of_node.as_str(), name)];
+    crumbs(&[&node[..], more].concat())
+}
+
 /// Everything around a page.
 #[derive(Debug)]
 pub struct Frame<'a> {

@@ -8,8 +8,8 @@ use serde::Deserialize;
 
 use super::format;
 use super::kept_logs;
-use super::layout::Section;
-use super::pages::{Asked, framed, may};
+use super::layout::{Section, crumbs_of};
+use super::pages::{Asked, framed, may, unknown};
 use super::session::{Away, Visitor};
 use super::{OrShown as _, Shown};
 use crate::access;
@@ -17,7 +17,6 @@ use crate::api::extract::{Path, Query};
 use crate::api::follow::follow;
 use crate::api::kept_logs::Search;
 use crate::api::logs::{Follower, Leave, LogQuery};
-use crate::api::nodes::unknown;
 use crate::api::resource::{Node, PresenceState};
 use crate::web::App;
 
@@ -49,7 +48,7 @@ pub(super) async fn page(
 ) -> Result<Response, Shown> {
     let (Path(id), Query(wanted)) = (id.or_shown(&app)?, wanted.or_shown(&app)?);
     may(&visitor, access::Role::Operator).or_shown(&app)?;
-    let (node, _) = app.roster.node(visitor.principal(), id).ok_or_else(|| unknown(id)).or_shown(&app)?;
+    let (node, _) = app.roster.node(visitor.principal(), id).ok_or_else(unknown).or_shown(&app)?;
     let title = format!("Log of {}/{}", wanted.stack, wanted.service);
     framed(&app, &visitor, &title, Section::Fleet, None, &view(&node, &wanted)).await
 }
@@ -58,11 +57,7 @@ fn view(node: &Node, wanted: &Wanted) -> Markup {
     let key = |key: &str, does: &str| html! { span { kbd { (key) } " " (does) " " } };
     html! {
         div #view {
-            ul.crumbs aria-label="Path" {
-                li { a href="/" { "Fleet" } }
-                li { a href={ "/tenants/" (node.tenant) } { (node.tenant) } }
-                li { a href={ "/nodes/" (node.id) } { (node.name) } }
-            }
+            (crumbs_of(&node.tenant, (&node.id, &node.name), &[]))
             div.head {
                 div {
                     h1 { (wanted.service) " " span.quiet { "of " (wanted.stack) } }

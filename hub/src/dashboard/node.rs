@@ -7,6 +7,7 @@ use maud::{Markup, html};
 use super::chart::Chart;
 use super::commands;
 use super::format::{self, Clock};
+use super::layout::crumbs;
 use crate::api::resource::{
     Alert, AttentionLevel, ClockState, Coverage, EngineState, NodeDetail, PresenceState, Service, ServiceState,
 };
@@ -59,10 +60,7 @@ pub fn heading(node: &NodeDetail, clock: Clock) -> Markup {
     .collect();
     html! {
         div #node-head {
-            ul.crumbs aria-label="Path" {
-                li { a href="/" { "Fleet" } }
-                li { a href={ "/tenants/" (n.tenant) } { (n.tenant) } }
-            }
+            (crumbs(&[("/", "Fleet"), (format!("/tenants/{}", n.tenant).as_str(), n.tenant.as_str())]))
             div.head {
                 div {
                     h1 { (n.name) }

@@ -1,7 +1,8 @@
 //! The handlers: who looks, at what, and the page around it.
 
+mod tokens;
+
 use std::sync::Arc;
-use std::time::Duration;
 
 use axum::extract::State;
 use axum::http::StatusCode;
@@ -13,29 +14,28 @@ use serde::Deserialize;
 use super::alerts::Which;
 use super::format::{Clock, escaped};
 use super::layout::{Frame, Section};
-use super::session::{Ours, Sent, Visitor, capital};
-use super::{OrShown as _, Shown, api_tokens as token_views, assets, fleet as fleet_views, join as join_views};
+use super::session::{Sent, Visitor, capital, ours};
+use super::{OrShown as _, Shown, assets, fleet as fleet_views};
 use super::{
     alerts as alert_views, audit as audit_views, bridges, commands, history, node as node_views, pki as pki_views,
     rotation as rotation_views, selection, tenants as tenant_views, trust,
 };
-use crate::access::{self, Grant, Principal};
+use crate::access::{self, Principal};
+use crate::alerts;
 use crate::api::alert_resources;
 use crate::api::authorities::{Authority, Awaited};
 use crate::api::certificate_policies::CertificatePolicy;
 use crate::api::extract::{Path, Query, require, require_all, require_tenant};
 use crate::api::list::Window;
 use crate::api::problem::Problem;
-use crate::api::resource::{
-    Alert, ApiToken, AuditEntry, Command, Coverage, Kind, NewApiToken, NewToken, Node, NodeCounts, NodeDetail, Role,
-    Tenant, Time, Token,
-};
+use crate::api::resource::{Alert, AuditEntry, Command, Coverage, Node, NodeCounts, NodeDetail, Tenant, Time, Token};
 use crate::api::rotations::{self, Rotation};
 use crate::api::select::{NodeQuery, Selected};
 use crate::audit::{self, Filter};
 use crate::certificate_policy::Source;
 use crate::web::App;
-use crate::{alerts, enrollment};
+
+pub(super) use tokens::{api_tokens, create_api_token, create_token, join, revoke_api_token};
 
 /// Alerts and audit entries on one page.
 const ENTRIES: u32 = 100;
@@ -138,6 +138,8 @@ pub(super) struct TenantForm {
     name: String,
 }
 
+ours!(TenantForm);
+
 /// `POST /tenants`
 pub(super) async fn create_tenant(State(app): State<App>, sent: Sent<TenantForm>) -> Result<Response, Shown> {
     let Sent { visitor, form } = sent;
@@ -230,7 +232,6 @@ pub(super) struct Seen {
 
 impl Seen {
     pub(super) async fn of(app: &App, who: &Principal, id: NodeId) -> Result<Self, Problem> {
-        let unknown = || Problem::not_found("There is no such node, or it is not yours to see.");
         let (node, view) = app.roster.node(who, id).ok_or_else(unknown)?;
         let coverage = app.state.ingest.coverage(&view.tenant, id).await?;
         let coverage = coverage.into_iter().map(Coverage::from).rev().collect();
@@ -323,102 +324,6 @@ pub(super) async fn audit_list(
     Ok(window.cut(entries.into_iter().map(AuditEntry::from).collect()))
 }
 
-#[derive(Clone, Debug, Default, Deserialize)]
-pub(super) struct JoinQuery {
-    #[serde(default)]
-    tenant: String,
-}
-
-/// `GET /join`
-pub(super) async fn join(
-    State(app): State<App>,
-    visitor: Visitor,
-    query: Asked<Query<JoinQuery>>,
-) -> Result<Response, Shown> {
-    let Query(query) = query.or_shown(&app)?;
-    may(&visitor, access::Role::Operator).or_shown(&app)?;
-    let form = join_views::Form {
-        tenant: query.tenant,
-        kind: Kind::Agent,
-        name: String::new(),
-        valid_for: 3_600,
-        error: None,
-    };
-    join_page(&app, &visitor, &form).await
-}
-
-async fn join_page(app: &App, visitor: &Visitor, form: &join_views::Form) -> Result<Response, Shown> {
-    let tenants = tenant_list(app, visitor.principal()).await.or_shown(app)?;
-    let content = join_views::form(&tenants, form, &visitor.viewer());
-    framed(app, visitor, "Add a node", Section::Join, None, &content).await
-}
-
-#[derive(Deserialize)]
-pub(super) struct JoinForm {
-    csrf: String,
-    tenant: String,
-    kind: Kind,
-    #[serde(default)]
-    name: String,
-    valid_for: u64,
-}
-
-/// `POST /join`: the only time the token is shown.
-pub(super) async fn create_token(State(app): State<App>, sent: Sent<JoinForm>) -> Result<Response, Shown> {
-    let Sent { visitor, form } = sent;
-    may(&visitor, access::Role::Operator).or_shown(&app)?;
-    let (who, now) = (visitor.principal(), app.now());
-    let created = async {
-        let tenant: TenantId =
-            form.tenant.parse().map_err(|error: protocol::id::IdError| Problem::invalid(error.to_string()))?;
-        require_tenant(who, &tenant)?;
-        let name = Some(form.name.trim().to_owned()).filter(|name| !name.is_empty());
-        let valid_for = Duration::from_secs(form.valid_for);
-        let new = enrollment::NewToken { tenant, kind: form.kind.into(), name, valid_for };
-        app.state.enrollment.create_token(new, &who.actor(), now).await.map_err(Problem::from)
-    };
-    match created.await {
-        Ok((info, secret)) => {
-            let made = NewToken::of(info, &secret.to_string(), now);
-            let content = join_views::made(&made, still(&app));
-            let live = format!("join&token={}", made.info.id);
-            framed(&app, &visitor, "Add a node", Section::Join, Some(live), &content).await
-        }
-        Err(problem) if problem.status().is_client_error() => {
-            let form = join_views::Form {
-                tenant: form.tenant,
-                kind: form.kind,
-                name: form.name,
-                valid_for: form.valid_for,
-                error: Some(capital(&problem.detail)),
-            };
-            let page = join_page(&app, &visitor, &form).await?;
-            Ok((problem.status(), page).into_response())
-        }
-        Err(problem) => Err(problem).or_shown(&app),
-    }
-}
-
-/// `GET /api-tokens`
-pub(super) async fn api_tokens(State(app): State<App>, visitor: Visitor) -> Result<Response, Shown> {
-    may(&visitor, access::Role::Admin).or_shown(&app)?;
-    require_all(visitor.principal()).or_shown(&app)?;
-    api_tokens_page(&app, &visitor, None, None).await
-}
-
-async fn api_tokens_page(
-    app: &App,
-    visitor: &Visitor,
-    fresh: Option<&NewApiToken>,
-    error: Option<&str>,
-) -> Result<Response, Shown> {
-    let tenants = tenant_list(app, visitor.principal()).await.or_shown(app)?;
-    let tokens = app.state.access.list_api_tokens().await.or_shown(app)?;
-    let tokens: Vec<ApiToken> = tokens.into_iter().map(ApiToken::from).collect();
-    let content = token_views::page(&tokens, &tenants, fresh, error, &visitor.viewer(), still(app));
-    framed(app, visitor, "API tokens", Section::Access, None, &content).await
-}
-
 /// `GET /trust`
 pub(super) async fn trust(State(app): State<App>, visitor: Visitor) -> Result<Response, Shown> {
     let who = visitor.principal();
@@ -464,69 +369,6 @@ pub(super) async fn rotation(
     framed(&app, &visitor, "Rotation", Section::Trust, Some(live), &content).await
 }
 
-#[derive(Deserialize)]
-pub(super) struct ApiTokenForm {
-    csrf: String,
-    name: String,
-    role: Role,
-    #[serde(default)]
-    tenant: String,
-}
-
-/// `POST /api-tokens`: the only time the token is shown.
-pub(super) async fn create_api_token(State(app): State<App>, sent: Sent<ApiTokenForm>) -> Result<Response, Shown> {
-    let Sent { visitor, form } = sent;
-    may(&visitor, access::Role::Admin).or_shown(&app)?;
-    require_all(visitor.principal()).or_shown(&app)?;
-    let created = async {
-        let tenant = Some(form.tenant.as_str()).filter(|tenant| !tenant.is_empty()).map(str::parse).transpose();
-        let tenant = tenant.map_err(|error: protocol::id::IdError| Problem::invalid(error.to_string()))?;
-        let grant = Grant { name: form.name, role: form.role.into(), tenant, valid_for: None };
-        let actor = visitor.principal().actor();
-        app.state.access.create_api_token(grant, &actor, app.now()).await.map_err(Problem::from)
-    };
-    match created.await {
-        Ok((info, token)) => {
-            api_tokens_page(&app, &visitor, Some(&NewApiToken { info: info.into(), token }), None).await
-        }
-        Err(problem) if problem.status().is_client_error() => {
-            let page = api_tokens_page(&app, &visitor, None, Some(&capital(&problem.detail))).await?;
-            Ok((problem.status(), page).into_response())
-        }
-        Err(problem) => Err(problem).or_shown(&app),
-    }
-}
-
-#[derive(Deserialize)]
-pub(super) struct RevokeForm {
-    csrf: String,
-}
-
-/// `POST /api-tokens/{id}/revoke`
-pub(super) async fn revoke_api_token(
-    State(app): State<App>,
-    id: Asked<Path<String>>,
-    sent: Sent<RevokeForm>,
-) -> Result<Response, Shown> {
-    let Path(id) = id.or_shown(&app)?;
-    may(&sent.visitor, access::Role::Admin).or_shown(&app)?;
-    require_all(sent.visitor.principal()).or_shown(&app)?;
-    let actor = sent.visitor.principal().actor();
-    app.state.access.revoke_api_token(&id, &actor, app.now()).await.or_shown(&app)?;
-    Ok(Redirect::to("/api-tokens").into_response())
-}
-
-macro_rules! ours {
-    ($($form:ty),*) => {$(
-        impl Ours for $form {
-            fn csrf(&self) -> &str {
-                &self.csrf
-            }
-        }
-    )*};
-}
-ours!(TenantForm, JoinForm, ApiTokenForm, RevokeForm);
-
 /// Every tenant somebody sees, with its nodes counted.
 pub(super) async fn tenant_list(app: &App, who: &Principal) -> Result<Vec<Tenant>, Problem> {
     let mut counts = app.roster.counts(who);
@@ -569,6 +411,11 @@ pub(super) fn version() -> String {
 /// Whether somebody may have a node do something.
 pub(super) fn acts(visitor: &Visitor, node: &NodeDetail) -> bool {
     visitor.viewer().operates() && node.node.revoked_at.is_none()
+}
+
+/// What somebody is told of a node that is none, or another tenant's.
+pub(super) fn unknown() -> Problem {
+    Problem::not_found("There is no such node, or it is not yours to see.")
 }
 
 pub(super) fn still(app: &App) -> Clock {

@@ -10,8 +10,8 @@ use serde::Deserialize;
 use settings::Period;
 
 use super::layout::{Viewer, csrf};
-use super::pages::{Asked, may};
-use super::session::{Ours, Sent};
+use super::pages::{Asked, may, unknown};
+use super::session::{Sent, ours};
 use super::{OrShown as _, Shown};
 use crate::access;
 use crate::api::certificate_policies::CertificatePolicy;
@@ -134,7 +134,6 @@ pub(super) async fn renew_node(
     let done = async {
         let who = sent.visitor.principal();
         may(&sent.visitor, access::Role::Operator)?;
-        let unknown = || Problem::not_found("There is no such node, or it is not yours to see.");
         let (node, _) = app.roster.node(who, id).ok_or_else(unknown)?;
         if node.revoked_at.is_some() {
             return Err(Problem::conflict("This node has been revoked: to have it back, enroll it with a new token."));
@@ -147,14 +146,4 @@ pub(super) async fn renew_node(
     Ok(Redirect::to(&format!("/nodes/{id}")).into_response())
 }
 
-impl Ours for RenewForm {
-    fn csrf(&self) -> &str {
-        &self.csrf
-    }
-}
-
-impl Ours for RenewNodeForm {
-    fn csrf(&self) -> &str {
-        &self.csrf
-    }
-}
+ours!(RenewForm, RenewNodeForm);

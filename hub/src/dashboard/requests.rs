@@ -7,9 +7,9 @@ use serde::Deserialize;
 
 use super::commands::standing;
 use super::format::{self, Clock};
-use super::layout::{Section, Viewer, csrf};
+use super::layout::{Section, Viewer, crumbs, csrf};
 use super::pages::{Asked, framed, may, still};
-use super::session::{Ours, Sent};
+use super::session::{Sent, ours};
 use super::{OrShown as _, Shown};
 use crate::access::{self, Principal};
 use crate::api::commands;
@@ -100,7 +100,7 @@ pub(super) async fn show(
     let request = of(&app, visitor.principal(), &id, state).await.or_shown(&app)?;
     let clock = still(&app);
     let content = html! {
-        ul.crumbs aria-label="Path" { li { a href="/" { "Fleet" } } }
+        (crumbs(&[("/", "Fleet")]))
         (head(&request, clock))
         div.card.wrap {
             table.cards {
@@ -198,11 +198,7 @@ pub(super) struct CancelForm {
     reason: String,
 }
 
-impl Ours for CancelForm {
-    fn csrf(&self) -> &str {
-        &self.csrf
-    }
-}
+ours!(CancelForm);
 
 /// `POST /requests/{request}/cancel`
 pub(super) async fn cancel(

@@ -9,9 +9,9 @@ use protocol::TenantId;
 use serde::Deserialize;
 
 use super::format::{self, Clock};
-use super::layout::{Viewer, csrf};
+use super::layout::{Viewer, crumbs, csrf};
 use super::pages::Asked;
-use super::session::{Ours, Sent, capital};
+use super::session::{Sent, capital, ours};
 use super::{OrShown as _, Shown};
 use crate::api::extract::Path;
 use crate::api::problem::Problem;
@@ -74,7 +74,7 @@ pub(super) fn section(open: &[Rotation], tenants: &[Tenant], viewer: &Viewer, cl
 /// The whole page.
 pub(super) fn page(rotation: &Rotation, viewer: &Viewer, clock: Clock) -> Markup {
     html! {
-        ul.crumbs aria-label="Path" { li { a href="/trust" { "Trust" } } }
+        (crumbs(&[("/trust", "Trust")]))
         (view(rotation, clock))
         (steps(rotation, viewer))
     }
@@ -333,13 +333,4 @@ async fn take(app: App, id: Asked<Path<i64>>, sent: Sent<StepForm>, direction: D
     Ok(Redirect::to(&format!("/trust/rotations/{id}")).into_response())
 }
 
-macro_rules! ours {
-    ($($form:ty),*) => {$(
-        impl Ours for $form {
-            fn csrf(&self) -> &str {
-                &self.csrf
-            }
-        }
-    )*};
-}
 ours!(StartForm, StepForm);

@@ -14,13 +14,12 @@ use serde::Deserialize;
 use super::commands::{VALID_FOR, consequence};
 use super::format;
 use super::layout::{Section, Viewer, csrf};
-use super::pages::{framed, may};
+use super::pages::{framed, may, unknown};
 use super::rollouts::ACTIONS;
 use super::session::{Ours, Sent, Visitor, capital};
 use super::{OrShown as _, Shown};
 use crate::access::{self, Principal};
 use crate::api::commands::{self, CommandRequest, Target};
-use crate::api::nodes::unknown;
 use crate::api::problem::Problem;
 use crate::api::resource::{Kind, Node, PresenceState};
 use crate::api::select::NodeQuery;
@@ -156,7 +155,7 @@ fn chosen(app: &App, who: &Principal, fields: &Fields) -> Result<Vec<Chosen>, Pr
         let named = fields.all("nodes").flat_map(str::split_ascii_whitespace);
         let ids = fields.all("node").chain(named).map(str::parse::<NodeId>).collect::<Result<Vec<_>, _>>();
         let ids = ids.map_err(|error| Problem::invalid(error.to_string()))?;
-        ids.into_iter().map(|id| app.roster.node(who, id).ok_or_else(|| unknown(id))).collect::<Result<_, _>>()?
+        ids.into_iter().map(|id| app.roster.node(who, id).ok_or_else(unknown)).collect::<Result<_, _>>()?
     } else {
         let uri = format!("/?{}", fields.one("filter")).parse::<Uri>();
         let query = uri.ok().and_then(|uri| Query::<NodeQuery>::try_from_uri(&uri).ok());

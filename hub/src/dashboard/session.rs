@@ -108,6 +108,18 @@ pub(super) trait Ours: DeserializeOwned {
     fn csrf(&self) -> &str;
 }
 
+/// Says of forms with a field `csrf` that they are ours.
+macro_rules! ours {
+    ($($form:ty),+) => {$(
+        impl $crate::dashboard::session::Ours for $form {
+            fn csrf(&self) -> &str {
+                &self.csrf
+            }
+        }
+    )+};
+}
+pub(super) use ours;
+
 /// Somebody who is signed in and sends a form that this dashboard gave them.
 pub(super) struct Sent<T> {
     pub(super) visitor: Visitor,
@@ -205,11 +217,7 @@ pub(super) struct Nothing {
     csrf: String,
 }
 
-impl Ours for Nothing {
-    fn csrf(&self) -> &str {
-        &self.csrf
-    }
-}
+ours!(Nothing);
 
 /// `POST /sign-out`
 pub(super) async fn sign_out(

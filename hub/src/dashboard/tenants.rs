@@ -3,7 +3,7 @@
 use maud::{Markup, html};
 
 use super::format::{self, Clock};
-use super::layout::{Viewer, csrf};
+use super::layout::{Viewer, crumbs, csrf};
 use crate::api::resource::{NodeCounts, Tenant, Token, TokenState};
 
 /// What was typed into the form, and what was wrong with it.
@@ -101,7 +101,7 @@ fn create(form: &Form, viewer: &Viewer, first: bool) -> Markup {
 /// A tenant's heading.
 pub fn heading(tenant: &Tenant, viewer: &Viewer, clock: Clock) -> Markup {
     html! {
-        ul.crumbs aria-label="Path" { li { a href="/tenants" { "Tenants" } } }
+        (crumbs(&[("/tenants", "Tenants")]))
         div.head {
             div {
                 h1 { (tenant.name) }

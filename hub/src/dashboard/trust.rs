@@ -8,8 +8,8 @@ use serde::Deserialize;
 
 use super::format::Clock;
 use super::layout::{Viewer, csrf};
-use super::pages::{Asked, may};
-use super::session::{Ours, Sent};
+use super::pages::{Asked, may, unknown};
+use super::session::{Sent, ours};
 use super::{OrShown as _, Shown};
 use crate::access;
 use crate::api::extract::Path;
@@ -122,18 +122,4 @@ pub(super) async fn remove(
     Ok(Redirect::to("/").into_response())
 }
 
-fn unknown() -> Problem {
-    Problem::not_found("There is no such node, or it is not yours to see.")
-}
-
-impl Ours for RevokeForm {
-    fn csrf(&self) -> &str {
-        &self.csrf
-    }
-}
-
-impl Ours for RemoveForm {
-    fn csrf(&self) -> &str {
-        &self.csrf
-    }
-}
+ours!(RevokeForm, RemoveForm);

@@ -264,10 +264,9 @@ async fn store(
         .fold(sqlx::query(AssertSqlSafe(sql)), |query, (node, at)| query.bind(node.to_string()).bind(at.millis()));
     let rows = query.fetch_all(&mut **transaction).await?;
     let read = |row: &AnyRow| {
-        let unreadable = |error: protocol::id::IdError| sqlx::Error::Decode(error.into());
         Ok(Taken {
-            node: row.try_get::<String, _>(0)?.parse().map_err(unreadable)?,
-            tenant: row.try_get::<String, _>(1)?.parse().map_err(unreadable)?,
+            node: rows::parsed(row.try_get(0)?)?,
+            tenant: rows::parsed(row.try_get(1)?)?,
             advice: Advice {
                 at: Timestamp::from_millis(row.try_get(2)?),
                 through: row.try_get::<i64, _>(3)?.cast_unsigned(),

@@ -17,6 +17,7 @@ use super::freeze::CLONED;
 use super::{Enrollment, Failure, Issued, internal, keys, malformed, refused, registry};
 use crate::audit;
 use crate::audit::{Actor, Record, action};
+use crate::rows;
 use crate::telemetry::state::Member;
 
 /// How far recovery goes.
@@ -203,12 +204,10 @@ impl Enrollment {
             return Ok((before, sequence));
         }
         self.within_bounds(&mut transaction, former, &asked.request, asked.node, now).await?;
-        let kind: String = row.try_get(1)?;
-        let unreadable = |error: protocol::id::IdError| sqlx::Error::Decode(error.into());
         let member = Member {
             node: asked.node,
             tenant: asked.tenant.clone(),
-            kind: kind.parse().map_err(unreadable)?,
+            kind: rows::parsed(row.try_get(1)?)?,
             name: row.try_get(0)?,
             enrolled_at: Timestamp::from_millis(row.try_get(2)?),
         };

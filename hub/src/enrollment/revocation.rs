@@ -1,7 +1,5 @@
 //! Taking trust away: a node's certificates are denied, its session ends, and the next list of its issuer says so.
 
-use std::fmt;
-use std::str::FromStr;
 use std::sync::Arc;
 
 use pki::RevocationReason;
@@ -13,6 +11,8 @@ use store::{StoreError, Transaction};
 use super::{Enrollment, Inner};
 use crate::audit::{self, Actor, Record, action};
 use crate::kafka_access;
+use crate::rows;
+use crate::words::words;
 
 /// Longest comment, characters.
 const COMMENT_MAX: usize = 500;
@@ -33,40 +33,12 @@ pub enum Reason {
     PrivilegeWithdrawn,
 }
 
-impl Reason {
-    /// All of them.
-    pub const ALL: [Self; 5] = [
-        Self::Unspecified,
-        Self::KeyCompromise,
-        Self::Superseded,
-        Self::CessationOfOperation,
-        Self::PrivilegeWithdrawn,
-    ];
-
-    /// Its name in the API and the tables.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Unspecified => "unspecified",
-            Self::KeyCompromise => "key_compromise",
-            Self::Superseded => "superseded",
-            Self::CessationOfOperation => "cessation_of_operation",
-            Self::PrivilegeWithdrawn => "privilege_withdrawn",
-        }
+words! {
+    Reason {
+        Unspecified = "unspecified", KeyCompromise = "key_compromise", Superseded = "superseded",
+        CessationOfOperation = "cessation_of_operation", PrivilegeWithdrawn = "privilege_withdrawn",
     }
-}
-
-impl FromStr for Reason {
-    type Err = RevokeError;
-
-    fn from_str(text: &str) -> Result<Self, RevokeError> {
-        Self::ALL.into_iter().find(|reason| reason.as_str() == text).ok_or_else(|| RevokeError::Reason(text.to_owned()))
-    }
-}
-
-impl fmt::Display for Reason {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
+    or RevokeError = |text| RevokeError::Reason(text.to_owned())
 }
 
 impl From<Reason> for RevocationReason {
@@ -222,12 +194,10 @@ impl Found {
         .fetch_optional(&mut **transaction)
         .await?
         .ok_or(RevokeError::Unknown(node))?;
-        let unreadable = |error: protocol::id::IdError| StoreError::Statement(sqlx::Error::Decode(error.into()));
-        let (tenant, kind): (String, String) = (row.try_get(0)?, row.try_get(1)?);
         Ok(Self {
             node,
-            tenant: tenant.parse().map_err(unreadable)?,
-            kind: kind.parse().map_err(unreadable)?,
+            tenant: rows::parsed(row.try_get(0)?)?,
+            kind: rows::parsed(row.try_get(1)?)?,
             name: row.try_get(2)?,
             revoked_at: row.try_get::<Option<i64>, _>(3)?.map(Timestamp::from_millis),
         })

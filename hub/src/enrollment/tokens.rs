@@ -8,8 +8,11 @@ use serde_json::json;
 use store::StoreError;
 use store::sqlx::{self, Row, any::AnyRow};
 
-use super::{Enrollment, TOKEN_LIFETIME_MAX, name};
+use super::{Enrollment, name};
 use crate::audit::{self, Actor, Record, action};
+
+/// Longest life of a join token.
+pub const TOKEN_LIFETIME_MAX: Duration = Duration::from_secs(30 * 86_400);
 
 /// A token to be made.
 #[derive(Clone, Debug)]

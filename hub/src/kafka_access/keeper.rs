@@ -12,8 +12,10 @@ use store::sqlx::{self, AssertSqlSafe};
 use tokio_util::sync::CancellationToken;
 
 use super::{Access, KafkaAccess, Row, State, Step};
+use crate::alerts::{Change, Finding, Rule};
 use crate::audit::{self, Actor, Record, action};
 use crate::commands::{NewRequest, RequestError};
+use crate::telemetry::state::Level;
 
 /// How often it is looked.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
@@ -141,7 +143,10 @@ impl KafkaAccess {
         if !records.is_empty() {
             audit::append_all(&mut transaction, now, records).await?;
         }
+        let alert = self.alert(&row, now);
+        let alert = self.alerts.put(&mut transaction, alert.as_slice()).await?;
         transaction.commit().await?;
+        self.alerts.announce(alert);
         if let Some((new, requested)) = placed {
             self.commands.placed(&new, &requested, self.commands.no_places(), now);
             row.command = Some((Stands::Queued, String::new()));
@@ -149,6 +154,31 @@ impl KafkaAccess {
         }
         tracing::info!(bridge = %row.bridge, state = %row.state, message = row.message, "what a bridge may do at its brokers");
         Ok(Some(row))
+    }
+
+    /// What changes about the alert of a bridge that is no longer in the fleet, where no rule judges it.
+    fn alert(&self, row: &Row, now: Timestamp) -> Option<Change> {
+        if self.fleet.node(row.bridge).is_some() {
+            return None;
+        }
+        let finding = Finding {
+            tenant: Some(row.tenant.clone()),
+            node: None,
+            rule: Rule::KafkaAccess,
+            subject: format!("bridge/{}", row.bridge),
+            level: Level::Critical,
+            message: format!(
+                "it was removed, and what it was allowed at its brokers is not taken away yet, and will be tried again: {}",
+                row.message
+            ),
+            at: now,
+        };
+        match row.state {
+            // One attempt is not much: an agent may be just starting, or a broker.
+            State::Refused if row.tries > 1 => Some(Change::Opened(finding)),
+            State::Placed => Some(Change::Closed(finding)),
+            State::Refused | State::Waiting | State::Asked => None,
+        }
     }
 
     /// Lets pages see how it stands.
@@ -160,7 +190,7 @@ impl KafkaAccess {
             }
             _ => row.message.clone(),
         };
-        let access = Access { topics: row.topics.clone(), state: row.state, message };
+        let access = Access { topics: row.topics.clone(), state: row.state, message, tries: row.tries };
         self.fleet.kafka_access(row.bridge, Arc::new(access));
     }
 }

@@ -8,6 +8,7 @@ use store::sqlx::any::AnyRow;
 use store::sqlx::{self, Row as _};
 
 use super::State;
+use crate::rows::parsed;
 
 /// How long until another attempt, doubled with each, and at most.
 const AGAIN_AFTER: Duration = Duration::from_secs(15);
@@ -60,19 +61,17 @@ impl Row {
         a.retry_at, a.message, a.changed_at, c.state, c.message FROM kafka_access a LEFT JOIN commands c ON c.id = a.command";
 
     pub(super) fn read(row: &AnyRow) -> Result<Self, sqlx::Error> {
-        let decode = |error: Box<dyn std::error::Error + Send + Sync>| sqlx::Error::Decode(error);
         let text = |column: usize| row.try_get::<String, _>(column);
-        let stands = row.try_get::<Option<String>, _>(10)?;
-        let command = match stands {
-            Some(state) => Some((state.parse::<Stands>().map_err(|error| decode(error.into()))?, text(11)?)),
+        let command = match row.try_get::<Option<String>, _>(10)? {
+            Some(stands) => Some((parsed(stands)?, text(11)?)),
             None => None,
         };
         Ok(Self {
-            bridge: text(0)?.parse().map_err(|error: protocol::id::IdError| decode(error.into()))?,
-            tenant: text(1)?.parse().map_err(|error: protocol::id::IdError| decode(error.into()))?,
+            bridge: parsed(text(0)?)?,
+            tenant: parsed(text(1)?)?,
             topics: text(2)?.split_ascii_whitespace().map(str::to_owned).collect(),
             revision: row.try_get(3)?,
-            state: text(4)?.parse().map_err(|error: String| decode(error.into()))?,
+            state: parsed(text(4)?)?,
             asked_revision: row.try_get(5)?,
             tries: u32::try_from(row.try_get::<i64, _>(6)?).unwrap_or(u32::MAX),
             retry_at: Timestamp::from_millis(row.try_get(7)?),

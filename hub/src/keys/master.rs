@@ -5,13 +5,13 @@ use std::fs::{File, OpenOptions};
 use std::io::{ErrorKind, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 
 use pki::{MasterKey, Passphrase, Stretch};
 use protocol::Timestamp;
 use zeroize::Zeroizing;
 
 use super::{Described, KeysError, command, prompt};
+use crate::words::words;
 
 /// A source of the master key.
 #[derive(Clone, Debug)]
@@ -38,16 +38,12 @@ pub enum Kind {
     Command,
 }
 
-impl Kind {
-    /// As stored.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::File => "file",
-            Self::Passphrase => "passphrase",
-            Self::Command => "command",
-        }
-    }
+words! {
+    Kind { File = "file", Passphrase = "passphrase", Command = "command" }
+    or KindError = |text| KindError(text.to_owned())
+}
 
+impl Kind {
     /// How to configure one.
     pub(crate) const fn advice(self) -> &'static str {
         match self {
@@ -55,21 +51,6 @@ impl Kind {
             Self::Passphrase => "master-passphrase (HYPERFACTORY_HUB_MASTER_PASSPHRASE_FILE) alone",
             Self::Command => "master-command (HYPERFACTORY_HUB_MASTER_COMMAND) alone",
         }
-    }
-}
-
-impl fmt::Display for Kind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
-}
-
-impl FromStr for Kind {
-    type Err = KindError;
-
-    fn from_str(text: &str) -> Result<Self, KindError> {
-        let kinds = [Self::File, Self::Passphrase, Self::Command];
-        kinds.into_iter().find(|kind| kind.as_str() == text).ok_or_else(|| KindError(text.to_owned()))
     }
 }
 

@@ -8,13 +8,10 @@ use store::{Database, StoreError};
 use tokio_util::sync::CancellationToken;
 
 use super::writer::LINES;
+use crate::upkeep;
 
-/// How often it is looked for what is to go.
-const EVERY: Duration = Duration::from_secs(60);
 /// Batches deleted in one transaction: half a MiB of lines, for whose words the one writer is held a moment.
 const STEP: i64 = 4;
-/// Between two transactions, so that others get their turn.
-const PAUSE: Duration = Duration::from_millis(20);
 
 /// How much is kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,18 +37,7 @@ impl Upkeep {
 
     /// Works until `stop`. What fails is tried again the next time.
     pub async fn keep(self, clock: impl Fn() -> Timestamp + Send, stop: CancellationToken) {
-        loop {
-            tokio::select! {
-                biased;
-                () = stop.cancelled() => return,
-                () = tokio::time::sleep(EVERY) => {}
-            }
-            match stop.run_until_cancelled(self.run_once(clock())).await {
-                Some(Err(error)) => tracing::warn!(%error, "the upkeep of kept logs failed"),
-                Some(Ok(())) => {}
-                None => return,
-            }
-        }
+        while upkeep::round("kept logs", async { self.run_once(clock()).await }, &stop).await {}
     }
 
     /// Deletes all that is to go now.
@@ -67,7 +53,7 @@ impl Upkeep {
             let (tenant, bytes): (String, i64) = (row.try_get(0)?, row.try_get(1)?);
             let mut over = bytes.saturating_sub(most);
             while self.step(&tenant, now.minus(self.bounds.retention), &mut over).await? {
-                tokio::time::sleep(PAUSE).await;
+                tokio::time::sleep(upkeep::PAUSE).await;
             }
         }
         Ok(())

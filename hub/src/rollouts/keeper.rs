@@ -146,8 +146,8 @@ impl Rollouts {
         };
         rows::update(&mut transaction, &rollout).await?;
         let halted = rollout.position.state == State::Halted;
-        let alert = if halted { vec![Change::Opened(rollout.finding(now))] } else { Vec::new() };
-        self.alerts.put(&mut transaction, &alert).await?;
+        let alert = halted.then(|| Change::Opened(rollout.finding(now)));
+        let alert = self.alerts.put(&mut transaction, alert.as_slice()).await?;
         if !records.is_empty() {
             audit::append_all(&mut transaction, now, records).await?;
         }

@@ -2,7 +2,6 @@
 //! asks again, also after a kill, is told the same.
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -10,6 +9,7 @@ use protocol::command::State as Command;
 use protocol::{NodeId, Timestamp};
 
 use super::Window;
+use crate::words::words;
 
 /// Commands made in one step; the rest follows in the next one.
 pub const AT_ONCE: usize = 500;
@@ -31,37 +31,15 @@ pub enum State {
     Done,
 }
 
+words! {
+    State { Running = "running", Paused = "paused", Halted = "halted", Aborted = "aborted", Done = "done" }
+    or StateError = |_| StateError
+}
+
 impl State {
-    const ALL: [Self; 5] = [Self::Running, Self::Paused, Self::Halted, Self::Aborted, Self::Done];
-
-    /// As stored and in the API.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Running => "running",
-            Self::Paused => "paused",
-            Self::Halted => "halted",
-            Self::Aborted => "aborted",
-            Self::Done => "done",
-        }
-    }
-
     /// Whether it may still ask for something.
     pub const fn is_open(self) -> bool {
         !matches!(self, Self::Aborted | Self::Done)
-    }
-}
-
-impl fmt::Display for State {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
-}
-
-impl FromStr for State {
-    type Err = StateError;
-
-    fn from_str(text: &str) -> Result<Self, StateError> {
-        Self::ALL.into_iter().find(|state| state.as_str() == text).ok_or(StateError)
     }
 }
 

@@ -11,7 +11,7 @@ use store::{StoreError, Transaction};
 use super::plan::{Health, Limits, Member, Position, Standing};
 use super::{Participant, Rollout};
 use crate::commands::NewRequest;
-use crate::rows::{self, Insert};
+use crate::rows::{self, Insert, parsed};
 
 const COLUMNS: &str = "id, tenant, action, arguments, priority, valid_for, target, reason, started_by, started_at, ended_at,
     waves, rate, windows, settle, soak, most_failed, most_regressed, state, wave, wave_count, soaking_since, why, changed_at,
@@ -271,12 +271,6 @@ fn read(row: &AnyRow) -> Result<Rollout, sqlx::Error> {
         changed_at: Timestamp::from_millis(row.try_get("changed_at")?),
         changed_by: row.try_get("changed_by")?,
     })
-}
-
-fn parsed<T: std::str::FromStr<Err: std::error::Error + Send + Sync + 'static>>(
-    text: String,
-) -> Result<T, sqlx::Error> {
-    text.parse().map_err(|error: T::Err| sqlx::Error::Decode(Box::new(error)))
 }
 
 fn number(value: i64) -> u32 {

@@ -1,7 +1,6 @@
 //! The phases of a rotation, and which follows which.
 
-use std::fmt;
-use std::str::FromStr;
+use crate::words::words;
 
 /// Where a rotation stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -29,21 +28,14 @@ pub enum Direction {
     Back,
 }
 
-impl Phase {
-    const ALL: [Self; 6] = [Self::Prepare, Self::Trust, Self::Issue, Self::Retire, Self::Done, Self::Aborted];
-
-    /// As stored and in the API.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Prepare => "prepare",
-            Self::Trust => "trust",
-            Self::Issue => "issue",
-            Self::Retire => "retire",
-            Self::Done => "done",
-            Self::Aborted => "aborted",
-        }
+words! {
+    Phase {
+        Prepare = "prepare", Trust = "trust", Issue = "issue", Retire = "retire", Done = "done", Aborted = "aborted",
     }
+    or PhaseError = |text| PhaseError(text.to_owned())
+}
 
+impl Phase {
     /// Where one step leads; `None` when the rotation is over.
     pub const fn step(self, direction: Direction) -> Option<Self> {
         match (self, direction) {
@@ -63,21 +55,7 @@ impl Phase {
     }
 }
 
-impl fmt::Display for Phase {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
-}
-
 /// Not a phase.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0:?} is no phase of a rotation: prepare, trust, issue, retire, done, aborted")]
 pub struct PhaseError(String);
-
-impl FromStr for Phase {
-    type Err = PhaseError;
-
-    fn from_str(text: &str) -> Result<Self, PhaseError> {
-        Self::ALL.into_iter().find(|phase| phase.as_str() == text).ok_or_else(|| PhaseError(text.to_owned()))
-    }
-}

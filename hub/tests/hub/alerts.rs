@@ -13,10 +13,15 @@ use tokio_util::sync::CancellationToken;
 
 use crate::setup::{NOW, World, acme, at};
 
+/// A clock that stands until it is set.
 #[derive(Clone)]
-struct Clock(Arc<AtomicI64>);
+pub(crate) struct Clock(Arc<AtomicI64>);
 
 impl Clock {
+    pub(crate) fn at(now: Timestamp) -> Self {
+        Self(Arc::new(AtomicI64::new(now.millis())))
+    }
+
     fn set(&self, now: Timestamp) {
         self.0.store(now.millis(), Ordering::Relaxed);
     }
@@ -27,7 +32,7 @@ impl Clock {
     }
 }
 
-async fn start(world: &World, clock: &Clock, policy: Policy) -> (Alerts, CancellationToken, JoinSet<()>) {
+pub(crate) async fn start(world: &World, clock: &Clock, policy: Policy) -> (Alerts, CancellationToken, JoinSet<()>) {
     let stop = CancellationToken::new();
     let (database, fleet, authorities) = (world.database.clone(), world.fleet.clone(), world.authorities.clone());
     let started = Alerts::start(database, fleet, authorities, policy, clock.read(), stop.clone()).await;
@@ -41,7 +46,7 @@ on_both_engines! {
     async fn a_lost_node_is_an_alert_until_it_is_back(database: TestDatabase) {
         let world = World::new(database).await;
         let (node, _) = world.node().await;
-        let clock = Clock(Arc::new(AtomicI64::new(NOW.millis())));
+        let clock = Clock::at(NOW);
         let (alerts, stop, mut tasks) = start(&world, &clock, Policy::default()).await;
         let mut changes = alerts.changes();
         let session = SessionId::new(NOW, [1; 10]);
@@ -77,7 +82,7 @@ on_both_engines! {
     async fn an_authority_that_nothing_follows_is_an_alert_until_something_does(database: TestDatabase) {
         let world = World::new(database).await;
         let day = |day: u64| at(day * 86_400);
-        let clock = Clock(Arc::new(AtomicI64::new(day(254).millis())));
+        let clock = Clock::at(day(254));
         let open = |tenant: Option<&str>| Filter {
             open: Some(true), tenant: tenant.map(|id| id.parse().expect("an id")), ..Filter::default()
         };

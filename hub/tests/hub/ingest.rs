@@ -43,6 +43,14 @@ impl Intakes {
     }
 }
 
+/// A hub that takes in, and one node with a spool.
+async fn one_node(database: &TestDatabase) -> (World, Intakes, NodeId, Recorder) {
+    let world = World::new(database).await;
+    let intakes = Intakes::start(&world).await;
+    let (node, _) = world.node().await;
+    (world, intakes, node, Recorder::new(EPOCH))
+}
+
 /// Batches 1 to `count`, a key batch every third.
 fn batches(recorder: &mut Recorder, count: u64) -> Vec<Upload> {
     (0..count).map(|n| recorder.batch(n % 3 == 0, &[(at(n * 10), 100, n as i64 * 1000)], Vec::new())).collect()
@@ -66,10 +74,7 @@ async fn count(world: &World, table: &'static str) -> i64 {
 
 on_both_engines! {
     async fn batches_are_stored_once_and_then_acknowledged(database: TestDatabase) {
-        let world = World::new(database).await;
-        let intakes = Intakes::start(&world).await;
-        let (node, _) = world.node().await;
-        let mut recorder = Recorder::new(EPOCH);
+        let (world, intakes, node, mut recorder) = one_node(database).await;
         let uploads = batches(&mut recorder, 9);
         let mut intake = intakes.open(node, &recorder).await;
         assert_eq!(intake.stored(), None);
@@ -110,10 +115,7 @@ on_both_engines! {
     }
 
     async fn a_gap_ends_the_session(database: TestDatabase) {
-        let world = World::new(database).await;
-        let intakes = Intakes::start(&world).await;
-        let (node, _) = world.node().await;
-        let mut recorder = Recorder::new(EPOCH);
+        let (world, intakes, node, mut recorder) = one_node(database).await;
         let uploads = batches(&mut recorder, 7);
         let mut intake = intakes.open(node, &recorder).await;
         intake.receive(uploads[0].clone(), NOW).expect("the first");
@@ -125,10 +127,7 @@ on_both_engines! {
     }
 
     async fn lost_numbers_are_accounted_for(database: TestDatabase) {
-        let world = World::new(database).await;
-        let intakes = Intakes::start(&world).await;
-        let (node, _) = world.node().await;
-        let mut recorder = Recorder::new(EPOCH);
+        let (world, intakes, node, mut recorder) = one_node(database).await;
         let uploads = batches(&mut recorder, 9);
         let mut intake = intakes.open(node, &recorder).await;
         deliver(&mut intake, &uploads[..3]).await.expect("stored");
@@ -167,10 +166,7 @@ on_both_engines! {
     }
 
     async fn two_sessions_of_one_node_store_each_number_once(database: TestDatabase) {
-        let world = World::new(database).await;
-        let intakes = Intakes::start(&world).await;
-        let (node, _) = world.node().await;
-        let mut recorder = Recorder::new(EPOCH);
+        let (world, intakes, node, mut recorder) = one_node(database).await;
         let uploads = batches(&mut recorder, 6);
         let (mut one, mut two) = (intakes.open(node, &recorder).await, intakes.open(node, &recorder).await);
         let (first, second) = tokio::join!(deliver(&mut one, &uploads[..4]), deliver(&mut two, &uploads));
@@ -183,10 +179,7 @@ on_both_engines! {
     }
 
     async fn what_is_in_a_chunk_or_stored_by_a_sister_is_not_stored_again(database: TestDatabase) {
-        let world = World::new(database).await;
-        let intakes = Intakes::start(&world).await;
-        let (node, _) = world.node().await;
-        let mut recorder = Recorder::new(EPOCH);
+        let (world, intakes, node, mut recorder) = one_node(database).await;
         let uploads = batches(&mut recorder, 6);
         let (mut one, mut two) = (intakes.open(node, &recorder).await, intakes.open(node, &recorder).await);
         let mut three = intakes.open(node, &recorder).await;
@@ -239,10 +232,7 @@ on_both_engines! {
     }
 
     async fn what_is_missing_or_doubled_is_shown(database: TestDatabase) {
-        let world = World::new(database).await;
-        let intakes = Intakes::start(&world).await;
-        let (node, _) = world.node().await;
-        let mut recorder = Recorder::new(EPOCH);
+        let (world, intakes, node, mut recorder) = one_node(database).await;
         let uploads = batches(&mut recorder, 9);
         deliver(&mut intakes.open(node, &recorder).await, &uploads).await.expect("stored");
         let mut transaction = world.database.begin_write().await.expect("the writer");
@@ -261,10 +251,7 @@ on_both_engines! {
     }
 
     async fn what_is_not_a_batch_is_refused(database: TestDatabase) {
-        let world = World::new(database).await;
-        let intakes = Intakes::start(&world).await;
-        let (node, _) = world.node().await;
-        let mut recorder = Recorder::new(EPOCH);
+        let (world, intakes, node, mut recorder) = one_node(database).await;
         let good = batches(&mut recorder, 1);
         let batch = |epoch, sequence, body: &[u8]| Upload {
             message: Some(upload::Message::Batch(protocol::message::Batch { epoch, sequence, body: body.to_vec() })),
@@ -295,10 +282,7 @@ on_both_engines! {
 #[tokio::test]
 async fn a_full_disk_costs_the_session_and_no_number() {
     let database = TestDatabase::create(Engine::Sqlite).await;
-    let world = World::new(&database).await;
-    let intakes = Intakes::start(&world).await;
-    let (node, _) = world.node().await;
-    let mut recorder = Recorder::new(EPOCH);
+    let (world, intakes, node, mut recorder) = one_node(&database).await;
     let mut uploads = batches(&mut recorder, 3);
     let mut large = crate::setup::service("web", protocol::message::ServiceState::Running);
     large.health_output = "x".repeat(200_000);

@@ -1,18 +1,23 @@
 //! What bridges may do at their brokers: wanted by rows, brought about by an agent of the tenant, and told as it is.
 
+use std::time::Duration;
+
+use hyperfactory_hub::alerts::{Alerts, Change, Gauges, Policy, Rule};
 use hyperfactory_hub::audit::{Actor, action};
 use hyperfactory_hub::commands::{Commands, Filter, SteadyClock};
 use hyperfactory_hub::kafka_access::{Access, AccessError, KafkaAccess, State};
+use hyperfactory_hub::telemetry::state::Level;
 use pki::{NodeIdentity, kafka_principal};
 use protocol::command::Action;
-use protocol::message::{CommandOutcome, CommandState, NodeFacts};
+use protocol::message::{CommandOutcome, CommandState, EnrollRequest, NodeFacts};
 use protocol::{CommandId, NodeId, NodeKind, SessionId, TenantId, Timestamp};
 use store::on_both_engines;
 use store::testing::TestDatabase;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::setup::{NOW, World, acme, at, identity, key};
+use crate::alerts::{Clock, start};
+use crate::setup::{HERE, NOW, World, acme, at, identity, key, request};
 
 /// A hub with one bridge that has a Kafka certificate.
 struct Site {
@@ -20,7 +25,9 @@ struct Site {
     bridge: NodeIdentity,
     commands: Commands,
     access: KafkaAccess,
-    _tasks: JoinSet<()>,
+    alerts: Alerts,
+    _stop: CancellationToken,
+    _tasks: [JoinSet<()>; 2],
 }
 
 impl Site {
@@ -33,8 +40,10 @@ impl Site {
         let (commands, task) = Commands::start(data.clone(), std::sync::Arc::default(), clock, || NOW, stop);
         let mut tasks = JoinSet::new();
         tasks.spawn(task);
-        let access = KafkaAccess::new(data, commands.clone(), world.fleet.clone());
-        let site = Self { world, bridge, commands, access, _tasks: tasks };
+        let impatient = Policy { service_after: Duration::ZERO, ..Policy::default() };
+        let (alerts, stop, judging) = start(&world, &Clock::at(NOW), impatient).await;
+        let access = KafkaAccess::new(data, commands.clone(), world.fleet.clone(), alerts.clone());
+        let site = Self { world, bridge, commands, access, alerts, _stop: stop, _tasks: [tasks, judging] };
         site.ask_for_a_certificate().await;
         site
     }
@@ -81,7 +90,7 @@ impl Site {
 
     fn own(&self) -> Vec<String> {
         let view = self.world.fleet.node(self.bridge.node).expect("in the fleet");
-        vec![format!("{}.*", view.name), "umh.messages".to_owned()]
+        vec![format!("{}.*", view.name.replace('.', "-"))]
     }
 }
 
@@ -105,7 +114,8 @@ on_both_engines! {
         assert_eq!((topics, site.shown().state), (&site.own(), State::Asked));
         site.tell(agent, *first, CommandState::Succeeded, "allowed it").await;
         site.look(NOW).await;
-        assert_eq!(site.shown(), Access { topics: site.own(), state: State::Placed, message: "allowed it".into() });
+        let placed = Access { topics: site.own(), state: State::Placed, message: "allowed it".into(), tries: 0 };
+        assert_eq!(site.shown(), placed);
         // A renewal changes nothing.
         site.ask_for_a_certificate().await;
         site.look(NOW).await;
@@ -177,6 +187,83 @@ on_both_engines! {
         for wrong in ["*", "a b", ""] {
             let refused = site.access.allow(site.bridge.node, &acme(), &[wrong.into()], &ann, at(4)).await;
             assert!(matches!(refused, Err(AccessError::Topics(_))), "{wrong:?}: {refused:?}");
+        }
+        site.world.close().await;
+    }
+
+    async fn what_stays_refused_is_an_alert_until_it_is_placed(database: TestDatabase) {
+        let site = Site::new(database).await;
+        let mut changes = site.alerts.changes();
+        let registry = prometheus::Registry::new();
+        let gauges = Gauges::new(&registry).expect("gauges");
+        let shown = async || {
+            gauges.look(&site.alerts).await.expect("counted");
+            prometheus::TextEncoder::new().encode_to_string(&registry.gather()).expect("text")
+        };
+        let (one, none) = ("alerts_open{rule=\"kafka.access\"} 1", "alerts_open{rule=\"kafka.access\"} 0");
+        let (agent, _) = site.world.node().await;
+        site.connect(agent, true);
+        site.look(NOW).await;
+        let due = site.due(agent).await;
+        site.tell(agent, due[0].0, CommandState::Failed, "no superuser").await;
+        site.look(NOW).await;
+        let Change::Opened(opened) = changes.recv().await.expect("a change") else { panic!("opened") };
+        assert_eq!((opened.rule, opened.node), (Rule::KafkaAccess, Some(site.bridge.node)));
+        assert!(opened.level == Level::Warning && opened.message.ends_with(": no superuser"), "{}", opened.message);
+        assert!(shown().await.contains(one), "{}", shown().await);
+        site.look(at(15)).await;
+        let due = site.due(agent).await;
+        site.tell(agent, due[0].0, CommandState::Succeeded, "allowed it").await;
+        site.look(at(16)).await;
+        let Change::Closed(closed) = changes.recv().await.expect("a change") else { panic!("closed") };
+        assert_eq!(closed.rule, Rule::KafkaAccess);
+        assert!(shown().await.contains(none), "{}", shown().await);
+
+        // What a revoked bridge may still do is worse.
+        let (reason, ann) = (hyperfactory_hub::enrollment::Reason::KeyCompromise, Actor::operator("ann"));
+        site.world.enrollment.revoke(site.bridge.node, reason, "", &ann, at(40)).await.expect("revoked");
+        site.look(at(40)).await;
+        let due = site.due(agent).await;
+        site.tell(agent, due[0].0, CommandState::Failed, "no superuser").await;
+        site.look(at(40)).await;
+        let Change::Opened(opened) = changes.recv().await.expect("a change") else { panic!("opened") };
+        assert_eq!((opened.rule, opened.level), (Rule::KafkaAccess, Level::Critical));
+
+        // Out of the fleet, it is not out of mind.
+        site.world.enrollment.remove(site.bridge.node, &ann, at(50)).await.expect("removed");
+        assert!(shown().await.contains(none), "{}", shown().await);
+        site.look(at(60)).await;
+        let due = site.due(agent).await;
+        site.tell(agent, due[0].0, CommandState::Failed, "no superuser").await;
+        site.look(at(60)).await;
+        let Change::Opened(opened) = changes.recv().await.expect("a change") else { panic!("opened") };
+        assert_eq!((opened.node, opened.subject), (None, format!("bridge/{}", site.bridge.node)));
+        site.look(at(100)).await;
+        let due = site.due(agent).await;
+        site.tell(agent, due[0].0, CommandState::Succeeded, "took it away").await;
+        site.look(at(100)).await;
+        let Change::Closed(closed) = changes.recv().await.expect("a change") else { panic!("closed") };
+        assert_eq!(closed.node, None);
+        assert!(shown().await.contains(none), "{}", shown().await);
+        site.world.close().await;
+    }
+
+    async fn a_bridges_own_topics_are_nobody_elses(database: TestDatabase) {
+        let site = Site::new(database).await;
+        let ann = Actor::operator("ann");
+        let topics = ["machines.press".to_owned(), "shared.*".to_owned()];
+        site.access.allow(site.bridge.node, &acme(), &topics, &ann, at(1)).await.expect("set");
+        for (name, its_name) in [("umh", false), ("machines", false), ("shared", false), ("press", true)] {
+            let token = site.world.token(NodeKind::Bridge, Some(name)).await;
+            let kind = protocol::message::NodeKind::Bridge.into();
+            let asked = EnrollRequest { kind, ..request(&token, &key()) };
+            let enrolled = site.world.enrollment.enroll(asked, HERE, NOW).await.expect("enrolled");
+            let bridge = identity(&enrolled.certificate_chain);
+            let asked = key().certificate_request().expect("a request");
+            site.world.enrollment.kafka(&bridge, &asked, false, NOW).await.expect("granted");
+            let set = &site.world.audited(action::KAFKA_ACCESS_SET).await[0];
+            let own = if its_name { name.to_owned() } else { bridge.node.to_string() };
+            assert_eq!(set.detail["write"], serde_json::json!([format!("{own}.*")]), "{name}");
         }
         site.world.close().await;
     }

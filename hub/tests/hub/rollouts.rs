@@ -12,7 +12,7 @@ use hyperfactory_hub::rollouts::{
     Act, Limits, NewRollout, Participant, Rollout, RolloutError, Rollouts, Standing, State, Verb,
 };
 use hyperfactory_hub::telemetry::state::{Ended, Report, Services};
-use hyperfactory_hub::upkeep::Upkeep;
+use hyperfactory_hub::upkeep::Asked;
 use protocol::command::{Action, State as Stands};
 use protocol::message::{CommandOutcome, CommandState, NodeFacts, ServiceHealth, ServiceState};
 use protocol::{CommandId, NodeId, NodeKind, SessionId, Timestamp};
@@ -401,7 +401,7 @@ on_both_engines! {
             counts
         };
         assert_eq!(counts().await, [2, 2, 2, 2]);
-        let upkeep = Upkeep::new(site.world.database.clone(), seconds(90 * 86_400));
+        let upkeep = Asked::new(site.world.database.clone(), seconds(90 * 86_400));
         upkeep.run_once(NOW.plus(seconds(90 * 86_400))).await.expect("looked");
         assert_eq!(counts().await, [2, 2, 2, 2], "not a moment too early");
         upkeep.run_once(NOW.plus(seconds(90 * 86_400 + 60))).await.expect("deleted");

@@ -231,6 +231,19 @@ on_both_engines! {
         assert_eq!(post("/selection", &all("q%3Dnobody")).await.status, StatusCode::UNPROCESSABLE_ENTITY);
         assert_eq!(post("/selection", &[("action", "drain".to_owned())]).await.status, StatusCode::UNPROCESSABLE_ENTITY);
 
+        // A node that is ticked and carried on is one, and one that was revoked since the list was shown is none.
+        let mut both = with(&[("action", "drain"), ("nodes", &format!("{press} {oven}"))]);
+        let said = post("/selection", &both).await.body;
+        assert!(said.contains("on 3 nodes?"), "{said}");
+        let admin = site.token(Role::Admin, None).await;
+        let revoked = site.post(&format!("/api/v1/nodes/{oven}/revoke"), &admin, json!({ "reason": "unspecified" })).await;
+        assert!(revoked.status.is_success(), "{}", revoked.body);
+        assert_eq!(boxes(&browser.get("/").await.body), 2);
+        let said = post("/selection", &all("tenant%3Dacme")).await.body;
+        assert!(said.contains("on 1 node?") && !said.contains("oven"), "{said}");
+        both.extend([("reason", "a leak".to_owned()), ("expected", "3".to_owned()), ("once", "2".to_owned())]);
+        assert_eq!(post("/requests", &both).await.status, StatusCode::CONFLICT, "of a revoked node nothing is asked");
+
         let order = |reason: &str, expected: &str| {
             let mut fields = with(&[("action", "service.restart"), ("of", "shop/web"), ("once", "1")]);
             fields.extend([("reason", reason.to_owned()), ("expected", expected.to_owned())]);

@@ -350,7 +350,7 @@ on_both_engines! {
 
         site.tell_of_brokers(cologne, KafkaState::Refused, "certificate revoked");
         assert!(html(&live.until("Refused").await, "view").expect("the list").contains("ertificate revoked"));
-        let may = Access { topics: vec!["cologne.*".into()], state: State::Refused, message: "no superuser".into() };
+        let may = Access { topics: vec!["cologne.*".into()], state: State::Refused, message: "no superuser".into(), tries: 1 };
         site.fleet.kafka_access(cologne, Arc::new(may));
         let update = live.until("o superuser").await;
         let view = html(&update, "view").expect("the list");

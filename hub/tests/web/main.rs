@@ -122,7 +122,7 @@ impl Site {
         tasks.spawn(keeping);
         let rollouts = Rollouts::new(database.clone(), commands.clone(), fleet.clone(), alerts.clone());
         tasks.spawn(rollouts.keep(now, stop.clone()));
-        let kafka_access = KafkaAccess::new(database.clone(), commands.clone(), fleet.clone());
+        let kafka_access = KafkaAccess::new(database.clone(), commands.clone(), fleet.clone(), alerts.clone());
         let tails = Tails::new(database.clone(), Arc::default(), Arc::new(Metrics::new().expect("metrics")));
         let tenants = Tenants::new(database.clone(), authorities.clone());
         let rotations = Rotations::new(database.clone(), authorities.clone());

@@ -10,6 +10,8 @@ use tempfile::TempDir;
 
 use super::binary::binary;
 use super::clock;
+use super::engine::Engine;
+use super::hub::Hub;
 use super::netns::{self, Netns};
 use super::process::Process;
 use super::wait::{SOON, until};
@@ -41,6 +43,18 @@ impl Agent {
     pub fn set(mut self, key: &str, value: impl Into<String>) -> Self {
         self.settings.push((format!("HYPERFACTORY_AGENT_{}", key.to_uppercase().replace('-', "_")), value.into()));
         self
+    }
+
+    /// Has it watch this engine.
+    pub fn watch(self, engine: &Engine) -> Self {
+        self.set("docker-host", format!("unix://{}", engine.socket().display()))
+    }
+
+    /// Enrolls it in a tenant, with a token made for it, and runs it.
+    pub fn join(mut self, hub: &Hub, tenant: &str) -> Result<Self> {
+        self.enroll(&hub.join_token(tenant)?)?;
+        self.run()?;
+        Ok(self)
     }
 
     /// Sets its clock off by `offset` (`+365d`, `-5m`), or right again, from its next start on.

@@ -129,6 +129,16 @@ impl Hub {
         self.api.get(&format!("/api/v1/nodes/{id}"))?.ok()
     }
 
+    /// Waits until a node has a session.
+    pub fn online(&self, node: &str) -> Result<()> {
+        until("a session", SOON, || Ok((self.node(node)?["presence"]["state"] == "online").then_some(())))
+    }
+
+    /// Batches of a node's telemetry that the hub has stored.
+    pub fn stored(&self, node: &str) -> Result<u64> {
+        Ok(self.coverage(node)?.iter().filter_map(|epoch| epoch["stored"].as_u64()).sum())
+    }
+
     /// What the hub has stored of each of a node's spools.
     pub fn coverage(&self, node: &str) -> Result<Vec<Value>> {
         let coverage = self.api.get(&format!("/api/v1/nodes/{node}/coverage"))?.ok()?;
@@ -142,7 +152,16 @@ impl Hub {
 
     /// Makes a join token for one agent of a tenant.
     pub fn join_token(&self, tenant: &str) -> Result<String> {
-        let made = self.api.post("/api/v1/tokens", &json!({ "tenant": tenant, "kind": "agent" }))?.ok()?;
+        self.token(&json!({ "tenant": tenant, "kind": "agent" }))
+    }
+
+    /// Makes a join token for one bridge of a tenant.
+    pub fn bridge_token(&self, tenant: &str, name: &str) -> Result<String> {
+        self.token(&json!({ "tenant": tenant, "kind": "bridge", "name": name }))
+    }
+
+    fn token(&self, new: &Value) -> Result<String> {
+        let made = self.api.post("/api/v1/tokens", new)?.ok()?;
         Ok(made["token"].as_str().context("no token in the reply")?.to_owned())
     }
 

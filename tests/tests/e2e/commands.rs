@@ -43,21 +43,10 @@ impl Site {
         let project = engine.project(name, SERVICES)?;
         project.up()?;
         hub.tenant("acme")?;
-        let socket = format!("unix://{}", engine.socket().display());
-        let mut agent = set(Agent::create()?.set("docker-host", socket).set("interval", "1s"));
-        agent.enroll(&hub.join_token("acme")?)?;
-        agent.run()?;
+        let agent = set(Agent::create()?.watch(&engine).set("interval", "1s")).join(&hub, "acme")?;
         let node = agent.node()?;
-        let site = Self { hub, agent, engine, project, node };
-        site.online()?;
-        Ok(site)
-    }
-
-    fn online(&self) -> Result<()> {
-        until("a session", SOON, || {
-            let node = self.hub.node(&self.node)?;
-            Ok((node["presence"]["state"] == "online").then_some(()))
-        })
+        hub.online(&node)?;
+        Ok(Self { hub, agent, engine, project, node })
     }
 
     /// Asks for something; gives the command's id.

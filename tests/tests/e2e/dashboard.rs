@@ -76,8 +76,7 @@ async fn from_sign_in_to_a_service_that_turns_unhealthy_without_a_reload() -> Re
     let token = command.split_ascii_whitespace().find(|word| word.starts_with("hfj_")).context("no token")?;
     mark(&browser).await?;
     let engine = Engine::from_environment()?;
-    let mut agent =
-        Agent::create()?.set("docker-host", format!("unix://{}", engine.socket().display())).set("interval", "1s");
+    let mut agent = Agent::create()?.watch(&engine).set("interval", "1s");
     agent.enroll(token)?;
     agent.run()?;
     reads(&browser, By::Id("waiting"), "enrolled").await?;

@@ -2,12 +2,11 @@
 //! stand-in that keeps access lists; it enforces none.
 
 use std::path::Path;
-use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, ensure};
-use hyperfactory_tests::rig::{AccessEntry, AccessLists, Agent, Front, Hub, Process, SOON, binary, until};
+use hyperfactory_tests::rig::{AccessEntry, AccessLists, Agent, Bridge, Front, Hub, SOON, until};
 use pki::{Authority, CertificateDer, PrivateKey, ServerNames, pem};
 use protocol::NodeId;
 use rustls::pki_types::PrivateKeyDer;
@@ -15,17 +14,6 @@ use rustls::server::WebPkiClientVerifier;
 use rustls::{RootCertStore, ServerConfig};
 use serde_json::json;
 
-/// Nothing answers at these addresses: a bridge has its certificate all the same.
-const BRIDGE: &str = r#"
-health-listen = "127.0.0.1:0"
-[[mqtt]]
-name = "plant"
-address = "127.0.0.1:9"
-[kafka]
-brokers = ["127.0.0.1:9"]
-[[route]]
-preset = "umh"
-"#;
 const DAY: Duration = Duration::from_secs(86_400);
 /// Kafka's numbers.
 const TOPIC: i8 = 2;
@@ -51,17 +39,8 @@ fn a_bridges_rights_are_placed_by_the_agent_changed_by_an_admin_and_taken_away_w
         .set("kafka-key", file("agent.key"));
     agent.enroll(&hub.join_token("acme")?)?;
 
-    let config = folder.path().join("bridge.toml");
-    std::fs::write(&config, BRIDGE)?;
-    let program = || -> Result<Command> {
-        let mut command = Command::new(binary("hyperfactory-bridge")?);
-        command.arg("--config").arg(&config).arg("--state-dir").arg(folder.path().join("bridge"));
-        Ok(command)
-    };
-    let new = json!({ "tenant": "acme", "kind": "bridge", "name": "cologne" });
-    let made = hub.api().post("/api/v1/tokens", &new)?.ok()?;
-    let token = made["token"].as_str().context("no token in the reply")?;
-    let enrolled = program()?.args(["enroll", "--token", token]).output()?;
+    let program = Bridge::nowhere()?;
+    let enrolled = program.enroll(&hub.bridge_token("acme", "cologne")?)?;
     ensure!(enrolled.status.success(), "{}", String::from_utf8_lossy(&enrolled.stderr));
     let agent_id = agent.node()?;
     let bridge = hub.nodes()?.into_iter().find(|id| *id != agent_id).context("no bridge")?;
@@ -77,7 +56,7 @@ fn a_bridges_rights_are_placed_by_the_agent_changed_by_an_admin_and_taken_away_w
     let kept = [forbidden, foreign];
     kept.iter().cloned().chain([excess]).for_each(|entry| lists.put(entry));
 
-    let mut process = Process::start(program()?.arg("run"), &folder.path().join("log"))?;
+    let mut process = program.launch()?;
     let mut stands = |state: &str, message: &str| {
         until(&format!("access that is {state}: {message}"), SOON, || {
             process.check()?;
@@ -90,14 +69,18 @@ fn a_bridges_rights_are_placed_by_the_agent_changed_by_an_admin_and_taken_away_w
     agent.run()?;
     stands("placed", "took away operation 3 on a")?;
     let rights = |more: &[AccessEntry]| kept.iter().cloned().chain(more.iter().cloned()).collect();
-    let (own, shared) =
-        (right(TOPIC, "cologne.", PREFIXED, WRITE, ALLOW), right(TOPIC, "umh.messages", LITERAL, WRITE, ALLOW));
-    assert_eq!(lists.entries(), rights(&[own, shared, idempotent.clone()]));
+    // What it shares with other bridges, its route to the Unified Namespace too, an admin allows it.
+    let own = right(TOPIC, "cologne.", PREFIXED, WRITE, ALLOW);
+    assert_eq!(lists.entries(), rights(&[own.clone(), idempotent.clone()]));
     assert_eq!(front.certificates(), 1, "the agent shows its certificate");
 
     let allow = |topics: &[&str]| {
         hub.api().put(&format!("/api/v1/nodes/{bridge}/kafka-access"), &json!({ "topics": topics }))?.ok()
     };
+    allow(&["cologne.*", "umh.messages"])?;
+    stands("placed", "allowed WRITE on umh.messages")?;
+    let shared = right(TOPIC, "umh.messages", LITERAL, WRITE, ALLOW);
+    assert_eq!(lists.entries(), rights(&[own, shared, idempotent.clone()]));
     allow(&["machines"])?;
     stands("placed", "allowed WRITE on machines; took away WRITE on cologne.*, WRITE on umh.messages")?;
     assert_eq!(lists.entries(), rights(&[right(TOPIC, "machines", LITERAL, WRITE, ALLOW), idempotent]));
@@ -115,7 +98,7 @@ fn a_bridges_rights_are_placed_by_the_agent_changed_by_an_admin_and_taken_away_w
         Ok((access["state"] == "placed" && access["topics"] == json!([])).then_some(()))
     })?;
     let audit = hub.api().get("/api/v1/audit?action=kafka_access.placed")?.ok()?;
-    assert_eq!(audit["items"].as_array().map(Vec::len), Some(3), "{audit}");
+    assert_eq!(audit["items"].as_array().map(Vec::len), Some(4), "{audit}");
     Ok(())
 }
 

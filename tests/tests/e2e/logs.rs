@@ -57,21 +57,10 @@ impl Site {
         let project = engine.project(name, SERVICES)?;
         project.up()?;
         hub.tenant("acme")?;
-        let socket = format!("unix://{}", engine.socket().display());
-        let mut agent = set(Agent::create()?.set("docker-host", socket).set("interval", "200ms"));
-        agent.enroll(&hub.join_token("acme")?)?;
-        agent.run()?;
+        let agent = set(Agent::create()?.watch(&engine).set("interval", "200ms")).join(&hub, "acme")?;
         let node = agent.node()?;
-        let site = Self { hub, agent, project, node, folder: tempfile::tempdir()? };
-        site.online()?;
-        Ok(site)
-    }
-
-    fn online(&self) -> Result<()> {
-        until("a session", SOON, || {
-            let node = self.hub.node(&self.node)?;
-            Ok((node["presence"]["state"] == "online").then_some(()))
-        })
+        hub.online(&node)?;
+        Ok(Self { hub, agent, project, node, folder: tempfile::tempdir()? })
     }
 
     fn hfctl(&self, service: &str, more: &[&str]) -> Result<Command> {
@@ -91,12 +80,6 @@ impl Site {
     fn entries(&self, action: &str) -> Result<Vec<Value>> {
         let audit = self.hub.api().get(&format!("/api/v1/audit?action={action}"))?.ok()?;
         Ok(audit["items"].as_array().cloned().unwrap_or_default())
-    }
-
-    /// Batches of telemetry that the hub has stored.
-    fn stored(&self) -> Result<u64> {
-        let coverage = self.hub.api().get(&format!("/api/v1/nodes/{}/coverage", self.node))?.ok()?;
-        Ok(coverage.as_array().into_iter().flatten().filter_map(|epoch| epoch["stored"].as_u64()).sum())
     }
 
     fn session(&self) -> Result<Value> {
@@ -179,7 +162,7 @@ fn a_service_that_writes_a_hundred_thousand_lines_a_second_is_read_within_bounds
     let before = files()?;
     let mut reader = site.read("loop", &["--follow", "--reason", "it is too loud"])?;
     reader.says("ready")?;
-    let (session, batches) = (site.session()?, site.stored()?);
+    let (session, batches) = (site.session()?, site.hub.stored(&site.node)?);
     let quiet = Usage::of_tree(agent)?.rss_kib;
 
     site.project.exec("loop", &["touch", "/go"])?;
@@ -201,7 +184,7 @@ fn a_service_that_writes_a_hundred_thousand_lines_a_second_is_read_within_bounds
     assert!(delivered > 1_000 && dropped > WRITTEN / 2, "{delivered} delivered, {dropped} dropped");
     assert!(peak < quiet + MOST_MEMORY, "the agent took {quiet} KiB, and then {peak}");
     // Telemetry was stored meanwhile, in the same session.
-    assert!(site.stored()? > batches, "no batch was stored");
+    assert!(site.hub.stored(&site.node)? > batches, "no batch was stored");
     assert_eq!(site.session()?, session);
 
     // A reader that goes away takes all that was opened for it along.
@@ -270,7 +253,7 @@ fn everyday(hub: Hub, name: &str) -> Result<()> {
 
     // And the hub's end is one.
     site.agent.run()?;
-    site.online()?;
+    site.hub.online(&site.node)?;
     let mut reader = site.read("web", &["--follow"])?;
     reader.says("still here")?;
     assert!(site.hub.stop()?.success());

@@ -31,10 +31,7 @@ fn five_conditions(hub: &Hub, name: &str) -> Result<()> {
     let engine = Engine::from_environment()?;
     let project = engine.project(name, SERVICES)?;
     hub.tenant("acme")?;
-    let mut agent =
-        Agent::create()?.set("docker-host", format!("unix://{}", engine.socket().display())).set("interval", "1s");
-    agent.enroll(&hub.join_token("acme")?)?;
-    agent.run()?;
+    let mut agent = Agent::create()?.watch(&engine).set("interval", "1s").join(hub, "acme")?;
     project.up()?;
     let stack = project.name();
 

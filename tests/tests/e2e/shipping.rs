@@ -68,12 +68,9 @@ impl Site {
         let engine = Engine::from_environment()?;
         let project = engine.project(name, SERVICES)?;
         hub.tenant("acme")?;
-        let socket = format!("unix://{}", engine.socket().display());
         let chosen = format!("{0}/calm,{0}/loud", project.name());
-        let mut agent =
-            Agent::create()?.set("docker-host", socket).set("interval", "200ms").set("logs-services", chosen);
-        agent.enroll(&hub.join_token("acme")?)?;
-        agent.run()?;
+        let agent = Agent::create()?.watch(&engine).set("interval", "200ms").set("logs-services", chosen);
+        let agent = agent.join(&hub, "acme")?;
         let node = agent.node()?;
         project.up()?;
         Ok(Self { hub, agent, project, node })
@@ -93,12 +90,6 @@ impl Site {
         }
         kept.reverse();
         Ok(kept)
-    }
-
-    /// Batches of telemetry that are stored.
-    fn telemetry(&self) -> Result<u64> {
-        let coverage = self.hub.coverage(&self.node)?;
-        Ok(coverage.iter().filter_map(|epoch| epoch["stored"].as_u64()).sum())
     }
 
     /// Waits until so many lines of the calm service are kept.
@@ -192,7 +183,7 @@ fn a_log_loop_costs_the_service_beside_it_no_line_and_is_told_what_it_lost() -> 
     let mut site = Site::start(Hub::start()?, "shipping-loop")?;
     site.until_kept(20)?;
     let agent = site.agent.process()?.id();
-    let (quiet, batches) = (Usage::of_tree(agent)?.rss_kib, site.telemetry()?);
+    let (quiet, batches) = (Usage::of_tree(agent)?.rss_kib, site.hub.stored(&site.node)?);
     site.project.exec("loud", &["touch", "/go"])?;
     let kept = site.kept("calm", "")?.len();
     let mut peak = 0;
@@ -228,7 +219,7 @@ fn a_log_loop_costs_the_service_beside_it_no_line_and_is_told_what_it_lost() -> 
         }
     }
     assert!(peak < quiet + MOST_MEMORY, "the agent took {quiet} KiB, and then {peak}");
-    assert!(site.telemetry()? > batches, "no telemetry was stored meanwhile");
+    assert!(site.hub.stored(&site.node)? > batches, "no telemetry was stored meanwhile");
 
     // As operators search it.
     let mut hfctl = Command::new(binary("hfctl")?);

@@ -23,7 +23,7 @@ services:
 "#;
 
 /// What whoever holds the engine's socket would try.
-const REFUSED: [(&str, &str); 22] = [
+const REFUSED: [(&str, &str); 30] = [
     ("POST", "/v1.41/containers/create"),
     ("POST", "/containers/create?name=x"),
     ("POST", "/v1.41/containers/CONTAINER/exec"),
@@ -45,7 +45,16 @@ const REFUSED: [(&str, &str); 22] = [
     ("POST", "/v1.41/volumes/create"),
     ("POST", "/v1.41/networks/create"),
     ("POST", "/v1.41/swarm/init"),
+    // What passes, by another method, with more behind or before it, or on a way that leads elsewhere.
     ("POST", "/v1.41/containers/json"),
+    ("POST", "/v1.41/containers/CONTAINER/json"),
+    ("GET", "/v1.41/containers/CONTAINER/stop"),
+    ("POST", "/v1.41/info"),
+    ("DELETE", "/v1.41/images/busybox/json"),
+    ("POST", "/v1.41/containers/CONTAINER/startle"),
+    ("GET", "/v1.41/containers/CONTAINER/logs/all"),
+    ("GET", "/x/v1.41/containers/json"),
+    ("GET", "/v1.41/images/../containers/json"),
 ];
 
 /// The status that the answer to a request begins with.
@@ -89,9 +98,7 @@ fn the_agent_does_all_it_does_through_the_socket_proxy_and_nothing_else_passes()
     let mut hub = Hub::start()?;
     hub.tenant("acme")?;
     let address = format!("unix://{}", socket.display());
-    let mut agent = Agent::create()?.set("docker-host", address).set("interval", "1s");
-    agent.enroll(&hub.join_token("acme")?)?;
-    agent.run()?;
+    let mut agent = Agent::create()?.set("docker-host", address).set("interval", "1s").join(&hub, "acme")?;
     let node = agent.node()?;
     let service = || -> Result<Option<Value>> {
         let node = hub.node(&node)?;

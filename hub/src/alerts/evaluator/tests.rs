@@ -7,6 +7,7 @@ use protocol::message::{
 use protocol::{NodeKind, SessionId};
 
 use super::*;
+use crate::kafka_access::{Access, State};
 use crate::telemetry::state::{Certificate, Member, Presence, Services};
 
 /// One node and its evaluator; every step is a second of the story.
@@ -77,7 +78,7 @@ impl Story {
                 Change::Opened(finding) => ("opened", finding),
                 Change::Closed(finding) => ("closed", finding),
             };
-            self.log.push((self.now, what, finding.rule.name(), finding.subject));
+            self.log.push((self.now, what, finding.rule.as_str(), finding.subject));
         }
     }
 
@@ -461,4 +462,32 @@ fn a_broker_that_refuses_a_bridge_is_told_at_once_and_until_one_lets_it_in() {
     let certificate = "kafka.certificate";
     let refused = "kafka.refused";
     assert_eq!(log, [("opened", refused), ("closed", refused), ("opened", certificate), ("closed", certificate)]);
+}
+
+#[test]
+fn access_that_stays_refused_is_told_also_of_a_revoked_bridge() {
+    fn access(state: State, tries: u32, topics: &[&str]) -> impl FnOnce(&mut NodeView) {
+        let topics = topics.iter().map(|&topic| topic.to_owned()).collect();
+        let access = Access { topics, state, message: "no superuser".into(), tries };
+        move |view| view.kafka_access = Some(Arc::new(access))
+    }
+    let (mut story, rule) = (Story::new(), "kafka.access");
+    story.change(1, access(State::Asked, 0, &["a.*"]));
+    story.change(2, access(State::Refused, 1, &["a.*"]));
+    story.change(10, access(State::Placed, 0, &["a.*"]));
+    story.change(20, access(State::Refused, 1, &["a.*"]));
+    // Another attempt is no sign that it is better.
+    story.change(35, access(State::Asked, 1, &["a.*"]));
+    story.change(40, access(State::Refused, 2, &["a.*"]));
+    story.until(60);
+    story.tells(&[(50, "opened", rule)]);
+    // What an admin says meanwhile may be refused as well.
+    story.change(70, access(State::Waiting, 0, &["b.*"]));
+    story.change(80, access(State::Placed, 0, &["b.*"]));
+    story.change(90, |view| view.revoked_at = Some(at(90)));
+    story.change(91, access(State::Refused, 1, &[]));
+    story.until(130);
+    assert_eq!(story.evaluator.attention(story.view.node).level, Level::Critical);
+    story.change(140, access(State::Placed, 0, &[]));
+    story.tells(&[(50, "opened", rule), (80, "closed", rule), (121, "opened", rule), (140, "closed", rule)]);
 }

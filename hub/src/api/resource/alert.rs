@@ -19,14 +19,14 @@ pub struct Alert {
     /// Whose; absent: the fleet's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tenant: Option<String>,
-    /// Which node; absent: it is about an authority or a rollout.
+    /// Which node; absent: it is about an authority, a rollout, or a bridge that was removed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub node: Option<String>,
     /// That node's name.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub node_name: Option<String>,
     /// What of the node: a service, or empty. Of an authority: its kind and generation, as `nodes/3`. Of a
-    /// rollout: `rollout/7`.
+    /// rollout: `rollout/7`. Of a bridge that was removed: `bridge/` and its id.
     pub subject: String,
     /// What is wrong and what to do.
     pub message: String,

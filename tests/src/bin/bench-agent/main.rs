@@ -18,7 +18,7 @@ use hyperfactory_tests::report::Report;
 use hyperfactory_tests::rig::{Agent, Engine, Hub, Netns, Project, SOON, Usage, until};
 
 use figures::{Figures, Mark, Rate, Span};
-use peers::{NetData, NodeExporter, Scraped, Scraper};
+use peers::{Peer, Scraped, Scraper};
 use stored::Stored;
 
 #[derive(Parser)]
@@ -63,8 +63,8 @@ fn beside_peers(options: &Options, report: &mut Report) -> Result<()> {
     hub.tenant("bench")?;
 
     let folder = tempfile::tempdir()?;
-    let node_exporter = NodeExporter::start(folder.path())?;
-    let netdata = NetData::start(folder.path())?;
+    let node_exporter = Peer::node_exporter(folder.path())?;
+    let netdata = Peer::netdata(folder.path())?;
     let scraper = Scraper::start(INTERVAL, node_exporter.target(), netdata.target());
     settle("the peers to settle");
 

@@ -21,14 +21,15 @@ pub(crate) struct Target {
     path: &'static str,
 }
 
-/// prometheus-node-exporter with the collectors that are on by default.
-pub(crate) struct NodeExporter {
+/// One that runs; killed when dropped.
+pub(crate) struct Peer {
     process: Process,
     target: Target,
 }
 
-impl NodeExporter {
-    pub(crate) fn start(folder: &Path) -> Result<Self> {
+impl Peer {
+    /// prometheus-node-exporter with the collectors that are on by default.
+    pub(crate) fn node_exporter(folder: &Path) -> Result<Self> {
         let address = free()?;
         let mut command = Command::new("prometheus-node-exporter");
         command.arg(format!("--web.listen-address={address}"));
@@ -38,23 +39,8 @@ impl NodeExporter {
         Ok(Self { process, target })
     }
 
-    pub(crate) fn target(&self) -> Target {
-        self.target.clone()
-    }
-
-    pub(crate) fn usage(&self) -> Result<Usage> {
-        Usage::of_tree(self.process.id())
-    }
-}
-
-/// Netdata at the same interval, without the collectors that watch applications we don't: Python and charts.d.
-pub(crate) struct NetData {
-    process: Process,
-    target: Target,
-}
-
-impl NetData {
-    pub(crate) fn start(folder: &Path) -> Result<Self> {
+    /// Netdata at the same interval, without the collectors that watch applications we don't: Python and charts.d.
+    pub(crate) fn netdata(folder: &Path) -> Result<Self> {
         let address = free()?;
         let home = folder.join("netdata");
         for name in ["config", "cache", "lib", "log", "home"] {
