@@ -24,6 +24,9 @@ pub use policy::Policy;
 pub(crate) use rules::ails;
 pub use rules::{Rule, RuleError};
 
+/// Changes in one transaction: where a fleet is lost and comes back, others have their turn in between.
+const AT_ONCE: usize = 64;
+
 /// Changes a slow reader may fall behind; beyond it, it is told that it lagged and lists again.
 const CHANGES: usize = 1024;
 /// How often changed nodes, and those with something pending, are looked at.
@@ -317,16 +320,15 @@ impl Watcher {
 
     /// Writes what is not written yet; what fails is tried again at the next look.
     async fn write(&mut self) {
-        let changes = self.unwritten.make_contiguous();
-        if changes.is_empty() {
-            return;
-        }
-        match self.alerts.write(changes).await {
-            Ok(()) => {
-                let written = self.unwritten.drain(..).collect();
-                self.alerts.announce(written);
+        while !self.unwritten.is_empty() {
+            let few = self.unwritten.len().min(AT_ONCE);
+            let changes = self.unwritten.make_contiguous();
+            if let Err(error) = self.alerts.write(&changes[..few]).await {
+                tracing::warn!(%error, waiting = changes.len(), "alerts could not be written");
+                return;
             }
-            Err(error) => tracing::warn!(%error, waiting = changes.len(), "alerts could not be written"),
+            let written = self.unwritten.drain(..few).collect();
+            self.alerts.announce(written);
         }
     }
 }

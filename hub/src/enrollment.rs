@@ -22,7 +22,7 @@ use pki::NodeIdentity;
 use protocol::message::{Refusal, RefusalCode};
 use protocol::{NodeId, Timestamp};
 use serde_json::json;
-use store::group::{Submitter, group_commit};
+use store::group::{GroupError, Submitter, group_commit};
 use store::sqlx::{self, Row};
 use store::{Database, StoreError};
 use tokio_util::sync::CancellationToken;
