@@ -24,7 +24,7 @@ use crate::pace::Pace;
 use crate::receipts::Receipts;
 use crate::report::Report;
 use crate::route::Routes;
-use crate::sink::{self, Sink};
+use crate::sink::{self, Change, Sink};
 use crate::source::{self, Source};
 use crate::sparkplug::Tables;
 use crate::subscriptions::Subscriptions;
@@ -170,8 +170,10 @@ pub async fn run(config: Config, stop: CancellationToken, mut reloads: Reloads) 
                     let ours = Routes::new(&new.route)?.after(&passed.borrow()).passed();
                     // The sinks first: they have to know a route before messages come by it. All of them or none.
                     let permits = changes.iter().map(mpsc::Sender::try_reserve).collect::<Result<Vec<_>, _>>();
-                    for permit in permits.map_err(|_| anyhow::anyhow!("the changes before are not made yet: try again"))? {
-                        permit.send(Routes::new(&new.route)?.noting(Arc::clone(&ours)));
+                    let permits = permits.map_err(|_| anyhow::anyhow!("the changes before are not made yet: try again"))?;
+                    for (permit, (_, log)) in permits.into_iter().zip(logs.iter()) {
+                        let routes = Routes::new(&new.route)?.noting(Arc::clone(&ours));
+                        permit.send(Change { routes, through: log.spool().last() });
                     }
                     *pace.lock().unwrap_or_else(PoisonError::into_inner) = paced(&new.kafka);
                     passed.send_replace(ours);

@@ -102,13 +102,21 @@ pub struct Parts {
     /// Which goes where.
     pub routes: Routes,
     /// Other routes, when there are any.
-    pub changes: mpsc::Receiver<Routes>,
+    pub changes: mpsc::Receiver<Change>,
     /// Where those go that nobody takes.
     pub dead_letters: DeadLetters,
     /// Who hears of what Kafka has.
     pub receipts: Arc<Receipts>,
     /// What to count in.
     pub counters: Arc<Counters>,
+}
+
+/// Other routes from now on.
+pub struct Change {
+    /// Those.
+    pub routes: Routes,
+    /// The last record that was in the log before them.
+    pub through: u64,
 }
 
 /// Why a producer was ended.
@@ -216,8 +224,8 @@ impl Sink {
                     ending = Some((End::Expired, Instant::now()));
                 }
             }
-            while let Ok(routes) = self.parts.changes.try_recv() {
-                self.change(routes);
+            while let Ok(change) = self.parts.changes.try_recv() {
+                self.change(change);
             }
             if ending.is_none() {
                 let filled = if stop.is_cancelled() { Err(End::Stopped) } else { self.fill(producer, &mut window) };
@@ -250,9 +258,8 @@ impl Sink {
         }
     }
 
-    /// Goes on with other routes and another rate. What is in the log by now was accepted for the routes of before.
-    fn change(&mut self, routes: Routes) {
-        let through = self.parts.log.spool().last();
+    /// Goes on with other routes. What was in the log before them was accepted for those of before.
+    fn change(&mut self, Change { routes, through }: Change) {
         self.former.push_back((through, std::mem::replace(&mut self.parts.routes, routes)));
         if self.former.len() > MOST_FORMER {
             self.former.pop_front();
@@ -268,7 +275,11 @@ impl Sink {
                 answer => return answer,
             }
         }
-        self.parts.routes.target(record.mqtt, record.topic, record.notes.uns)
+        match (self.parts.routes.target(record.mqtt, record.topic, record.notes.uns), self.former.back_mut()) {
+            // It was on its way to the log when the routes changed.
+            (Err(NoTarget::Unrouted), Some((_, former))) => former.target(record.mqtt, record.topic, record.notes.uns),
+            (answer, _) => answer,
+        }
     }
 
     /// Hands over what the producer takes.
@@ -512,7 +523,8 @@ impl Sink {
             self.parts.log.spool().acknowledge(through)?;
             self.parts.receipts.delivered(through);
             window.forget(through);
-            while self.former.front().is_some_and(|(last, _)| *last <= through) {
+            // The last of them may be wanted for what was on its way.
+            while self.former.len() > 1 && self.former.front().is_some_and(|(last, _)| *last <= through) {
                 self.former.pop_front();
             }
             self.unsaved = true;
