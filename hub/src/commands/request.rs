@@ -251,7 +251,7 @@ impl Commands {
         for (id, node) in &requested.commands {
             match places.by_node.remove(node) {
                 Some(place) if !requested.replayed => {
-                    place.hand_over(self.message(new, *node, *id, places.steady, now));
+                    self.0.sessions.hand_over(place, self.message(new, *node, *id, places.steady, now));
                     self.told(*node);
                 }
                 _ => self.changed(*node),

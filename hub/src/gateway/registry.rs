@@ -39,13 +39,10 @@ pub enum Directive {
 }
 
 /// A place in a session's queue, kept for a command while its row is written.
-pub(crate) struct Reserved(mpsc::OwnedPermit<Directive>);
-
-impl Reserved {
-    /// Hands the command over. Where the session has ended meanwhile, the node's next one finds its row.
-    pub(crate) fn hand_over(self, command: Command) {
-        self.0.send(Directive::Command(Box::new(command)));
-    }
+pub(crate) struct Reserved {
+    node: NodeId,
+    session: SessionId,
+    place: mpsc::OwnedPermit<Directive>,
 }
 
 /// The sessions this hub holds.
@@ -123,11 +120,23 @@ impl Registry {
     /// Keeps a place for a command in the queue of a node's session. `None` when the node has none here, or much to hear.
     pub(crate) fn reserve(&self, node: NodeId) -> Option<Reserved> {
         let live = self.live();
-        let directives = &live.get(&node)?.directives;
+        let Live { session, directives, .. } = live.get(&node)?;
         if directives.capacity() <= DIRECTIVES_BOUND - RESERVED_BOUND {
             return None;
         }
-        directives.clone().try_reserve_owned().ok().map(Reserved)
+        let place = directives.clone().try_reserve_owned().ok()?;
+        Some(Reserved { node, session: *session, place })
+    }
+
+    /// Hands a command over to the session that has the place, now that its row is written. Where that session has ended,
+    /// the node's next one finds the row; one that began meanwhile looked before it was there, and looks again.
+    pub(crate) fn hand_over(&self, Reserved { node, session, place }: Reserved, command: Command) {
+        place.send(Directive::Command(Box::new(command)));
+        if let Some(entry) = self.live().get(&node)
+            && entry.session != session
+        {
+            entry.commands.notify_one();
+        }
     }
 
     /// Has a node's session look which logs are to be read. Nothing when the node has none here.
@@ -186,6 +195,7 @@ impl Registry {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use futures_util::FutureExt;
     use protocol::Timestamp;
 
     fn ids() -> (NodeId, SessionId, SessionId) {
@@ -217,11 +227,27 @@ mod tests {
         assert_eq!(reserved.len(), RESERVED_BOUND);
         assert!(registry.direct(node, Directive::Pace(Duration::from_secs(1))), "the session is not stuck");
         drop(reserved.pop());
-        reserved.pop().expect("a place").hand_over(Command { priority: 7, ..Command::default() });
+        registry.hand_over(reserved.pop().expect("a place"), Command { priority: 7, ..Command::default() });
         assert!(matches!(registered.directives.recv().await, Some(Directive::Pace(_))));
         assert!(
             matches!(registered.directives.recv().await, Some(Directive::Command(command)) if command.priority == 7)
         );
+    }
+
+    #[tokio::test]
+    async fn a_command_for_a_session_that_was_displaced_has_the_next_one_look() {
+        let (node, first, second) = ids();
+        let registry = Registry::default();
+        let old = registry.register(node, first);
+        let place = registry.reserve(node).expect("a place");
+        // It has looked at the rows already, and the command's was not there.
+        let new = registry.register(node, second);
+        registry.hand_over(place, Command::default());
+        new.commands.notified().now_or_never().expect("the new session looks again");
+        assert!(old.commands.notified().now_or_never().is_none());
+        let place = registry.reserve(node).expect("a place");
+        registry.hand_over(place, Command::default());
+        assert!(new.commands.notified().now_or_never().is_none(), "what it is handed it need not look for");
     }
 
     #[tokio::test]
