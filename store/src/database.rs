@@ -391,6 +391,7 @@ fn without_password(url: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing::TestDatabase;
 
     #[test]
     fn passwords_are_not_shown() {
@@ -411,5 +412,29 @@ mod tests {
         assert_eq!(sqlite_path("sqlite:hub.db"), Some(Path::new("hub.db")));
         assert_eq!(sqlite_path("sqlite://"), None);
         assert_eq!(sqlite_path("postgres://db/fleet"), None);
+    }
+
+    #[tokio::test]
+    #[allow(clippy::expect_used, reason = "a test that can't go on has failed")]
+    async fn a_transaction_that_was_left_behind_binds_no_writer_to_its_tenant() {
+        let database = TestDatabase::create(Engine::Postgres).await;
+        let opened = database.open().await;
+        // As callers leave them who go away while BEGIN is answered: the server is in it, and the driver does not know.
+        let mut left = Vec::new();
+        for _ in 0..2 {
+            let mut connection = opened.inner.writers.acquire().await.expect("a connection");
+            connection.execute("BEGIN; SET LOCAL hyperfactory.tenant = 'a'").await.expect("begun");
+            left.push(connection);
+        }
+        drop(left);
+        // More often than there are writers.
+        for _ in 0..20 {
+            let mut transaction = opened.begin_write().await.expect("a transaction");
+            let row = transaction.fetch_one("SELECT current_setting('hyperfactory.tenant')").await.expect("a setting");
+            assert_eq!(row.get::<String, _>(0), "*");
+            transaction.commit().await.expect("committed");
+        }
+        opened.close().await;
+        database.remove().await;
     }
 }

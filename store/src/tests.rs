@@ -212,26 +212,6 @@ async fn a_transaction_that_was_left_behind_is_nobodys_past() {
 }
 
 #[tokio::test]
-async fn whoever_goes_away_while_a_transaction_begins_binds_nobody_to_its_tenant() {
-    let database = TestDatabase::create(Engine::Postgres).await;
-    let opened = database.open().await;
-    let bound = opened.within(Some("a"));
-    for waited in 0..200 {
-        // Some go before BEGIN is sent, some before it is answered, some have their transaction.
-        let left = tokio::time::timeout(Duration::from_micros(10 * waited), bound.begin_write()).await;
-        drop(left);
-        let mut transaction = opened.begin_write().await.expect("a transaction");
-        let tenant: String = sqlx::query_scalar("SELECT current_setting('hyperfactory.tenant')")
-            .fetch_one(&mut *transaction)
-            .await
-            .expect("a setting");
-        assert_eq!(tenant, "*", "after {} µs", 10 * waited);
-    }
-    opened.close().await;
-    database.remove().await;
-}
-
-#[tokio::test]
 async fn what_is_committed_goes_into_the_file_beside_the_writer() {
     let database = TestDatabase::create(Engine::Sqlite).await;
     let (opened, submitter, _, stop, mut tasks) = notes(&database).await;
