@@ -27,8 +27,9 @@ use crate::wire::{Dialer, Incoming, Outgoing, Publish, Welcome, Wire, WireError}
 /// Messages, and their bytes, that are taken from a connection before they go to the log together.
 const BATCH: usize = 256;
 const BATCH_BYTES: usize = 256 << 10;
-/// How long to wait for more once a message came: brokers write one by one, and each that is read alone wakes a thread.
-const GATHER: Duration = Duration::from_millis(1);
+/// How long to wait for more once a message came: brokers write one by one, and each that is read alone wakes threads, and
+/// has a sync of its own.
+const GATHER: Duration = Duration::from_millis(2);
 /// Pause before the next attempt to connect, from and to.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
 /// How long a broker may take to take what is written to it.
