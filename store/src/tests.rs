@@ -128,7 +128,8 @@ on_both_engines! {
         let limits = Limits { company: Duration::from_millis(300), ..Limits::default() };
         let apply = Notes(Arc::clone(&commits));
         let (submitter, task) = group_commit(opened.clone(), apply, limits, stop.clone());
-        let committing = tokio::spawn(task);
+        let mut committing = JoinSet::new();
+        committing.spawn(task);
         let second = async {
             // The first has been taken out of the queue by now.
             queued().await;
@@ -139,7 +140,7 @@ on_both_engines! {
         second.expect("committed");
         assert_eq!(commits.load(Ordering::Relaxed), 1);
         stop.cancel();
-        committing.await.expect("ended");
+        committing.join_all().await;
         opened.close().await;
     }
 
