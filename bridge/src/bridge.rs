@@ -24,7 +24,7 @@ use crate::pace::Pace;
 use crate::receipts::Receipts;
 use crate::report::Report;
 use crate::route::Routes;
-use crate::sink::{self, Change, Sink};
+use crate::sink::{self, Change, Routing, Sink};
 use crate::source::{self, Source};
 use crate::sparkplug::Tables;
 use crate::subscriptions::Subscriptions;
@@ -146,8 +146,7 @@ pub async fn run(config: Config, stop: CancellationToken, mut reloads: Reloads) 
             pace: Arc::clone(&pace),
             config: config.kafka.clone(),
             bridge: bridge.clone(),
-            routes: Routes::new(&config.route)?.noting(routes.passed()),
-            changes: changed,
+            routing: Routing::new(Routes::new(&config.route)?.noting(routes.passed()), changed),
             dead_letters,
             receipts,
             counters: Arc::clone(&counters),
@@ -173,7 +172,7 @@ pub async fn run(config: Config, stop: CancellationToken, mut reloads: Reloads) 
                     let permits = permits.map_err(|_| anyhow::anyhow!("the changes before are not made yet: try again"))?;
                     for (permit, (_, log)) in permits.into_iter().zip(logs.iter()) {
                         let routes = Routes::new(&new.route)?.noting(Arc::clone(&ours));
-                        permit.send(Change { routes, through: log.spool().last() });
+                        Change::tell(permit, routes, log);
                     }
                     *pace.lock().unwrap_or_else(PoisonError::into_inner) = paced(&new.kafka);
                     passed.send_replace(ours);
