@@ -25,6 +25,7 @@ use crate::counters::Counters;
 use crate::dead_letter::{DeadLetter, DeadLetters};
 use crate::expiry::Expiry;
 use crate::header;
+use crate::lanes::Lane;
 use crate::log::Log;
 use crate::pace::Pace;
 use crate::producer::{Outgoing, Producer, certificate_stamp};
@@ -99,8 +100,18 @@ pub struct Parts {
     pub dead_letters: DeadLetters,
     /// Who hears of what Kafka has.
     pub receipts: Arc<Receipts>,
+    /// By which records come; it hears of that, too.
+    pub lane: Arc<Lane>,
     /// What to count in.
     pub counters: Arc<Counters>,
+}
+
+impl Parts {
+    /// Records through this one are in Kafka, dead letters on disk, or dropped as their class says.
+    fn delivered(&self, through: u64) {
+        self.receipts.delivered(through);
+        self.lane.delivered(through);
+    }
 }
 
 /// Why a producer was ended.
@@ -125,7 +136,7 @@ impl Sink {
     pub fn start(parts: Parts, stop: CancellationToken) -> std::io::Result<JoinHandle<()>> {
         let epoch = header::epoch(parts.log.spool().epoch());
         let origin = Origin { bridge: parts.bridge.clone(), epoch, class: parts.class.name.clone() };
-        parts.receipts.delivered(parts.log.spool().acknowledged());
+        parts.delivered(parts.log.spool().acknowledged());
         let expiry = parts.class.max_age.map(Expiry::new);
         let sink = Self {
             parts,
@@ -424,13 +435,13 @@ impl Sink {
             // Until it is in one place for good, it stays in the other.
             self.parts.dead_letters.sync()?;
             self.parts.log.spool().acknowledge(through)?;
-            self.parts.receipts.delivered(through);
+            self.parts.delivered(through);
             window.forget(through);
             self.parts.routing.forget(through);
             self.unsaved = true;
         } else if let Some(through) = window.dropped_last() {
             // It stays in the log until a record says so in Kafka; who waits for an acknowledgement is not to wait for that.
-            self.parts.receipts.delivered(through);
+            self.parts.delivered(through);
         }
         if self.unsaved && Instant::now() >= self.save_at {
             self.save();
