@@ -87,6 +87,8 @@ pub struct Made {
     pub historical: bool,
     /// It is a death of a life that was over before.
     pub stale: bool,
+    /// Its sender does not want it to be kept.
+    pub transient: bool,
 }
 
 impl Mapping {
@@ -161,6 +163,7 @@ impl Mapping {
                 birth: reading.birth,
                 historical: reading.historical,
                 stale: false,
+                transient: reading.transient,
             };
             match outcome {
                 Outcome::Same => made.push(made_of(reading.payload.clone(), None)),

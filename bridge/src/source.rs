@@ -359,6 +359,7 @@ impl Source {
             birth: made.birth,
             historical: made.historical,
             stale: made.stale,
+            transient: made.transient,
             content_type: publish.content_type.as_deref(),
             properties: publish.properties.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect(),
         };

@@ -94,6 +94,8 @@ pub struct Reading {
     pub birth: bool,
     /// It was kept at the edge.
     pub historical: bool,
+    /// Its sender does not want it to be kept.
+    pub transient: bool,
 }
 
 /// Whom a message is from.
@@ -256,7 +258,8 @@ fn reading(
     };
     let topic = sender.topic(name).map_err(|why| format!("{name} has no place in the Unified Namespace: {why}"))?;
     let payload = format!(r#"{{"timestamp_ms":{time},"value":{value}}}"#).into_bytes();
-    Ok(Some(Reading { topic, payload, birth: false, historical: metric.is_historical == Some(true) }))
+    let (historical, transient) = (metric.is_historical == Some(true), metric.is_transient == Some(true));
+    Ok(Some(Reading { topic, payload, birth: false, historical, transient }))
 }
 
 /// A value as JSON, where there is a form for its type. What is no number has none: `null`.
@@ -531,10 +534,10 @@ mod tests {
     /// A payload as bytes, written by hand from the specification's numbers.
     #[test]
     fn the_wire_format_is_these_bytes() {
-        let bytes = b"\x08\x05\x12\x0e\x0a\x01a\x10\x07\x20\x09\x28\x01\x65\0\0\x80\x3f\x18\x02";
+        let bytes = b"\x08\x05\x12\x10\x0a\x01a\x10\x07\x20\x09\x28\x01\x30\x01\x65\0\0\x80\x3f\x18\x02";
         let decoded = told(&mut Tables::in_memory(), "spBv1.0/g/NDATA/e", bytes);
         assert_eq!(shown(&decoded), [r#"umh/v1/g/e/_raw/a {"timestamp_ms":5,"value":1.0}"#]);
-        assert!(decoded.readings[0].historical);
+        assert!(decoded.readings[0].historical && decoded.readings[0].transient);
     }
 
     proptest! {

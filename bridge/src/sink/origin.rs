@@ -52,6 +52,7 @@ impl Origin {
             (header::UNS, notes.uns),
             (header::BIRTH, notes.birth.then_some("true")),
             (header::HISTORICAL, notes.historical.then_some("true")),
+            (header::TRANSIENT, notes.transient.then_some("true")),
             (header::STALE, notes.stale.then_some("true")),
             (header::UNMAPPED, notes.unmapped),
             (header::CONTENT_TYPE, notes.content_type),
