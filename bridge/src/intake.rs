@@ -44,6 +44,8 @@ pub struct Intake {
 struct Waiting {
     submissions: Vec<Submission>,
     bytes: usize,
+    /// How many were ever put in.
+    given: u64,
     closed: bool,
     /// When the last group was taken.
     taken: Option<Instant>,
@@ -59,6 +61,7 @@ impl Intake {
                 let mut waiting = self.waiting();
                 if waiting.submissions.is_empty() || waiting.bytes + bytes <= MOST_BYTES {
                     waiting.bytes += bytes;
+                    waiting.given += submissions.len() as u64;
                     waiting.submissions.append(&mut submissions);
                     self.filled.notify_one();
                     return;
@@ -90,6 +93,11 @@ impl Intake {
         drop(waiting);
         self.drained.notify_waiters();
         Some(taken)
+    }
+
+    /// How many messages were ever put in.
+    pub fn given(&self) -> u64 {
+        self.waiting().given
     }
 
     /// Ends it: what is in it is still taken.
