@@ -199,7 +199,7 @@ pub(crate) async fn list(
     }
     let node = which.node.as_deref().map(str::parse::<NodeId>).transpose();
     let filter = commands::Filter {
-        tenant: caller.scope(which.tenant.as_deref())?,
+        tenant: caller.scope(&app, which.tenant.as_deref()).await?,
         node: node.map_err(|error| Problem::invalid(error.to_string()))?,
         state: which.state.map(Into::into),
         request: which.request,
@@ -387,6 +387,7 @@ impl Target {
             let tenant = tenant.map_err(|error| Problem::invalid(error.to_string()))?;
             if let Some(tenant) = &tenant {
                 super::extract::require_tenant(who, tenant)?;
+                app.state.tenants.within(who.tenant.as_ref()).get(tenant).await?;
             }
             let query = NodeQuery { kind: Some(Kind::Agent), q: self.query.clone(), ..NodeQuery::default() };
             let mut nodes = app.roster.of(who, tenant.as_ref());

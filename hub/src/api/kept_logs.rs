@@ -105,7 +105,7 @@ pub(crate) async fn find(
     paging: &Paging,
 ) -> Result<Page<KeptLine>, Problem> {
     require(who, Role::Operator)?;
-    let tenant = Caller(who.clone()).scope(search.tenant.as_deref())?;
+    let tenant = Caller(who.clone()).scope(app, search.tenant.as_deref()).await?;
     let now = app.now();
     let short = |what: &str, text: &Option<String>| match text {
         Some(text) if text.len() > LONGEST || text.contains('\0') => {
