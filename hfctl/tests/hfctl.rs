@@ -536,6 +536,6 @@ fn a_rotation_is_begun_stepped_and_taken_back_and_says_what_comes_next() {
     assert_eq!((over["phase"].as_str(), over.get("forward")), (Some("aborted"), None));
     site.admin(&["ca", "rotate", "advance", "1"]).fails(1, &["is over (aborted)"]);
     site.admin(&["ca", "rotate", "advance", "7"]).fails(1, &["there is no rotation 7"]);
-    site.admin(&["ca", "rotate", "start", "nodes", "--reason", "whose"]).fails(2, &["the last two with a tenant"]);
+    site.admin(&["ca", "rotate", "start", "nodes", "--reason", "whose"]).fails(2, &["say whose with --tenant"]);
     site.with(&site.url, &site.viewer, &["ca", "rotate", "start", "root", "--reason", "no"]).fails(3, &["role admin"]);
 }
