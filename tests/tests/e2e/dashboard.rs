@@ -204,6 +204,10 @@ async fn several_nodes_are_told_at_once_without_the_mouse() -> Result<()> {
     reads(&browser, By::Tag("h1"), "hand over all telemetry that is held on 12 nodes?").await?;
     reads(&browser, By::Id("of-whom"), "Of zeta").await?;
     fits(&browser, "selection-confirm").await?;
+    // What has a long name is no wider than a phone.
+    let long = "return document.querySelector('form.form button').append(' on-a-node-of-a-long-name'.repeat(9))";
+    browser.execute(long, vec![]).await?;
+    fits(&browser, "selection-long").await?;
     press(&browser, "before the move").await?;
     press(&browser, "" + Key::Return).await?;
     reads(&browser, By::Id("request-head"), "before the move").await?;
