@@ -2,7 +2,7 @@
 
 use std::io::BufReader;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -13,6 +13,7 @@ use ureq::{Agent, Body, BodyReader};
 
 use crate::config::Config;
 use crate::failure::Failure;
+use crate::output::complain;
 use crate::trust::Trust;
 
 /// How long the hub may take to be reached, and to answer.
@@ -20,6 +21,9 @@ const CONNECT_WITHIN: Duration = Duration::from_secs(10);
 const ANSWER_WITHIN: Duration = Duration::from_secs(30);
 /// A stream that says nothing for so long is dead: the hub says something every 15 s.
 const SILENCE: Duration = Duration::from_secs(45);
+/// How long a hub may be away while something at it is waited for, and how long until it is asked again.
+const AWAY_FOR: Duration = Duration::from_secs(600);
+const AGAIN_AFTER: Duration = Duration::from_secs(2);
 /// Items asked for at once.
 const PAGE: u32 = 500;
 
@@ -233,16 +237,29 @@ impl Client {
             return Ok(response);
         }
         let problem = response.body_mut().read_json::<Problem>().ok();
+        // A hub whose database is away says so; a proxy does when the hub is.
+        let away = matches!(status.as_u16(), 502..=504);
         let Some(Problem { detail }) = problem else {
+            if away {
+                return Err(Failure::Away(format!(
+                    "{} is not there: what is in front of it answered {status}",
+                    self.url
+                )));
+            }
             return Err(Failure::Failed(format!(
                 "{} answered {status}, but not as a Hyperfactory hub does: check the address with hfctl login",
                 self.url
             )));
         };
         Err(match status.as_u16() {
-            401 => Failure::Refused(format!("{} does not take the token: {detail} Then run hfctl login.", self.url)),
+            401 => Failure::Refused(format!(
+                "{} does not take the token: {}. Then run hfctl login.",
+                self.url,
+                detail.trim_end_matches('.')
+            )),
             403 => Failure::Refused(detail),
             400 | 415 | 422 => Failure::Usage(detail),
+            _ if away => Failure::Away(detail),
             _ => Failure::Failed(detail),
         })
     }
@@ -259,28 +276,45 @@ impl Client {
 
     fn unreachable(&self, error: &ureq::Error) -> Failure {
         let url = &self.url;
-        Failure::Failed(match error {
-            ureq::Error::HostNotFound => {
-                format!("the host of {url} is not known: check the address, or this machine's DNS")
+        let unknown = "check the address, or this machine's DNS";
+        match error {
+            ureq::Error::HostNotFound => Failure::Failed(format!("the host of {url} is not known: {unknown}")),
+            ureq::Error::BadUri(_) | ureq::Error::Http(_) => {
+                Failure::Failed(format!("{url} is not an address: run hfctl login"))
             }
+            ureq::Error::Rustls(error) => Failure::Failed(insecure(url, error)),
             ureq::Error::Timeout(_) => {
-                format!("{url} does not answer in time: is the hub running, and the way to it open?")
+                Failure::Away(format!("{url} does not answer in time: is the hub running, and the way to it open?"))
             }
             ureq::Error::Io(error) if error.kind() == std::io::ErrorKind::ConnectionRefused => {
-                format!("nothing listens at {url}: is the hub running? (hyperfactory-hub serve)")
+                Failure::Away(format!("nothing listens at {url}: is the hub running? (hyperfactory-hub serve)"))
             }
-            ureq::Error::Rustls(error) => insecure(url, error),
             ureq::Error::Io(error) => match error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
-                Some(error) => insecure(url, error),
+                Some(error) => Failure::Failed(insecure(url, error)),
                 // The system's resolver has no error kind of its own.
                 None if error.to_string().contains("lookup") => {
-                    format!("the host of {url} is not known: check the address, or this machine's DNS ({error})")
+                    Failure::Failed(format!("the host of {url} is not known: {unknown} ({error})"))
                 }
-                None => format!("{url} can't be reached: {error}"),
+                None => Failure::Away(format!("{url} can't be reached: {error}")),
             },
-            ureq::Error::BadUri(_) | ureq::Error::Http(_) => format!("{url} is not an address: run hfctl login"),
-            other => format!("{url} can't be reached: {other}"),
-        })
+            other => Failure::Away(format!("{url} can't be reached: {other}")),
+        }
+    }
+}
+
+/// Asks again while the hub is away, which is said once: it may be restarted or updated, and what it has begun goes on.
+pub(crate) fn patiently<T>(mut ask: impl FnMut() -> Result<T, Failure>) -> Result<T, Failure> {
+    let (began, mut said) = (Instant::now(), false);
+    loop {
+        match ask() {
+            Err(Failure::Away(why)) if began.elapsed() < AWAY_FOR => {
+                if !std::mem::replace(&mut said, true) {
+                    complain(&format!("hfctl: {why}; trying again"));
+                }
+                std::thread::sleep(AGAIN_AFTER);
+            }
+            answer => return answer,
+        }
     }
 }
 

@@ -7,6 +7,8 @@ use std::fmt;
 pub(crate) enum Failure {
     /// It could not be done.
     Failed(String),
+    /// The hub can't be reached, or not now.
+    Away(String),
     /// The arguments or the configuration are wrong.
     Usage(String),
     /// The hub does not let this token do it.
@@ -19,7 +21,7 @@ impl Failure {
     /// The program's exit code.
     pub(crate) fn code(&self) -> u8 {
         match self {
-            Self::Failed(_) | Self::Output(_) => 1,
+            Self::Failed(_) | Self::Away(_) | Self::Output(_) => 1,
             Self::Usage(_) => 2,
             Self::Refused(_) => 3,
         }
@@ -29,7 +31,7 @@ impl Failure {
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Failed(said) | Self::Usage(said) | Self::Refused(said) => f.write_str(said),
+            Self::Failed(said) | Self::Away(said) | Self::Usage(said) | Self::Refused(said) => f.write_str(said),
             Self::Output(error) => write!(f, "the result can't be printed: {error}"),
         }
     }

@@ -128,6 +128,11 @@ pub(crate) fn time(value: &Value, path: &str) -> String {
     }
 }
 
+/// `1 node`, `12 nodes`.
+pub(crate) fn counted(count: u64, one: &str, many: &str) -> String {
+    format!("{count} {}", if count == 1 { one } else { many })
+}
+
 /// A share as per cent.
 pub(crate) fn percent(value: Option<f64>) -> String {
     value.map_or_else(|| "-".into(), |ratio| format!("{:.0}%", ratio * 100.0))

@@ -311,7 +311,7 @@ fn a_rollout_says_who_is_meant_before_it_asks_and_has_a_reason() {
     };
     let preview = start(&["--dry-run"]);
     assert!(preview.code == 0 && preview.err.contains("on 0 nodes, in 0 waves"), "{preview:?}");
-    start(&[]).fails(2, &["nobody can be asked whether this is meant"]);
+    start(&[]).fails(2, &["no node is meant", "hfctl node list"]);
     start(&["--yes"]).fails(2, &["no node is meant"]);
     start(&["--yes", "--waves", "1,50%"]).fails(2, &["the last wave"]);
     site.admin(&["rollout", "start", "drain", "--all"]).fails(2, &["--reason"]);
@@ -319,6 +319,57 @@ fn a_rollout_says_who_is_meant_before_it_asks_and_has_a_reason() {
     site.admin(&["rollout", "abort", "7", "--reason", "a test"]).fails(1, &["there is no rollout 7"]);
     let none = site.admin(&["rollout", "list"]);
     assert!(none.code == 0 && none.err.contains("no rollouts"), "{none:?}");
+}
+
+#[test]
+fn what_is_missing_is_said_in_the_words_it_can_be_given_in() {
+    let site = Site::start();
+    for (arguments, says) in [
+        (&["command", "send", "service.restart", "--all"][..], "service.restart needs --service STACK/SERVICE"),
+        (&["command", "send", "service.restart", "--all", "--service", "web"], "name it STACK/SERVICE"),
+        (&["command", "send", "backup", "--all"], "backup needs --service STACK"),
+        (&["command", "send", "script", "--all"], "script needs --script NAME"),
+        (&["command", "send", "telemetry.interval", "--all"], "telemetry.interval needs --interval PERIOD"),
+        (&["command", "send", "drain"], "which nodes? name them with --node"),
+        (&["command", "send", "drain", "--node", "press", "--all"], "cannot be used with"),
+        (&["command", "send", "drain", "--all"], "no node is meant"),
+        (&["command", "send", "drain", "--all", "--valid-for", "soon"], "--valid-for"),
+        (&["command", "cancel"], "--request"),
+        (&["rollout", "start", "drain", "--reason", "a test"], "which nodes? name them with --node"),
+        (&["rollout", "start", "script", "--all", "--reason", "a test"], "script needs --script NAME"),
+        (&["rollout", "list", "--limit", "0"], "--limit"),
+    ] {
+        site.admin(arguments).fails(2, &[says]);
+    }
+    for (what, says) in
+        [(&["nodes"][..], "say whose with --tenant"), (&["root", "--tenant", "acme"], "leave out --tenant")]
+    {
+        let mut arguments = vec!["ca", "rotate", "start", "--reason", "a test"];
+        arguments.extend(what);
+        site.admin(&arguments).fails(2, &[says]);
+    }
+    site.admin(&["command", "cancel", "--request", "nothing"]).fails(1, &["there is no request \"nothing\""]);
+}
+
+#[test]
+fn of_a_tenant_that_does_not_exist_no_list_is_empty() {
+    let site = Site::start();
+    for arguments in [
+        &["alert", "list"][..],
+        &["node", "list"],
+        &["command", "list"],
+        &["command", "send", "drain", "--yes"],
+        &["rollout", "start", "drain", "--reason", "a test", "--yes"],
+        &["logs", "search", "pressure"],
+        &["kafka", "access"],
+        &["token", "list"],
+        &["audit", "tail"],
+        &["ca", "rotate", "start", "nodes", "--reason", "a test"],
+    ] {
+        let mut arguments = arguments.to_vec();
+        arguments.extend(["--tenant", "acmee"]);
+        site.admin(&arguments).fails(1, &["there is no tenant acmee: see `hfctl tenant list`"]);
+    }
 }
 
 #[test]
@@ -359,6 +410,8 @@ fn what_is_wrong_with_the_hub_or_the_way_to_it_is_said() {
     site.with("http://nowhere.invalid", &site.admin, &list).fails(1, &["nowhere.invalid", "check the address"]);
     site.with("hub.example", &site.admin, &list).fails(2, &["starts with https:// or http://"]);
     site.with("http://a b", &site.admin, &list).fails(2, &["is not the address of a hub"]);
+    let unknown = format!("hft_{}", "A".repeat(43));
+    site.with(&site.url, &unknown, &list).fails(3, &["make a new one. Then run hfctl login."]);
     site.with(&site.url, "hunter2", &list).fails(2, &["not an API token"]);
     site.with(&format!("{}/sub", site.url), &site.admin, &list).fails(1, &["not as a Hyperfactory hub does"]);
     let https = site.url.replace("http:", "https:");
@@ -483,6 +536,6 @@ fn a_rotation_is_begun_stepped_and_taken_back_and_says_what_comes_next() {
     assert_eq!((over["phase"].as_str(), over.get("forward")), (Some("aborted"), None));
     site.admin(&["ca", "rotate", "advance", "1"]).fails(1, &["is over (aborted)"]);
     site.admin(&["ca", "rotate", "advance", "7"]).fails(1, &["there is no rotation 7"]);
-    site.admin(&["ca", "rotate", "start", "nodes", "--reason", "whose"]).fails(2, &["the last two with a tenant"]);
+    site.admin(&["ca", "rotate", "start", "nodes", "--reason", "whose"]).fails(2, &["say whose with --tenant"]);
     site.with(&site.url, &site.viewer, &["ca", "rotate", "start", "root", "--reason", "no"]).fails(3, &["role admin"]);
 }

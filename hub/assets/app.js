@@ -235,9 +235,9 @@
     if (!view) return;
     const list = $("#logs-lines"), form = $("#logs-form"), state = $("#logs-state"), pause = $("#logs-pause");
     const most = 5000; // lines on screen; the oldest give way
-    let source = null, waiting = [], missed = 0, drawing = 0, follow = true, shownLines = 0, left = 0;
+    let source = null, waiting = [], missed = 0, drawing = 0, follow = true, shownLines = 0, left = 0, ending = null, ended = false;
     const say = text => { if (state.textContent !== text) state.textContent = text; };
-    const count = () => say(`${shownLines.toLocaleString()} ${shownLines === 1 ? "line" : "lines"}${left ? `, ${left.toLocaleString()} dropped` : ""}${pause.ariaPressed === "true" ? `, paused${waiting.length || missed ? " with more to come" : ""}` : ""}`);
+    const count = () => say(`${shownLines.toLocaleString()} ${shownLines === 1 ? "line" : "lines"}${left ? `, ${left.toLocaleString()} dropped` : ""}${pause.ariaPressed === "true" ? `, paused${waiting.length || missed ? " with more to come" : ""}` : ""}${ended ? ". Ended: press Read to read on." : ""}`);
     const item = (name, text) => Object.assign(document.createElement("li"), { className: name, textContent: text });
     const gap = n => item("gap", `${n.toLocaleString()} ${n === 1 ? "line" : "lines"} dropped: more than can be read live`);
     const line = ({ at, number, error, text, cut }) => {
@@ -259,6 +259,7 @@
         if (dropped) { rows.append(gap(dropped)); left += dropped; }
       }
       waiting = [];
+      if (ending) { rows.append(item("gap", ending)); ending = null; }
       list.append(rows);
       while (list.childElementCount > most) list.firstElementChild.remove();
       if (follow) list.scrollTop = list.scrollHeight;
@@ -275,11 +276,12 @@
       }
       drawing ||= requestAnimationFrame(draw);
     };
-    const over = text => { source?.close(); source = null; draw(); list.append(item("gap", text)); if (follow) list.scrollTop = list.scrollHeight; say("Ended. Press Enter in the search box to read on."); };
+    // Paused, it is shown after what is still to come.
+    const over = text => { source?.close(); source = null; ending = text; ended = true; draw(); };
     const read = () => {
       source?.close();
       const asked = new URLSearchParams([...new FormData(form)].filter(([, value]) => value));
-      list.replaceChildren(); waiting = []; missed = shownLines = left = 0; follow = true;
+      list.replaceChildren(); waiting = []; missed = shownLines = left = 0; follow = true; ending = null; ended = false;
       say("Connecting…");
       const opened = source = new EventSource(`${view.dataset.logs}&${asked}`);
       opened.onopen = count;
@@ -295,7 +297,6 @@
     pause.addEventListener("click", hold);
     $("#logs-end").addEventListener("click", end);
     form.addEventListener("submit", event => { event.preventDefault(); read(); });
-    $("#logs-since").addEventListener("change", read);
     document.addEventListener("keydown", event => {
       if (event.ctrlKey || event.metaKey || event.altKey || event.target.matches?.("input, select, textarea")) return;
       const does = { "/": () => { $("#logs-grep").focus(); $("#logs-grep").select(); }, s: () => $("#kept-text").focus(), p: hold, End: end, c: () => { list.replaceChildren(); }, PageUp: () => { list.focus(); list.scrollBy(0, -list.clientHeight * 0.9); }, PageDown: () => list.scrollBy(0, list.clientHeight * 0.9) }[event.key];

@@ -65,8 +65,10 @@ impl std::str::FromStr for Label {
     type Err = LabelError;
 
     fn from_str(text: &str) -> Result<Self, LabelError> {
-        let (name, value) = text.split_once('=').unwrap_or((text, ""));
-        Self::new(name, value)
+        match text.split_once('=') {
+            Some((name, value)) => Self::new(name, value),
+            None => Err(LabelError::Malformed(text.chars().take(2 * LONGEST).collect())),
+        }
     }
 }
 

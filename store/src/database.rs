@@ -7,12 +7,13 @@ use std::time::{Duration, Instant};
 
 use sqlx::any::{AnyConnectOptions, AnyPoolOptions};
 use sqlx::pool::PoolConnection;
+use sqlx::sqlite::{SqliteConnectOptions, SqlitePool};
 use sqlx::{Any, AnyConnection, AnyPool, AssertSqlSafe, ConnectOptions, Connection, Executor, Row};
 use tokio_util::sync::CancellationToken;
 
 use crate::error::{StoreError, is_away, is_damage};
 use crate::migrate::{self, Migration};
-use crate::tenancy;
+use crate::{long, tenancy};
 
 /// An open transaction; dropped without a commit, it is rolled back.
 pub type Transaction = sqlx::Transaction<'static, sqlx::Any>;
@@ -50,6 +51,8 @@ struct Inner {
     options: AnyConnectOptions,
     readers: AnyPool,
     writers: AnyPool,
+    /// Of SQLite: a statement of these can be ended.
+    long_readers: Option<SqlitePool>,
     migrated: Migrated,
 }
 
@@ -119,6 +122,11 @@ impl Database {
             (Some(_), Engine::Postgres) => Reading(Means::Transaction(self.begin_read().await?)),
             _ => Reading(Means::Connection(self.inner.readers.acquire().await?)),
         })
+    }
+
+    /// Connections whose statements can be ended, where the engine does not do so itself.
+    pub(crate) fn long_readers(&self) -> Option<&SqlitePool> {
+        self.inner.long_readers.as_ref()
     }
 
     /// Starts a write transaction, waiting for the one writer where the engine has one.
@@ -195,6 +203,9 @@ impl Database {
     /// Ends all connections, waiting for those in use.
     pub async fn close(&self) {
         self.inner.readers.close().await;
+        if let Some(long_readers) = &self.inner.long_readers {
+            long_readers.close().await;
+        }
         self.inner.writers.close().await;
     }
 }
@@ -263,7 +274,8 @@ async fn open_sqlite(path: &Path) -> Result<Inner, StoreError> {
         .connect_with(options.clone())
         .await
         .map_err(failed)?;
-    Ok(Inner { engine: Engine::Sqlite, location, options, readers, writers, migrated })
+    let long_readers = Some(long::pool(SqliteConnectOptions::new().filename(path), ACQUIRE_TIMEOUT));
+    Ok(Inner { engine: Engine::Sqlite, location, options, readers, writers, long_readers, migrated })
 }
 
 /// A commit is on the disk when it returns; a crash costs nothing that was answered. The log goes into the file beside the
@@ -297,7 +309,7 @@ async fn open_postgres(url: &str) -> Result<Inner, StoreError> {
         .connect_with(options.clone())
         .await
         .map_err(failed)?;
-    Ok(Inner { engine: Engine::Postgres, location, options, readers, writers, migrated })
+    Ok(Inner { engine: Engine::Postgres, location, options, readers, writers, long_readers: None, migrated })
 }
 
 const POSTGRES_READER: &str = "SET default_transaction_read_only = on";

@@ -3,6 +3,7 @@
 mod database;
 mod error;
 pub mod group;
+mod long;
 mod migrate;
 mod tenancy;
 #[cfg(any(test, feature = "testing"))]

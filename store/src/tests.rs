@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate as store;
 use store::group::{Apply, GroupError, Limits, Submitter, group_commit};
@@ -21,6 +21,20 @@ const FIRST: Migration = Migration {
           CREATE TABLE pairs (a BIGINT, b BIGINT, PRIMARY KEY (a, b)) {CLUSTERED};",
 };
 const SECOND: Migration = Migration { version: 2, name: "mood", sql: "ALTER TABLE notes ADD COLUMN mood BIGINT" };
+
+/// Comes to no end by itself.
+const ENDLESS: &str = "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i % 7 + 1 FROM n) SELECT COUNT(*) FROM n";
+
+fn in_time(time: Duration) -> Instant {
+    Instant::now() + time
+}
+
+/// What a read that has time gives.
+async fn echoed(database: &Database) -> String {
+    let sql = "SELECT $1 || ' it is'".to_owned();
+    let rows = database.read_until(sql, vec!["as".into()], in_time(Duration::from_secs(60))).await.expect("no failure");
+    rows.expect("in time")[0].get(0)
+}
 
 on_both_engines! {
     async fn migrations_run_once_and_in_order(database: TestDatabase) {
@@ -96,6 +110,23 @@ on_both_engines! {
         let opened = database.open().await;
         opened.migrate(&[FIRST]).await.expect("tables");
         sqlx::query("INSERT INTO notes (text) VALUES ('x')").execute(opened.reader()).await.expect_err("read only");
+        opened.close().await;
+    }
+
+    async fn a_read_that_takes_too_long_is_ended_by_its_engine(database: TestDatabase) {
+        let opened = database.open().await;
+        // More often than there are connections: one that went on would keep its own.
+        for _ in 0..20 {
+            let ended = opened.read_until(ENDLESS.into(), Vec::new(), in_time(Duration::from_millis(20))).await;
+            assert!(ended.expect("no failure").is_none());
+        }
+        if opened.engine() == Engine::Postgres {
+            let others = "SELECT COUNT(*) FROM pg_stat_activity
+                WHERE datname = current_database() AND state = 'active' AND pid <> pg_backend_pid()";
+            let active: i64 = sqlx::query_scalar(others).fetch_one(opened.reader()).await.expect("a count");
+            assert_eq!(active, 0);
+        }
+        assert_eq!(echoed(&opened).await, "as it is");
         opened.close().await;
     }
 
@@ -368,4 +399,18 @@ async fn page_limit(database: &Database, pragma: &'static str) {
 
 async fn texts(database: &Database) -> Vec<String> {
     sqlx::query_scalar("SELECT text FROM notes ORDER BY text").fetch_all(database.reader()).await.expect("texts")
+}
+
+#[tokio::test]
+async fn a_read_of_sqlite_that_nobody_waits_for_any_more_is_ended() {
+    let test = TestDatabase::create(Engine::Sqlite).await;
+    let opened = test.open().await;
+    // More often than there are connections for them: one that went on would keep its own.
+    for _ in 0..5 {
+        let read = opened.read_until(ENDLESS.into(), Vec::new(), in_time(Duration::from_secs(86_400)));
+        assert!(tokio::time::timeout(Duration::from_millis(50), read).await.is_err(), "it has no end");
+    }
+    assert_eq!(echoed(&opened).await, "as it is");
+    opened.close().await;
+    test.remove().await;
 }

@@ -98,6 +98,12 @@ impl Ca {
         let Self::Rotate(verb) = self;
         match verb {
             Rotate::Start { what, tenant, reason } => {
+                let of_a_tenant = matches!(what, What::Nodes | What::Kafka);
+                if of_a_tenant != tenant.is_some() {
+                    let needs = "nodes and kafka are a tenant's: say whose with --tenant";
+                    let takes = "root and hub are the fleet's: leave out --tenant";
+                    return Err(Failure::Usage(if of_a_tenant { needs } else { takes }.into()));
+                }
                 let kind = what.to_possible_value().map(|value| value.get_name().to_owned());
                 let new = json!({ "kind": kind, "tenant": tenant, "reason": reason });
                 show(&client.post::<Value>("rotations", &new)?, output)

@@ -1,10 +1,9 @@
 //! `hfctl command` and `hfctl service`: has nodes do something, and tells what came of it.
 
-use std::io::{BufRead as _, IsTerminal as _};
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
-use clap::{Args, Subcommand};
+use clap::{ArgGroup, Args, Subcommand};
 use data_encoding::BASE64;
 use pki::OperatorKey;
 use protocol::Timestamp;
@@ -14,7 +13,8 @@ use settings::Period;
 
 use super::node::find;
 use super::operator_key::read;
-use crate::client::Client;
+use super::order::{Order, confirm, somebody, what};
+use crate::client::{Client, patiently};
 use crate::failure::Failure;
 use crate::output::{Output, complain, text, time};
 
@@ -42,7 +42,7 @@ pub(crate) enum Command {
         #[arg(long)]
         request: Option<String>,
         /// At most so many.
-        #[arg(long, default_value_t = 50)]
+        #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..))]
         limit: u32,
     },
     /// Shows a command and what it put out.
@@ -55,10 +55,14 @@ pub(crate) enum Command {
         /// Its id.
         command: String,
     },
-    /// Takes a command back: before it has begun for certain, afterwards where it can be stopped.
+    /// Takes a command back, or all of a request: before it has begun for certain, afterwards where it can be stopped.
+    #[command(group(ArgGroup::new("which").required(true).args(["command", "request"])))]
     Cancel {
         /// Its id.
-        command: String,
+        command: Option<String>,
+        /// All of this request that are not over.
+        #[arg(long)]
+        request: Option<String>,
         /// For the audit log.
         #[arg(long, default_value = "")]
         reason: String,
@@ -68,46 +72,14 @@ pub(crate) enum Command {
 /// What to do, where, and why.
 #[derive(Args)]
 pub(crate) struct Send {
-    /// The action.
-    #[arg(value_parser = ["service.start", "service.stop", "service.restart", "service.logs", "diagnostics",
-                          "telemetry.interval", "certificate.renew", "drain", "backup", "script"])]
-    action: String,
-    /// The service: STACK/SERVICE; for backup, STACK.
-    #[arg(long, value_name = "STACK/SERVICE")]
-    service: Option<String>,
+    #[command(flatten)]
+    order: Order,
     /// Lines of a log.
     #[arg(long)]
     lines: Option<u32>,
-    /// Time between samples, for telemetry.interval: 100ms to 1h.
-    #[arg(long, value_name = "PERIOD")]
-    interval: Option<Period>,
-    /// The script's name in the agent's configuration.
-    #[arg(long)]
-    script: Option<String>,
-    /// On this node, by id or name; can be given several times.
-    #[arg(long = "node", value_name = "NODE")]
-    nodes: Vec<String>,
-    /// On all agents of this tenant.
-    #[arg(long)]
-    tenant: Option<String>,
-    /// On all agents with this label; can be given several times.
-    #[arg(long = "label", value_name = "NAME=VALUE")]
-    labels: Vec<String>,
-    /// On all agents whose name, host name, tenant or id holds this text.
-    #[arg(long, value_name = "TEXT")]
-    search: Option<String>,
-    /// On all agents.
-    #[arg(long)]
-    all: bool,
     /// Why, for the audit log.
     #[arg(long, default_value = "")]
     reason: String,
-    /// For how long it may still start, where a node is away: 1s to 30d.
-    #[arg(long, value_name = "PERIOD", default_value = "1h")]
-    valid_for: Period,
-    /// What is greater goes first.
-    #[arg(long, default_value_t = 0)]
-    priority: u32,
     /// Sign each command with the operator's private key in this file, for nodes that ask for it.
     #[arg(long, value_name = "FILE")]
     sign_with: Option<PathBuf>,
@@ -165,10 +137,9 @@ impl Service {
             Self::Restart(target) => ("service.restart", target, None),
             Self::Logs { target, lines } => ("service.logs", target, Some(lines)),
         };
-        let send = Send {
+        let order = Order {
             action: action.to_owned(),
             service: Some(target.service),
-            lines,
             interval: None,
             script: None,
             nodes: vec![target.node],
@@ -176,9 +147,13 @@ impl Service {
             labels: Vec::new(),
             search: None,
             all: false,
-            reason: target.reason,
             valid_for: Period::seconds(60),
             priority: 0,
+        };
+        let send = Send {
+            order,
+            lines,
+            reason: target.reason,
             sign_with: target.sign_with,
             dry_run: false,
             yes: true,
@@ -200,45 +175,73 @@ impl Command {
                     ("state", state.as_deref()),
                     ("request", request.as_deref()),
                 ];
-                let heads = ["STATE", "ACTION", "NODE", "TENANT", "BY", "MADE", "ENDED", "ID", "WHAT CAME OF IT"];
-                output.list(client.list("commands", &query, Some(limit))?, heads, row, "no commands")
+                output.list(client.list("commands", &query, Some(limit))?, HEADS, row, "no commands")
             }
             Self::Show { command } => {
                 let shown: Value = client.get(&format!("commands/{command}"), &[])?;
                 show(&shown, output)
             }
             Self::Watch { command } => {
+                client.get::<Value>(&format!("commands/{command}"), &[])?;
                 let ended = watch(client, &command)?;
                 show(&ended, output)?;
                 succeeded(&ended)
             }
-            Self::Cancel { command, reason } => {
-                let cancelled: Value =
-                    client.post(&format!("commands/{command}/cancel"), &json!({ "reason": reason }))?;
+            Self::Cancel { command: Some(command), reason, .. } => {
+                let cancelled = cancel(client, &command, &reason)?;
+                if output.is_json() { output.json(&cancelled) } else { output.line(&taken_back(&cancelled)) }
+            }
+            Self::Cancel { request, reason, .. } => {
+                let open = of_request(client, request.as_deref().unwrap_or_default())?;
+                let cancelled = open.iter().map(|command| cancel(client, command, &reason));
+                let cancelled = cancelled.collect::<Result<Vec<Value>, Failure>>()?;
                 if output.is_json() {
-                    return output.json(&cancelled);
+                    return output.json(&Value::Array(cancelled));
                 }
-                output.line(&match text(&cancelled, "/state").as_str() {
-                    "cancelled" => format!("command {command} is cancelled"),
-                    state if is_open(&cancelled) => {
-                        format!("command {command} is {state}; its node is told, and says what comes of it")
-                    }
-                    state => format!("command {command} has ended already: {state}"),
-                })
+                cancelled.iter().try_for_each(|cancelled| output.line(&taken_back(cancelled)))
             }
         }
     }
 }
 
+/// The commands of a request that are not over.
+fn of_request(client: &Client, request: &str) -> Result<Vec<String>, Failure> {
+    let all = client.list("commands", &[("request", Some(request))], None)?;
+    if all.is_empty() {
+        return Err(Failure::Failed(format!("there is no request {request:?}: see hfctl command list")));
+    }
+    let open: Vec<String> = all.iter().filter(|command| is_open(command)).map(|command| text(command, "/id")).collect();
+    if open.is_empty() {
+        complain("all of it is over: nothing was taken back");
+    }
+    Ok(open)
+}
+
+fn cancel(client: &Client, command: &str, reason: &str) -> Result<Value, Failure> {
+    client.post(&format!("commands/{command}/cancel"), &json!({ "reason": reason }))
+}
+
+fn taken_back(command: &Value) -> String {
+    let [id, node, state] = ["/id", "/node_name", "/state"].map(|path| text(command, path));
+    match state.as_str() {
+        "cancelled" => format!("command {id} for {node} is cancelled"),
+        state if is_open(command) => format!("command {id} is {state}; {node} is told, and says what comes of it"),
+        state => format!("command {id} has ended already: {state}"),
+    }
+}
+
 impl Send {
     fn run(self, client: &Client, output: &mut Output) -> Result<(), Failure> {
-        let mut asked = self.request(client)?;
+        let mut asked = self.order.request(client, &self.reason)?;
+        asked["lines"] = json!(self.lines);
         let preview: Value = client.post("commands/preview", &asked)?;
         if self.dry_run {
             return if output.is_json() { output.json(&preview) } else { announce(&preview, output) };
         }
-        if !self.yes && self.nodes.is_empty() {
-            confirm(&preview)?;
+        somebody(&preview)?;
+        if !self.yes && self.order.nodes.is_empty() {
+            complain(&format!("{}: {}", what(&preview), names(&preview)));
+            confirm()?;
         }
         asked["expected_nodes"] = preview["nodes"].clone();
         if let Some(file) = &self.sign_with {
@@ -248,40 +251,14 @@ impl Send {
         if !self.wait {
             return if output.is_json() { output.json(&ordered) } else { told(&ordered, output) };
         }
-        let ids = ordered["commands"].as_array().into_iter().flatten().map(|command| text(command, "/id"));
-        let ended = ids.map(|id| watch(client, &id)).collect::<Result<Vec<Value>, Failure>>()?;
+        let ids: Vec<String> =
+            ordered["commands"].as_array().into_iter().flatten().map(|command| text(command, "/id")).collect();
+        let ended = ids.iter().map(|id| watch(client, id)).collect::<Result<Vec<Value>, Failure>>()?;
         match ended.as_slice() {
             [one] if !output.is_json() => results(one, output)?,
-            _ => {
-                let heads = ["STATE", "ACTION", "NODE", "TENANT", "BY", "MADE", "ENDED", "ID", "WHAT CAME OF IT"];
-                output.list(ended.clone(), heads, row, "no commands")?;
-            }
+            _ => output.list(ended.clone(), HEADS, row, "no commands")?,
         }
-        ended.iter().try_for_each(succeeded)
-    }
-
-    fn request(&self, client: &Client) -> Result<Value, Failure> {
-        let (stack, service) = match self.service.as_deref().map(|named| (named, named.split_once('/'))) {
-            Some((_, Some((stack, service)))) => (Some(stack), Some(service)),
-            Some((stack, None)) if self.action == "backup" => (Some(stack), None),
-            Some((named, None)) => {
-                return Err(Failure::Usage(format!("{named:?} is not a service: name it STACK/SERVICE")));
-            }
-            None => (None, None),
-        };
-        let nodes = self.nodes.iter().map(|node| find(client, node)).collect::<Result<Vec<String>, Failure>>()?;
-        Ok(json!({
-            "action": self.action,
-            "stack": stack,
-            "service": service,
-            "lines": self.lines,
-            "interval_ms": self.interval.map(|interval| interval.get().as_millis() as u64),
-            "script": self.script,
-            "target": { "nodes": nodes, "tenant": self.tenant, "labels": self.labels, "query": self.search, "all": self.all },
-            "reason": self.reason,
-            "valid_for_seconds": self.valid_for.get().as_secs(),
-            "priority": self.priority,
-        }))
+        all_succeeded(&ended)
     }
 }
 
@@ -290,7 +267,7 @@ impl Send {
     fn signed(&self, key: &OperatorKey, preview: &Value) -> Result<Value, Failure> {
         let arguments = self.action()?.to_bytes();
         let now: Timestamp = SystemTime::now().into();
-        let not_after = now.plus(self.valid_for.get());
+        let not_after = now.plus(self.order.valid_for.get());
         let commands = preview["commands"].as_array().into_iter().flatten().map(|command| {
             let (node, id) = (text(command, "/node"), text(command, "/id"));
             let wrong =
@@ -312,10 +289,10 @@ impl Send {
 
     /// What is asked for, as nodes take it.
     fn action(&self) -> Result<Action, Failure> {
-        let named = self.service.clone().unwrap_or_default();
+        let named = self.order.service.clone().unwrap_or_default();
         let (stack, service) = named.split_once('/').unwrap_or((&named, ""));
         let (stack, service) = (stack.to_owned(), service.to_owned());
-        let name: Name = self.action.parse().map_err(|error: ActionError| Failure::Usage(error.to_string()))?;
+        let name: Name = self.order.action.parse().map_err(|error: ActionError| Failure::Usage(error.to_string()))?;
         let action = match name {
             Name::ServiceStart => Action::ServiceStart { stack, service },
             Name::ServiceStop => Action::ServiceStop { stack, service },
@@ -323,34 +300,19 @@ impl Send {
             Name::ServiceLogs => Action::ServiceLogs { stack, service, lines: self.lines.unwrap_or(100) },
             Name::Diagnostics => Action::Diagnostics,
             Name::TelemetryInterval => {
-                Action::TelemetryInterval { interval: self.interval.map(Period::get).unwrap_or_default() }
+                Action::TelemetryInterval { interval: self.order.interval.map(Period::get).unwrap_or_default() }
             }
             Name::RenewCertificate => Action::RenewCertificate,
             Name::Drain => Action::Drain,
             Name::Backup => Action::Backup { stack },
-            Name::Script => Action::Script { name: self.script.clone().unwrap_or_default() },
+            Name::Script => Action::Script { name: self.order.script.clone().unwrap_or_default() },
             Name::KafkaAcl => {
                 let said = "kafka.acl is the hub's own: say what a bridge may write to with hfctl kafka allow";
                 return Err(Failure::Usage(said.into()));
             }
         };
-        action.checked().map_err(|error| Failure::Usage(format!("{}: {error}", self.action)))
+        action.checked().map_err(|error| Failure::Usage(format!("{}: {error}", self.order.action)))
     }
-}
-
-/// Asks whoever sits at the terminal; without one, nothing is done to nodes nobody has named.
-fn confirm(preview: &Value) -> Result<(), Failure> {
-    let stdin = std::io::stdin();
-    if !stdin.is_terminal() {
-        return Err(Failure::Usage(
-            "nobody can be asked whether this is meant: look with --dry-run, then say --yes".into(),
-        ));
-    }
-    complain(&format!("{} on {} nodes: {}", text(preview, "/what"), text(preview, "/nodes"), names(preview)));
-    complain("Type yes to do it:");
-    let mut answer = String::new();
-    stdin.lock().read_line(&mut answer)?;
-    if answer.trim() == "yes" { Ok(()) } else { Err(Failure::Failed("nothing was done".into())) }
 }
 
 fn names(ordered: &Value) -> String {
@@ -363,7 +325,7 @@ fn names(ordered: &Value) -> String {
 }
 
 fn announce(preview: &Value, output: &mut Output) -> Result<(), Failure> {
-    complain(&format!("{} on {} nodes; nothing is done", text(preview, "/what"), text(preview, "/nodes")));
+    complain(&format!("{}; nothing is done", what(preview)));
     let commands = preview["commands"].as_array().cloned().unwrap_or_default();
     output.list(
         commands,
@@ -374,7 +336,8 @@ fn announce(preview: &Value, output: &mut Output) -> Result<(), Failure> {
 }
 
 fn told(ordered: &Value, output: &mut Output) -> Result<(), Failure> {
-    complain(&format!("request {}: {}", text(ordered, "/request"), text(ordered, "/what")));
+    let request = text(ordered, "/request");
+    complain(&format!("{}; what came of it: hfctl command list --request {request}", what(ordered)));
     let commands = ordered["commands"].as_array().cloned().unwrap_or_default();
     output.list(
         commands,
@@ -384,9 +347,10 @@ fn told(ordered: &Value, output: &mut Output) -> Result<(), Failure> {
     )
 }
 
+/// A command that is over, once it is; a hub that restarts meanwhile is waited for.
 fn watch(client: &Client, command: &str) -> Result<Value, Failure> {
     loop {
-        let shown: Value = client.get(&format!("commands/{command}"), &[])?;
+        let shown: Value = patiently(|| client.get(&format!("commands/{command}"), &[]))?;
         if !is_open(&shown) {
             return Ok(shown);
         }
@@ -409,6 +373,20 @@ fn succeeded(command: &Value) -> Result<(), Failure> {
         }
     }
 }
+
+/// Of several, how many did not.
+fn all_succeeded(ended: &[Value]) -> Result<(), Failure> {
+    let failed: Vec<Failure> = ended.iter().filter_map(|command| succeeded(command).err()).collect();
+    match (failed.len(), failed.into_iter().next()) {
+        (_, None) => Ok(()),
+        (1, Some(one)) => Err(one),
+        (many, Some(first)) => {
+            Err(Failure::Failed(format!("{many} of {} did not succeed; the first: {first}", ended.len())))
+        }
+    }
+}
+
+const HEADS: [&str; 9] = ["STATE", "ACTION", "NODE", "TENANT", "BY", "MADE", "ENDED", "ID", "WHAT CAME OF IT"];
 
 fn row(command: &Value) -> [String; 9] {
     [

@@ -11,6 +11,7 @@ pub(crate) mod login;
 pub(crate) mod logs;
 pub(crate) mod node;
 pub(crate) mod operator_key;
+mod order;
 pub(crate) mod policy;
 pub(crate) mod rollout;
 pub(crate) mod tenant;

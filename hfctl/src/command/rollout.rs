@@ -1,16 +1,15 @@
 //! `hfctl rollout`: the same command over many nodes, in waves.
 
-use std::io::{BufRead as _, IsTerminal as _};
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 use settings::Period;
 
-use super::node::find;
-use crate::client::Client;
+use super::order::{Order, confirm, somebody, what};
+use crate::client::{Client, patiently};
 use crate::failure::Failure;
-use crate::output::{Output, complain, text, time};
+use crate::output::{Output, complain, counted, text, time};
 
 /// Between two looks at a rollout that is watched.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -23,7 +22,7 @@ pub(crate) enum Rollout {
     /// Lists rollouts, newest first.
     List {
         /// At most so many.
-        #[arg(long, default_value_t = 50)]
+        #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..))]
         limit: u32,
     },
     /// Shows a rollout, wave by wave.
@@ -60,34 +59,8 @@ pub(crate) struct Act {
 /// What to do, where, how fast, and why.
 #[derive(Args)]
 pub(crate) struct Start {
-    /// The action.
-    #[arg(value_parser = ["service.start", "service.stop", "service.restart", "service.logs", "diagnostics",
-                          "telemetry.interval", "certificate.renew", "drain", "backup", "script"])]
-    action: String,
-    /// The service: STACK/SERVICE; for backup, STACK.
-    #[arg(long, value_name = "STACK/SERVICE")]
-    service: Option<String>,
-    /// Time between samples, for telemetry.interval: 100ms to 1h.
-    #[arg(long, value_name = "PERIOD")]
-    interval: Option<Period>,
-    /// The script's name in the agents' configuration.
-    #[arg(long)]
-    script: Option<String>,
-    /// On this node, by id or name; can be given several times.
-    #[arg(long = "node", value_name = "NODE")]
-    nodes: Vec<String>,
-    /// On all agents of this tenant.
-    #[arg(long)]
-    tenant: Option<String>,
-    /// On all agents with this label; can be given several times.
-    #[arg(long = "label", value_name = "NAME=VALUE")]
-    labels: Vec<String>,
-    /// On all agents whose name, host name, tenant or id holds this text.
-    #[arg(long, value_name = "TEXT")]
-    search: Option<String>,
-    /// On all agents.
-    #[arg(long)]
-    all: bool,
+    #[command(flatten)]
+    order: Order,
     /// How far each wave reaches, those before it included: a number of nodes, a share, or a label, as in
     /// ring=canary,10%,100%. The last one is 100%.
     #[arg(long, value_delimiter = ',', default_value = "1,10%,50%,100%")]
@@ -110,12 +83,6 @@ pub(crate) struct Start {
     /// Make commands at these times only, as "Mon-Fri 22:00-04:00 +01:00"; can be given several times.
     #[arg(long = "window", value_name = "WINDOW")]
     windows: Vec<String>,
-    /// For how long a node that is away may still start, from when it is asked: 1s to 30d.
-    #[arg(long, value_name = "PERIOD", default_value = "1h")]
-    valid_for: Period,
-    /// What is greater goes first on a node.
-    #[arg(long, default_value_t = 0)]
-    priority: u32,
     /// Why, for the audit log.
     #[arg(long)]
     reason: String,
@@ -175,17 +142,21 @@ impl Start {
         if self.dry_run && output.is_json() {
             return output.json(&preview);
         }
+        if !self.dry_run {
+            somebody(&preview)?;
+        }
         if self.dry_run || !self.yes {
             let waves = preview["waves"].as_array().cloned().unwrap_or_default();
-            let all = text(&preview, "/nodes");
-            complain(&format!("{} on {all} nodes, in {} waves", text(&preview, "/what"), waves.len()));
+            let in_waves = counted(waves.len() as u64, "wave", "waves");
+            complain(&format!("{}, in {in_waves}", what(&preview)));
             for wave in &waves {
-                let [number, nodes, online] = ["/number", "/nodes", "/online"].map(|path| text(wave, path));
+                let [number, online] = ["/number", "/online"].map(|path| text(wave, path));
+                let nodes = counted(wave["nodes"].as_u64().unwrap_or(0), "node", "nodes");
                 let first: Vec<&str> =
                     wave["first"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
                 let more = wave["nodes"].as_u64().unwrap_or(0) > first.len() as u64;
                 let more = if more { ", …" } else { "" };
-                complain(&format!("  wave {number}: {nodes} nodes, {online} online: {}{more}", first.join(", ")));
+                complain(&format!("  wave {number}: {nodes}, {online} online: {}{more}", first.join(", ")));
             }
         }
         if self.dry_run {
@@ -205,27 +176,8 @@ impl Start {
     }
 
     fn request(&self, client: &Client) -> Result<Value, Failure> {
-        let (stack, service) = match self.service.as_deref().map(|named| (named, named.split_once('/'))) {
-            Some((_, Some((stack, service)))) => (Some(stack), Some(service)),
-            Some((stack, None)) if self.action == "backup" => (Some(stack), None),
-            Some((named, None)) => {
-                return Err(Failure::Usage(format!("{named:?} is not a service: name it STACK/SERVICE")));
-            }
-            None => (None, None),
-        };
-        let nodes = self.nodes.iter().map(|node| find(client, node)).collect::<Result<Vec<String>, Failure>>()?;
         Ok(json!({
-            "command": {
-                "action": self.action,
-                "stack": stack,
-                "service": service,
-                "interval_ms": self.interval.map(|interval| interval.get().as_millis() as u64),
-                "script": self.script,
-                "target": { "nodes": nodes, "tenant": self.tenant, "labels": self.labels, "query": self.search, "all": self.all },
-                "reason": self.reason,
-                "valid_for_seconds": self.valid_for.get().as_secs(),
-                "priority": self.priority,
-            },
+            "command": self.order.request(client, &self.reason)?,
             "waves": self.waves,
             "rate_per_minute": self.rate,
             "windows": self.windows,
@@ -237,25 +189,11 @@ impl Start {
     }
 }
 
-/// Asks whoever sits at the terminal.
-fn confirm() -> Result<(), Failure> {
-    let stdin = std::io::stdin();
-    if !stdin.is_terminal() {
-        return Err(Failure::Usage(
-            "nobody can be asked whether this is meant: look with --dry-run, then say --yes".into(),
-        ));
-    }
-    complain("Type yes to do it:");
-    let mut answer = String::new();
-    stdin.lock().read_line(&mut answer)?;
-    if answer.trim() == "yes" { Ok(()) } else { Err(Failure::Failed("nothing was done".into())) }
-}
-
 /// Says each time when something has changed, until nothing more does by itself.
 fn watch(client: &Client, rollout: &str, output: &mut Output) -> Result<(), Failure> {
-    let mut said = String::new();
+    let path = format!("rollouts/{rollout}");
+    let (mut shown, mut said) = (client.get::<Value>(&path, &[])?, String::new());
     loop {
-        let shown: Value = client.get(&format!("rollouts/{rollout}"), &[])?;
         let now = progress(&shown);
         if now != said {
             if output.is_json() {
@@ -266,36 +204,52 @@ fn watch(client: &Client, rollout: &str, output: &mut Output) -> Result<(), Fail
             said = now;
         }
         match shown["state"].as_str() {
-            Some("running") => std::thread::sleep(LOOK_EVERY),
+            Some("running") => {
+                std::thread::sleep(LOOK_EVERY);
+                shown = patiently(|| client.get(&path, &[]))?;
+            }
             Some("done") => return Ok(()),
             _ => {
                 let (state, why) = (text(&shown, "/state"), text(&shown, "/why"));
-                return Err(Failure::Failed(format!("rollout {rollout} is {state}: {why}")));
+                let next = match state.as_str() {
+                    "halted" => format!("; see hfctl rollout show {rollout} --nodes, then resume or abort it"),
+                    "paused" => format!("; hfctl rollout resume {rollout} lets it go on"),
+                    _ => String::new(),
+                };
+                return Err(Failure::Failed(format!("rollout {rollout} is {state}: {why}{next}")));
             }
         }
     }
 }
 
+/// How nodes can stand that have not done it, with the words for it.
+const OTHERS: [(&str, &str); 9] = [
+    ("failed", "failed"),
+    ("timed_out", "timed out"),
+    ("regressed", "not well any more"),
+    ("at_work", "at work"),
+    ("waiting", "asked and not there yet"),
+    ("missed", "not back in time"),
+    ("cancelled", "taken back"),
+    ("skipped", "left out"),
+    ("pending", "not asked"),
+];
+
+/// Those of these waves that have not done it.
+fn others<'a>(waves: impl Iterator<Item = &'a Value> + Clone) -> Vec<String> {
+    let count = |name: &str| waves.clone().filter_map(|wave| wave["counts"][name].as_u64()).sum::<u64>();
+    let counts = OTHERS.iter().map(|(name, word)| (count(name), word));
+    counts.filter(|(count, _)| *count > 0).map(|(count, word)| format!("{count} {word}")).collect()
+}
+
 /// Where a rollout stands, on one line.
 fn progress(rollout: &Value) -> String {
-    let count = |name: &str| {
-        let waves = rollout["waves"].as_array().into_iter().flatten();
-        waves.filter_map(|wave| wave["counts"][name].as_u64()).sum::<u64>()
-    };
-    let [id, state, wave, waves] = ["/id", "/state", "/wave", "/wave_count"].map(|path| text(rollout, path));
-    let mut line = format!("rollout {id}: {state}, wave {wave} of {waves}, {} done", count("succeeded"));
-    for (name, word) in [
-        ("failed", "failed"),
-        ("timed_out", "timed out"),
-        ("regressed", "not well"),
-        ("at_work", "at work"),
-        ("waiting", "not there"),
-        ("pending", "not asked"),
-    ] {
-        match count(name) {
-            0 => {}
-            number => line.push_str(&format!(", {number} {word}")),
-        }
+    let waves = rollout["waves"].as_array().into_iter().flatten();
+    let done: u64 = waves.clone().filter_map(|wave| wave["counts"]["succeeded"].as_u64()).sum();
+    let [id, state, wave, count] = ["/id", "/state", "/wave", "/wave_count"].map(|path| text(rollout, path));
+    let mut line = format!("rollout {id}: {state}, wave {wave} of {count}, {done} done");
+    for said in others(waves) {
+        line.push_str(&format!(", {said}"));
     }
     if rollout["waits_for"].is_string() {
         line.push_str(&format!("; waits for {}", text(rollout, "/waits_for")));
@@ -348,23 +302,11 @@ fn show(rollout: &Value, output: &mut Output) -> Result<(), Failure> {
         ["windows".into(), if windows.is_empty() { "at any time".to_owned() } else { windows.join("; ") }],
     ])?;
     output.line("")?;
-    let heads =
-        ["WAVE", "STATE", "NODES", "DONE", "FAILED", "TIMED OUT", "NOT WELL", "AT WORK", "NOT THERE", "NOT ASKED"];
-    let mut rows = vec![heads.map(str::to_owned)];
+    let mut rows = vec![["WAVE", "STATE", "NODES", "DONE", "THE OTHERS"].map(str::to_owned)];
     rows.extend(rollout["waves"].as_array().into_iter().flatten().map(|wave| {
-        [
-            "/number",
-            "/state",
-            "/nodes",
-            "/counts/succeeded",
-            "/counts/failed",
-            "/counts/timed_out",
-            "/counts/regressed",
-            "/counts/at_work",
-            "/counts/waiting",
-            "/counts/pending",
-        ]
-        .map(|path| text(wave, path))
+        let [number, state, nodes, done] =
+            ["/number", "/state", "/nodes", "/counts/succeeded"].map(|path| text(wave, path));
+        [number, state, nodes, done, others(std::iter::once(wave)).join(", ")]
     }));
     output.columns(&rows)
 }

@@ -96,7 +96,8 @@ impl Evaluator {
         let node = self.nodes.entry(view.node).or_default();
         let mut look = Look { policy: &self.policy, node, view, now, changes: Vec::new() };
         look.node.due = None;
-        look.judge(Rule::KafkaAccess, "", rules::kafka_access(view));
+        let refused = look.is_open(Rule::KafkaAccess);
+        look.judge(Rule::KafkaAccess, "", rules::kafka_access(view, refused));
         if view.revoked_at.is_some() {
             // Nothing else of it needs attention any more.
             look.nothing_but(Rule::KafkaAccess);
@@ -176,8 +177,19 @@ impl Look<'_> {
                 }
                 self.node.conditions.insert(key, Condition { level, message, state });
             }
-            // What was said when it opened stands: the message is the row's.
-            (Judgement::Wrong { .. } | Judgement::Unclear, Some(State::Open { .. })) => {
+            (Judgement::Wrong { level, message, .. }, Some(State::Open { .. })) => {
+                let Some(condition) = self.node.conditions.get_mut(&key) else { return };
+                condition.state = State::Open { well_since: None };
+                // What was said when it opened stands, the message is the row's; unless it is of another urgency now: then it is
+                // another alert, and whoever was not called for the first one is for this.
+                if condition.level != level {
+                    let (was, said) = (condition.level, std::mem::replace(&mut condition.message, message.clone()));
+                    condition.level = level;
+                    self.changes.push(Change::Closed(self.finding(rule, subject, was, &said)));
+                    self.changes.push(Change::Opened(self.finding(rule, subject, level, &message)));
+                }
+            }
+            (Judgement::Unclear, Some(State::Open { .. })) => {
                 if let Some(condition) = self.node.conditions.get_mut(&key) {
                     condition.state = State::Open { well_since: None };
                 }
@@ -238,6 +250,12 @@ impl Look<'_> {
                 self.look_again(alarm);
             }
         }
+    }
+
+    /// Whether the node itself has an alert of this rule.
+    fn is_open(&self, rule: Rule) -> bool {
+        let condition = self.node.conditions.get(&(rule, String::new()));
+        condition.is_some_and(|condition| matches!(condition.state, State::Open { .. }))
     }
 
     fn nothing_but(&mut self, exempt: Rule) {

@@ -222,13 +222,16 @@ pub(super) fn kafka_certificate(view: &NodeView) -> Judgement {
     }
 }
 
-/// Of a bridge whose trust has ended, too: what it was allowed has to be taken away.
-pub(super) fn kafka_access(view: &NodeView) -> Judgement {
+/// Of a bridge whose trust has ended, too: what it was allowed has to be taken away. `refused`: its brokers did not take what
+/// was wanted before, and there is an alert of that.
+pub(super) fn kafka_access(view: &NodeView, refused: bool) -> Judgement {
     let Some(access) = &view.kafka_access else { return Judgement::Unclear };
+    // Whoever can't take what it may do can't take it away either, and until somebody has done so it can still write.
+    let ends = refused && access.topics.is_empty();
     match access.state {
         State::Placed => Judgement::Well,
         // Nothing was tried yet, or what was tried is no longer wanted.
-        _ if access.tries == 0 => Judgement::Unclear,
+        _ if access.tries == 0 && !ends => Judgement::Unclear,
         _ if access.topics.is_empty() => wrong(
             Level::Critical,
             said(&access.message, "what it was allowed at its brokers is not taken away yet, and will be tried again"),

@@ -50,7 +50,7 @@ pub(crate) async fn list(
     let node = which.node.as_deref().map(str::parse::<NodeId>).transpose();
     let window = paging.window()?;
     let filter = Filter {
-        tenant: caller.scope(which.tenant.as_deref())?,
+        tenant: caller.scope(&app, which.tenant.as_deref()).await?,
         node: node.map_err(|error| Problem::invalid(error.to_string()))?,
         open: which.state.map(|state| matches!(state, AlertState::Open)),
         before: window.before,

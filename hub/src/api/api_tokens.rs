@@ -58,7 +58,7 @@ pub(crate) async fn create(
 ) -> Result<Response, Problem> {
     caller.require(access::Role::Admin)?;
     let work = async {
-        let tenant = caller.scope(new.tenant.as_deref())?;
+        let tenant = caller.scope(&app, new.tenant.as_deref()).await?;
         let valid_for = new.valid_for_seconds.map(Duration::from_secs);
         let grant = Grant { name: new.name.clone(), role: new.role.into(), tenant, valid_for };
         let access = app.state.access.within(caller.0.tenant.as_ref());

@@ -51,7 +51,7 @@ pub(crate) async fn list(
 ) -> Result<axum::Json<Page<AuditEntry>>, Problem> {
     let window = paging.window()?;
     let filter = Filter {
-        tenant: caller.scope(which.tenant.as_deref())?,
+        tenant: caller.scope(&app, which.tenant.as_deref()).await?,
         action: which.action,
         before: window.before,
         after: None,
@@ -74,7 +74,7 @@ pub(crate) async fn follow(
     watch: Watch,
 ) -> Result<Sse<impl Stream<Item = Result<Event, std::convert::Infallible>>>, Problem> {
     let mut filter = Filter {
-        tenant: caller.scope(which.tenant.as_deref())?,
+        tenant: caller.scope(&app, which.tenant.as_deref()).await?,
         action: which.action,
         before: None,
         after: None,
@@ -122,7 +122,7 @@ pub(crate) async fn export(
     Query(exported): Query<Exported>,
 ) -> Result<Response, Problem> {
     caller.require(Role::Admin)?;
-    let tenant = caller.scope(exported.tenant.as_deref())?;
+    let tenant = caller.scope(&app, exported.tenant.as_deref()).await?;
     let export = audit::Export::begin(app.state.database.clone(), tenant, exported.after.unwrap_or(0)).await?;
     let lines = stream::unfold((export, app.stream()?, app), async |(mut export, permit, app)| {
         // An error, so that the reader does not take a part for the whole.

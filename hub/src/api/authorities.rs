@@ -106,7 +106,7 @@ pub(crate) async fn list(
     caller: Caller,
     Query(which): Query<Which>,
 ) -> Result<axum::Json<Vec<Authority>>, Problem> {
-    let scope = caller.scope(which.tenant.as_deref())?;
+    let scope = caller.scope(&app, which.tenant.as_deref()).await?;
     let listed = app.state.authorities.list(scope.as_ref(), app.now()).await?;
     Ok(axum::Json(listed.into_iter().map(Authority::from).collect()))
 }
@@ -120,7 +120,7 @@ pub(crate) async fn awaited(
     caller: Caller,
     Query(which): Query<Which>,
 ) -> Result<axum::Json<Vec<Awaited>>, Problem> {
-    let scope = caller.scope(which.tenant.as_deref())?;
+    let scope = caller.scope(&app, which.tenant.as_deref()).await?;
     let awaited = app.state.authorities.awaited(scope.as_ref(), app.now()).await?;
     Ok(axum::Json(awaited.into_iter().map(Awaited::from).collect()))
 }

@@ -106,7 +106,7 @@ pub(crate) async fn list(
     caller: Caller,
     Query(whose): Query<Whose>,
 ) -> Result<axum::Json<Vec<CertificatePolicy>>, Problem> {
-    let tenant = caller.scope(whose.tenant.as_deref())?;
+    let tenant = caller.scope(&app, whose.tenant.as_deref()).await?;
     if let Some(tenant) = &tenant {
         app.state.tenants.within(caller.0.tenant.as_ref()).get(tenant).await?;
     }

@@ -28,7 +28,7 @@ use crate::labels::{self, Label};
 use crate::web::App;
 
 /// How long a command may still start when nothing is asked for.
-pub(super) const VALID_FOR: u64 = 3_600;
+const VALID_FOR: u64 = 3_600;
 
 /// What to do, and on which nodes. Takes the role operator.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
@@ -199,7 +199,7 @@ pub(crate) async fn list(
     }
     let node = which.node.as_deref().map(str::parse::<NodeId>).transpose();
     let filter = commands::Filter {
-        tenant: caller.scope(which.tenant.as_deref())?,
+        tenant: caller.scope(&app, which.tenant.as_deref()).await?,
         node: node.map_err(|error| Problem::invalid(error.to_string()))?,
         state: which.state.map(Into::into),
         request: which.request,
@@ -272,7 +272,7 @@ pub(crate) async fn order(
         nodes: nodes.iter().map(|node| meant(node)).collect::<Result<_, Problem>>()?,
         target: json!(asked.target),
         priority: asked.priority,
-        valid_for: Duration::from_secs(asked.valid_for_seconds.unwrap_or(VALID_FOR)),
+        valid_for: asked.valid_for(),
         reason: asked.reason.trim().to_owned(),
         scope: who.tenant.clone(),
         caller: who.token.clone().unwrap_or_else(|| who.name.clone()),
@@ -334,6 +334,11 @@ pub(super) fn meant(node: &Node) -> Result<(NodeId, TenantId), Problem> {
 }
 
 impl CommandRequest {
+    /// For how long it may still start.
+    pub(crate) fn valid_for(&self) -> Duration {
+        Duration::from_secs(self.valid_for_seconds.unwrap_or(VALID_FOR))
+    }
+
     /// What to do, as nodes take it.
     pub(crate) fn action(&self) -> Result<Action, Problem> {
         let text = |name: &str, value: &Option<String>| {
@@ -375,7 +380,7 @@ impl CommandRequest {
 
 impl Target {
     /// The nodes that are meant, by tenant and name.
-    pub(super) async fn nodes(&self, app: &App, who: &Principal) -> Result<Vec<Arc<Node>>, Problem> {
+    pub(crate) async fn nodes(&self, app: &App, who: &Principal) -> Result<Vec<Arc<Node>>, Problem> {
         let filters = self.tenant.is_some() || !self.labels.is_empty() || self.query.is_some() || self.all;
         if self.nodes.is_empty() != filters {
             return Err(Problem::invalid(
@@ -387,6 +392,7 @@ impl Target {
             let tenant = tenant.map_err(|error| Problem::invalid(error.to_string()))?;
             if let Some(tenant) = &tenant {
                 super::extract::require_tenant(who, tenant)?;
+                app.state.tenants.within(who.tenant.as_ref()).get(tenant).await?;
             }
             let query = NodeQuery { kind: Some(Kind::Agent), q: self.query.clone(), ..NodeQuery::default() };
             let mut nodes = app.roster.of(who, tenant.as_ref());

@@ -70,7 +70,7 @@ pub(crate) async fn stream(
     Query(which): Query<Which>,
     watch: Watch,
 ) -> Result<Sse<impl Stream<Item = Result<Event, Infallible>>>, Problem> {
-    let tenant = caller.scope(which.tenant.as_deref())?;
+    let tenant = caller.scope(&app, which.tenant.as_deref()).await?;
     let follower = Follower {
         permit: app.stream()?,
         changes: app.state.fleet.changes(),

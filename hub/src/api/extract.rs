@@ -119,17 +119,16 @@ impl Caller {
         require_tenant(&self.0, tenant)
     }
 
-    /// The tenant a list is of: the caller's own, or the one asked for. Another tenant than the own is not there.
-    pub(crate) fn scope(&self, asked: Option<&str>) -> Result<Option<TenantId>, Problem> {
+    /// The tenant a list is of: the caller's own, or the one asked for. Another tenant than the own is not there, and of one
+    /// that does not exist no list is empty: who mistypes it is not told that all is well.
+    pub(crate) async fn scope(&self, app: &App, asked: Option<&str>) -> Result<Option<TenantId>, Problem> {
         let asked =
             asked.map(str::parse::<TenantId>).transpose().map_err(|error| Problem::invalid(error.to_string()))?;
-        match (&self.0.tenant, asked) {
-            (Some(own), asked) => {
-                asked.map_or(Ok(()), |asked| self.require_tenant(&asked))?;
-                Ok(Some(own.clone()))
-            }
-            (None, asked) => Ok(asked),
+        if let Some(asked) = &asked {
+            self.require_tenant(asked)?;
+            app.state.tenants.within(self.0.tenant.as_ref()).get(asked).await?;
         }
+        Ok(self.0.tenant.clone().or(asked))
     }
 
     /// Their name in the audit log.

@@ -40,10 +40,11 @@ pub(crate) struct Search {
     /// Only what was written to `stdout` or `stderr`.
     #[serde(default, deserialize_with = "given")]
     stream: Option<String>,
-    /// Nothing that was written before: a time (RFC 3339), or for how long, such as `10m`.
+    /// Nothing that was written before: a time (RFC 3339; without a zone UTC, without a day the last one), or for how long,
+    /// such as `10m`.
     #[serde(default, deserialize_with = "given")]
     since: Option<String>,
-    /// Nothing that was written after: a time (RFC 3339), or how long ago.
+    /// Nothing that was written after: a time, or how long ago.
     #[serde(default, deserialize_with = "given")]
     until: Option<String>,
     /// Lines with all of these words, whole and whatever their case. What stands between the letters of a word, as in
@@ -62,9 +63,14 @@ impl Search {
         Self { node: Some(node.into()), stack: Some(stack.into()), service: Some(service.into()), ..self }
     }
 
-    /// The words and the expression it asks for, as they were written.
-    pub(crate) fn asked(&self) -> (&str, &str, &str) {
-        (&self.text, self.grep.as_deref().unwrap_or_default(), self.since.as_deref().unwrap_or_default())
+    /// What it asks for, by the names of the query, as it was written.
+    pub(crate) fn asked(&self) -> [(&'static str, &str); 4] {
+        [
+            ("text", self.text.as_str()),
+            ("grep", self.grep.as_deref().unwrap_or_default()),
+            ("since", self.since.as_deref().unwrap_or_default()),
+            ("until", self.until.as_deref().unwrap_or_default()),
+        ]
     }
 }
 
@@ -105,7 +111,7 @@ pub(crate) async fn find(
     paging: &Paging,
 ) -> Result<Page<KeptLine>, Problem> {
     require(who, Role::Operator)?;
-    let tenant = Caller(who.clone()).scope(search.tenant.as_deref())?;
+    let tenant = Caller(who.clone()).scope(app, search.tenant.as_deref()).await?;
     let now = app.now();
     let short = |what: &str, text: &Option<String>| match text {
         Some(text) if text.len() > LONGEST || text.contains('\0') => {

@@ -27,6 +27,7 @@ use crate::web::App;
 
 /// Lines of what was written before that are looked at when nothing is asked for.
 const LINES: u32 = 100;
+const DAY: Duration = Duration::from_secs(86_400);
 /// How often it is looked whether the reader may still read.
 const CHECK_EVERY: Duration = Duration::from_secs(15);
 
@@ -37,9 +38,10 @@ pub(crate) struct LogQuery {
     /// Go on with what is written from now on.
     #[serde(default)]
     follow: bool,
-    /// Nothing that was written before: a time (RFC 3339), or for how long, such as `10m`.
+    /// Nothing that was written before: a time (RFC 3339; without a zone UTC, without a day the last one), or for how long,
+    /// such as `10m`.
     since: Option<String>,
-    /// Nothing that was written after: a time (RFC 3339), or how long ago.
+    /// Nothing that was written after: a time, or how long ago.
     until: Option<String>,
     /// Only lines in which this regular expression is found: at most 256 bytes.
     grep: Option<String>,
@@ -52,9 +54,9 @@ pub(crate) struct LogQuery {
 }
 
 impl LogQuery {
-    /// The same, and on with what is written from now on.
+    /// The same, and on with what is written from now on, unless it is to end.
     pub(crate) fn and_on(self) -> Self {
-        Self { follow: true, ..self }
+        Self { follow: self.until.as_deref().unwrap_or_default().is_empty(), ..self }
     }
 }
 
@@ -181,13 +183,14 @@ impl Follower {
         let (_, view) = app.roster.node(who, node).ok_or_else(|| unknown(node))?;
         let now = app.now();
         let grep = query.grep.filter(|grep| !grep.is_empty());
+        let narrowed = grep.is_some() || query.since.is_some() || query.until.is_some();
         let tail = Tail {
             id: TailId::new(now, rand::random()),
             stack,
             service,
             since: moment("since", query.since.as_deref(), now)?,
             until: moment("until", query.until.as_deref(), now)?,
-            lines: query.lines.unwrap_or(if grep.is_some() || query.since.is_some() { MAX_LINES } else { LINES }),
+            lines: query.lines.unwrap_or(if narrowed { MAX_LINES } else { LINES }),
             grep,
             follow: query.follow,
         };
@@ -236,15 +239,29 @@ impl Follow for Follower {
     }
 }
 
-/// A time, or how long before `now`.
+/// A time, or how long before `now`. Without a zone it is UTC, as logs are shown; without a day, when it was so late last.
 pub(super) fn moment(what: &str, text: Option<&str>, now: Timestamp) -> Result<Option<Timestamp>, Problem> {
     let Some(text) = text.filter(|text| !text.is_empty()) else { return Ok(None) };
     if let Ok(period) = text.parse::<Period>() {
         return Ok(Some(now.minus(period.get())));
     }
-    let wrong =
-        || Problem::invalid(format!("{what}: use a time such as 2026-11-23T12:00:00Z, or how long ago, such as 10m."));
-    Timestamp::parse(text).map(Some).ok_or_else(wrong)
+    let wrong = || {
+        let said = "use a time such as 2026-11-23T12:00:00Z or 12:00, which is UTC, or how long ago, such as 10m";
+        Problem::invalid(format!("{what}: {said}."))
+    };
+    written(text, now).map(Some).ok_or_else(wrong)
+}
+
+fn written(text: &str, now: Timestamp) -> Option<Timestamp> {
+    let in_full = |text: &str| {
+        [text.to_owned(), format!("{text}Z"), format!("{text}:00Z")].iter().find_map(|text| Timestamp::parse(text))
+    };
+    let text = text.trim().replacen(' ', "T", 1);
+    if text.contains('T') {
+        return in_full(&text);
+    }
+    let at = in_full(&format!("{}T{text}", now.to_string().get(..10)?))?;
+    Some(if at > now { at.minus(DAY) } else { at })
 }
 
 #[cfg(test)]
@@ -258,7 +275,12 @@ mod tests {
         assert_eq!(of("10m"), Ok(Some(now.minus(Duration::from_secs(600)))));
         assert_eq!(of("2026-11-23T13:00:00+01:00"), Ok(Some(now)));
         assert_eq!(of(""), Ok(None));
-        for wrong in ["yesterday", "2026-11-23", "2026-11-23T99999999999999999:00:00Z"] {
+        // `now` is 2026-11-23T12:00:00Z.
+        for said in ["2026-11-23 12:00", "2026-11-23T12:00:00", "12:00", "12:00:00.000Z", " 12:00 "] {
+            assert_eq!(of(said), Ok(Some(now)), "{said}");
+        }
+        assert_eq!(of("12:01"), Ok(Some(now.minus(DAY - Duration::from_secs(60)))), "yesterday's");
+        for wrong in ["yesterday", "2026-11-23", "24:00", "12", "2026-11-23T99999999999999999:00:00Z"] {
             assert!(of(wrong).unwrap_err().contains("10m"), "{wrong}");
         }
     }

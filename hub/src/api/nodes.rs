@@ -48,7 +48,7 @@ pub(crate) async fn list(
     Query(query): Query<NodeQuery>,
     Query(paging): Query<Paging>,
 ) -> Result<axum::Json<Page<Node>>, Problem> {
-    let scope = caller.scope(query.tenant.as_deref())?;
+    let scope = caller.scope(&app, query.tenant.as_deref()).await?;
     let cursor = paging.cursor.as_deref().map(|text| Cursor::decode(text).ok_or_else(bad_cursor)).transpose()?;
     let nodes = app.roster.of(&caller.0, scope.as_ref());
     let (page, next) = query.select(&nodes).page(cursor.as_ref(), paging.limit()? as usize);

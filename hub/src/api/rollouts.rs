@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use utoipa::ToSchema;
 
-use super::commands::{CommandRequest, VALID_FOR, meant};
+use super::commands::{CommandRequest, meant};
 use super::extract::{Caller, Json, Path, Query};
 use super::idempotency::IdempotencyKey;
 use super::list::{Paging, slice};
@@ -131,12 +131,17 @@ pub(crate) async fn nodes(
     Path(id): Path<i64>,
     Query(paging): Query<Paging>,
 ) -> Result<axum::Json<Page<RolloutNode>>, Problem> {
+    slice(members(&app, &caller.0, id).await?.1, &paging, |node| &node.node)
+}
+
+/// A rollout as a list shows it, and its nodes by wave, as far as `who` sees them.
+pub(crate) async fn members(app: &App, who: &Principal, id: i64) -> Result<(Rollout, Vec<RolloutNode>), Problem> {
     let now = app.now();
-    let rollouts = app.state.rollouts.within(caller.0.tenant.as_ref());
+    let rollouts = app.state.rollouts.within(who.tenant.as_ref());
     let (rollout, participants) = rollouts.get(id, now).await?;
     let moment = rollouts.moment(now, false);
-    let nodes = participants.iter().map(|one| node(&app, &caller.0, one, &rollout, moment)).collect();
-    slice(nodes, &paging, |node| &node.node)
+    let nodes = participants.iter().map(|one| node(app, who, one, &rollout, moment)).collect();
+    Ok((Rollout::from(&rollout), nodes))
 }
 
 /// Holds a rollout: nobody else is asked. What was asked for goes on. Takes the role operator.
@@ -242,7 +247,7 @@ pub(crate) async fn start(
             target: json!(command.target),
             action: command.action()?,
             priority: command.priority,
-            valid_for: Duration::from_secs(command.valid_for_seconds.unwrap_or(VALID_FOR)),
+            valid_for: command.valid_for(),
             reason: command.reason.clone(),
             scope: who.tenant.clone(),
             caller: who.token.clone().unwrap_or_else(|| who.name.clone()),
@@ -319,7 +324,8 @@ impl RolloutRequest {
         Ok(Waves::new(self.waves.iter().map(|wave| wave.trim().parse()).collect::<Result<_, _>>()?)?)
     }
 
-    fn limits(&self) -> Result<Limits, Problem> {
+    /// What holds it back.
+    pub(crate) fn limits(&self) -> Result<Limits, Problem> {
         Ok(Limits {
             rate: self.rate_per_minute,
             windows: self.windows.iter().map(|window| window.parse()).collect::<Result<Vec<Window>, _>>()?,

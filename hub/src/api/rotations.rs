@@ -345,8 +345,11 @@ pub(crate) async fn start(
     tenant: Option<TenantId>,
     reason: &str,
 ) -> Result<rotation::Rotation, Problem> {
-    let role = rotation::role(kind, tenant)?;
+    let role = rotation::role(kind, tenant.clone())?;
     may(who, &role)?;
+    if let Some(tenant) = &tenant {
+        app.state.tenants.within(who.tenant.as_ref()).get(tenant).await?;
+    }
     let rotations = app.state.rotations.within(who.tenant.as_ref());
     Ok(rotations.start(role, reason, &who.actor(), app.now()).await?)
 }

@@ -52,7 +52,7 @@ pub(crate) async fn list(
     Query(which): Query<Which>,
     Query(paging): Query<Paging>,
 ) -> Result<axum::Json<Page<Token>>, Problem> {
-    let scope = caller.scope(which.tenant.as_deref())?;
+    let scope = caller.scope(&app, which.tenant.as_deref()).await?;
     let tokens = app.state.enrollment.list_tokens(scope.as_ref()).await?;
     let tokens = tokens.into_iter().map(|token| Token::of(token, app.now())).collect();
     slice(tokens, &paging, |token| &token.id)

@@ -1,20 +1,29 @@
 //! Who did what, newest first.
 
 use maud::{Markup, html};
+use protocol::NodeId;
 use serde_json::Value;
 
 use super::format::{self, Clock};
 use crate::api::resource::AuditEntry;
+use crate::audit::action;
 
 /// Kinds of act to choose from: the start of the action's name, and the word for it.
-const KINDS: [(&str, &str); 10] = [
+const KINDS: [(&str, &str); 17] = [
     ("", "Everything"),
     ("tenant.", "Tenants"),
     ("token.", "Join tokens"),
     ("enrollment.", "Refused enrollments"),
     ("node.", "Nodes"),
+    ("command.", "Commands"),
+    ("rollout.", "Rollouts"),
+    ("tail.", "Logs read live"),
+    ("logs.", "Logs searched"),
     ("certificate.", "Certificates"),
     ("authority.", "Authorities"),
+    ("rotation.", "Rotations"),
+    ("renewal.", "Renewals"),
+    ("kafka_access.", "Rights at brokers"),
     ("session.", "Sessions"),
     ("access.", "Denied access"),
     ("signin", "Sign-ins"),
@@ -62,13 +71,34 @@ fn row(entry: &AuditEntry, clock: Clock) -> Markup {
             td.nowrap data-name="By" { (actor(&entry.actor)) }
             th.nowrap scope="row" { @if refused { span.state.warning { (format::mark("warning")) (entry.action) } } @else { (entry.action) } }
             td.wide.break {
-                (entry.subject)
+                (subject(entry))
                 @if let Some(tenant) = entry.tenant.as_ref().filter(|tenant| **tenant != entry.subject) { span.sub { "in " (tenant) } }
             }
             td.wide.break.small.quiet { (detail(&entry.detail)) }
             td.nowrap data-name="From" { @if let Some(remote) = &entry.remote { span.mono.small { (remote) } } }
         }
     }
+}
+
+/// What an act was done to, with the way there where it has a page.
+fn subject(entry: &AuditEntry) -> Markup {
+    let subject = entry.subject.as_str();
+    let kind = entry.action.split('.').next().unwrap_or_default();
+    let page = match kind {
+        "rollout" => Some(format!("/rollouts/{subject}")),
+        "command" => Some(match subject.strip_prefix("rollout ") {
+            Some(rollout) => format!("/rollouts/{rollout}"),
+            None if entry.action == action::COMMAND_REQUESTED => format!("/requests/{subject}"),
+            None => format!("/commands/{subject}"),
+        }),
+        "rotation" => Some(format!("/trust/rotations/{subject}")),
+        "tenant" => Some(format!("/tenants/{subject}")),
+        "node" | "certificate" | "renewal" | "session" | "tail" | "logs" | "kafka_access" => {
+            subject.parse::<NodeId>().is_ok().then(|| format!("/nodes/{subject}"))
+        }
+        _ => None,
+    };
+    html! { @match page { Some(page) => a href=(page) { (subject) }, None => (subject) } }
 }
 
 /// `operator:ada` reads `ada`; a node links to its page.

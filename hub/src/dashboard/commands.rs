@@ -32,7 +32,8 @@ const OF_SERVICE: [(&str, &str); 3] =
     [("service.restart", "Restart"), ("service.start", "Start"), ("service.stop", "Stop")];
 
 /// What can be done to a node, with the word on its link. A new certificate is asked for below, with the rest of its trust.
-const OF_THE_NODE: [(&str, &str); 2] = [("diagnostics", "Diagnostics"), ("drain", "Hand over telemetry")];
+const OF_THE_NODE: [(&str, &str); 3] =
+    [("diagnostics", "Diagnostics"), ("drain", "Hand over telemetry"), ("script", "Run a script")];
 
 /// Links to what can be done to a service, for whoever may.
 pub(super) fn service_actions(node: &NodeDetail, stack: &str, service: &str, running: bool) -> Markup {
@@ -40,7 +41,7 @@ pub(super) fn service_actions(node: &NodeDetail, stack: &str, service: &str, run
         @for (action, word) in OF_SERVICE {
             @if running || !matches!(action, "service.restart" | "service.stop") {
                 @if !(running && action == "service.start") {
-                    a.act href={ "/nodes/" (node.node.id) "/command?action=" (action) "&stack=" (stack) "&service=" (service) } {
+                    a.act href={ "/nodes/" (node.node.id) "/command?action=" (action) "&stack=" (format::escaped(stack)) "&service=" (format::escaped(service)) } {
                         (word) span.visually-hidden { " " (service) }
                     }
                     " "
@@ -48,6 +49,15 @@ pub(super) fn service_actions(node: &NodeDetail, stack: &str, service: &str, run
             }
         }
         a.act href=(logs::address(&node.node.id, stack, service)) { "Log" span.visually-hidden { " of " (service) } }
+    }
+}
+
+/// Links to what can be done to a stack, for whoever may.
+pub(super) fn stack_actions(node: &NodeDetail, stack: &str) -> Markup {
+    html! {
+        a.act href={ "/nodes/" (node.node.id) "/command?action=backup&stack=" (format::escaped(stack)) } {
+            "Back up" span.visually-hidden { " " (stack) }
+        }
     }
 }
 
@@ -77,7 +87,7 @@ pub(super) fn history(node: &NodeDetail, commands: &[Command], viewer: &Viewer, 
                                 tr id={ "c-" (command.id) } {
                                     th scope="row" { a href={ "/commands/" (command.id) } { (format::sentence("", &command.what)) } }
                                     td.wide { (standing(command.state, command.refused)) }
-                                    td data-name="By" { (command.requested_by) @if !command.reason.is_empty() { span.sub { (command.reason) } } }
+                                    td data-name="By" { (super::audit::actor(&command.requested_by)) @if !command.reason.is_empty() { span.sub { (command.reason) } } }
                                     td data-name="Asked for" { (clock.ago(command.created_at)) }
                                     td.wide.said { (command.message) }
                                 }
@@ -119,6 +129,8 @@ pub(super) struct Wanted {
     stack: String,
     #[serde(default)]
     service: String,
+    #[serde(default)]
+    script: String,
 }
 
 /// `GET /nodes/{node}/command`: says what will happen, and asks.
@@ -131,7 +143,11 @@ pub(super) async fn ask(
     let (Path(id), Query(wanted)) = (id.or_shown(&app)?, wanted.or_shown(&app)?);
     may(&visitor, access::Role::Operator).or_shown(&app)?;
     let (node, _) = app.roster.node(visitor.principal(), id).ok_or_else(unknown).or_shown(&app)?;
-    let what = request(id, &wanted, "").action().or_shown(&app)?.to_string();
+    let what = match wanted.action.as_str() {
+        // Which one, the form asks.
+        "script" if wanted.script.is_empty() => "run a script".to_owned(),
+        _ => request(id, &wanted, "").action().or_shown(&app)?.to_string(),
+    };
     let content = form(&node, &wanted, &what, &rows::uuid(app.now()), &visitor.viewer());
     framed(&app, &visitor, &format::sentence("", &what), Section::Fleet, None, &content).await
 }
@@ -152,7 +168,10 @@ fn form(node: &Node, wanted: &Wanted, what: &str, once: &str, viewer: &Viewer) -
                 @if node.presence.state != PresenceState::Online {
                     p { "The node has no session now. It is told when it is back, if that is within ten minutes." }
                 }
-                div { label for="why" { "Why, for the audit log" } input #why name="reason" maxlength="500" autocomplete="off" autofocus; }
+                @if wanted.action == "script" {
+                    div { label for="script" { "Script, as the node's owner has named it" } input #script name="script" value=(wanted.script) required maxlength="100" autocomplete="off" autofocus; }
+                }
+                div { label for="why" { "Why, for the audit log" } input #why name="reason" maxlength="500" autocomplete="off" autofocus[wanted.action != "script"]; }
                 div.actions {
                     button type="submit" { (what) }
                     a href={ "/nodes/" (node.id) } { "Leave it" }
@@ -176,6 +195,9 @@ pub(super) fn consequence(action: &str) -> &'static str {
         }
         "diagnostics" => {
             "Versions, the agent's configuration without secrets, its checks, the containers' states and its last log lines are kept at the hub with this command."
+        }
+        "backup" => {
+            "The stack's backup service is run, if it declares one. What it puts out is kept at the hub with this command."
         }
         "drain" => "The agent hands over all telemetry it holds, and says when the hub has it. Nothing stops.",
         "certificate.renew" => {
@@ -245,11 +267,11 @@ pub(super) fn view(detail: &CommandDetail, viewer: &Viewer, clock: Clock) -> Mar
                 div.card {
                     h3 { "Asked for" }
                     dl {
-                        dt { "By" } dd { (c.requested_by) }
-                        @if !c.reason.is_empty() { dt { "Why" } dd { (c.reason) } }
+                        dt { "By" } dd { (super::audit::actor(&c.requested_by)) }
+                        dt { "Why" } dd { @if c.reason.is_empty() { span.quiet { "not said" } } @else { (c.reason) } }
                         dt { "When" } dd { (clock.ago(c.created_at)) " " span.quiet { (format::exact(c.created_at)) } }
                         dt { "May start until" } dd { (format::exact(c.deadline)) }
-                        @if let Some(by) = &c.cancelled_by { dt { "Taken back by" } dd { (by) } }
+                        @if let Some(by) = &c.cancelled_by { dt { "Taken back by" } dd { (super::audit::actor(by)) } }
                     }
                 }
                 div.card {
@@ -264,9 +286,18 @@ pub(super) fn view(detail: &CommandDetail, viewer: &Viewer, clock: Clock) -> Mar
                 }
             }
             @if c.is_open() && c.cancelled_by.is_none() && viewer.role != Role::Viewer {
-                form method="post" action={ "/commands/" (c.id) "/cancel" } {
-                    (csrf(&viewer.csrf))
-                    button type="submit" { "Take it back" }
+                section #acts aria-label="What can be done" {
+                    div.card.pad {
+                        details #act-cancel {
+                            summary { "Take it back…" }
+                            form.form method="post" action={ "/commands/" (c.id) "/cancel" } {
+                                (csrf(&viewer.csrf))
+                                p { (taking_back(c.state)) }
+                                div { label for="why" { "Why, for the audit log" } input #why name="reason" required maxlength="500" autocomplete="off"; }
+                                div { button type="submit" { "Take it back" } }
+                            }
+                        }
+                    }
                 }
             }
             @if !detail.output.is_empty() {
@@ -282,9 +313,21 @@ pub(super) fn view(detail: &CommandDetail, viewer: &Viewer, clock: Clock) -> Mar
     }
 }
 
+/// What happens to a command that is taken back.
+fn taking_back(state: CommandState) -> &'static str {
+    match state {
+        CommandState::Queued => "The node has not been told: it is gone at once, and has no effect.",
+        _ => {
+            "The node has been told. What it has begun is stopped where that can be done, and it says what came of it."
+        }
+    }
+}
+
 #[derive(Deserialize)]
 pub(super) struct CancelForm {
     csrf: String,
+    #[serde(default)]
+    reason: String,
 }
 
 /// `POST /commands/{command}/cancel`
@@ -295,8 +338,8 @@ pub(super) async fn cancel(
 ) -> Result<Response, Shown> {
     let Path(id) = id.or_shown(&app)?;
     may(&sent.visitor, access::Role::Operator).or_shown(&app)?;
-    let who = sent.visitor.principal();
-    app.state.commands.cancel(id, who.tenant.as_ref(), "", &who.actor(), app.now()).await.or_shown(&app)?;
+    let (who, reason) = (sent.visitor.principal(), sent.form.reason.trim());
+    app.state.commands.cancel(id, who.tenant.as_ref(), reason, &who.actor(), app.now()).await.or_shown(&app)?;
     Ok(Redirect::to(&format!("/commands/{id}")).into_response())
 }
 
@@ -309,7 +352,7 @@ fn request(node: NodeId, wanted: &Wanted, reason: &str) -> CommandRequest {
         service: given(&wanted.service),
         lines: None,
         interval_ms: None,
-        script: None,
+        script: given(&wanted.script),
         target: Target { nodes: vec![node.to_string()], ..Target::default() },
         reason: reason.to_owned(),
         valid_for_seconds: Some(VALID_FOR),

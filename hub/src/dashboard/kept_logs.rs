@@ -1,7 +1,8 @@
 //! A service's lines that are kept, searched: a page per search, the newest line first.
 
 use axum::extract::State;
-use axum::response::Response;
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
 use maud::{Markup, html};
 use protocol::{NodeId, TenantId};
 use store::StoreError;
@@ -10,23 +11,15 @@ use super::format;
 use super::layout::{Section, crumbs_of};
 use super::logs::Wanted;
 use super::pages::{Asked, framed, unknown};
-use super::session::Visitor;
+use super::session::{Visitor, capital};
 use super::{OrShown as _, Shown};
 use crate::api::extract::{Path, Query};
 use crate::api::kept_logs::{Search, find};
 use crate::api::list::Paging;
+use crate::api::problem::Problem;
 use crate::api::resource::{Coverage, KeptLine, Node, Page};
 use crate::logs;
 use crate::web::App;
-
-/// How far back a search goes, and the words for it.
-const SPANS: [(&str, &str); 5] = [
-    ("", "All that is kept"),
-    ("10m", "10 minutes back"),
-    ("1h", "1 hour back"),
-    ("24h", "1 day back"),
-    ("7d", "7 days back"),
-];
 
 /// `GET /nodes/{node}/logs/kept`
 pub(super) async fn page(
@@ -42,15 +35,25 @@ pub(super) async fn page(
     let (node, known) = app.roster.node(visitor.principal(), id).ok_or_else(unknown).or_shown(&app)?;
     let search = search.of(&node.id, &wanted.stack, &wanted.service);
     let asked = search.clone();
-    let found = find(&app, visitor.principal(), search, &paging).await.or_shown(&app)?;
+    let found = match find(&app, visitor.principal(), search, &paging).await {
+        Ok(found) => Ok(found),
+        // It can be put right in the form.
+        Err(problem) if problem.status() == StatusCode::UNPROCESSABLE_ENTITY => Err(problem),
+        Err(problem) => return Err(problem).or_shown(&app),
+    };
     let lost = lost(&app, &known.tenant, id).await.or_shown(&app)?;
     let title = format!("Kept log of {}/{}", wanted.stack, wanted.service);
-    framed(&app, &visitor, &title, Section::Fleet, None, &view(&node, &wanted, &asked, &found, lost)).await
+    let page =
+        framed(&app, &visitor, &title, Section::Fleet, None, &view(&node, &wanted, &asked, &found, lost)).await?;
+    Ok(match found {
+        Ok(_) => page,
+        Err(problem) => (problem.status(), page).into_response(),
+    })
 }
 
 /// Where somebody searches.
 pub(super) fn form(node: &str, wanted: &Wanted, asked: &Search) -> Markup {
-    let (text, grep, since) = asked.asked();
+    let [(_, text), (_, grep), since, until] = asked.asked();
     html! {
         form.tools method="get" action={ "/nodes/" (node) "/logs/kept" } data-search {
             input type="hidden" name="stack" value=(wanted.stack);
@@ -63,12 +66,7 @@ pub(super) fn form(node: &str, wanted: &Wanted, asked: &Search) -> Markup {
                 label.visually-hidden for="kept-grep" { "And in which this expression is found" }
                 input #kept-grep type="text" name="grep" value=(grep) maxlength="256" placeholder="and (a regular expression)" autocomplete="off" spellcheck="false";
             }
-            div {
-                label.visually-hidden for="kept-since" { "How far back" }
-                select #kept-since name="since" {
-                    @for (value, word) in SPANS { option value=(value) selected[value == since] { (word) } }
-                }
-            }
+            (time("kept", since, "Nothing before")) (time("kept", until, "Nothing after")) (times())
             button type="submit" { "Search" }
         }
     }
@@ -80,11 +78,27 @@ async fn lost(app: &App, tenant: &TenantId, node: NodeId) -> Result<u64, StoreEr
     Ok(coverage.into_iter().map(|epoch| Coverage::from(epoch).lost).sum())
 }
 
-fn view(node: &Node, wanted: &Wanted, asked: &Search, found: &Page<KeptLine>, lost: u64) -> Markup {
-    let (text, grep, since) = asked.asked();
-    let older = found.next_cursor.as_ref().map(|cursor| {
-        let [text, grep, since] = [text, grep, since].map(format::escaped);
-        format!("{}&text={text}&grep={grep}&since={since}&cursor={cursor}", wanted.address(&node.id, "logs/kept"))
+/// A field for a time.
+pub(super) fn time(form: &str, (name, value): (&str, &str), says: &str) -> Markup {
+    let id = format!("{form}-{name}");
+    html! {
+        div.time {
+            label.visually-hidden for=(id) { (says) ": a time, in UTC unless it says otherwise, or how long ago" }
+            input id=(id) type="text" name=(name) value=(value) list="times" maxlength="40" placeholder={ (name) " 02:10" } autocomplete="off" spellcheck="false";
+        }
+    }
+}
+
+/// What such a field suggests.
+fn times() -> Markup {
+    html! { datalist #times { @for time in ["10m", "1h", "6h", "24h", "7d"] { option value=(time) { (time) " ago" } } } }
+}
+
+fn view(node: &Node, wanted: &Wanted, asked: &Search, found: &Result<Page<KeptLine>, Problem>, lost: u64) -> Markup {
+    let older = found.as_ref().ok().and_then(|found| found.next_cursor.as_ref()).map(|cursor| {
+        let asked: String =
+            asked.asked().iter().map(|(name, value)| format!("&{name}={}", format::escaped(value))).collect();
+        format!("{}{asked}&cursor={cursor}", wanted.address(&node.id, "logs/kept"))
     });
     let live = (wanted.address(&node.id, "logs"), format!("{}/{}", wanted.stack, wanted.service));
     html! {
@@ -101,18 +115,31 @@ fn view(node: &Node, wanted: &Wanted, asked: &Search, found: &Page<KeptLine>, lo
             }
             div.logs {
                 (form(&node.id, wanted, asked))
-                div.card {
-                    @if found.items.is_empty() {
-                        div.empty {
-                            h2 { "Nothing found" }
-                            p { "No line that is kept has all of this. Words are found whole; an agent ships the logs of services that its configuration names in " code { "[logs]" } "." }
+                @match found {
+                    Err(problem) => div.notes { div.note.critical role="alert" { span.state.critical { (format::mark("critical")) } p { (capital(&problem.detail)) } } },
+                    Ok(found) => div.card {
+                        @if found.items.is_empty() { (nothing(older.is_some())) } @else {
+                            ol.lines #kept-lines tabindex="0" aria-label="Lines, the newest first" { @for line in &found.items { (row(line)) } }
                         }
-                    } @else {
-                        ol.lines #kept-lines tabindex="0" aria-label="Lines, the newest first" { @for line in &found.items { (row(line)) } }
-                    }
+                    },
                 }
                 @if let Some(older) = older { p.more { a href=(older) { "Older" } } }
                 p.hint { span { kbd { "/" } " search" } }
+            }
+        }
+    }
+}
+
+/// `more`: what was looked at is not all.
+fn nothing(more: bool) -> Markup {
+    html! {
+        div.empty {
+            @if more {
+                h2 { "Nothing found so far" }
+                p { "As many lines were looked at as one search may, and none has all of this. Older ones were not looked at yet." }
+            } @else {
+                h2 { "Nothing found" }
+                p { "No line that is kept has all of this. Words are found whole; an agent ships the logs of services that its configuration names in " code { "[logs]" } "." }
             }
         }
     }

@@ -63,6 +63,7 @@ enum Watched {
     Rotation { id: i64 },
     Rollouts,
     Rollout { id: i64 },
+    RolloutNodes { id: i64, of: rollouts::OfWave },
 }
 
 #[derive(Deserialize)]
@@ -168,6 +169,7 @@ impl Watched {
             "rotation" => Self::Rotation { id: read::<NumberedBy>(uri)?.id },
             "rollouts" => Self::Rollouts,
             "rollout" => Self::Rollout { id: read::<NumberedBy>(uri)?.id },
+            "rollout-nodes" => Self::RolloutNodes { id: read::<NumberedBy>(uri)?.id, of: read(uri)? },
             other => return Err(Problem::malformed(format!("There is no live page {other:?}."))),
         })
     }
@@ -271,6 +273,7 @@ impl Live {
                     | Watched::Rotation { .. }
                     | Watched::Rollouts
                     | Watched::Rollout { .. }
+                    | Watched::RolloutNodes { .. }
             );
             if looks {
                 until = until.min(self.looked + LOOK_EVERY);
@@ -332,7 +335,7 @@ impl Live {
             | Watched::Request { .. }
             | Watched::Rotation { .. } => false,
             // It is looked at again by itself: not for every sample of every node.
-            Watched::Rollouts | Watched::Rollout { .. } => false,
+            Watched::Rollouts | Watched::Rollout { .. } | Watched::RolloutNodes { .. } => false,
         }
     }
 
@@ -412,8 +415,13 @@ impl Live {
             }
             Watched::Rollout { id } => {
                 let shown = crate::api::rollouts::shown(app, who, *id).await?;
-                out.put("view", rollouts::view(&shown, clock));
+                out.put("rollout-head", rollouts::head(&shown, clock));
+                out.put("view", rollouts::view(&shown));
                 out.put("acts", rollouts::acts(&shown, &self.visitor.viewer()));
+            }
+            Watched::RolloutNodes { id, of } => {
+                let (rollout, nodes) = crate::api::rollouts::members(app, who, *id).await?;
+                out.put("view", rollouts::nodes_view(&rollout, &nodes, *of));
             }
             Watched::Rotation { id } => {
                 out.put("view", rotation::view(&rotations::shown(app, who, *id).await?, clock));

@@ -74,15 +74,8 @@ fn view(node: &Node, wanted: &Wanted) -> Markup {
                         input #logs-grep type="search" name="grep" maxlength="256" placeholder="Only lines with… (a regular expression)" autocomplete="off" spellcheck="false";
                         kbd { "/" }
                     }
-                    div {
-                        label.visually-hidden for="logs-since" { "How far back" }
-                        select #logs-since name="since" {
-                            option value="" { "The last 100 lines, and on" }
-                            @for (value, text) in [("10m", "10 minutes back"), ("1h", "1 hour back"), ("24h", "1 day back")] {
-                                option value=(value) { (text) }
-                            }
-                        }
-                    }
+                    (kept_logs::time("logs", ("since", ""), "Nothing before")) (kept_logs::time("logs", ("until", ""), "Nothing after, and not on"))
+                    button type="submit" { "Read" }
                     button #logs-pause type="button" aria-pressed="false" { "Pause" }
                     button #logs-end type="button" { "To the end" }
                     p.shown #logs-state role="status" aria-live="polite" { "This page needs its script." }

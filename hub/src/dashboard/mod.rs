@@ -61,6 +61,7 @@ pub(crate) fn router() -> Router<App> {
         .route("/rollouts", get(rollouts::list).post(rollouts::start))
         .route("/rollouts/new", get(rollouts::new))
         .route("/rollouts/{rollout}", get(rollouts::show))
+        .route("/rollouts/{rollout}/nodes", get(rollouts::nodes))
         .route("/rollouts/{rollout}/pause", post(rollouts::pause))
         .route("/rollouts/{rollout}/resume", post(rollouts::resume))
         .route("/rollouts/{rollout}/abort", post(rollouts::abort))

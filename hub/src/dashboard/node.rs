@@ -178,7 +178,7 @@ pub fn services(node: &NodeDetail, acts: bool, clock: Clock) -> Markup {
                         @for stack in stacks {
                             tbody {
                                 @if let Some(first) = stack.first() {
-                                    tr.group { th.wide colspan=(if acts { 9 } else { 8 }) scope="rowgroup" { (first.stack) " " span.quiet.small { (format::count(stack.len(), "service", "services")) } } }
+                                    tr.group { th.wide colspan=(if acts { 9 } else { 8 }) scope="rowgroup" { (first.stack) " " span.quiet.small { (format::count(stack.len(), "service", "services")) } @if acts { (commands::stack_actions(node, &first.stack)) } } }
                                 }
                                 @for one in stack { (service(node, one, acts, clock)) }
                             }

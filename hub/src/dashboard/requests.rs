@@ -22,6 +22,8 @@ use protocol::command;
 
 /// Nodes shown; of more, those in one state are.
 const ROWS: u32 = 1_000;
+/// Commands read at once to be taken back.
+const AT_ONCE: u32 = 100;
 
 /// Which of its commands are shown.
 #[derive(Clone, Copy, Debug, Default, Deserialize)]
@@ -210,21 +212,27 @@ pub(super) async fn cancel(
     let Sent { visitor, form } = sent;
     may(&visitor, access::Role::Operator).or_shown(&app)?;
     let (who, actor) = (visitor.principal(), visitor.principal().actor());
-    for state in command::State::ALL.into_iter().filter(|state| state.is_open()) {
+    let mut before = None;
+    loop {
         let filter = Filter {
             tenant: who.tenant.clone(),
             request: Some(id.clone()),
-            state: Some(state),
-            limit: ROWS,
+            before,
+            limit: AT_ONCE,
             ..Filter::default()
         };
-        let open = app.state.commands.list(&filter, app.now()).await.or_shown(&app)?;
-        for command in open.into_iter().filter(|command| command.cancelled_by.is_none()) {
+        let listed = app.state.commands.list(&filter, app.now()).await.or_shown(&app)?;
+        before = listed.last().map(|command| command.id.to_string());
+        let last = listed.len() < AT_ONCE as usize;
+        for command in listed.into_iter().filter(|command| command.state.is_open() && command.cancelled_by.is_none()) {
             app.state
                 .commands
                 .cancel(command.id, who.tenant.as_ref(), &form.reason, &actor, app.now())
                 .await
                 .or_shown(&app)?;
+        }
+        if last {
+            break;
         }
     }
     Ok(Redirect::to(&format!("/requests/{id}")).into_response())

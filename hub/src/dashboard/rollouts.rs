@@ -6,8 +6,10 @@ mod start;
 use axum::extract::State;
 use axum::response::{IntoResponse, Redirect, Response};
 use maud::{Markup, html};
+use protocol::command;
 use serde::Deserialize;
 
+use super::commands;
 use super::format::{self, Clock};
 use super::layout::{Section, Viewer, crumbs, csrf};
 use super::pages::{Asked, framed, may, still};
@@ -24,6 +26,8 @@ use crate::web::App;
 
 pub(super) use start::{new, start};
 
+/// Nodes on one page.
+const NODES: usize = 1_000;
 /// Rollouts on one page.
 const ON_A_PAGE: u32 = 100;
 
@@ -117,17 +121,18 @@ pub(super) async fn show(State(app): State<App>, visitor: Visitor, id: Asked<Pat
     let rollout = rollouts::shown(&app, visitor.principal(), id).await.or_shown(&app)?;
     let content = html! {
         (crumbs(&[("/rollouts", "Rollouts")]))
-        (view(&rollout, still(&app)))
+        (head(&rollout, still(&app)))
         (acts(&rollout, &visitor.viewer()))
+        (view(&rollout))
     };
     let title = format::sentence("", &rollout.what);
     framed(&app, &visitor, &title, Section::Rollouts, Some(format!("rollout&id={id}")), &content).await
 }
 
-/// The live part of one rollout.
-pub(super) fn view(rollout: &Rollout, clock: Clock) -> Markup {
+/// What it is, and how it stands: live as the rest, and above what can be done to it.
+pub(super) fn head(rollout: &Rollout, clock: Clock) -> Markup {
     html! {
-        div #view {
+        div #rollout-head {
             div.head {
                 div { h1 { (format::sentence("", &rollout.what)) } p { (rollout.reason) " · begun by " (super::audit::actor(&rollout.started_by)) " " (clock.ago(rollout.started_at)) } }
                 div.actions { (standing(rollout.state)) }
@@ -141,8 +146,16 @@ pub(super) fn view(rollout: &Rollout, clock: Clock) -> Markup {
             @if let Some(waits) = &rollout.waits_for {
                 p { "Waits for " (waits) @if let Some(until) = rollout.waits_until { ", until " (format::exact(until)) } "." }
             }
+        }
+    }
+}
+
+/// Its waves, and who is in trouble.
+pub(super) fn view(rollout: &Rollout) -> Markup {
+    html! {
+        div #view {
             (waves(rollout))
-            @if !rollout.troubled.is_empty() { (troubled(&rollout.troubled)) }
+            @if !rollout.troubled.is_empty() { (troubled(rollout)) }
             (limits(rollout))
         }
     }
@@ -157,7 +170,7 @@ fn waves(rollout: &Rollout) -> Markup {
                     thead { tr { th scope="col" { "Wave" } th scope="col" { "State" } th.num scope="col" { "Nodes" } th.num scope="col" { "Done" } th scope="col" { "Progress" } th scope="col" { "The others" } } }
                     tbody { @for wave in &rollout.waves {
                         tr id={ "w-" (wave.number) } aria-current=[(wave.number == rollout.wave && rollout.is_open()).then_some("step")] {
-                            th scope="row" { "Wave " (wave.number) }
+                            th scope="row" { a href={ "/rollouts/" (rollout.id) "/nodes?wave=" (wave.number) } { "Wave " (wave.number) } }
                             td.wide { (wave_state(wave, rollout)) }
                             td.num data-name="Nodes" { (wave.nodes) }
                             td.num data-name="Done" { (wave.counts.succeeded) }
@@ -213,28 +226,95 @@ fn others(wave: &Wave) -> Markup {
     html! { (said.join(" · ")) }
 }
 
-fn troubled(nodes: &[RolloutNode]) -> Markup {
+fn troubled(rollout: &Rollout) -> Markup {
     html! {
         section aria-labelledby="troubled-head" {
-            header { h2 #troubled-head { "Nodes to look at" } }
-            div.card.wrap {
-                table.cards {
-                    thead { tr { th scope="col" { "Node" } th scope="col" { "Tenant" } th.num scope="col" { "Wave" } th scope="col" { "Command" } th scope="col" { "What is wrong" } } }
-                    tbody { @for node in nodes {
-                        tr id={ "t-" (node.node) } {
-                            th scope="row" { a href={ "/nodes/" (node.node) } { (node.name.as_deref().unwrap_or(&node.node)) } }
-                            td data-name="Tenant" { (node.tenant) }
-                            td.num data-name="Wave" { (node.wave) }
-                            td data-name="Command" { @if let Some(command) = &node.command { a href={ "/commands/" (command) } { (node.state) } } }
-                            td.wide.said {
-                                @if node.regressed { "Was well, and is not. " }
-                                @if node.timed_out { "Did not come to an end in time. " }
-                                (node.message)
-                                @if node.accepted { span.sub { "accepted" } }
-                            }
-                        }
-                    } }
+            header { h2 #troubled-head { "Nodes to look at" } span.quiet { a href={ "/rollouts/" (rollout.id) "/nodes" } { "all nodes" } } }
+            div.card.wrap { (nodes_table(&rollout.troubled)) }
+        }
+    }
+}
+
+fn nodes_table(nodes: &[RolloutNode]) -> Markup {
+    html! {
+        table.cards {
+            caption.visually-hidden { "Nodes, and what came of it on each" }
+            thead { tr { th scope="col" { "Node" } th scope="col" { "Tenant" } th.num scope="col" { "Wave" } th scope="col" { "Command" } th scope="col" { "What came of it" } } }
+            tbody { @for node in nodes {
+                tr id={ "t-" (node.node) } {
+                    th scope="row" { a href={ "/nodes/" (node.node) } { (node.name.as_deref().unwrap_or(&node.node)) } }
+                    td data-name="Tenant" { (node.tenant) }
+                    td.num data-name="Wave" { (node.wave) }
+                    td.wide { (node_state(node)) }
+                    td.wide.said {
+                        @if node.regressed { "Was well, and is not. " }
+                        @if node.timed_out { "Did not come to an end in time. " }
+                        (node.message)
+                        @if node.accepted { span.sub { "accepted" } }
+                    }
                 }
+            } }
+        }
+    }
+}
+
+/// How a node's command stands, with the way to it once there is one.
+fn node_state(node: &RolloutNode) -> Markup {
+    let away = |said: &str| html! { span.state.away { (format::mark("away")) (said) } };
+    let said = match node.state.parse::<command::State>() {
+        Ok(state) => commands::standing(state.into(), false),
+        Err(_) if node.state == "skipped" => away("Left out"),
+        Err(_) => away("Not asked"),
+    };
+    html! { @match &node.command { Some(command) => a href={ "/commands/" (command) } { (said) }, None => (said) } }
+}
+
+/// Which of a rollout's nodes.
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+pub(super) struct OfWave {
+    pub(super) wave: Option<u32>,
+}
+
+/// `GET /rollouts/{rollout}/nodes`
+pub(super) async fn nodes(
+    State(app): State<App>,
+    visitor: Visitor,
+    id: Asked<Path<i64>>,
+    of: Asked<Query<OfWave>>,
+) -> Result<Response, Shown> {
+    let (Path(id), Query(of)) = (id.or_shown(&app)?, of.or_shown(&app)?);
+    let (rollout, nodes) = rollouts::members(&app, visitor.principal(), id).await.or_shown(&app)?;
+    let title = format::sentence("", &rollout.what);
+    let content = html! {
+        (crumbs(&[("/rollouts", "Rollouts"), (format!("/rollouts/{id}").as_str(), title.as_str())]))
+        (nodes_view(&rollout, &nodes, of))
+    };
+    let live = format!("rollout-nodes&id={id}{}", of.wave.map(|wave| format!("&wave={wave}")).unwrap_or_default());
+    framed(&app, &visitor, &title, Section::Rollouts, Some(live), &content).await
+}
+
+/// The live part of a rollout's nodes.
+pub(super) fn nodes_view(rollout: &Rollout, nodes: &[RolloutNode], of: OfWave) -> Markup {
+    let mut shown: Vec<RolloutNode> =
+        nodes.iter().filter(|node| of.wave.is_none_or(|wave| wave == node.wave)).cloned().collect();
+    let matched = shown.len();
+    shown.truncate(NODES);
+    let address = format!("/rollouts/{}/nodes", rollout.id);
+    html! {
+        div #view {
+            div.head {
+                div { h1 { (format::count(matched, "node", "nodes")) @if let Some(wave) = of.wave { " of wave " (wave) } } p { (rollout.reason) } }
+                div.actions { (standing(rollout.state)) }
+            }
+            nav.counts aria-label="Waves" {
+                a href=(address) aria-current=[of.wave.is_none().then_some("true")] { "All" }
+                @for wave in 1..=rollout.wave_count {
+                    a href={ (address) "?wave=" (wave) } aria-current=[(of.wave == Some(wave)).then_some("true")] { "Wave " (wave) }
+                }
+            }
+            div.card.wrap {
+                (nodes_table(&shown))
+                @if matched > shown.len() { p.more { "The first " (format::thousands(shown.len() as u64)) ". All: " code { "hfctl rollout show " (rollout.id) " --nodes" } } }
             }
         }
     }

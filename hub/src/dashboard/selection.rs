@@ -8,6 +8,7 @@ use axum::extract::{Query, State};
 use axum::http::Uri;
 use axum::response::{IntoResponse, Redirect, Response};
 use maud::{Markup, html};
+use protocol::message::Service;
 use protocol::{NodeId, TenantId};
 use serde::Deserialize;
 
@@ -115,16 +116,11 @@ impl<'a> Wanted<'a> {
         }
     }
 
-    /// Whether a node has what it is about.
-    fn is_there(&self, view: &NodeView) -> bool {
-        match self.action {
-            "backup" => view.services.iter().any(|one| one.key.is_some_and(|key| key.stack == self.of)),
-            _ if self.service() => view
-                .services
-                .iter()
-                .any(|one| one.key.is_some_and(|key| format!("{}/{}", key.stack, key.service) == self.of)),
-            _ => true,
-        }
+    /// The form of a rollout of the same.
+    fn rollout(&self) -> String {
+        let (stack, service) = self.of.split_once('/').unwrap_or((self.of, ""));
+        let [action, stack, service, script] = [self.action, stack, service, self.script].map(format::escaped);
+        format!("/rollouts/new?change=1&action={action}&stack={stack}&service={service}&script={script}")
     }
 
     fn request(&self, nodes: &[Chosen], reason: &str, expected_nodes: Option<usize>) -> CommandRequest {
@@ -147,7 +143,7 @@ impl<'a> Wanted<'a> {
     }
 }
 
-type Chosen = (Arc<Node>, Arc<NodeView>);
+pub(super) type Chosen = (Arc<Node>, Arc<NodeView>);
 
 /// The nodes that a form means: those that are ticked or named, or all agents that pass the filter.
 fn chosen(app: &App, who: &Principal, fields: &Fields) -> Result<Vec<Chosen>, Problem> {
@@ -255,7 +251,7 @@ fn known(chosen: &[Chosen], services: bool) -> BTreeMap<String, usize> {
 }
 
 /// `of acme (8) and zeta (4)`.
-fn of_whom(chosen: &[Chosen]) -> String {
+pub(super) fn of_whom(chosen: &[Chosen]) -> String {
     let mut tenants: BTreeMap<&str, usize> = BTreeMap::new();
     chosen.iter().for_each(|(node, _)| *tenants.entry(&node.tenant).or_default() += 1);
     let counted: Vec<String> = match tenants.len() {
@@ -268,11 +264,31 @@ fn of_whom(chosen: &[Chosen]) -> String {
     }
 }
 
+/// How many of them are not there, or have no such service or stack.
+pub(super) fn absent(action: &str, of: &str, chosen: &[Chosen], back_within: &str) -> Markup {
+    let there = |view: &NodeView| match action {
+        "backup" => view.services.iter().any(|one| one.key.is_some_and(|key| key.stack == of)),
+        _ if action.starts_with("service.") => {
+            let named = |one: Service| one.key.is_some_and(|key| format!("{}/{}", key.stack, key.service) == of);
+            view.services.iter().any(named)
+        }
+        _ => true,
+    };
+    let away = chosen.iter().filter(|(node, _)| node.presence.state != PresenceState::Online).count();
+    let without = chosen.iter().filter(|(_, view)| !there(view)).count();
+    html! {
+        @if away > 0 {
+            p { (format::count(away, "node has", "nodes have")) " no session now. Whoever is back within " (back_within) " is told then." }
+        }
+        @if without > 0 {
+            p.warning { (format::count(without, "node does", "nodes do")) " not have it now, and will say that there is no such container." }
+        }
+    }
+}
+
 /// The form that does it, and says what that is.
 fn confirm(wanted: &Wanted<'_>, what: &str, chosen: &[Chosen], once: &str, visitor: &Visitor) -> Markup {
     let viewer = visitor.viewer();
-    let away = chosen.iter().filter(|(node, _)| node.presence.state != PresenceState::Online).count();
-    let without = chosen.iter().filter(|(_, view)| !wanted.is_there(view)).count();
     html! {
         div.head { div { h1 { (what) " on " (format::count(chosen.len(), "node", "nodes")) "?" } p #of-whom { (capital(&of_whom(chosen))) } } }
         div.card.pad {
@@ -283,18 +299,13 @@ fn confirm(wanted: &Wanted<'_>, what: &str, chosen: &[Chosen], once: &str, visit
                 input type="hidden" name="expected" value=(chosen.len());
                 input type="hidden" name="once" value=(once);
                 p { (consequence(wanted.action)) " All of them are told at once." }
-                @if away > 0 {
-                    p { (format::count(away, "node has", "nodes have")) " no session now. Whoever is back within ten minutes is told then." }
-                }
-                @if without > 0 {
-                    p.warning { (format::count(without, "node does", "nodes do")) " not have it now, and will say that there is no such container." }
-                }
+                (absent(wanted.action, wanted.of, chosen, "ten minutes"))
                 div { label for="why" { "Why, for the audit log" } input #why name="reason" required maxlength="500" autocomplete="off" autofocus; }
                 div.actions {
                     button type="submit" { (what) " on " (format::count(chosen.len(), "node", "nodes")) }
                     a href="/" { "Leave it" }
                 }
-                @if chosen.len() >= MANY { p.hint { "In waves, which hold themselves when it goes wrong: " a href="/rollouts/new" { "start a rollout" } "." } }
+                @if chosen.len() >= MANY { p.hint { "In waves, which hold themselves when it goes wrong: " a href=(wanted.rollout()) { "start a rollout" } ", and choose its nodes there." } }
             }
         }
         section aria-labelledby="who-head" {

@@ -1,13 +1,12 @@
 //! Finds kept lines, the newest first.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use protocol::{NodeId, TenantId, Timestamp};
 use regex::{Regex, RegexBuilder};
 use store::sqlx::any::AnyRow;
-use store::sqlx::{self, AssertSqlSafe, Row};
-use store::{Database, Engine, StoreError};
-use tokio::time::{Instant, timeout_at};
+use store::sqlx::{self, Row};
+use store::{Database, StoreError};
 
 use super::words::Words;
 
@@ -20,11 +19,8 @@ const PAGE: usize = 500;
 /// Most lines that are looked at for one answer, where an expression or a sign no index knows leaves most of them out. A
 /// cursor goes on from there.
 const MOST_READ: usize = 20_000;
-/// How long a search may take. PostgreSQL then ends it; a reader of SQLite's comes to the end of its statement, of which nobody
-/// waits for the answer.
+/// How long a search may take. The database then ends it.
 pub const LONGEST: Duration = Duration::from_secs(10);
-/// What PostgreSQL says of a statement that it ended (appendix A, query_canceled).
-const ENDED: &str = "57014";
 
 /// What to find.
 #[derive(Clone, Debug, Default)]
@@ -205,28 +201,7 @@ async fn page(
          WHERE {} ORDER BY l.at DESC, l.id DESC LIMIT {size}",
         conditions.join(" AND ")
     );
-    let query = values.into_iter().fold(sqlx::query(AssertSqlSafe(sql)), |query, value| query.bind(value));
-    let left = deadline.saturating_duration_since(Instant::now());
-    if left.is_zero() {
-        return Err(SearchError::Late);
-    }
-    let rows = match database.engine() {
-        Engine::Sqlite => {
-            let mut reading = database.read().await?;
-            timeout_at(deadline, query.fetch_all(&mut *reading)).await.map_err(|_| SearchError::Late)?
-        }
-        Engine::Postgres => {
-            let mut transaction = database.begin_read().await?;
-            // 0 would be no bound.
-            let bound = format!("SET LOCAL statement_timeout = {}", left.as_millis().max(1));
-            sqlx::query(AssertSqlSafe(bound)).execute(&mut *transaction).await.map_err(StoreError::from)?;
-            query.fetch_all(&mut *transaction).await
-        }
-    };
-    let ended = |error: &sqlx::Error| {
-        error.as_database_error().and_then(|error| error.code()).is_some_and(|code| code == ENDED)
-    };
-    let rows = rows.map_err(|error| if ended(&error) { SearchError::Late } else { StoreError::from(error).into() })?;
+    let rows = database.read_until(sql, values, deadline).await?.ok_or(SearchError::Late)?;
     Ok(rows.iter().map(line).collect::<Result<_, _>>().map_err(StoreError::from)?)
 }
 
@@ -255,7 +230,12 @@ fn expression(grep: &str) -> Result<Regex, SearchError> {
     built.map_err(|error| {
         SearchError::Grep(match error {
             regex::Error::CompiledTooBig(_) => format!("{grep:?} takes too much to search for: use a simpler one"),
-            error => error.to_string(),
+            // The last line says what is wrong; those before it draw where.
+            error => {
+                let said = error.to_string();
+                let what = said.lines().next_back().unwrap_or_default().trim_start_matches("error: ");
+                format!("{grep:?} is no regular expression: {what}")
+            }
         })
     })
 }

@@ -238,16 +238,22 @@ impl Rollouts {
             named.push(format!("and {} more", count - NAMED));
         }
         let named = named.join(", ");
+        let nodes = if of == 1 { "node" } else { "nodes" };
+        let because = |some: usize, why: &str| match some {
+            0 => String::new(),
+            some => format!(", {some} of them because they {why}"),
+        };
         match cause.what {
-            Wrong::Failed { timed_out, most } => format!(
-                "in wave {wave}, {count} of {of} nodes failed, {timed_out} of them because they did not come to an end in \
-                 time; that is more than {most} %: {named}"
-            ),
-            Wrong::Regressed { lost, most } => format!(
-                "in wave {wave}, {count} of {of} nodes were well before and are not now, {lost} of them because they are \
-                 lost; that is more than {most} %: {named}"
-            ),
-            Wrong::Nobody => format!("in wave {wave}, none of {of} nodes was there to show how it goes: {named}"),
+            Wrong::Failed { timed_out, most } => {
+                let late = because(timed_out, "did not come to an end in time");
+                format!("in wave {wave}, {count} of {of} {nodes} failed{late}; that is more than {most} %: {named}")
+            }
+            Wrong::Regressed { lost, most } => {
+                let lost = because(lost, "are lost");
+                let what = "were well before and are not now";
+                format!("in wave {wave}, {count} of {of} {nodes} {what}{lost}; that is more than {most} %: {named}")
+            }
+            Wrong::Nobody => format!("in wave {wave}, none of {of} {nodes} was there to show how it goes: {named}"),
         }
     }
 }

@@ -248,6 +248,31 @@ on_both_engines! {
         site.world.close().await;
     }
 
+    async fn refused_rights_are_critical_as_soon_as_the_bridge_is_revoked(database: TestDatabase) {
+        let site = Site::new(database).await;
+        let mut changes = site.alerts.changes();
+        let (agent, _) = site.world.node().await;
+        site.connect(agent, true);
+        site.look(NOW).await;
+        let due = site.due(agent).await;
+        site.tell(agent, due[0].0, CommandState::Failed, "no superuser").await;
+        site.look(NOW).await;
+        let Change::Opened(warning) = changes.recv().await.expect("a change") else { panic!("opened") };
+        assert_eq!(warning.level, Level::Warning);
+        let (reason, ann) = (hyperfactory_hub::enrollment::Reason::KeyCompromise, Actor::operator("ann"));
+        site.world.enrollment.revoke(site.bridge.node, reason, "", &ann, at(1)).await.expect("revoked");
+        site.look(at(1)).await;
+        let Change::Closed(closed) = changes.recv().await.expect("a change") else { panic!("closed") };
+        assert_eq!((closed.level, &closed.message), (Level::Warning, &warning.message));
+        let Change::Opened(opened) = changes.recv().await.expect("a change") else { panic!("opened") };
+        assert!(opened.level == Level::Critical && opened.message.contains("not taken away yet"), "{}", opened.message);
+        let open = hyperfactory_hub::alerts::Filter { open: Some(true), ..Default::default() };
+        let open = site.alerts.list(&open).await.expect("a list");
+        let [one] = open.as_slice() else { panic!("{open:?}") };
+        assert_eq!((one.level, one.node), (Level::Critical, Some(site.bridge.node)));
+        site.world.close().await;
+    }
+
     async fn a_bridges_own_topics_are_nobody_elses(database: TestDatabase) {
         let site = Site::new(database).await;
         let ann = Actor::operator("ann");

@@ -21,6 +21,10 @@ use tokio_util::sync::CancellationToken;
 use crate::setup::{NOW, World, acme, at, seconds};
 
 const EPOCH: u64 = u64::MAX - 9;
+/// Puts lines in the place of those that are kept which come to no end.
+const ENDLESS: &str = "ALTER TABLE log_lines RENAME TO kept_lines;
+    CREATE VIEW log_lines AS WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i % 7 + 1 FROM n)
+    SELECT i AS id, 'acme' AS tenant, 1 AS source, 0 AS at, 0 AS error, '' AS text, 0 AS cut, 0 AS dropped, 0 AS until FROM n";
 
 /// A hub's intake of logs; its task ends with it.
 pub(crate) struct Logs {
@@ -256,15 +260,31 @@ on_both_engines! {
         let filter = Filter { limit: 10, ..Filter::default() };
         let late = search::find(&world.database, &filter, Duration::ZERO).await;
         assert!(matches!(late, Err(SearchError::Late)), "{late:?}");
-        if world.database.engine() == Engine::Postgres {
-            // Its server ends it, which waits for whoever holds the table.
-            let mut holder = world.database.begin_write().await.expect("a transaction");
-            let lock = sqlx::query("LOCK TABLE log_lines IN ACCESS EXCLUSIVE MODE");
-            lock.execute(&mut *holder).await.expect("the table");
+        let search = async || {
             let late = search::find(&world.database, &filter, Duration::from_millis(100)).await;
             let said = late.expect_err("too late").to_string();
             assert!(said.contains("name a node and a service"), "{said}");
+        };
+        let mut holder = world.database.begin_write().await.expect("a transaction");
+        if world.database.engine() == Engine::Postgres {
+            // It waits for whoever holds the table.
+            sqlx::raw_sql("LOCK TABLE log_lines IN ACCESS EXCLUSIVE MODE").execute(&mut *holder).await.expect("the table");
+            search().await;
+            let others = "SELECT COUNT(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
+            let waiting: i64 = sqlx::query_scalar(others).fetch_one(&mut *holder).await.expect("a count");
+            assert_eq!(waiting, 0, "the server has ended it");
             holder.rollback().await.expect("let go");
+        } else {
+            // Lines without an end: a search comes back because it was ended, and each keeps its connection until then.
+            sqlx::raw_sql(ENDLESS).execute(&mut *holder).await.expect("a view");
+            holder.commit().await.expect("seen");
+            for _ in 0..5 {
+                search().await;
+            }
+            let mut whole = world.database.begin_write().await.expect("a transaction");
+            let back = "DROP VIEW log_lines; ALTER TABLE kept_lines RENAME TO log_lines";
+            sqlx::raw_sql(back).execute(&mut *whole).await.expect("the table");
+            whole.commit().await.expect("seen");
         }
         assert_eq!(texts(&world.database, filter).await, ["one"], "the next one is none the worse");
         world.close().await;

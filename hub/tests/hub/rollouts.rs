@@ -378,7 +378,7 @@ on_both_engines! {
         site.until_it_waits(id).await;
         let (rollout, nodes) = site.shown(id).await;
         assert_eq!(rollout.position.state, State::Halted);
-        assert!(rollout.why.starts_with("in wave 1, 2 of 2 nodes failed, 0 of them because"), "{}", rollout.why);
+        assert!(rollout.why.starts_with("in wave 1, 2 of 2 nodes failed; that is more than"), "{}", rollout.why);
         assert_eq!(nodes.iter().filter(|one| one.member.pending()).count(), 1);
         assert_eq!(site.open().await.rollouts.list(None, 10).await.expect("a list").len(), 1);
         site.world.close().await;

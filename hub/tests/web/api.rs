@@ -45,6 +45,11 @@ on_both_engines! {
             (400, Method::GET, "/api/v1/nodes/019ab0c2-7f00-7000-8000-000000000000/history"),
             (422, Method::GET, "/api/v1/alerts?node=x"),
             (422, Method::GET, "/api/v1/nodes?tenant=Not-An-Id"),
+            (404, Method::GET, "/api/v1/nodes?tenant=nobody"),
+            (404, Method::GET, "/api/v1/alerts?tenant=nobody"),
+            (404, Method::GET, "/api/v1/commands?tenant=nobody"),
+            (404, Method::GET, "/api/v1/audit?tenant=nobody"),
+            (404, Method::GET, "/api/v1/logs?tenant=nobody"),
         ];
         for (status, method, path) in cases {
             let answer = site.call(method.clone(), path, &admin, None).await;

@@ -171,17 +171,47 @@ on_both_engines! {
         assert!(shown.contains("Waits for the node") && shown.contains("it hangs"), "{shown}");
         let mut live = browser.live(&command).await;
         live.until("Waits for the node").await;
-        let sent = browser.post(&command, &format!("{command}/cancel"), &[]).await;
+        let sent = browser.post(&command, &format!("{command}/cancel"), &[("reason", "not now")]).await;
         assert_eq!(sent.status, StatusCode::SEE_OTHER, "{}", sent.body);
         live.until("Taken back").await;
         let page = browser.get(&format!("/nodes/{node}")).await.body;
         assert!(page.contains("Taken back") && page.contains(&command), "{page}");
+        let audit = browser.get("/audit?action=command.").await.body;
+        assert!(audit.contains("reason: not now"), "{audit}");
+        assert!(audit.contains(&format!("href=\"{command}\"")) && audit.contains("href=\"/requests/"), "{audit}");
+
+        // What the stack and the owner declare.
+        assert!(page.contains("action=backup&amp;stack=shop"), "{page}");
+        let script = format!("/nodes/{node}/command?action=script");
+        assert!(browser.get(&script).await.body.contains("name=\"script\""));
+        let fields = [("action", "script"), ("script", "count"), ("once", "2")];
+        let sent = browser.post(&script, &format!("/nodes/{node}/command"), &fields).await;
+        assert_eq!(sent.status, StatusCode::SEE_OTHER, "{}", sent.body);
+        assert!(browser.get(sent.header("location")).await.body.contains("Run the script count"));
 
         let viewer = Browser::sign_in(&site, Role::Viewer, Some("acme")).await;
         assert!(!viewer.get(&format!("/nodes/{node}")).await.body.contains("command?action="));
         assert_eq!(viewer.get(&form).await.status, StatusCode::FORBIDDEN);
         let stranger = Browser::sign_in(&site, Role::Viewer, Some("acme")).await;
         assert!(stranger.get(&command).await.body.contains("it hangs"), "to be seen");
+    }
+
+    async fn of_a_large_request_all_is_taken_back(test: TestDatabase) {
+        const NODES: usize = 101;
+        let site = Site::open(test).await;
+        site.tenant("acme").await;
+        for number in 0..NODES {
+            site.node("acme", &format!("press-{number}")).await;
+        }
+        let asked = json!({ "action": "drain", "target": { "all": true } });
+        let made = site.post(PATH, &site.token(Role::Operator, None).await, asked).await.json();
+        assert_eq!(made["nodes"], json!(NODES));
+        let request = format!("/requests/{}", made["request"].as_str().expect("an id"));
+        let browser = Browser::sign_in(&site, Role::Operator, None).await;
+        let taken = browser.post(&request, &format!("{request}/cancel"), &[("reason", "not now")]).await;
+        assert_eq!(taken.status, StatusCode::SEE_OTHER, "{}", taken.body);
+        let shown = browser.get(&request).await.body;
+        assert!(shown.contains("0 of 101 done<") && !shown.contains("under way"), "{shown}");
     }
 
     async fn a_selection_of_nodes_is_named_before_it_is_told_and_shown_node_by_node(test: TestDatabase) {

@@ -105,6 +105,15 @@ on_both_engines! {
         let none = operator.get(&format!("{address}&text=%22%3E%3Cscript%3E")).await.body;
         assert!(none.contains("Nothing found") && !none.contains("<script>"), "{none}");
         assert!(page.contains("3 batches of this node's lines"), "{page}");
+        // What can't be searched for is put right where it was asked for.
+        for (wrong, says) in [("grep=((&text=pressure", "unclosed"), ("until=yesterday&text=pressure", "how long ago")] {
+            let refused = operator.get(&format!("{address}&{wrong}")).await;
+            assert_eq!(refused.status, 422, "{}", refused.body);
+            assert!(refused.body.contains(says) && refused.body.contains("value=\"pressure\""), "{}", refused.body);
+        }
+        // 2026-11-23T12:00:00 is when the first line was written, the second one a second later.
+        let first = operator.get(&format!("{address}&since=2026-11-23T12:00&until=2026-11-23T12:00:00")).await.body;
+        assert!(first.contains("&lt;b&gt;pressure&lt;/b&gt; lost") && !first.contains("all is well"), "{first}");
         // From the live log's page, and by its key.
         let live = operator.get(&format!("/nodes/{node}/logs?stack=shop&service=web")).await.body;
         assert!(live.contains(&format!("action=\"/nodes/{node}/logs/kept\"")), "{live}");

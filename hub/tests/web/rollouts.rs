@@ -121,11 +121,18 @@ on_both_engines! {
         let browser = Browser::sign_in(&site, Role::Operator, Some("acme")).await;
         assert!(browser.get("/rollouts").await.body.contains("There was none yet"));
         assert!(browser.get("/rollouts/new").await.body.contains("Nothing is done before you confirm"));
+        let draft = browser.get("/rollouts/new?change=1&action=drain&stack=shop").await.body;
+        assert!(draft.contains("<option value=\"drain\" selected>") && draft.contains("value=\"shop\""), "{draft}");
         let wrong = browser.get("/rollouts/new?action=service.restart&reason=x").await.body;
         assert!(wrong.contains("takes stack") && wrong.contains("value=\"x\""), "what was typed stays: {wrong}");
         let form = "/rollouts/new?action=service.restart&stack=shop&service=web&waves=1,100%25&reason=image";
         let asked = browser.get(form).await.body;
         assert!(asked.contains("Restart the service web of shop on 2 nodes?") && asked.contains("Wave 2"), "{asked}");
+        for said in ["Of acme, in 2 waves", "nobody is served by it", "watched for 5 min", "over 10 % of a wave", "change=1&amp;action=service.restart"] {
+            assert!(asked.contains(said), "{said}: {asked}");
+        }
+        let other = browser.get(&form.replace("service=web", "service=mill")).await.body;
+        assert!(other.contains("2 nodes do not have it now"), "{other}");
         let fields = [
             ("action", "service.restart"), ("stack", "shop"), ("service", "web"), ("waves", "1,100%25"), ("reason", "image"),
             ("expected", "2"), ("once", "1"),
@@ -138,13 +145,20 @@ on_both_engines! {
         let mut live = browser.live(&page).await;
         let update = live.until("asked and not there yet").await;
         assert!(html(&update, "view").is_some_and(|view| view.contains("Under way") && view.contains("Untouched")), "{update}");
+        let first = browser.get(&format!("{page}/nodes?wave=1")).await.body;
+        assert!(first.contains("1 node of wave 1") && first.contains("href=\"/commands/"), "{first}");
+        let mut nodes = browser.live(&format!("{page}/nodes")).await;
+        let update = nodes.until("2 nodes").await;
+        assert!(html(&update, "view").is_some_and(|view| view.contains("Not asked")), "{update}");
         let held = browser.post(&page, &format!("{page}/pause"), &[("reason", "lunch")]).await;
         assert_eq!(held.status, StatusCode::SEE_OTHER, "{}", held.body);
         let update = live.until("Lunch").await;
+        assert!(html(&update, "rollout-head").is_some_and(|head| head.contains("Held")), "{update}");
         assert!(html(&update, "acts").is_some_and(|acts| acts.contains("Let it go on")), "{update}");
         let given_up = browser.post(&page, &format!("{page}/abort"), &[("reason", "no more")]).await;
         assert_eq!(given_up.status, StatusCode::SEE_OTHER, "{}", given_up.body);
         live.until("1 taken back").await;
+        nodes.until("Taken back").await;
         let viewer = Browser::sign_in(&site, Role::Viewer, Some("acme")).await;
         let seen = viewer.get(&page).await;
         assert!(seen.status == StatusCode::OK && !seen.body.contains("/abort"), "nothing to press");

@@ -116,7 +116,7 @@ async fn from_sign_in_to_a_service_that_turns_unhealthy_without_a_reload() -> Re
     reads(&browser, By::Tag("table"), "press-1").await?;
     fits(&browser, "rollout-confirm").await?;
     browser.active_element().await?.send_keys("" + Key::Return).await?;
-    reads(&browser, By::Id("view"), "before the move").await?;
+    reads(&browser, By::Id("rollout-head"), "before the move").await?;
     mark(&browser).await?;
     reads(&browser, By::Id("w-1"), "watched").await?;
     browser.find(By::Css("#act-pause summary")).await?.send_keys("" + Key::Return).await?;
@@ -124,7 +124,7 @@ async fn from_sign_in_to_a_service_that_turns_unhealthy_without_a_reload() -> Re
     fits(&browser, "rollout").await?;
     ensure!(was_not_loaded_again(&browser).await?, "the rollout's page was loaded again");
     browser.find(By::Id("why-pause")).await?.send_keys("" + Key::Return).await?;
-    reads(&browser, By::Id("view"), "lunch").await?;
+    reads(&browser, By::Id("rollout-head"), "lunch").await?;
     browser.goto(format!("{base}/rollouts")).await?;
     reads(&browser, By::Id("view"), "held").await?;
     fits(&browser, "rollouts").await?;
@@ -204,6 +204,10 @@ async fn several_nodes_are_told_at_once_without_the_mouse() -> Result<()> {
     reads(&browser, By::Tag("h1"), "hand over all telemetry that is held on 12 nodes?").await?;
     reads(&browser, By::Id("of-whom"), "Of zeta").await?;
     fits(&browser, "selection-confirm").await?;
+    // What has a long name is no wider than a phone.
+    let long = "return document.querySelector('form.form button').append(' on-a-node-of-a-long-name'.repeat(9))";
+    browser.execute(long, vec![]).await?;
+    fits(&browser, "selection-long").await?;
     press(&browser, "before the move").await?;
     press(&browser, "" + Key::Return).await?;
     reads(&browser, By::Id("request-head"), "before the move").await?;

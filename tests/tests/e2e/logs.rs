@@ -312,6 +312,16 @@ async fn a_log_is_followed_paused_and_searched_on_the_dashboard_by_keys() -> Res
     keys("p").await?;
     shows(&browser, "logs-state", "paused").await?;
     keys("p").await?;
+    // What has an end comes to it, also while nobody looks; and then there is something to press.
+    keys("p").await?;
+    shows(&browser, "logs-state", "paused").await?;
+    browser.find(By::Id("logs-until")).await?.send_keys("1ms".to_owned() + Key::Enter).await?;
+    shows(&browser, "logs-state", "more to come. Ended").await?;
+    keys("p").await?;
+    shows(&browser, "logs-lines", "still here").await?;
+    let last = browser.find(By::Css("#logs-lines li:last-child")).await?.text().await?;
+    assert_eq!(last, "The end of the log.");
+    browser.find(By::Id("logs-until")).await?.clear().await?;
     keys("/").await?;
     browser.find(By::Id("logs-grep")).await?.send_keys("pressure l".to_owned() + Key::Enter).await?;
     shows(&browser, "logs-state", "1 line").await?;

@@ -464,13 +464,14 @@ fn a_broker_that_refuses_a_bridge_is_told_at_once_and_until_one_lets_it_in() {
     assert_eq!(log, [("opened", refused), ("closed", refused), ("opened", certificate), ("closed", certificate)]);
 }
 
+fn access(state: State, tries: u32, topics: &[&str]) -> impl FnOnce(&mut NodeView) {
+    let topics = topics.iter().map(|&topic| topic.to_owned()).collect();
+    let access = Access { topics, state, message: "no superuser".into(), tries };
+    move |view| view.kafka_access = Some(Arc::new(access))
+}
+
 #[test]
 fn access_that_stays_refused_is_told_also_of_a_revoked_bridge() {
-    fn access(state: State, tries: u32, topics: &[&str]) -> impl FnOnce(&mut NodeView) {
-        let topics = topics.iter().map(|&topic| topic.to_owned()).collect();
-        let access = Access { topics, state, message: "no superuser".into(), tries };
-        move |view| view.kafka_access = Some(Arc::new(access))
-    }
     let (mut story, rule) = (Story::new(), "kafka.access");
     story.change(1, access(State::Asked, 0, &["a.*"]));
     story.change(2, access(State::Refused, 1, &["a.*"]));
@@ -490,4 +491,29 @@ fn access_that_stays_refused_is_told_also_of_a_revoked_bridge() {
     assert_eq!(story.evaluator.attention(story.view.node).level, Level::Critical);
     story.change(140, access(State::Placed, 0, &[]));
     story.tells(&[(50, "opened", rule), (80, "closed", rule), (121, "opened", rule), (140, "closed", rule)]);
+}
+
+#[test]
+fn access_that_is_refused_is_critical_as_soon_as_the_bridge_may_do_nothing_any_more() {
+    let (mut story, rule) = (Story::new(), "kafka.access");
+    let attention = |story: &Story| story.evaluator.attention(story.view.node).reasons.remove(0);
+    story.change(1, access(State::Refused, 1, &["a.*"]));
+    story.until(40);
+    assert_eq!(attention(&story).level, Level::Warning);
+    // Revoked: what it was allowed is to be taken away, and nobody has tried that yet, or is there to try it.
+    story.change(50, |view| view.revoked_at = Some(at(50)));
+    story.change(51, access(State::Waiting, 0, &[]));
+    let reason = attention(&story);
+    assert!(reason.level == Level::Critical && reason.message.contains("not taken away yet"), "{reason:?}");
+    story.change(52, access(State::Asked, 0, &[]));
+    story.change(60, access(State::Refused, 1, &[]));
+    story.until(200);
+    story.change(200, access(State::Placed, 0, &[]));
+    story.tells(&[(31, "opened", rule), (51, "closed", rule), (51, "opened", rule), (200, "closed", rule)]);
+    // One that nobody has refused anything is not an alert for that it was revoked.
+    let mut story = Story::new();
+    story.change(1, access(State::Waiting, 0, &["a.*"]));
+    story.change(2, access(State::Waiting, 0, &[]));
+    story.until(100);
+    story.tells(&[]);
 }

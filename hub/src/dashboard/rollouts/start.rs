@@ -1,5 +1,7 @@
 //! Starting a rollout: the form, the page that says who is meant in which wave, and the start.
 
+use std::time::Duration;
+
 use axum::extract::State;
 use axum::response::{IntoResponse, Redirect, Response};
 use maud::{Markup, html};
@@ -12,8 +14,10 @@ use crate::api::extract::Query;
 use crate::api::problem::Problem;
 use crate::api::resource::RolloutPreview;
 use crate::api::rollouts::{self, RolloutRequest};
+use crate::dashboard::commands::consequence;
 use crate::dashboard::layout::{Section, Viewer, csrf};
 use crate::dashboard::pages::{Asked, framed, may, tenant_list};
+use crate::dashboard::selection::{Chosen, absent, of_whom};
 use crate::dashboard::session::{Sent, Visitor, capital, ours};
 use crate::dashboard::{OrShown as _, Shown, format};
 use crate::rows;
@@ -62,6 +66,14 @@ impl Wanted {
             ("valid_for", &self.valid_for),
             ("reason", &self.reason),
         ]
+    }
+
+    /// The form, filled in so.
+    fn address(&self) -> String {
+        let given = self.fields().into_iter().filter(|(_, value)| !value.is_empty());
+        given.fold("/rollouts/new?change=1".to_owned(), |address, (name, value)| {
+            format!("{address}&{name}={}", format::escaped(value))
+        })
     }
 
     fn request(&self, expected_nodes: Option<usize>) -> Result<RolloutRequest, Problem> {
@@ -114,15 +126,22 @@ fn number<T: std::str::FromStr + TryFrom<u64>>(what: &str, text: &str) -> Result
     })
 }
 
+/// Whether it is still to be changed.
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+pub(in crate::dashboard) struct Draft {
+    change: Option<u8>,
+}
+
 /// `GET /rollouts/new`: the form; filled in, who is meant in which wave, and the button that starts it.
 pub(in crate::dashboard) async fn new(
     State(app): State<App>,
     visitor: Visitor,
     wanted: Asked<Query<Wanted>>,
+    draft: Asked<Query<Draft>>,
 ) -> Result<Response, Shown> {
-    let Query(wanted) = wanted.or_shown(&app)?;
+    let (Query(wanted), Query(Draft { change })) = (wanted.or_shown(&app)?, draft.or_shown(&app)?);
     may(&visitor, access::Role::Operator).or_shown(&app)?;
-    let content = if wanted.action.is_empty() {
+    let content = if wanted.action.is_empty() || change.is_some() {
         form(&wanted, None, &tenants(&app, &visitor).await.or_shown(&app)?)
     } else {
         let asked = wanted.request(None);
@@ -131,7 +150,12 @@ pub(in crate::dashboard) async fn new(
             Err(problem) => Err(problem.clone()),
         };
         match preview {
-            Ok(preview) if preview.nodes > 0 => confirm(&wanted, &preview, &rows::uuid(app.now()), &visitor.viewer()),
+            Ok(preview) if preview.nodes > 0 => {
+                let asked = asked.or_shown(&app)?;
+                let chosen = chosen(&app, &visitor, &asked).await.or_shown(&app)?;
+                let once = rows::uuid(app.now());
+                confirm(&wanted, &asked, &preview, &chosen, &once, &visitor.viewer()).or_shown(&app)?
+            }
             Ok(_) => form(&wanted, Some("Nobody is meant by that."), &tenants(&app, &visitor).await.or_shown(&app)?),
             Err(problem) if problem.status().is_client_error() => {
                 form(&wanted, Some(&capital(&problem.detail)), &tenants(&app, &visitor).await.or_shown(&app)?)
@@ -140,6 +164,12 @@ pub(in crate::dashboard) async fn new(
         }
     };
     framed(&app, &visitor, "Start a rollout", Section::Rollouts, None, &content).await
+}
+
+/// Those who are meant, as they are now.
+async fn chosen(app: &App, visitor: &Visitor, asked: &RolloutRequest) -> Result<Vec<Chosen>, Problem> {
+    let nodes = asked.command.target.nodes(app, visitor.principal()).await?;
+    Ok(nodes.iter().filter_map(|node| app.roster.node(visitor.principal(), node.id.parse().ok()?)).collect())
 }
 
 async fn tenants(app: &App, visitor: &Visitor) -> Result<Vec<String>, Problem> {
@@ -183,10 +213,22 @@ fn form(wanted: &Wanted, error: Option<&str>, tenants: &[String]) -> Markup {
 }
 
 /// `once` tells this form from the same one opened again: sent twice, it has one effect.
-fn confirm(wanted: &Wanted, preview: &RolloutPreview, once: &str, viewer: &Viewer) -> Markup {
-    let what = format::sentence("", &preview.what);
-    html! {
-        div.head { div { h1 { (what) " on " (format::count(preview.nodes, "node", "nodes")) "?" } p { "In " (format::count(preview.waves.len(), "wave", "waves")) ". The first one begins at once, or when its maintenance window opens." } } }
+fn confirm(
+    wanted: &Wanted,
+    asked: &RolloutRequest,
+    preview: &RolloutPreview,
+    chosen: &[Chosen],
+    once: &str,
+    viewer: &Viewer,
+) -> Result<Markup, Problem> {
+    let (what, limits) = (format::sentence("", &preview.what), asked.limits()?);
+    let long = |duration: Duration| format::duration(duration.as_secs_f64());
+    let of = match wanted.service.trim() {
+        "" => wanted.stack.trim().to_owned(),
+        service => format!("{}/{service}", wanted.stack.trim()),
+    };
+    Ok(html! {
+        div.head { div { h1 { (what) " on " (format::count(preview.nodes, "node", "nodes")) "?" } p #of-whom { (capital(&of_whom(chosen))) ", in " (format::count(preview.waves.len(), "wave", "waves")) } } }
         div.card.wrap {
             table.cards {
                 thead { tr { th scope="col" { "Wave" } th.num scope="col" { "Nodes" } th.num scope="col" { "Online" } th scope="col" { "Who" } } }
@@ -205,10 +247,18 @@ fn confirm(wanted: &Wanted, preview: &RolloutPreview, once: &str, viewer: &Viewe
             @for (name, value) in wanted.fields() { input type="hidden" name=(name) value=(value); }
             input type="hidden" name="expected" value=(preview.nodes);
             input type="hidden" name="once" value=(once);
+            p { (consequence(&wanted.action)) }
+            (absent(&wanted.action, &of, chosen, &long(asked.command.valid_for())))
+            p {
+                "The first wave begins " @if limits.windows.is_empty() { "at once" } @else { "when a maintenance window is open: " (wanted.windows) }
+                @if let Some(rate) = limits.rate { ", with at most " (rate) " commands a minute" }
+                ". Each is watched for " (long(limits.soak)) " before the next. It holds itself when over " (limits.most_failed) " % of a wave fail or are not done within " (long(limits.settle))
+                ", or over " (limits.most_regressed) " % are not well any more."
+            }
             p { "Why: " (wanted.reason) }
-            div.actions { button type="submit" autofocus { (what) } a href="/rollouts" { "Leave it" } }
+            div.actions { button type="submit" autofocus { (what) " on " (format::count(preview.nodes, "node", "nodes")) } a href=(wanted.address()) { "Change it" } a href="/rollouts" { "Leave it" } }
         }
-    }
+    })
 }
 
 #[derive(Deserialize)]
