@@ -24,7 +24,6 @@ use crate::audit::{self, Actor, Record, action};
 use crate::gateway::Registry;
 
 pub use clock::SteadyClock;
-pub(crate) use request::have_room;
 pub use request::{NewRequest, RequestError, Requested, Signed};
 
 use writer::{Operation, Outcome, Writer};
