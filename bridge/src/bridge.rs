@@ -9,7 +9,6 @@ use node::{Clock, IdentityStore};
 use spool::Status;
 use tokio::signal::unix::Signal;
 use tokio::sync::{mpsc, watch};
-use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::class::{self, Class};
@@ -109,7 +108,7 @@ pub async fn run(config: Config, stop: CancellationToken, mut reloads: Reloads) 
         heard.push(acknowledged);
     }
     let lanes = Arc::new(lanes);
-    let (mut sources, sources_stop) = (JoinSet::new(), CancellationToken::new());
+    let (mut sources, sources_stop) = (Vec::new(), CancellationToken::new());
     let inbound = watch::Sender::new(Arc::new(Routes::new(&config.route)?));
     let mut connections = Vec::new();
     for ((index, mqtt), acknowledged) in config.mqtt.iter().enumerate().zip(heard) {
@@ -156,8 +155,10 @@ pub async fn run(config: Config, stop: CancellationToken, mut reloads: Reloads) 
         };
         sinks.push(Sink::start(parts, sink_stop.clone()).context("a sink's thread can't be started")?);
     }
+    let ended = CancellationToken::new();
     for connection in connections {
-        sources.spawn(connection.run(sources_stop.clone()));
+        let source = connection.start(sources_stop.clone(), ended.clone().drop_guard());
+        sources.push(source.context("a connection's thread can't be started")?);
     }
 
     let mut telling = tokio::time::interval(TELL);
@@ -165,6 +166,8 @@ pub async fn run(config: Config, stop: CancellationToken, mut reloads: Reloads) 
     loop {
         tokio::select! {
             () = stop.cancelled() => break,
+            // None of them ends by itself; without it the bridge is no use, and the service manager starts it anew.
+            () = ended.cancelled() => anyhow::bail!("a connection ended unexpectedly"),
             _ = telling.tick() => tell(&logs, &counters),
             Some(()) = reloads.signals.recv() => {
                 let reloaded = (reloads.load)().map_err(anyhow::Error::from).and_then(|new| {
@@ -189,15 +192,13 @@ pub async fn run(config: Config, stop: CancellationToken, mut reloads: Reloads) 
                     Err(error) => tracing::error!("the configuration of before goes on: {error:#}"),
                 }
             }
-            // None of them ends by itself; without it the bridge is no use, and the service manager starts it anew.
-            Some(ended) = sources.join_next() => anyhow::bail!("a connection ended unexpectedly: {ended:?}"),
         }
         let ended = writers.iter().chain(&sinks).any(JoinHandle::is_finished);
         anyhow::ensure!(!ended, "a thread of the bridge ended unexpectedly");
     }
     tracing::info!("stopping");
     sources_stop.cancel();
-    while sources.join_next().await.is_some() {}
+    join(sources).await;
     lanes.close();
     sink_stop.cancel();
     join(sinks).await;

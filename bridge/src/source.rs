@@ -6,12 +6,13 @@
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::pin::pin;
 use std::sync::Arc;
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use node::Clock;
 use tokio::sync::watch;
 use tokio::time::{Interval, MissedTickBehavior};
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::config::MqttConfig;
 use crate::counters::Counters;
@@ -154,9 +155,22 @@ impl Source {
         })
     }
 
+    /// Starts the connection's thread. It ends when told to stop, within seconds, and lets go of `alive` then.
+    ///
+    /// # Errors
+    /// When the system has no thread to give.
+    pub fn start(self, stop: CancellationToken, alive: DropGuard) -> std::io::Result<JoinHandle<()>> {
+        // With a runtime of its own: it sleeps through [`GATHER`], and nobody else is to.
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        std::thread::Builder::new().name("mqtt".into()).spawn(move || {
+            let _alive = alive;
+            runtime.block_on(self.run(stop));
+        })
+    }
+
     /// Takes messages in until `stop`, and connects again whenever that is needed. Then waits a little for
     /// what is under way, and acknowledges it.
-    pub async fn run(mut self, stop: CancellationToken) {
+    async fn run(mut self, stop: CancellationToken) {
         let mut pause = PAUSE.0;
         while let Some(connected) = stop.run_until_cancelled(self.dialer.connect()).await {
             let down = match connected {
@@ -223,7 +237,8 @@ impl Source {
             self.take(packet).await?;
             let mut more = self.take_more().await;
             if more.is_ok() && (1..BATCH).contains(&self.batch.len()) {
-                tokio::time::sleep(GATHER).await;
+                // Not by the runtime, which each packet that comes meanwhile would wake.
+                std::thread::sleep(GATHER);
                 more = self.take_more().await;
             }
             self.hand_over(&mut ping, stop).await?;
