@@ -73,7 +73,7 @@ impl Lanes {
     /// was not at the start is as none.
     pub fn follow(&self, wanted: impl IntoIterator<Item = Ways>) {
         for (connection, wanted) in self.connections.iter().zip(wanted) {
-            *connection.wanted() = Arc::new(wanted);
+            *connection.wanted() = Arc::new(wanted.among(&self.classes));
         }
     }
 
@@ -94,7 +94,9 @@ impl Lanes {
         wanted: Ways,
     ) -> Result<(watch::Receiver<u64>, Arc<Told>), FileError> {
         let (told, file) = (Arc::new(Told::new(self.lanes.len())), WaysFile::of(state_dir, mqtt));
-        let now = Arc::new(file.begin(&wanted)?);
+        // A class that there is at the next start, and not now, is another one then: what is kept says where messages went.
+        let wanted = wanted.among(&self.classes);
+        let now = Arc::new(file.begin(&wanted)?.among(&self.classes));
         // Nobody knows what is left in them from before.
         let used = (0..self.lanes.len()).collect();
         let course = Course { mqtt: mqtt.to_owned(), now, file, used, tried: None };
@@ -305,20 +307,20 @@ mod tests {
         Ways::of("m", &Routes::new(&config.route).unwrap(), &config)
     }
 
-    fn lanes() -> Lanes {
+    fn lanes(names: &[&str]) -> Lanes {
         let class = |name: &str| ClassConfig {
             name: name.into(),
             overflow: Overflow::DropOldest,
             size: Size::mebibytes(1),
             max_age: None,
         };
-        let class = vec![class("trends"), class("states")];
+        let class = names.iter().map(|name| class(name)).collect();
         Lanes::new(&Class::all(&Config { state_dir: "/nowhere".into(), class, ..Config::default() }))
     }
 
     /// Lanes whose logs are empty, with one connection.
     fn connected(state_dir: &Path, routes: &[(&str, Option<&str>)]) -> (Lanes, watch::Receiver<u64>, Arc<Told>) {
-        let mut lanes = lanes();
+        let mut lanes = lanes(&["trends", "states"]);
         let (heard, told) = lanes.connect(state_dir, "m", ways(routes)).unwrap();
         lanes.lanes.iter().for_each(|lane| lane.written(0, 0));
         (lanes, heard, told)
@@ -409,7 +411,7 @@ mod tests {
         let (lanes, ..) = connected(folder.path(), &[("a", TRENDS)]);
         lanes.put(vec![submission(1, "a")]).await;
         drop(lanes);
-        let mut lanes = self::lanes();
+        let mut lanes = self::lanes(&["trends", "states"]);
         lanes.connect(folder.path(), "m", ways(&[("a", STATES)])).unwrap();
         // The writer finds one in the log that nobody has delivered.
         [0, 1, 0].into_iter().zip(&lanes.lanes).for_each(|(last, lane)| lane.written(0, last));
@@ -424,5 +426,21 @@ mod tests {
         let (lanes, ..) = connected(folder.path(), &[("a", STATES)]);
         lanes.put(vec![submission(4, "a")]).await;
         assert_eq!(taken(&lanes, 2), [4]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_class_that_there_was_not_at_the_start_is_none_until_what_waits_is_delivered() {
+        let folder = tempfile::tempdir().unwrap();
+        let (lanes, ..) = connected(folder.path(), &[("a", TRENDS)]);
+        lanes.follow([ways(&[("a", Some("later"))])]);
+        lanes.put(vec![submission(1, "a")]).await;
+        assert_eq!(taken(&lanes, 0), [1]);
+        drop(lanes);
+        let mut lanes = self::lanes(&["trends", "later"]);
+        lanes.connect(folder.path(), "m", ways(&[("a", Some("later"))])).unwrap();
+        // The writer finds it in the log.
+        [1, 0, 0].into_iter().zip(&lanes.lanes).for_each(|(last, lane)| lane.written(0, last));
+        lanes.put(vec![submission(2, "a")]).await;
+        assert_eq!((taken(&lanes, 0), taken(&lanes, 2)), (vec![2], vec![]));
     }
 }

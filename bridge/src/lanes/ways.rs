@@ -26,6 +26,14 @@ impl Ways {
         Self(routes.ways(mqtt).into_iter().map(|way| (way.from, class(way.route))).collect())
     }
 
+    /// The same, where what is of another class than these is of none.
+    pub(super) fn among(mut self, classes: &[String]) -> Self {
+        for (_, class) in &mut self.0 {
+            *class = class.take().filter(|class| classes.contains(class));
+        }
+        self
+    }
+
     /// The class of a topic; `None` for one that has none, also because it is not known.
     pub fn class(&self, topic: &str) -> Option<&str> {
         self.0.iter().find(|(from, _)| from.matches(topic)).and_then(|(_, class)| class.as_deref())
