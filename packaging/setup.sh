@@ -215,16 +215,22 @@ need_build() {
 }
 
 # need_cargo_tool ROOT NAME [OPTION…]: the one on PATH, or built once, with cargo install's options, and kept under ROOT/target.
-need_cargo_tool() {
-    local tools=${CARGO_TARGET_DIR:-$1/target}/rig/cache/tools
-    shift
+# Without optimization: that saves more time in building than it costs in running.
+need_cargo_tool() { _need_cargo_tool "$1" dev "${@:2}"; }
+
+# need_cargo_peer ROOT NAME [OPTION…]: the same for one that is measured.
+need_cargo_peer() { _need_cargo_tool "$1" release "${@:2}"; }
+
+_need_cargo_tool() {
+    local tools=${CARGO_TARGET_DIR:-$1/target}/rig/cache/tools profile=$2
+    shift 2
     mkdir -p "$tools"
     tools=$(cd "$tools" && pwd)
     case ":$PATH:" in *":$tools/bin:"*) ;; *) export PATH="$PATH:$tools/bin" ;; esac
     ! command -v "$1" >/dev/null || return 0
     say "  building $1 (once, some minutes; kept in $tools) …"
-    # Without optimization and debug information: that saves more time in building than it costs in running.
-    CARGO_PROFILE_DEV_DEBUG=false cargo install --quiet --locked --debug --root "$tools" --target-dir "$tools/build" "$@" >"$tools/$1.log" 2>&1 ||
+    CARGO_PROFILE_DEV_DEBUG=false cargo install --quiet --locked --profile "$profile" --root "$tools" \
+        --target-dir "$tools/build" "$@" >"$tools/$1.log" 2>&1 ||
         fail "$1 could not be built: $(grep -m 1 '^error' "$tools/$1.log")" "The whole log: $tools/$1.log"
     rm -rf "$tools/build"
 }

@@ -17,14 +17,14 @@ use crate::config::{Config, ConfigError, KafkaConfig};
 use crate::counters::Counters;
 use crate::dead_letter::DeadLetters;
 use crate::enroll;
-use crate::lanes::{Lanes, Logs};
+use crate::lanes::{Lanes, Logs, Ways};
 use crate::log::{Log, Writer};
 use crate::mapping::Mapping;
 use crate::pace::Pace;
 use crate::receipts::Receipts;
 use crate::report::Report;
 use crate::route::Routes;
-use crate::sink::{self, Change, Sink};
+use crate::sink::{self, Change, Routing, Sink};
 use crate::source::{self, Source};
 use crate::sparkplug::Tables;
 use crate::subscriptions::Subscriptions;
@@ -99,11 +99,12 @@ pub async fn run(config: Config, stop: CancellationToken, mut reloads: Reloads) 
             None
         }
     };
-    let mut lanes = Lanes::new(&classes, Routes::new(&config.route)?, &classes_of(&config));
+    let mut lanes = Lanes::new(&classes);
     let mut receipts: Vec<Receipts> = (0..classes.len()).map(Receipts::of).collect();
     let mut heard = Vec::new();
     for mqtt in &config.mqtt {
-        let (acknowledged, told) = lanes.connect();
+        let ways = Ways::of(&mqtt.name, &routes, &config);
+        let (acknowledged, told) = lanes.connect(&config.state_dir, &mqtt.name, ways)?;
         receipts.iter_mut().for_each(|receipts| receipts.connect(Arc::clone(&told), mqtt.ack));
         heard.push(acknowledged);
     }
@@ -134,9 +135,10 @@ pub async fn run(config: Config, stop: CancellationToken, mut reloads: Reloads) 
     let mut changes = Vec::new();
     let pace = Arc::new(Mutex::new(paced(&config.kafka)));
     for (lane, (((class, log), dead_letters), receipts)) in logs.iter().zip(letters).zip(receipts).enumerate() {
-        let intake = lanes.intake(lane).context("a class has no intake")?;
+        let lane = lanes.lane(lane).context("a class has no lane")?;
         let receipts = Arc::new(receipts);
-        let writer = Writer::start(log.clone(), class.clone(), intake, Arc::clone(&receipts), Arc::clone(&counters));
+        let writer =
+            Writer::start(log.clone(), class.clone(), Arc::clone(&lane), Arc::clone(&receipts), Arc::clone(&counters));
         writers.push(writer.context("a log's thread can't be started")?);
         let (change, changed) = mpsc::channel(CHANGES);
         changes.push(change);
@@ -146,10 +148,10 @@ pub async fn run(config: Config, stop: CancellationToken, mut reloads: Reloads) 
             pace: Arc::clone(&pace),
             config: config.kafka.clone(),
             bridge: bridge.clone(),
-            routes: Routes::new(&config.route)?.noting(routes.passed()),
-            changes: changed,
+            routing: Routing::new(Routes::new(&config.route)?.noting(routes.passed()), changed),
             dead_letters,
             receipts,
+            lane,
             counters: Arc::clone(&counters),
         };
         sinks.push(Sink::start(parts, sink_stop.clone()).context("a sink's thread can't be started")?);
@@ -173,11 +175,12 @@ pub async fn run(config: Config, stop: CancellationToken, mut reloads: Reloads) 
                     let permits = permits.map_err(|_| anyhow::anyhow!("the changes before are not made yet: try again"))?;
                     for (permit, (_, log)) in permits.into_iter().zip(logs.iter()) {
                         let routes = Routes::new(&new.route)?.noting(Arc::clone(&ours));
-                        permit.send(Change { routes, through: log.spool().last() });
+                        Change::tell(permit, routes, log);
                     }
                     *pace.lock().unwrap_or_else(PoisonError::into_inner) = paced(&new.kafka);
                     passed.send_replace(ours);
-                    lanes.follow(Routes::new(&new.route)?, &classes_of(&new));
+                    let routes = Routes::new(&new.route)?;
+                    lanes.follow(config.mqtt.iter().map(|mqtt| Ways::of(&mqtt.name, &routes, &new)));
                     inbound.send_replace(Arc::new(Routes::new(&new.route)?));
                     Ok(new)
                 });
@@ -221,11 +224,6 @@ fn told(started: &Config, new: &Config) {
 
 fn paced(config: &KafkaConfig) -> Pace {
     Pace::new(config.max_rate.map(settings::Size::bytes), config.catch_up, Instant::now())
-}
-
-/// The name of each route's class.
-fn classes_of(config: &Config) -> Vec<Option<String>> {
-    config.route.iter().map(|route| route.class.clone()).collect()
 }
 
 async fn join(threads: Vec<JoinHandle<()>>) {

@@ -1,6 +1,10 @@
 //! The bridge's configuration: `/etc/hyperfactory/bridge.toml` and `HYPERFACTORY_BRIDGE_*`.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod kafka;
+mod mqtt;
+mod route;
+
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -11,10 +15,10 @@ use settings::{Period, Secret, Size};
 use tracing_subscriber::filter::{LevelFilter, Targets};
 
 use crate::class::{self, ClassConfig};
-use crate::pace::CatchUp;
 use crate::route::{RouteError, Routes};
-use crate::standing::Standing;
-use crate::step::StepConfig;
+pub use kafka::{Compression, KafkaConfig, Tls};
+pub use mqtt::{Ack, MqttConfig, Version};
+pub use route::{Decode, Preset, RouteConfig};
 
 /// Where the bridge keeps its state unless told otherwise.
 pub const STATE_DIR: &str = "/var/lib/hyperfactory/bridge";
@@ -53,180 +57,6 @@ pub struct Config {
     pub route: Vec<RouteConfig>,
 }
 
-/// A connection to an MQTT broker.
-#[derive(Clone, Debug, Deserialize, PartialEq, Eq)]
-#[serde(deny_unknown_fields, rename_all = "kebab-case")]
-pub struct MqttConfig {
-    /// What it is called here and in headers.
-    pub name: String,
-    /// `host:port` of the broker.
-    pub address: String,
-    /// Version of the protocol: 3, which is 3.1.1, or 5.
-    #[serde(default)]
-    pub version: Version,
-    /// How long the broker keeps the session after the connection ends, with version 5. Default: for ever, as far as the
-    /// broker goes along.
-    pub session_expiry: Option<Period>,
-    /// Messages that the broker may send before the first of them is acknowledged, with version 5. Default: 1000.
-    pub receive_maximum: Option<u16>,
-    /// The client id, which names the session that the broker keeps. Default: from the names of bridge and connection.
-    pub client_id: Option<String>,
-    /// User name.
-    pub username: Option<String>,
-    /// Password.
-    pub password: Option<Secret>,
-    /// Authority of the broker's certificate, in PEM; with it the connection is TLS.
-    pub ca: Option<PathBuf>,
-    /// Quality of service to subscribe with: 0, 1 or 2.
-    #[serde(default = "qos")]
-    pub qos: u8,
-    /// When a message is acknowledged to the broker.
-    #[serde(default)]
-    pub ack: Ack,
-    /// Time without traffic after which a ping is sent.
-    #[serde(default = "keep_alive")]
-    pub keep_alive: Period,
-}
-
-/// A version of MQTT.
-#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq)]
-#[serde(try_from = "u8")]
-pub enum Version {
-    /// 3.1.1.
-    #[default]
-    Three,
-    /// 5.
-    Five,
-}
-
-impl TryFrom<u8> for Version {
-    type Error = &'static str;
-
-    fn try_from(number: u8) -> Result<Self, &'static str> {
-        match number {
-            3 => Ok(Self::Three),
-            5 => Ok(Self::Five),
-            _ => Err("use 3, for MQTT 3.1.1, or 5"),
-        }
-    }
-}
-
-/// When a message is acknowledged to its MQTT broker.
-#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq)]
-#[serde(rename_all = "kebab-case")]
-pub enum Ack {
-    /// Once it is on disk.
-    #[default]
-    Durable,
-    /// Once Kafka has it, or it is a dead letter on disk: a message outlives the loss of the bridge's disk.
-    Delivered,
-}
-
-/// The tenant's Kafka bus.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
-pub struct KafkaConfig {
-    /// `host:port` of brokers to begin with.
-    pub brokers: Vec<String>,
-    /// How batches are compressed.
-    pub compression: Compression,
-    /// How long a record waits for others to share its batch.
-    pub linger: Period,
-    /// Most bytes of records a second, before compression: while a backlog is delivered, the rest of the line is free for
-    /// others. Default: no limit.
-    pub max_rate: Option<Size>,
-    /// Who goes first when `max_rate` is not enough for all classes.
-    pub catch_up: CatchUp,
-    /// Largest record with its headers; the brokers have to take it (`max.message.bytes`).
-    pub max_record: Size,
-    /// Where the bridge's certificate comes from when no file is named. Default: from the hub, if the bridge is enrolled.
-    pub tls: Option<Tls>,
-    /// Authority of the brokers' certificates, in PEM, in place of the tenant's Kafka roots; with it the connection is TLS.
-    pub ca: Option<PathBuf>,
-    /// The bridge's certificate, in PEM, in place of one from the hub. When the file changes, the next connection shows the
-    /// new one.
-    pub certificate: Option<PathBuf>,
-    /// Its key, in PEM.
-    pub key: Option<PathBuf>,
-    /// Where the certificate from the hub is, when that is to be used; see [`Config::enrolled`].
-    #[serde(skip)]
-    pub issued: Option<KafkaStore>,
-    /// Where clients of the brokers note what they are told.
-    #[serde(skip)]
-    pub standing: Standing,
-}
-
-/// What the connection to the brokers is protected by.
-#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
-#[serde(rename_all = "kebab-case")]
-pub enum Tls {
-    /// A certificate from the hub.
-    Hub,
-    /// Nothing.
-    Off,
-}
-
-/// A way of compressing.
-#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq)]
-#[serde(rename_all = "kebab-case")]
-pub enum Compression {
-    /// As it is.
-    None,
-    /// Fast.
-    #[default]
-    Lz4,
-    /// Small.
-    Zstd,
-}
-
-/// A route.
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
-pub struct RouteConfig {
-    /// The MQTT topics it is for: a topic filter.
-    pub from: Option<String>,
-    /// The one connection it is for. Default: all.
-    pub mqtt: Option<String>,
-    /// A mapping that is built in, in place of `to` and `key`.
-    pub preset: Option<Preset>,
-    /// The Kafka topic: a template.
-    pub to: Option<String>,
-    /// The key: a template. Default: the MQTT topic.
-    pub key: Option<String>,
-    /// Headers to add: templates by name.
-    pub headers: BTreeMap<String, String>,
-    /// Its class. Default: none, so its messages wait and are never dropped.
-    pub class: Option<String>,
-    /// What messages are decoded from; they then go to the Unified Namespace, and to `to` what can't be decoded.
-    pub decode: Option<Decode>,
-    /// What is done with payloads, in this order, and which messages go no further.
-    pub step: Vec<StepConfig>,
-}
-
-/// A format that messages are decoded from.
-#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
-#[serde(rename_all = "kebab-case")]
-pub enum Decode {
-    /// Sparkplug B.
-    SparkplugB,
-}
-
-/// A mapping that is built in.
-#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
-#[serde(rename_all = "kebab-case")]
-pub enum Preset {
-    /// The Unified Namespace of the United Manufacturing Hub.
-    Umh,
-}
-
-fn qos() -> u8 {
-    1
-}
-
-fn keep_alive() -> Period {
-    Period::seconds(30)
-}
-
 impl Default for Config {
     fn default() -> Self {
         Self {
@@ -243,25 +73,6 @@ impl Default for Config {
             kafka: KafkaConfig::default(),
             class: Vec::new(),
             route: Vec::new(),
-        }
-    }
-}
-
-impl Default for KafkaConfig {
-    fn default() -> Self {
-        Self {
-            brokers: Vec::new(),
-            compression: Compression::default(),
-            linger: Period(Duration::from_millis(5)),
-            max_rate: None,
-            catch_up: CatchUp::default(),
-            max_record: Size(1_000_000),
-            tls: None,
-            ca: None,
-            certificate: None,
-            key: None,
-            issued: None,
-            standing: Standing::default(),
         }
     }
 }
@@ -322,32 +133,9 @@ impl Config {
         }
         let mut names = BTreeSet::new();
         for mqtt in &self.mqtt {
-            if !is_name(&mqtt.name) {
-                return wrong("mqtt.name", NAME);
-            }
+            mqtt.check()?;
             if !names.insert(mqtt.name.as_str()) {
                 return wrong("mqtt.name", &format!("{} is given twice", mqtt.name));
-            }
-            if mqtt.host_and_port().is_none() {
-                return wrong(
-                    "mqtt.address",
-                    &format!("{:?} is not host:port, like \"broker.plant:1883\"", mqtt.address),
-                );
-            }
-            if mqtt.qos > 2 {
-                return wrong("mqtt.qos", "use 0, 1 or 2");
-            }
-            if !(Duration::from_secs(1)..=Duration::from_secs(3600)).contains(&mqtt.keep_alive.get()) {
-                return wrong("mqtt.keep-alive", "use from 1s to 1h");
-            }
-            if mqtt.version == Version::Three && (mqtt.session_expiry.is_some() || mqtt.receive_maximum.is_some()) {
-                return wrong("mqtt.version", "session-expiry and receive-maximum take version = 5");
-            }
-            if mqtt.receive_maximum == Some(0) {
-                return wrong("mqtt.receive-maximum", "use 1 or more");
-            }
-            if mqtt.client_id.as_deref().is_some_and(str::is_empty) {
-                return wrong("mqtt.client-id", "a session that the broker keeps has a name");
             }
         }
         for route in &self.route {
@@ -355,39 +143,7 @@ impl Config {
                 return wrong("route.mqtt", &format!("there is no [[mqtt]] with the name {mqtt:?}"));
             }
         }
-        if self.kafka.certificate.is_some() != self.kafka.key.is_some() {
-            return wrong("kafka.certificate", "`kafka.certificate` and `kafka.key` go together");
-        }
-        if self.kafka.tls.is_some() && self.kafka.certificate.is_some() {
-            return wrong(
-                "kafka.tls",
-                "it is for a bridge without `kafka.certificate` and `kafka.key`: leave out one or the other",
-            );
-        }
-        if self.kafka.tls == Some(Tls::Off) && self.kafka.ca.is_some() {
-            return wrong("kafka.tls", "`kafka.ca` asks for TLS: leave out one or the other");
-        }
-        if self.kafka.certificate.is_some() && self.kafka.ca.is_none() {
-            return wrong(
-                "kafka.ca",
-                "a certificate is shown over TLS only: name the authority of the brokers' certificates",
-            );
-        }
-        if !(Size(1024)..=Size(100_000_000)).contains(&self.kafka.max_record) {
-            return wrong("kafka.max-record", "use from 1KiB to 100MB");
-        }
-        if self.kafka.max_rate.is_some_and(|rate| rate < Size(1024)) {
-            return wrong("kafka.max-rate", "use 1KiB or more, in a second");
-        }
-        if self.kafka.catch_up == CatchUp::LiveFirst && (self.kafka.max_rate.is_none() || self.class.is_empty()) {
-            return wrong(
-                "kafka.catch-up",
-                "live-first says which [[class]] goes first within `kafka.max-rate`: give both, or leave it out",
-            );
-        }
-        if self.kafka.linger.get() > Duration::from_secs(1) {
-            return wrong("kafka.linger", "use up to 1s");
-        }
+        self.kafka.check(!self.class.is_empty())?;
         class::check(&self)?;
         Routes::new(&self.route)?;
         Ok(self)
@@ -466,20 +222,6 @@ impl Config {
     /// Directory of the records that Kafka refused.
     pub fn dead_letter_dir(&self) -> PathBuf {
         self.state_dir.join("dead-letters")
-    }
-}
-
-impl MqttConfig {
-    /// Messages that the broker may send before the first of them is acknowledged. So many are synced to disk together.
-    pub fn receive_maximum(&self) -> u16 {
-        self.receive_maximum.unwrap_or(1000)
-    }
-
-    /// The address in its two parts.
-    pub fn host_and_port(&self) -> Option<(&str, u16)> {
-        let (host, port) = self.address.rsplit_once(':')?;
-        let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
-        Some((host, port.parse().ok().filter(|port| *port > 0)?)).filter(|(host, _)| !host.is_empty())
     }
 }
 
@@ -598,26 +340,5 @@ mod tests {
             }
             let _ = load(&text);
         }
-    }
-
-    #[test]
-    fn addresses_have_two_parts() {
-        let of = |address: &str| MqttConfig {
-            name: "a".into(),
-            address: address.into(),
-            version: Version::Three,
-            session_expiry: None,
-            receive_maximum: None,
-            client_id: None,
-            username: None,
-            password: None,
-            ca: None,
-            qos: 1,
-            ack: Ack::Durable,
-            keep_alive: keep_alive(),
-        };
-        assert_eq!(of("[::1]:1883").host_and_port(), Some(("::1", 1883)));
-        assert_eq!(of("broker:0").host_and_port(), None);
-        assert_eq!(of(":1883").host_and_port(), None);
     }
 }

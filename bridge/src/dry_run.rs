@@ -178,7 +178,7 @@ pub fn captured(config: &Config, lines: impl BufRead) -> anyhow::Result<(String,
     let (mut tallies, mut unread, mut untaken) =
         (BTreeMap::<(usize, usize), Tally>::new(), Findings::default(), Findings::default());
     let (mut messages, mut keys) = (0u64, Keys::default());
-    let (begun, mut first) = (Instant::now(), None);
+    let (begun, mut first, mut latest) = (Instant::now(), None, 0);
     for (number, line) in (1..).zip(lines.lines()) {
         let line = line?;
         if line.trim().is_empty() {
@@ -194,15 +194,18 @@ pub fn captured(config: &Config, lines: impl BufRead) -> anyhow::Result<(String,
             }
         };
         messages += 1;
-        let millis = line.tst.as_deref().and_then(millis).unwrap_or_else(|| first.unwrap_or_default());
-        let since = u64::try_from(millis - *first.get_or_insert(millis)).unwrap_or_default();
+        // One that does not say when it came, came with the one before it.
+        if let Some(at) = line.tst.as_deref().and_then(millis) {
+            (first, latest) = (first.or(Some(at)), at);
+        }
+        let since = u64::try_from(latest - first.unwrap_or(latest)).unwrap_or_default();
         let arrival = Arrival {
             topic: &line.topic,
             payload: &payload,
             retained: line.retain == Some(1),
             duplicate: false,
             beside: 0,
-            received: Timestamp::from_millis(millis),
+            received: Timestamp::from_millis(latest),
             now: begun + Duration::from_millis(since),
         };
         let mut taken = false;
@@ -381,6 +384,19 @@ nonsense
         assert!(!well);
         let (said, well) = captured(&config(ROUTES), &br#"{"topic":"m/a","payload":{"v":1}}"#[..]).unwrap();
         assert!(well, "{said}");
+    }
+
+    #[test]
+    fn what_does_not_say_when_it_came_came_with_the_one_before_it() {
+        let lines = r#"
+{"topic":"m/a","payload":{"v":1}}
+{"tst":"2026-11-28T10:00:00Z","topic":"m/a","payload":{"v":2}}
+{"topic":"m/a","payload":{"v":3}}
+{"tst":"2026-11-28T09:59:00Z","topic":"m/a","payload":{"v":4}}
+{"tst":"2026-11-28T10:00:10Z","topic":"m/a","payload":{"v":5}}
+"#;
+        let (said, _) = captured(&config(ROUTES), lines.as_bytes()).unwrap();
+        assert!(said.contains("5 messages become 2 records, 3 are filtered"), "{said}");
     }
 
     #[test]

@@ -65,12 +65,18 @@ impl Document {
         any
     }
 
-    /// Gives a field another name and place, unless there is no such field.
-    pub fn rename(&mut self, from: &Path, to: &Path) {
-        let Some(value) = find(&self.0, &from.0) else { return };
-        let Some(mut object) = object(&self.0) else { return };
-        take(&mut object, &from.0);
-        put(&mut object, &to.0, value);
+    /// Gives fields other names and places, all at once, so that two may change theirs with each other. What is not there
+    /// is left out.
+    pub fn rename(&mut self, names: &[(Path, Path)]) {
+        let renamed: Vec<(&Path, &Path, Box<RawValue>)> =
+            names.iter().filter_map(|(from, to)| Some((from, to, find(&self.0, &from.0)?))).collect();
+        let Some(mut object) = object(&self.0).filter(|_| !renamed.is_empty()) else { return };
+        for (from, ..) in &renamed {
+            take(&mut object, &from.0);
+        }
+        for (_, to, value) in renamed {
+            put(&mut object, &to.0, value);
+        }
         if let Ok(renamed) = to_raw_value(&object) {
             self.0 = renamed;
         }
@@ -180,14 +186,21 @@ mod tests {
         let mut message = document(r#"{"id": 12345678901234567890123, "motor": {"t": 1.10, "rpm": 5}, "note": "x"}"#);
         assert!(message.pick(&[path("id"), path("motor.t"), path("none")]));
         assert_eq!(text(&message), r#"{"id":12345678901234567890123,"motor":{"t":1.10}}"#);
-        message.rename(&path("motor.t"), &path("temp.celsius"));
-        message.rename(&path("none"), &path("some"));
+        message.rename(&[(path("motor.t"), path("temp.celsius")), (path("none"), path("some"))]);
         assert_eq!(text(&message), r#"{"id":12345678901234567890123,"motor":{},"temp":{"celsius":1.10}}"#);
         assert_eq!((message.number(&path("temp.celsius")), message.number(&path("motor"))), (Some(1.1), None));
         message.replace(&path("temp.celsius"), 2.5);
         message.replace(&path("temp.kelvin"), 9.0);
         assert_eq!(message.text(&path("temp")).unwrap(), r#"{"celsius":2.5}"#);
         assert!(!message.pick(&[path("none")]));
+    }
+
+    #[test]
+    fn fields_may_change_names_with_each_other() {
+        let mut message = document(r#"{"a": 1, "b": 2, "c": {"d": 3}}"#);
+        let renamed = |from: &str, to: &str| (path(from), path(to));
+        message.rename(&[renamed("a", "b"), renamed("b", "c.d"), renamed("c.d", "a")]);
+        assert_eq!(text(&message), r#"{"a":3,"b":1,"c":{"d":2}}"#);
     }
 
     #[test]
@@ -219,7 +232,7 @@ mod tests {
         #[test]
         fn arbitrary_bytes_do_not_panic(payload in "[\\[{\"a:1}\\], ]{0,20}", name in "[a.]{0,4}") {
             if let (Ok(mut document), Ok(path)) = (Document::parse(payload.as_bytes()), name.parse::<Path>()) {
-                document.rename(&path, &"b.c".parse().unwrap());
+                document.rename(&[(path.clone(), "b.c".parse().unwrap())]);
                 document.replace(&path, 1.0);
                 document.pick(&[path]);
                 prop_assert!(serde_json::from_slice::<serde_json::Value>(document.as_bytes()).is_ok());

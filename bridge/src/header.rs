@@ -30,6 +30,8 @@ pub const UNS: &str = "hf-uns";
 pub const BIRTH: &str = "hf-birth";
 /// `true` when the edge had kept it, and it is older than what came before it.
 pub const HISTORICAL: &str = "hf-historical";
+/// `true` when its Sparkplug sender does not want it to be kept in a history.
+pub const TRANSIENT: &str = "hf-transient";
 /// `true` when it is the death of a Sparkplug edge node that has been born again since: the node lives on.
 pub const STALE: &str = "hf-stale";
 /// Why it is as it came although its route declares what to do with it.

@@ -1,14 +1,15 @@
 //! The queue between the connections, which must not block, and the one thread that writes the log, which does.
 
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
 
 /// Bytes that wait to be written, and what each message takes that leaves none. When they are used up, connections are no longer read, and the broker keeps what comes.
 const MOST_BYTES: usize = 8 << 20;
-/// How long a group waits for others to share its sync: a sync for each message would cost more than the messages.
-const GATHER: Duration = Duration::from_millis(1);
+/// From group to group, at least: a sync for what each of many connections brings would cost more than the messages. One
+/// that is alone brings less often by itself.
+const PACE: Duration = Duration::from_millis(2);
 /// A group of this many bytes waits no longer.
 const ENOUGH: usize = 256 << 10;
 
@@ -43,7 +44,11 @@ pub struct Intake {
 struct Waiting {
     submissions: Vec<Submission>,
     bytes: usize,
+    /// How many were ever put in.
+    given: u64,
     closed: bool,
+    /// When the last group was taken.
+    taken: Option<Instant>,
 }
 
 impl Intake {
@@ -56,6 +61,7 @@ impl Intake {
                 let mut waiting = self.waiting();
                 if waiting.submissions.is_empty() || waiting.bytes + bytes <= MOST_BYTES {
                     waiting.bytes += bytes;
+                    waiting.given += submissions.len() as u64;
                     waiting.submissions.append(&mut submissions);
                     self.filled.notify_one();
                     return;
@@ -75,16 +81,23 @@ impl Intake {
             }
             waiting = self.filled.wait(waiting).unwrap_or_else(PoisonError::into_inner);
         }
-        if waiting.bytes < ENOUGH && !waiting.closed {
+        let since = waiting.taken.map_or(PACE, |taken| taken.elapsed());
+        if since < PACE && waiting.bytes < ENOUGH && !waiting.closed {
             drop(waiting);
-            std::thread::sleep(GATHER);
+            std::thread::sleep(PACE - since);
             waiting = self.waiting();
         }
+        waiting.taken = Some(Instant::now());
         waiting.bytes = 0;
         let taken = std::mem::take(&mut waiting.submissions);
         drop(waiting);
         self.drained.notify_waiters();
         Some(taken)
+    }
+
+    /// How many messages were ever put in.
+    pub fn given(&self) -> u64 {
+        self.waiting().given
     }
 
     /// Ends it: what is in it is still taken.

@@ -5,6 +5,7 @@ use std::hash::{BuildHasher, RandomState};
 
 use spool::{Entry, LostReason, SpoolError};
 
+use crate::lanes::Lane;
 use crate::log::Log;
 use crate::record::Record;
 
@@ -39,9 +40,12 @@ pub(crate) fn part_bytes(segment_bytes: u64) -> usize {
 ///
 /// # Errors
 /// When the disk is full or fails; what was there still is.
-pub(crate) fn make_room(log: &Log, capacity: u64, segment_bytes: u64) -> Result<(), SpoolError> {
+pub(crate) fn make_room(log: &Log, lane: &Lane, capacity: u64, segment_bytes: u64) -> Result<(), SpoolError> {
     while log.spool().status().bytes + FREE_SEGMENTS * segment_bytes > capacity {
-        give_up_some(log, segment_bytes)?;
+        lane.moving();
+        let given_up = give_up_some(log, segment_bytes);
+        lane.moved(log.spool().last());
+        given_up?;
     }
     Ok(())
 }

@@ -13,7 +13,8 @@ use spool::{Options, Overflow, Recovery, Spool, SpoolError, Status};
 
 use crate::class::{self, Class};
 use crate::counters::Counters;
-use crate::intake::{Intake, Submission};
+use crate::intake::Submission;
+use crate::lanes::Lane;
 use crate::latest;
 use crate::receipts::{Receipts, Stored};
 
@@ -92,12 +93,12 @@ impl Log {
     }
 }
 
-/// The thread that writes the log. It ends when the intake is closed and written.
+/// The thread that writes the log. It ends when the lane's intake is closed and written.
 #[derive(Debug)]
 pub struct Writer {
     log: Log,
     class: Class,
-    intake: Arc<Intake>,
+    lane: Arc<Lane>,
     receipts: Arc<Receipts>,
     counters: Arc<Counters>,
     complained: Option<Instant>,
@@ -113,26 +114,29 @@ impl Writer {
     pub fn start(
         log: Log,
         class: Class,
-        intake: Arc<Intake>,
+        lane: Arc<Lane>,
         receipts: Arc<Receipts>,
         counters: Arc<Counters>,
     ) -> std::io::Result<JoinHandle<()>> {
         let told = (log.status().lost, None);
-        let writer = Self { log, class, intake, receipts, counters, complained: None, told };
+        let writer = Self { log, class, lane, receipts, counters, complained: None, told };
         std::thread::Builder::new().name("log".into()).spawn(move || writer.run())
     }
 
     fn run(mut self) {
-        while let Some(group) = self.intake.take() {
+        self.lane.written(0, self.log.spool().last());
+        while let Some(group) = self.lane.intake.take() {
             if self.class.overflow == class::Overflow::LatestPerTopic {
                 let Options { capacity_bytes, segment_bytes, .. } = self.class.options();
                 for part in parts(&group, latest::part_bytes(segment_bytes)) {
-                    self.persist(|log| latest::make_room(log, capacity_bytes, segment_bytes));
+                    let lane = Arc::clone(&self.lane);
+                    self.persist(|log| latest::make_room(log, &lane, capacity_bytes, segment_bytes));
                     self.write(part);
                 }
             } else {
                 self.write(&group);
             }
+            self.lane.written(group.len(), self.log.spool().last());
             self.tell_what_is_dropped();
         }
     }
@@ -249,15 +253,15 @@ mod tests {
     #[test]
     fn a_full_log_holds_acknowledgements_back_until_there_is_room() {
         let directory = tempfile::tempdir().unwrap();
-        let (log, intake, told, writer) = written(directory.path(), None);
+        let (log, lane, told, writer) = written(directory.path(), None);
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         let record = vec![7; 20_000];
         runtime.block_on(async {
             for number in 1..=100 {
-                intake.put(vec![Submission { mqtt: 0, number: Some(number), record: record.clone() }]).await;
+                lane.intake.put(vec![Submission { mqtt: 0, number: Some(number), record: record.clone() }]).await;
             }
         });
-        intake.close();
+        lane.intake.close();
         let mut acknowledged = 0;
         while acknowledged < 100 {
             log.wait(0, Duration::from_millis(1));
@@ -279,18 +283,34 @@ mod tests {
     fn written(
         directory: &std::path::Path,
         overflow: Option<class::Overflow>,
-    ) -> (Log, Arc<Intake>, tokio::sync::watch::Receiver<u64>, JoinHandle<()>) {
+    ) -> (Log, Arc<Lane>, tokio::sync::watch::Receiver<u64>, JoinHandle<()>) {
         let size = Size::mebibytes(1);
         let class = |overflow| ClassConfig { name: "c".into(), overflow, size, max_age: None };
         let class = overflow.map(class).into_iter().collect();
         let config = Config { state_dir: directory.to_owned(), log_size: size, class, ..Config::default() };
         let class = Class::all(&config).pop().unwrap();
         let (log, _) = Log::open(class.options()).unwrap();
-        let (intake, told) = (Arc::new(Intake::default()), Arc::new(Told::new(1)));
+        let (lane, told) = (Arc::<Lane>::default(), Arc::new(Told::new(1)));
         let (heard, mut receipts) = (told.hear(), Receipts::default());
         receipts.connect(told, Ack::Durable);
-        let writer = Writer::start(log.clone(), class, Arc::clone(&intake), Arc::new(receipts), Arc::default());
-        (log, intake, heard, writer.unwrap())
+        let writer = Writer::start(log.clone(), class, Arc::clone(&lane), Arc::new(receipts), Arc::default());
+        (log, lane, heard, writer.unwrap())
+    }
+
+    /// A message of about a kilobyte.
+    fn submission(number: u64, topic: &str) -> Submission {
+        let payload = format!("{number:01000}");
+        let record = Record {
+            mqtt: "m",
+            topic,
+            payload: payload.as_bytes(),
+            received: Timestamp::from_millis(0),
+            qos: 1,
+            retained: false,
+            duplicate: false,
+            notes: Notes::default(),
+        };
+        Submission { mqtt: 0, number: Some(number), record: record.encoded() }
     }
 
     /// Writes so many messages to a log that nobody empties, three of topics of their own, then of so many topics in turn.
@@ -302,27 +322,15 @@ mod tests {
         topics: u64,
     ) -> (Vec<spool::LostRange>, Vec<(u64, String, bool)>) {
         let directory = tempfile::tempdir().unwrap();
-        let (log, intake, heard, writer) = written(directory.path(), Some(overflow));
+        let (log, lane, heard, writer) = written(directory.path(), Some(overflow));
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         runtime.block_on(async {
             for number in 1..=count {
                 let topic = if number > 3 { format!("t/{}", number % topics) } else { format!("once/{number}") };
-                let payload = format!("{number:01000}");
-                let (received, payload) = (Timestamp::from_millis(0), payload.as_bytes());
-                let record = Record {
-                    mqtt: "m",
-                    topic: &topic,
-                    payload,
-                    received,
-                    qos: 1,
-                    retained: false,
-                    duplicate: false,
-                    notes: Notes::default(),
-                };
-                intake.put(vec![Submission { mqtt: 0, number: Some(number), record: record.encoded() }]).await;
+                lane.intake.put(vec![submission(number, &topic)]).await;
             }
         });
-        intake.close();
+        lane.intake.close();
         writer.join().unwrap();
         assert_eq!(*heard.borrow(), count, "what is dropped is acknowledged, too");
         let mut spool = log.spool();
@@ -375,5 +383,30 @@ mod tests {
         let (lost, kept) = overflown(class::Overflow::LatestPerTopic, 6000, 6000);
         assert!(kept.len() > 300, "{} stay", kept.len());
         assert_eq!((kept.last().unwrap().0, lost[0].first), (6000, 1));
+    }
+
+    #[test]
+    fn a_record_that_is_written_again_at_the_end_is_not_taken_for_delivered() {
+        let directory = tempfile::tempdir().unwrap();
+        let (log, lane, _, writer) = written(directory.path(), Some(class::Overflow::LatestPerTopic));
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        runtime.block_on(async {
+            lane.intake.put(vec![submission(1, "once")]).await;
+            while log.status().pending < 1 {
+                std::thread::yield_now();
+            }
+            let mut through = std::pin::pin!(lane.is_through());
+            let mut asked = std::task::Context::from_waker(std::task::Waker::noop());
+            assert!(through.as_mut().poll(&mut asked).is_pending(), "it waits in the log");
+            for number in 2..=3000 {
+                lane.intake.put(vec![submission(number, "often")]).await;
+            }
+            lane.intake.close();
+            writer.join().unwrap();
+            assert!(!log.spool().lost().is_empty());
+            // Kafka has what was there when it was asked.
+            lane.delivered(1);
+            assert_eq!(through.as_mut().poll(&mut asked), std::task::Poll::Ready(false));
+        });
     }
 }

@@ -16,6 +16,9 @@ use tokio_util::sync::CancellationToken;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Carries MQTT messages of a plant to its tenant's Kafka bus, one way, and loses none but what may be dropped.
 ///
 /// Exit codes: 0 done; 1 failed; 2 wrong usage or configuration; 3 refused by the hub.

@@ -87,6 +87,8 @@ pub struct Made {
     pub historical: bool,
     /// It is a death of a life that was over before.
     pub stale: bool,
+    /// Its sender does not want it to be kept.
+    pub transient: bool,
 }
 
 impl Mapping {
@@ -119,7 +121,9 @@ impl Mapping {
         let Some(index) = self.way(arrival.topic) else { return Mapped::Same };
         match self.ways.get(index).and_then(|way| way.decode) {
             Some(Decode::SparkplugB) => self.decode(arrival, index),
-            None => match self.step(arrival, index, arrival.topic, arrival.payload) {
+            None => match self
+                .step(arrival, index, arrival.topic, |steps| steps.take(arrival.topic, arrival.payload, arrival.now))
+            {
                 Outcome::Same => Mapped::Same,
                 Outcome::Changed(payload) => Mapped::Made(vec![Made { payload: Some(payload), ..Made::default() }]),
                 Outcome::Dropped(_) => Mapped::Made(Vec::new()),
@@ -145,7 +149,13 @@ impl Mapping {
         }
         let mut made = Vec::with_capacity(decoded.readings.len());
         for reading in decoded.readings {
-            let outcome = self.step(arrival, index, &reading.topic, &reading.payload);
+            let outcome = self.step(arrival, index, &reading.topic, |steps| {
+                if reading.historical {
+                    steps.take_historical(&reading.payload)
+                } else {
+                    steps.take(&reading.topic, &reading.payload, now)
+                }
+            });
             let made_of = |payload, unmapped| Made {
                 uns: Some(reading.topic.clone()),
                 payload: Some(payload),
@@ -153,6 +163,7 @@ impl Mapping {
                 birth: reading.birth,
                 historical: reading.historical,
                 stale: false,
+                transient: reading.transient,
             };
             match outcome {
                 Outcome::Same => made.push(made_of(reading.payload.clone(), None)),
@@ -177,9 +188,15 @@ impl Mapping {
     }
 
     /// Takes the steps of the arrival's route with what became of it so far.
-    fn step(&mut self, arrival: &Arrival<'_>, index: usize, topic: &str, payload: &[u8]) -> Outcome {
+    fn step(
+        &mut self,
+        arrival: &Arrival<'_>,
+        index: usize,
+        topic: &str,
+        take: impl FnOnce(&mut Steps) -> Outcome,
+    ) -> Outcome {
         let Some(way) = self.ways.get_mut(index) else { return Outcome::Same };
-        let outcome = way.steps.take(topic, payload, arrival.now);
+        let outcome = take(&mut way.steps);
         if let Outcome::Misfit(misfit) = &outcome {
             let route = way.route;
             self.tell("misfit", arrival.now, || {
@@ -281,6 +298,24 @@ mod tests {
         assert_eq!(mapping.births_wanted(), 0);
         map(&mut mapping, "spBv1.0/g/NDATA/e", "\x12\x04\x10\x07\x50\x01");
         assert_eq!((mapping.births_wanted(), mapping.births_wanted()), (1, 0));
+    }
+
+    #[test]
+    fn what_the_edge_had_kept_is_not_thinned_out_and_does_not_thin_out_what_is_live() {
+        let mut mapping = mapping(
+            "[[route]]\nfrom = 'spBv1.0/#'\nto = 'sparkplug'\ndecode = 'sparkplug-b'\n\
+             step = [{ filter = { field = 'value', above = 0 } }, { down-sample = { every = '1h' } },\n\
+             { dead-band = { field = 'value', band = 1 } }]",
+        );
+        // The metric a, by name, and whether it is historical.
+        let metric = |value: char, historical: char| format!("\x12\x09\x0a\x01a\x20\x03\x28{historical}\x50{value}");
+        let live = metric('\x05', '\0');
+        let kept = metric('\x05', '\x01').repeat(2) + &metric('\0', '\x01');
+        let mut passing = |payload: &str| match map(&mut mapping, "spBv1.0/g/NDATA/e", payload) {
+            Mapped::Made(made) => made.len(),
+            Mapped::Same => panic!("it is decoded"),
+        };
+        assert_eq!((passing(&kept), passing(&live), passing(&live), passing(&kept)), (2, 1, 0, 2));
     }
 
     #[test]

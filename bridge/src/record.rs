@@ -10,7 +10,8 @@
 //! | 13 | | the connection's name, the topic, the payload |
 //!
 //! A message of which more is known than that is of version 2: bit 4 of the second byte says that it is a birth's, bit 5 that
-//! it is historical, bit 6 that it is stale, and the length of notes (4 bytes) stands at 13, so that the rest begins at 17: name, topic, notes, payload.
+//! it is historical, bit 6 that it is stale, bit 7 that it is transient, and the length of notes (4 bytes) stands at 13, so
+//! that the rest begins at 17: name, topic, notes, payload.
 //! A note is its kind (1 byte), the length of its text (2 bytes) and the text.
 
 use protocol::Timestamp;
@@ -23,6 +24,7 @@ const DUPLICATE: u8 = 8;
 const BIRTH: u8 = 16;
 const HISTORICAL: u8 = 32;
 const STALE: u8 = 64;
+const TRANSIENT: u8 = 128;
 
 /// Kinds of notes.
 const CONTENT_TYPE: u8 = 1;
@@ -70,6 +72,8 @@ pub struct Notes<'a> {
     pub historical: bool,
     /// It is the death of a life that was over before.
     pub stale: bool,
+    /// Its sender does not want it to be kept.
+    pub transient: bool,
 }
 
 impl<'a> Record<'a> {
@@ -81,7 +85,8 @@ impl<'a> Record<'a> {
             | flag(self.duplicate, DUPLICATE)
             | flag(self.notes.birth, BIRTH)
             | flag(self.notes.historical, HISTORICAL)
-            | flag(self.notes.stale, STALE);
+            | flag(self.notes.stale, STALE)
+            | flag(self.notes.transient, TRANSIENT);
         let notes = self.notes.encoded();
         let plain = self.notes == Notes::default();
         let mut bytes =
@@ -137,8 +142,9 @@ impl<'a> Record<'a> {
         let (topic, rest) = rest.split_at_checked(topic).ok_or(RecordError::Malformed)?;
         let (notes, payload) = rest.split_at_checked(notes).ok_or(RecordError::Malformed)?;
         let mut notes = Notes::decode(notes)?;
-        (notes.birth, notes.historical, notes.stale) =
-            (flags & BIRTH != 0, flags & HISTORICAL != 0, flags & STALE != 0);
+        let is = |bit| flags & bit != 0;
+        (notes.birth, notes.historical) = (is(BIRTH), is(HISTORICAL));
+        (notes.stale, notes.transient) = (is(STALE), is(TRANSIENT));
         let text = |bytes| std::str::from_utf8(bytes).map_err(|_| RecordError::Malformed);
         Ok(Self {
             mqtt: text(mqtt)?,
@@ -247,6 +253,7 @@ mod tests {
             birth: bool,
             historical: bool,
             stale: bool,
+            transient: bool,
         ) {
             let received = Timestamp::from_millis(received);
             let notes = Notes {
@@ -257,6 +264,7 @@ mod tests {
                 birth,
                 historical,
                 stale,
+                transient,
             };
             let record =
                 Record { mqtt: &mqtt, topic: &topic, payload: &payload, received, qos, retained, duplicate, notes };

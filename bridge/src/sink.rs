@@ -4,19 +4,19 @@
 //! first such record on; the sequence in the headers tells what came twice. A record that is refused for good is found by
 //! sending those of its batch one by one, and becomes a dead letter.
 
+mod origin;
+mod refusals;
+mod routing;
 mod window;
 
-use std::borrow::Cow;
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime};
 
 use protocol::Timestamp;
 use rdkafka::error::RDKafkaErrorCode;
-use rdkafka::message::{Header, OwnedHeaders};
 use spool::{Entry, LostRange, SpoolError};
-use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::class::Class;
@@ -25,12 +25,16 @@ use crate::counters::Counters;
 use crate::dead_letter::{DeadLetter, DeadLetters};
 use crate::expiry::Expiry;
 use crate::header;
+use crate::lanes::Lane;
 use crate::log::Log;
 use crate::pace::Pace;
 use crate::producer::{Outgoing, Producer, certificate_stamp};
 use crate::receipts::Receipts;
 use crate::record::Record;
-use crate::route::{NoTarget, Routes, Target};
+use crate::route::Target;
+use origin::Origin;
+use refusals::{Refusals, is_about_record, is_about_topic};
+pub use routing::{Change, Routing};
 use window::Window;
 
 /// How long to wait for records while others are on their way, before their reports are looked at.
@@ -45,17 +49,11 @@ const IDLE: Duration = Duration::from_millis(20);
 const SAVE: Duration = Duration::from_millis(10);
 /// How long a producer that ends may take to get rid of what is on its way.
 const DRAIN: Duration = Duration::from_secs(5);
-/// How long a topic that refused a record is not asked again, and how many such topics are remembered; when there are more,
-/// all are asked again.
-const REFUSAL: Duration = Duration::from_secs(60);
-const MOST_REFUSALS: usize = 1000;
 /// A class whose next record is older than this is behind, and how often that is told.
 const BEHIND: Duration = Duration::from_secs(5);
 const TELL_BEHIND: Duration = Duration::from_secs(60);
 /// How often the certificate's files are looked at.
 const LOOK: Duration = Duration::from_secs(1);
-/// Former routes that are kept for what is in the log. Records of one that is given up go by the next.
-const MOST_FORMER: usize = 8;
 /// Reasons for dead letters that are remembered as told.
 const MOST_TOLD: usize = 100;
 /// Pause after a producer failed, from and to.
@@ -64,12 +62,9 @@ const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_
 /// The sink.
 pub struct Sink {
     parts: Parts,
-    epoch: String,
+    origin: Origin,
     expiry: Option<Expiry>,
-    /// Routes of before, and the last record that they are for; oldest first.
-    former: VecDeque<(u64, Routes)>,
-    /// Topics that refused a record, and when.
-    refusals: HashMap<String, (Instant, RDKafkaErrorCode)>,
+    refusals: Refusals,
     /// When it was last told that the class is behind.
     behind: Option<Instant>,
     /// Records whose batch was refused: each is sent alone.
@@ -100,23 +95,23 @@ pub struct Parts {
     /// Name of the bridge.
     pub bridge: String,
     /// Which goes where.
-    pub routes: Routes,
-    /// Other routes, when there are any.
-    pub changes: mpsc::Receiver<Change>,
+    pub routing: Routing,
     /// Where those go that nobody takes.
     pub dead_letters: DeadLetters,
     /// Who hears of what Kafka has.
     pub receipts: Arc<Receipts>,
+    /// By which records come; it hears of that, too.
+    pub lane: Arc<Lane>,
     /// What to count in.
     pub counters: Arc<Counters>,
 }
 
-/// Other routes from now on.
-pub struct Change {
-    /// Those.
-    pub routes: Routes,
-    /// The last record that was in the log before them.
-    pub through: u64,
+impl Parts {
+    /// Records through this one are in Kafka, dead letters on disk, or dropped as their class says.
+    fn delivered(&self, through: u64) {
+        self.receipts.delivered(through);
+        self.lane.delivered(through);
+    }
 }
 
 /// Why a producer was ended.
@@ -140,14 +135,14 @@ impl Sink {
     /// When the system has no thread to give.
     pub fn start(parts: Parts, stop: CancellationToken) -> std::io::Result<JoinHandle<()>> {
         let epoch = header::epoch(parts.log.spool().epoch());
-        parts.receipts.delivered(parts.log.spool().acknowledged());
+        let origin = Origin { bridge: parts.bridge.clone(), epoch, class: parts.class.name.clone() };
+        parts.delivered(parts.log.spool().acknowledged());
         let expiry = parts.class.max_age.map(Expiry::new);
         let sink = Self {
             parts,
-            epoch,
+            origin,
             expiry,
-            former: VecDeque::new(),
-            refusals: HashMap::new(),
+            refusals: Refusals::default(),
             behind: None,
             suspects: BTreeSet::new(),
             condemned: BTreeMap::new(),
@@ -224,9 +219,7 @@ impl Sink {
                     ending = Some((End::Expired, Instant::now()));
                 }
             }
-            while let Ok(change) = self.parts.changes.try_recv() {
-                self.change(change);
-            }
+            self.parts.routing.hear();
             if ending.is_none() {
                 let filled = if stop.is_cancelled() { Err(End::Stopped) } else { self.fill(producer, &mut window) };
                 ending = filled.err().map(|end| (end, Instant::now()));
@@ -255,30 +248,6 @@ impl Sink {
                 }
                 ending = Some((end, since));
             }
-        }
-    }
-
-    /// Goes on with other routes. What was in the log before them was accepted for those of before.
-    fn change(&mut self, Change { routes, through }: Change) {
-        self.former.push_back((through, std::mem::replace(&mut self.parts.routes, routes)));
-        if self.former.len() > MOST_FORMER {
-            self.former.pop_front();
-        }
-    }
-
-    fn target(&mut self, sequence: u64, record: &Record<'_>) -> Result<Arc<Target>, NoTarget> {
-        let former = self.former.iter_mut().find(|(through, _)| sequence <= *through);
-        if let Some((_, former)) = former {
-            // A message of a new route may have been quicker than the word of it.
-            match former.target(record.mqtt, record.topic, record.notes.uns) {
-                Err(NoTarget::Unrouted) => {}
-                answer => return answer,
-            }
-        }
-        match (self.parts.routes.target(record.mqtt, record.topic, record.notes.uns), self.former.back_mut()) {
-            // It was on its way to the log when the routes changed.
-            (Err(NoTarget::Unrouted), Some((_, former))) => former.target(record.mqtt, record.topic, record.notes.uns),
-            (answer, _) => answer,
         }
     }
 
@@ -340,10 +309,11 @@ impl Sink {
     }
 
     /// Reads on; gives whether there was anything. While records are on their way it does not wait for the disk.
-    fn read(&self, window: &mut Window) -> Result<bool, End> {
+    fn read(&mut self, window: &mut Window) -> Result<bool, End> {
         let log = &self.parts.log;
         let spool = if window.under_way == 0 { Some(log.spool()) } else { log.try_spool() };
         let Some(mut spool) = spool else { return Ok(false) };
+        self.parts.routing.before_reading(&spool);
         let mut bytes = 0;
         while window.held.len() < AHEAD && bytes < AHEAD_BYTES {
             match window.reader.next(&mut spool) {
@@ -404,12 +374,9 @@ impl Sink {
     ) -> Result<(Arc<Target>, Timestamp), Unsent> {
         let refused = |error: &dyn std::fmt::Display| Unsent::Refused(error.to_string());
         let record = Record::decode(bytes).map_err(|error| refused(&error))?;
-        let target = self.target(sequence, &record).map_err(|error| refused(&error))?;
-        if let Some((since, code)) = self.refusals.get(&target.topic) {
-            if since.elapsed() < REFUSAL {
-                return Err(Unsent::Refused(format!("Kafka's topic {} takes none: {code}", target.topic)));
-            }
-            self.refusals.remove(&target.topic);
+        let target = self.parts.routing.target(sequence, &record).map_err(|error| refused(&error))?;
+        if let Some(code) = self.refusals.of(&target.topic) {
+            return Err(Unsent::Refused(format!("Kafka's topic {} takes none: {code}", target.topic)));
         }
         let outgoing = Outgoing {
             sequence,
@@ -417,63 +384,18 @@ impl Sink {
             key: &target.key,
             payload: record.payload,
             timestamp: record.received.millis(),
-            headers: self.headers(sequence, dropped, &record, &target),
+            headers: self.origin.headers(sequence, dropped, &record, &target),
         };
         match producer.send(outgoing) {
             Ok(()) => Ok((target, record.received)),
             Err(RDKafkaErrorCode::QueueFull) => Err(Unsent::Full),
             Err(code) if is_about_record(code) => Err(Unsent::Refused(format!("{code}"))),
             Err(code) if is_about_topic(code) => {
-                self.refused(&target, code);
+                self.refusals.note(&target.topic, code);
                 Err(Unsent::Refused(format!("Kafka's topic {} takes none: {code}", target.topic)))
             }
             Err(code) => Err(Unsent::Failed(code)),
         }
-    }
-
-    fn headers(&self, sequence: u64, dropped: &[(u64, u64)], record: &Record<'_>, target: &Target) -> OwnedHeaders {
-        let add = |headers: OwnedHeaders, key: &str, value: &str| headers.insert(Header { key, value: Some(value) });
-        let mut headers = OwnedHeaders::new_with_capacity(8 + target.headers.len());
-        headers = add(headers, header::BRIDGE, &self.parts.bridge);
-        headers = add(headers, header::EPOCH, &self.epoch);
-        headers = add(headers, header::SEQUENCE, &sequence.to_string());
-        headers = add(headers, header::MQTT, record.mqtt);
-        headers = add(headers, header::TOPIC, record.topic);
-        headers = add(headers, header::RECEIVED, &record.received.millis().to_string());
-        if !self.parts.class.name.is_empty() {
-            headers = add(headers, header::CLASS, &self.parts.class.name);
-        }
-        if !dropped.is_empty() {
-            headers = add(headers, header::DROPPED, &header::dropped(dropped));
-        }
-        if record.retained {
-            headers = add(headers, header::RETAINED, "true");
-        }
-        if record.duplicate {
-            headers = add(headers, header::DUPLICATE, "true");
-        }
-        let notes = &record.notes;
-        let notable = [
-            (header::UNS, notes.uns),
-            (header::BIRTH, notes.birth.then_some("true")),
-            (header::HISTORICAL, notes.historical.then_some("true")),
-            (header::STALE, notes.stale.then_some("true")),
-            (header::UNMAPPED, notes.unmapped),
-            (header::CONTENT_TYPE, notes.content_type),
-        ];
-        for (name, value) in notable.into_iter().filter_map(|(name, value)| Some((name, value?))) {
-            headers = add(headers, name, value);
-        }
-        for (name, value) in &target.headers {
-            headers = add(headers, name, value);
-        }
-        for (name, value) in &notes.properties {
-            // No broker lets a NUL through; one that did must not stop the sink.
-            let plain = !name.starts_with(header::OWN) && !name.contains('\0');
-            let foreign = || Cow::Owned(format!("{}{}", header::FOREIGN, name.replace('\0', "")));
-            headers = add(headers, &if plain { Cow::Borrowed(*name) } else { foreign() }, value);
-        }
-        headers
     }
 
     /// Takes a report; an error ends the producer.
@@ -492,7 +414,7 @@ impl Sink {
                 return Ok(());
             }
             Err(code) if is_about_topic(code) => {
-                self.refused(&target, code);
+                self.refusals.note(&target.topic, code);
             }
             // One that was suspected went alone, so it is the one.
             Err(code) if is_about_record(code) && self.suspects.remove(&sequence) => {
@@ -507,30 +429,19 @@ impl Sink {
         outcome
     }
 
-    /// The topic takes no record for now.
-    fn refused(&mut self, target: &Target, code: RDKafkaErrorCode) {
-        if self.refusals.len() >= MOST_REFUSALS {
-            self.refusals.clear();
-        }
-        self.refusals.insert(target.topic.clone(), (Instant::now(), code));
-    }
-
     /// Lets go of what is delivered or buried, without a gap.
     fn let_go(&mut self, window: &mut Window) -> Result<(), SpoolError> {
         if let Some(through) = window.delivered() {
             // Until it is in one place for good, it stays in the other.
             self.parts.dead_letters.sync()?;
             self.parts.log.spool().acknowledge(through)?;
-            self.parts.receipts.delivered(through);
+            self.parts.delivered(through);
             window.forget(through);
-            // The last of them may be wanted for what was on its way.
-            while self.former.len() > 1 && self.former.front().is_some_and(|(last, _)| *last <= through) {
-                self.former.pop_front();
-            }
+            self.parts.routing.forget(through);
             self.unsaved = true;
         } else if let Some(through) = window.dropped_last() {
             // It stays in the log until a record says so in Kafka; who waits for an acknowledgement is not to wait for that.
-            self.parts.receipts.delivered(through);
+            self.parts.delivered(through);
         }
         if self.unsaved && Instant::now() >= self.save_at {
             self.save();
@@ -577,28 +488,4 @@ fn is_older(received: Option<Timestamp>, age: Duration) -> bool {
     let now = Timestamp::from(SystemTime::now()).millis();
     let passed = received.map_or(0, |received| now.saturating_sub(received.millis()));
     u128::try_from(passed).is_ok_and(|passed| passed > age.as_millis())
-}
-
-/// Whether the code is about the record, or another in its batch: it will be refused however often it is sent.
-fn is_about_record(code: RDKafkaErrorCode) -> bool {
-    matches!(
-        code,
-        RDKafkaErrorCode::MessageSizeTooLarge
-            | RDKafkaErrorCode::MessageBatchTooLarge
-            | RDKafkaErrorCode::InvalidTimestamp
-            | RDKafkaErrorCode::PolicyViolation
-            | RDKafkaErrorCode::InvalidRecord
-            | RDKafkaErrorCode::InvalidArgument
-    )
-}
-
-/// Whether the code is about the topic: it takes no record for now.
-fn is_about_topic(code: RDKafkaErrorCode) -> bool {
-    matches!(
-        code,
-        RDKafkaErrorCode::TopicAuthorizationFailed
-            | RDKafkaErrorCode::InvalidTopic
-            | RDKafkaErrorCode::UnknownTopic
-            | RDKafkaErrorCode::UnknownTopicOrPartition
-    )
 }

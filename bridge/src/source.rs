@@ -21,18 +21,23 @@ use crate::lanes::Lanes;
 use crate::mapping::{Arrival, Made, Mapped, Mapping};
 use crate::record::{Notes, Record};
 use crate::route::Routes;
+use crate::sparkplug::Saving;
 use crate::subscriptions::Subscriptions;
 use crate::wire::{Dialer, Incoming, Outgoing, Publish, Welcome, Wire, WireError};
 
 /// Messages, and their bytes, that are taken from a connection before they go to the log together.
 const BATCH: usize = 256;
 const BATCH_BYTES: usize = 256 << 10;
-/// How long to wait for more once a message came: brokers write one by one, and each that is read alone wakes a thread.
-const GATHER: Duration = Duration::from_millis(1);
+/// How long to wait for more once a message came: brokers write one by one, and each that is read alone wakes threads, and
+/// has a sync of its own.
+const GATHER: Duration = Duration::from_millis(2);
 /// Pause before the next attempt to connect, from and to.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
 /// How long a broker may take to take what is written to it.
 const WRITE: Duration = Duration::from_secs(10);
+/// How long to wait before the disk is tried again, and how often it is told that it takes nothing.
+const RETRY: Duration = Duration::from_millis(50);
+const REPEAT: Duration = Duration::from_secs(60);
 /// How long acknowledgements may take when the bridge stops.
 const FAREWELL: Duration = Duration::from_secs(2);
 
@@ -355,6 +360,7 @@ impl Source {
             birth: made.birth,
             historical: made.historical,
             stale: made.stale,
+            transient: made.transient,
             content_type: publish.content_type.as_deref(),
             properties: publish.properties.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect(),
         };
@@ -391,13 +397,14 @@ impl Source {
             return Ok(());
         }
         self.batch_bytes = 0;
-        if let Some(saving) = self.mapping.saving()
-            && let Ok(Err(error)) = tokio::task::spawn_blocking(move || saving.write()).await
-        {
-            tracing::warn!("what Sparkplug births tell can't be kept, and may be missing after a restart: {error}");
-        }
-        let lanes = Arc::clone(&self.lanes);
-        let mut putting = pin!(lanes.put(std::mem::take(&mut self.batch)));
+        let (lanes, batch, saving) =
+            (Arc::clone(&self.lanes), std::mem::take(&mut self.batch), self.mapping.saving().map(Arc::new));
+        let mut putting = pin!(async {
+            if let Some(saving) = saving {
+                save(&saving).await;
+            }
+            lanes.put(batch).await;
+        });
         let mut heard = Ok(());
         loop {
             tokio::select! {
@@ -463,6 +470,27 @@ impl Source {
     }
 }
 
+/// Writes what births tell, until it is written: no message that told it is acknowledged before.
+async fn save(saving: &Arc<Saving>) {
+    let mut complained: Option<Instant> = None;
+    loop {
+        let writing = Arc::clone(saving);
+        match tokio::task::spawn_blocking(move || writing.write()).await {
+            Ok(Err(error)) => {
+                if complained.is_none_or(|at| at.elapsed() > REPEAT) {
+                    complained = Some(Instant::now());
+                    tracing::warn!(
+                        "MQTT messages are not acknowledged for now, for what Sparkplug births tell: {error}"
+                    );
+                }
+                tokio::time::sleep(RETRY).await;
+            }
+            // When there is nobody to write any more, the bridge ends.
+            Ok(Ok(())) | Err(_) => return,
+        }
+    }
+}
+
 /// Gives the last record of a message that begins there its number: it is stored after the others, so they are acknowledged
 /// with it. What left no record is acknowledged, too.
 fn number_last(batch: &mut Vec<Submission>, begun: usize, mqtt: usize, number: Option<u64>) {
@@ -476,6 +504,7 @@ fn number_last(batch: &mut Vec<Submission>, begun: usize, mqtt: usize, number: O
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sparkplug::{self, Message, Tables};
 
     #[test]
     fn a_message_is_acknowledged_with_the_last_of_its_records() {
@@ -491,5 +520,25 @@ mod tests {
         number_last(&mut batch, 5, 0, None);
         let numbers: Vec<_> = batch.iter().map(|submission| submission.number).collect();
         assert_eq!(numbers, [Some(1), None, None, Some(2), Some(3), None]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_a_birth_tells_is_on_disk_before_its_message_goes_on() {
+        let folder = tempfile::tempdir().unwrap();
+        let open = || Tables::open(folder.path(), "m").unwrap();
+        let mut tables = open();
+        // A metric a, that comes as 1.
+        let payload = b"\x12\x07\x0a\x01a\x10\x01\x20\x03\x18\0";
+        let birth = Message { topic: "spBv1.0/g/NBIRTH/e", payload, ..Message::default() };
+        sparkplug::decode(&mut tables, &birth);
+        let saving = Arc::new(tables.saving().unwrap());
+        // Nothing can be written where a directory is.
+        let blocker = folder.path().join("sparkplug-m.new");
+        std::fs::create_dir(&blocker).unwrap();
+        assert!(tokio::time::timeout(Duration::from_secs(1), save(&saving)).await.is_err());
+        std::fs::remove_dir(&blocker).unwrap();
+        save(&saving).await;
+        let data = Message { topic: "spBv1.0/g/NDATA/e", payload: b"\x12\x04\x10\x01\x50\x02", ..birth };
+        assert_eq!(sparkplug::decode(&mut open(), &data).readings[0].topic, "umh/v1/g/e/_raw/a");
     }
 }

@@ -94,6 +94,8 @@ pub struct Reading {
     pub birth: bool,
     /// It was kept at the edge.
     pub historical: bool,
+    /// Its sender does not want it to be kept.
+    pub transient: bool,
 }
 
 /// Whom a message is from.
@@ -183,8 +185,7 @@ fn values(tables: &mut Tables, sender: &Sender<'_>, payload: &Payload, message: 
     let (birth, node) = (matches!(sender.kind, "NBIRTH" | "DBIRTH"), sender.kind == "NBIRTH");
     let mut decoded = Decoded::default();
     if birth && !message.retained {
-        let known = payload.metrics.iter().filter_map(learnt).collect();
-        if !tables.learn(group, edge, device, known) {
+        if !tables.learn(group, edge, device, learnt(&payload.metrics)) {
             decoded.gap = Some(format!("{group}/{edge} has more metrics than are remembered"));
         }
         if node {
@@ -205,7 +206,8 @@ fn values(tables: &mut Tables, sender: &Sender<'_>, payload: &Payload, message: 
             decoded.rest = Rest::Unresolved(format!("a metric has {alias}, which no birth has told"));
             continue;
         };
-        let datatype = metric.datatype.or(known.map(|known| known.datatype)).unwrap_or_default();
+        let known = known.map(|known| known.datatype).or_else(|| tables.datatype(group, edge, device, name));
+        let datatype = metric.datatype.or(known).unwrap_or_default();
         let time = metric.timestamp.or(payload.timestamp);
         let time = time.map_or_else(|| message.received.to_string(), |time| time.to_string());
         match reading(sender, name, metric, datatype, &time) {
@@ -217,9 +219,21 @@ fn values(tables: &mut Tables, sender: &Sender<'_>, payload: &Payload, message: 
     decoded
 }
 
-fn learnt(metric: &Metric) -> Option<(u64, tables::Known)> {
-    let name = metric.name.clone().filter(|name| name.len() <= LONGEST_NAME)?;
-    Some((metric.alias?, tables::Known { name, datatype: metric.datatype.unwrap_or_default() }))
+fn learnt(metrics: &[Metric]) -> tables::Metrics {
+    let mut learnt = tables::Metrics::default();
+    for metric in metrics {
+        let Some(name) = metric.name.clone().filter(|name| name.len() <= LONGEST_NAME) else { continue };
+        match (metric.alias, metric.datatype) {
+            (Some(alias), datatype) => {
+                learnt.numbers.insert(alias, tables::Known { name, datatype: datatype.unwrap_or_default() });
+            }
+            (None, Some(datatype)) => {
+                learnt.types.insert(name, datatype);
+            }
+            (None, None) => {}
+        }
+    }
+    learnt
 }
 
 /// `None` is for what steers the sender and is no value.
@@ -236,16 +250,16 @@ fn reading(
     if name.len() > LONGEST_NAME {
         return Err(format!("a metric's name is longer than {LONGEST_NAME} bytes"));
     }
-    let value = if metric.is_null == Some(true) {
-        Some("null".to_owned())
-    } else {
-        metric.value.as_ref().and_then(|value| json(value, datatype))
+    let value = match &metric.value {
+        _ if metric.is_null == Some(true) => "null".to_owned(),
+        None => return Err(format!("{name} has no value, and does not say that it has none")),
+        Some(value) => json(value, datatype)
+            .ok_or_else(|| format!("{name} is of type {datatype}, which has no place in the Unified Namespace"))?,
     };
-    let value =
-        value.ok_or_else(|| format!("{name} is of type {datatype}, which has no place in the Unified Namespace"))?;
     let topic = sender.topic(name).map_err(|why| format!("{name} has no place in the Unified Namespace: {why}"))?;
     let payload = format!(r#"{{"timestamp_ms":{time},"value":{value}}}"#).into_bytes();
-    Ok(Some(Reading { topic, payload, birth: false, historical: metric.is_historical == Some(true) }))
+    let (historical, transient) = (metric.is_historical == Some(true), metric.is_transient == Some(true));
+    Ok(Some(Reading { topic, payload, birth: false, historical, transient }))
 }
 
 /// A value as JSON, where there is a form for its type. What is no number has none: `null`.
@@ -256,7 +270,8 @@ fn json(value: &Value, datatype: u32) -> Option<String> {
         (Value::Int(value), datatype::INT16) => (*value as u16 as i16).to_string(),
         (Value::Int(value), datatype::INT32 | datatype::INT64) => (*value as i32).to_string(),
         (Value::Int(value), _) => value.to_string(),
-        (Value::Long(value), datatype::INT8..=datatype::INT64) => (*value as i64).to_string(),
+        (Value::Long(value), datatype::INT8..=datatype::INT32) => json(&Value::Int(*value as u32), datatype)?,
+        (Value::Long(value), datatype::INT64) => (*value as i64).to_string(),
         (Value::Long(value), _) => value.to_string(),
         (Value::Float(value), _) => serde_json::to_string(value).ok()?,
         (Value::Double(value), _) => serde_json::to_string(value).ok()?,
@@ -373,6 +388,38 @@ mod tests {
     }
 
     #[test]
+    fn what_comes_by_name_has_the_type_that_its_birth_told() {
+        let mut tables = Tables::in_memory();
+        let named =
+            |datatype, value| Metric { name: Some("level".into()), datatype, value: Some(value), ..Metric::default() };
+        for device in ["", "/d"] {
+            let kind = if device.is_empty() { 'N' } else { 'D' };
+            let topic = |what: &str| format!("spBv1.0/g/{kind}{what}/e{device}");
+            let mut said = |what, metric| shown(&told(&mut tables, &topic(what), &sent(0, vec![metric])));
+            said("BIRTH", named(Some(3), Value::Int(5)));
+            // Data does not say it again (tck-id-payloads-metric-datatype-not-req).
+            let data = said("DATA", named(None, Value::Int(-2i32 as u32)));
+            assert!(data[0].ends_with(r#"{"timestamp_ms":1000,"value":-2}"#), "{data:?}");
+            // It may, and a birth may change it.
+            let data = said("DATA", named(Some(7), Value::Int(u32::MAX)));
+            assert!(data[0].ends_with(r#""value":4294967295}"#), "{data:?}");
+            said("BIRTH", named(Some(7), Value::Int(5)));
+            let data = said("DATA", named(None, Value::Int(u32::MAX)));
+            assert!(data[0].ends_with(r#""value":4294967295}"#), "{data:?}");
+        }
+    }
+
+    #[test]
+    fn what_has_no_value_says_so() {
+        let mut tables = Tables::in_memory();
+        let without = |is_null| Metric { name: Some("a".into()), datatype: Some(3), is_null, ..Metric::default() };
+        let decoded = told(&mut tables, "spBv1.0/g/NDATA/e", &sent(0, vec![without(Some(true))]));
+        assert_eq!(shown(&decoded), [r#"umh/v1/g/e/_raw/a {"timestamp_ms":1000,"value":null}"#]);
+        let decoded = told(&mut tables, "spBv1.0/g/NDATA/e", &sent(1, vec![without(None)]));
+        assert!(matches!(&decoded.rest, Rest::Unresolved(why) if why.contains("a has no value")), "{decoded:?}");
+    }
+
+    #[test]
     fn gaps_in_the_sequence_are_told() {
         let mut tables = Tables::in_memory();
         let mut gap = |topic: &str, seq| told(&mut tables, topic, &sent(seq, vec![])).gap;
@@ -469,6 +516,10 @@ mod tests {
             (Value::Int(u32::MAX), 3, "-1"),
             (Value::Int(u32::MAX), 7, "4294967295"),
             (Value::Long(u64::MAX), 4, "-1"),
+            (Value::Long(0xffff_fffe), 3, "-2"),
+            (Value::Long(u64::MAX - 1), 3, "-2"),
+            (Value::Long(0xff80), 1, "-128"),
+            (Value::Long(0xffff_fffe), 4, "4294967294"),
             (Value::Long(u64::MAX), 8, "18446744073709551615"),
             (Value::Long(1_700_000_000_000), 13, "1700000000000"),
             (Value::Float(0.1), 9, "0.1"),
@@ -483,10 +534,10 @@ mod tests {
     /// A payload as bytes, written by hand from the specification's numbers.
     #[test]
     fn the_wire_format_is_these_bytes() {
-        let bytes = b"\x08\x05\x12\x0e\x0a\x01a\x10\x07\x20\x09\x28\x01\x65\0\0\x80\x3f\x18\x02";
+        let bytes = b"\x08\x05\x12\x10\x0a\x01a\x10\x07\x20\x09\x28\x01\x30\x01\x65\0\0\x80\x3f\x18\x02";
         let decoded = told(&mut Tables::in_memory(), "spBv1.0/g/NDATA/e", bytes);
         assert_eq!(shown(&decoded), [r#"umh/v1/g/e/_raw/a {"timestamp_ms":5,"value":1.0}"#]);
-        assert!(decoded.readings[0].historical);
+        assert!(decoded.readings[0].historical && decoded.readings[0].transient);
     }
 
     proptest! {

@@ -79,12 +79,25 @@ impl Steps {
 
     /// Takes the steps with a message of `topic` that is there `now`.
     pub fn take(&mut self, topic: &str, payload: &[u8], now: Instant) -> Outcome {
+        self.walk(payload, Some((topic, now)))
+    }
+
+    /// Takes the steps with what is older than what came before it. None of it is left out for what else has passed, and
+    /// nothing is remembered of it: it comes all at once, and not in its time.
+    pub fn take_historical(&mut self, payload: &[u8]) -> Outcome {
+        self.walk(payload, None)
+    }
+
+    fn walk(&mut self, payload: &[u8], live: Option<(&str, Instant)>) -> Outcome {
         let (mut document, mut changed) = (None, false);
         for (index, step) in self.0.iter_mut().enumerate() {
-            let done = match step {
-                Step::DownSample { every, passed } => Ok(sample(passed, *every, topic, now)),
-                step => read(&mut document, payload)
-                    .and_then(|document| step.take(topic, document, now).inspect(|_| changed |= step.changes())),
+            let done = match (step, live) {
+                (Step::DownSample { .. } | Step::DeadBand { .. }, None) => Ok(true),
+                (Step::DownSample { every, passed }, Some((topic, now))) => Ok(sample(passed, *every, topic, now)),
+                (Step::DeadBand { number, band, silence, passed }, Some((topic, now))) => read(&mut document, payload)
+                    .map(|document| has_changed(passed, (*band, *silence), topic, document.number(number), now)),
+                (step, _) => read(&mut document, payload)
+                    .and_then(|document| step.apply(document).inspect(|_| changed |= step.changes())),
             };
             match done {
                 Ok(true) => {}
@@ -123,7 +136,11 @@ impl Step {
                     (Some(from), Some(to), None, None) => Linear::between(from, to)?,
                     (None, None, None, None) => return Err(Wrong::Scale),
                     (None, None, factor, offset) => {
-                        Linear { factor: factor.unwrap_or(1.0), offset: offset.unwrap_or(0.0) }
+                        let [factor, offset] = [factor.unwrap_or(1.0), offset.unwrap_or(0.0)];
+                        if !factor.is_finite() || !offset.is_finite() {
+                            return Err(Wrong::NoNumber("scale"));
+                        }
+                        Linear { factor, offset }
                     }
                     _ => return Err(Wrong::Scale),
                 };
@@ -132,6 +149,9 @@ impl Step {
             StepConfig::Filter(filter) => {
                 if *filter == (FilterConfig { field: filter.field.clone(), ..FilterConfig::default() }) {
                     return Err(Wrong::Filter);
+                }
+                if filter.numbers().any(f64::is_nan) {
+                    return Err(Wrong::NoNumber("filter"));
                 }
                 Self::Filter(path(filter.field.as_deref())?, filter.clone())
             }
@@ -154,15 +174,15 @@ impl Step {
         matches!(self, Self::Pick(_) | Self::Rename(_) | Self::Scale(..))
     }
 
-    /// Gives whether the message goes on.
-    fn take(&mut self, topic: &str, document: &mut Document, now: Instant) -> Result<bool, String> {
+    /// Does what it does with any message; gives whether that goes on.
+    fn apply(&self, document: &mut Document) -> Result<bool, String> {
         match self {
             Self::Pick(fields) => {
                 if !document.pick(fields) {
                     return Err("it has none of the fields to pick".into());
                 }
             }
-            Self::Rename(names) => names.iter().for_each(|(from, to)| document.rename(from, to)),
+            Self::Rename(names) => document.rename(names),
             Self::Scale(field, linear) => match document.text(field).as_deref() {
                 None | Some("null") => {}
                 Some(_) => {
@@ -175,22 +195,8 @@ impl Step {
                 }
             },
             Self::Filter(field, filter) => return Ok(filter.holds(document, field)),
-            Self::DownSample { every, passed } => return Ok(sample(passed, *every, topic, now)),
-            Self::DeadBand { number, band, silence, passed } => {
-                // What is no number is news, and so is the next number.
-                let Some(value) = document.number(number) else {
-                    passed.remove(topic);
-                    return Ok(true);
-                };
-                let within = passed.get(topic).is_some_and(|(last, at)| {
-                    band.holds(*last, value)
-                        && !silence.is_some_and(|silence| now.saturating_duration_since(*at) >= silence)
-                });
-                if within {
-                    return Ok(false);
-                }
-                remember(passed, topic, (value, now));
-            }
+            // They look at what has passed before.
+            Self::DownSample { .. } | Self::DeadBand { .. } => {}
         }
         Ok(true)
     }
@@ -206,6 +212,28 @@ fn sample(passed: &mut HashMap<Box<str>, Instant>, every: Duration, topic: &str,
     }
     remember(passed, topic, now);
     true
+}
+
+/// Whether a number is further from what passed last than the band, or that is long ago.
+fn has_changed(
+    passed: &mut HashMap<Box<str>, (f64, Instant)>,
+    (band, silence): (Band, Option<Duration>),
+    topic: &str,
+    value: Option<f64>,
+    now: Instant,
+) -> bool {
+    // What is no number is news, and so is the next number.
+    let Some(value) = value else {
+        passed.remove(topic);
+        return true;
+    };
+    let within = passed.get(topic).is_some_and(|(last, at)| {
+        band.holds(*last, value) && silence.is_none_or(|silence| now.saturating_duration_since(*at) < silence)
+    });
+    if !within {
+        remember(passed, topic, (value, now));
+    }
+    !within
 }
 
 fn remember<T>(passed: &mut HashMap<Box<str>, T>, topic: &str, what: T) {
@@ -233,6 +261,13 @@ impl Band {
 }
 
 impl FilterConfig {
+    /// What values are compared with, as far as it is numbers.
+    fn numbers(&self) -> impl Iterator<Item = f64> {
+        let number = |scalar: &Scalar| if let Scalar::Number(number) = scalar { Some(*number) } else { None };
+        let scalars = [&self.equals, &self.differs].into_iter().filter_map(move |scalar| number(scalar.as_ref()?));
+        scalars.chain(self.above).chain(self.below)
+    }
+
     fn holds(&self, document: &Document, field: &Path) -> bool {
         let text = document.text(field).filter(|text| text != "null");
         let number = document.number(field);
@@ -249,6 +284,11 @@ impl Scalar {
     fn is(&self, text: &str) -> bool {
         match self {
             Self::Truth(truth) => text == if *truth { "true" } else { "false" },
+            // Beyond 2^53 the nearest that a computer's number can be is that of many.
+            Self::Whole(whole) => match text.parse::<i128>() {
+                Ok(value) => value == i128::from(*whole),
+                Err(_) => Self::Number(*whole as f64).is(text),
+            },
             Self::Number(number) => serde_json::from_str::<f64>(text).is_ok_and(|value| value == *number),
             Self::Text(wanted) => serde_json::from_str::<String>(text).is_ok_and(|value| value == *wanted),
         }
@@ -274,6 +314,8 @@ enum Wrong {
     Filter,
     #[error("`dead-band` takes `band` or `percent`, 0 or more")]
     DeadBand,
+    #[error("`{0}` has a number that is none (nan), or no end (inf): give one that values can be compared with")]
+    NoNumber(&'static str),
     #[error(transparent)]
     Path(#[from] PathError),
     #[error(transparent)]
@@ -331,6 +373,8 @@ mod tests {
         for (toml, yes, no) in [
             ("field = 'a', equals = 'x'", r#"{"a":"x"}"#, r#"{"a":"y"}"#),
             ("field = 'a', equals = 5", r#"{"a":5.0}"#, r#"{"a":"5"}"#),
+            ("field = 'a', equals = 9007199254740993", r#"{"a":9007199254740993}"#, r#"{"a":9007199254740992}"#),
+            ("field = 'a', differs = 9007199254740993", r#"{"a":9007199254740992}"#, r#"{"a":9007199254740993}"#),
             ("field = 'a', equals = true", r#"{"a":true}"#, "{}"),
             ("field = 'a', differs = 'x'", "{}", r#"{"a":"x"}"#),
             ("field = 'a', present = true", r#"{"a":0}"#, r#"{"a":null}"#),
@@ -396,6 +440,11 @@ mod tests {
             ("{ filter = { field = 'a' } }", "one or more of"),
             ("{ dead-band = { field = 'a' } }", "`band` or `percent`"),
             ("{ dead-band = { band = -1 } }", "0 or more"),
+            ("{ dead-band = { band = nan } }", "0 or more"),
+            ("{ filter = { above = nan } }", "`filter` has a number that is none"),
+            ("{ filter = { differs = nan } }", "`filter` has a number that is none"),
+            ("{ scale = { factor = inf } }", "`scale` has a number that is none"),
+            ("{ scale = { offset = nan } }", "`scale` has a number that is none"),
         ] {
             let refused = steps(toml).unwrap_err();
             let cause = std::error::Error::source(&refused).unwrap().to_string();

@@ -88,7 +88,9 @@ impl Subscriptions {
     }
 
     fn write(&self, with_stale: bool) -> anyhow::Result<()> {
-        let new = self.file.with_extension("new");
+        // Not in place of what follows a dot: a connection's name may have one, and another the same before it.
+        let mut new = self.file.clone().into_os_string();
+        new.push(".new");
         let written = std::fs::write(&new, self.text(with_stale)).and_then(|()| std::fs::rename(&new, &self.file));
         written.with_context(|| format!("cannot write {}", self.file.display()))
     }
@@ -112,6 +114,16 @@ mod tests {
         assert_eq!(again.stale(), ["b/#"]);
         again.given_up();
         assert!(again.stale().is_empty() && begin(&["a", "c"]).stale().is_empty());
+    }
+
+    #[test]
+    fn connections_whose_names_differ_behind_a_dot_do_not_meet() {
+        let folder = tempfile::tempdir().unwrap();
+        let filters = || vec!["a".parse().unwrap()];
+        Subscriptions::begin(folder.path(), "m.1", filters()).unwrap();
+        // What another has not finished is not replaced, and stays its own.
+        std::fs::create_dir(folder.path().join("subscriptions-m.new")).unwrap();
+        assert!(Subscriptions::begin(folder.path(), "m.2", filters()).is_ok());
     }
 
     #[test]

@@ -25,11 +25,6 @@ impl Template {
         self.0.iter().all(|part| matches!(part, Part::Text(_) | Part::Mqtt))
     }
 
-    /// Whether two topics may give the same text although they differ: levels are left out.
-    pub fn merges_topics(&self) -> bool {
-        !self.0.iter().any(|part| matches!(part, Part::Topic | Part::From(1)))
-    }
-
     /// The text for a message of `topic`. Several levels are written with `separator` between.
     ///
     /// # Errors
@@ -149,10 +144,9 @@ mod tests {
     }
 
     #[test]
-    fn templates_know_what_they_leave_out() {
+    fn templates_know_whether_they_are_the_same_for_all() {
         let parsed = |text: &str| text.parse::<Template>().unwrap();
         assert!(parsed("all").is_constant() && parsed("{mqtt}").is_constant() && !parsed("{2}").is_constant());
-        assert!(parsed("{2..}").merges_topics() && !parsed("{1..}").merges_topics());
     }
 
     proptest! {

@@ -81,6 +81,10 @@ const UNITS: &[Unit] = &[
     ("%", Dimension::Share, 0.01, 0.0),
 ];
 
+/// Digits that a converted value has at least and, as far as a computer's number holds them, at most.
+const LEAST_DIGITS: usize = 12;
+const MOST_DIGITS: usize = 15;
+
 /// A value times a factor, plus an offset.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Linear {
@@ -103,23 +107,32 @@ impl Linear {
         Ok(Self { factor: factor / target.2, offset: (offset - target.3) / target.2 })
     }
 
-    /// The converted value, to 12 digits of what it is made of: those behind are the arithmetic's, and no measurement.
+    /// The converted value, to 12 digits of what it is made of, or as many as the value had: those behind are the
+    /// arithmetic's, and no measurement.
     pub fn apply(self, value: f64) -> f64 {
         let scaled = value * self.factor;
         let (exact, largest) = (scaled + self.offset, scaled.abs().max(self.offset.abs()));
-        let digits = 11.0 - largest.log10().floor();
-        let rounded = if (0.0..=30.0).contains(&digits) {
-            format!("{exact:.*}", digits as usize)
+        let digits = significant(value).clamp(LEAST_DIGITS, MOST_DIGITS);
+        let behind = digits as f64 - 1.0 - largest.log10().floor();
+        let rounded = if (0.0..=30.0).contains(&behind) {
+            format!("{exact:.*}", behind as usize)
         } else {
-            format!("{exact:.11e}")
+            format!("{exact:.*e}", digits - 1)
         };
         // Not what is below zero by less than that.
         rounded.parse().map_or(exact, |rounded: f64| rounded + 0.0)
     }
 }
 
+/// Digits of a number, without zeros around them.
+fn significant(value: f64) -> usize {
+    format!("{value:e}").chars().take_while(|c| *c != 'e').filter(char::is_ascii_digit).count()
+}
+
 fn known(name: &str) -> Result<Unit, UnitError> {
-    UNITS.iter().find(|unit| unit.0 == name).copied().ok_or_else(|| UnitError::Unknown(name.to_owned()))
+    // Two characters look the same: the sign for a millionth, and the Greek letter.
+    let plain = name.replace('\u{3bc}', "\u{b5}");
+    UNITS.iter().find(|unit| unit.0 == plain).copied().ok_or_else(|| UnitError::Unknown(name.to_owned()))
 }
 
 /// Units that can't be converted.
@@ -158,6 +171,10 @@ mod tests {
             (3000.0, "1/min", "1/s", 50.0),
             (12.5, "%", "1", 0.125),
             (2.0, "in", "mm", 50.8),
+            (5.0, "\u{3bc}m", "mm", 0.005),
+            // A time of the day, and a meter that has counted for long: what they had is not lost.
+            (1_795_884_731_123.0, "ms", "s", 1_795_884_731.123),
+            (123_456_789_012_345.0, "Wh", "kWh", 123_456_789_012.345),
         ] {
             assert_eq!(Linear::between(from, to).unwrap().apply(value), expected, "{value} {from} in {to}");
         }

@@ -8,6 +8,7 @@ mod tally;
 mod writer;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use protocol::command::{Action, Order, State};
 use protocol::message::{CommandOutcome, CommandOutput};
@@ -23,6 +24,7 @@ use crate::audit::{self, Actor, Record, action};
 use crate::gateway::Registry;
 
 pub use clock::SteadyClock;
+pub(crate) use request::have_room;
 pub use request::{NewRequest, RequestError, Requested, Signed};
 
 use writer::{Operation, Outcome, Writer};
@@ -131,8 +133,10 @@ impl Commands {
         now: C,
         stop: CancellationToken,
     ) -> (Self, impl Future<Output = ()> + Send + use<C>) {
-        // A command that comes alone never waits; of many at once, nobody has to wait long.
-        let limits = Limits { linger: std::time::Duration::from_millis(2), ..Limits::default() };
+        // Of many at once, nobody has to wait long. A node that does at once what it was asked says that it begins and how it
+        // ended one after the other: one commit does for both, and the next command need not wait for two.
+        let limits =
+            Limits { linger: Duration::from_millis(2), company: Duration::from_millis(1), ..Limits::default() };
         let (changes, _) = broadcast::channel(CHANGES);
         let (writer, committing) = group_commit(database.clone(), Writer::new(changes.clone()), limits, stop.clone());
         let commands = Self(Arc::new(Inner { database, sessions, clock, writer, sooner: Notify::new(), changes }));

@@ -264,12 +264,12 @@ async fn open_sqlite(path: &Path) -> Result<Inner, StoreError> {
     probe.execute(SQLITE_WRITER).await.map_err(failed)?;
     probe.close().await.map_err(failed)?;
     let migrated = Migrated::default();
-    let writers = pool(1, Engine::Sqlite, &migrated, Look::BeforeUse)
+    let writers = pool(1, Engine::Sqlite, &migrated)
         .after_connect(|connection, _| Box::pin(async { connection.execute(SQLITE_WRITER).await.map(drop) }))
         .connect_with(options.clone())
         .await
         .map_err(failed)?;
-    let readers = pool(SQLITE_READERS, Engine::Sqlite, &migrated, Look::BeforeUse)
+    let readers = pool(SQLITE_READERS, Engine::Sqlite, &migrated)
         .after_connect(|connection, _| Box::pin(async { connection.execute(SQLITE_READER).await.map(drop) }))
         .connect_with(options.clone())
         .await
@@ -294,12 +294,12 @@ async fn open_postgres(url: &str) -> Result<Inner, StoreError> {
     };
     let options = url.parse::<AnyConnectOptions>().map_err(failed)?.disable_statement_logging();
     let migrated = Migrated::default();
-    let writers = pool(POSTGRES_WRITERS, Engine::Postgres, &migrated, Look::AfterUse)
+    let writers = pool(POSTGRES_WRITERS, Engine::Postgres, &migrated)
         .after_connect(|connection, _| Box::pin(async { connection.execute(tenancy::CONNECTED).await.map(drop) }))
         .connect_with(options.clone())
         .await
         .map_err(failed)?;
-    let readers = pool(POSTGRES_READERS, Engine::Postgres, &migrated, Look::BeforeUse)
+    let readers = pool(POSTGRES_READERS, Engine::Postgres, &migrated)
         .after_connect(|connection, _| {
             Box::pin(async {
                 connection.execute(tenancy::CONNECTED).await?;
@@ -314,14 +314,12 @@ async fn open_postgres(url: &str) -> Result<Inner, StoreError> {
 
 const POSTGRES_READER: &str = "SET default_transaction_read_only = on";
 
-/// When a pool looks at its connections: see [`at_rest`].
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Look {
-    BeforeUse,
-    AfterUse,
-}
+/// PostgreSQL's connections are looked at when they come back, so that nobody waits for it; and before use where that is
+/// longer ago than this.
+const FRESH: Duration = Duration::from_secs(1);
 
-fn pool(connections: u32, engine: Engine, migrated: &Migrated, look: Look) -> AnyPoolOptions {
+/// Connections that are [at rest](at_rest) and no older than the tables.
+fn pool(connections: u32, engine: Engine, migrated: &Migrated) -> AnyPoolOptions {
     let migrated = Arc::clone(migrated);
     let options = AnyPoolOptions::new()
         .max_connections(connections)
@@ -330,13 +328,14 @@ fn pool(connections: u32, engine: Engine, migrated: &Migrated, look: Look) -> An
         .before_acquire(move |connection, metadata| {
             let since = migrated.lock().unwrap_or_else(PoisonError::into_inner).map(|at| at.elapsed());
             let current = since.is_none_or(|since| metadata.age < since);
-            Box::pin(async move { Ok(current && (look == Look::AfterUse || at_rest(connection, engine).await?)) })
+            let fresh = engine == Engine::Postgres && metadata.idle_for < FRESH;
+            Box::pin(async move { Ok(current && (fresh || at_rest(connection, engine).await?)) })
         })
         .idle_timeout(None)
         .max_lifetime(None);
-    match look {
-        Look::BeforeUse => options,
-        Look::AfterUse => options.after_release(move |connection, _| Box::pin(at_rest(connection, engine))),
+    match engine {
+        Engine::Sqlite => options,
+        Engine::Postgres => options.after_release(move |connection, _| Box::pin(at_rest(connection, engine))),
     }
 }
 

@@ -37,14 +37,16 @@ pub struct Limits {
     pub queue: usize,
     /// Operations in one transaction.
     pub group: usize,
-    /// How long a group waits for company once the one before it had some. A lone write never waits.
+    /// How long a group waits for company once the one before it had some.
     pub linger: Duration,
+    /// How long a lone write waits for company: not at all, but where another is likely to follow at once.
+    pub company: Duration,
 }
 
 impl Default for Limits {
     fn default() -> Self {
         // So many rows hold SQLite's one writer for some 20 ms at most: in between, others have their turn.
-        Self { queue: 4096, group: 128, linger: Duration::from_millis(100) }
+        Self { queue: 4096, group: 128, linger: Duration::from_millis(100), company: Duration::ZERO }
     }
 }
 
@@ -120,11 +122,12 @@ async fn run<A: Apply>(
         if received == 0 {
             return;
         }
-        if busy && group.len() < limits.group && !receiver.is_closed() {
+        let wait = if busy { limits.linger } else { limits.company };
+        if !wait.is_zero() && group.len() < limits.group && !receiver.is_closed() {
             let room = limits.group - group.len();
             if receiver.len() < room {
                 // Asleep rather than woken by each that comes.
-                tokio::time::sleep(limits.linger).await;
+                tokio::time::sleep(wait).await;
             }
             let room = room.min(receiver.len());
             if room > 0 {

@@ -152,6 +152,29 @@ on_both_engines! {
         opened.close().await;
     }
 
+    async fn one_that_waits_for_company_shares_its_commit(database: TestDatabase) {
+        let opened = database.open().await;
+        opened.migrate(&[FIRST]).await.expect("tables");
+        let (commits, stop) = (Arc::new(AtomicUsize::new(0)), CancellationToken::new());
+        let limits = Limits { company: Duration::from_millis(300), ..Limits::default() };
+        let apply = Notes(Arc::clone(&commits));
+        let (submitter, task) = group_commit(opened.clone(), apply, limits, stop.clone());
+        let mut committing = JoinSet::new();
+        committing.spawn(task);
+        let second = async {
+            // The first has been taken out of the queue by now.
+            queued().await;
+            submitter.submit("second".into()).await
+        };
+        let (first, second) = tokio::join!(submitter.submit("first".into()), second);
+        first.expect("committed");
+        second.expect("committed");
+        assert_eq!(commits.load(Ordering::Relaxed), 1);
+        stop.cancel();
+        committing.join_all().await;
+        opened.close().await;
+    }
+
     async fn one_that_is_refused_does_not_take_the_others_along(database: TestDatabase) {
         let (opened, submitter, _, _stop, mut tasks) = notes(database).await;
         submitter.submit("twin".into()).await.expect("the first");

@@ -25,8 +25,10 @@ pub struct Outcome {
     pub away: usize,
     /// Whatever kept a node that was there from the hub, or from a new certificate.
     pub troubles: Vec<String>,
-    /// Requests that the hub refused before the others came back: sessions, renewals, handshakes.
-    pub refused: u64,
+    /// Sessions and renewals that the hub refused from the start of the rotation until the others came back, as audited.
+    pub refused: Vec<Value>,
+    /// Handshakes that failed in that time.
+    pub handshakes_failed: u64,
     /// Time until everybody who was there was ready for a phase.
     pub phases: Vec<(String, Duration)>,
     /// The longest time to look at the gate.
@@ -70,6 +72,7 @@ pub async fn run(nodes: usize, renew_within: Duration, database: Option<&str>) -
     wait("the hub to miss those who are away", || Ok(sessions(&hub)? == nodes - away)).await?;
     let failed = metric(&hub, "hyperfactory_hub_handshakes_failed_total")?;
     // When all came at once, some may have come twice.
+    let refused_before = refused(&hub)?.len();
     on.iter().for_each(|(_, node)| drop(node.take_troubles()));
 
     let started = json!({ "kind": "root", "reason": "a drill" });
@@ -79,7 +82,8 @@ pub async fn run(nodes: usize, renew_within: Duration, database: Option<&str>) -
         online: nodes - away,
         away,
         troubles: Vec::new(),
-        refused: 0,
+        refused: Vec::new(),
+        handshakes_failed: 0,
         phases: Vec::new(),
         gate: Duration::ZERO,
         recovered: 0,
@@ -120,15 +124,14 @@ pub async fn run(nodes: usize, renew_within: Duration, database: Option<&str>) -
         outcome.troubles.extend(node.take_troubles());
         ensure!(node.is_up(), "a node that was there is not in session: {:?}", node.status());
     }
-    outcome.refused = metric(&hub, "hyperfactory_hub_handshakes_failed_total")? - failed
-        + audited(&hub, "renewal.refused")? as u64
-        + audited(&hub, "session.refused")? as u64;
+    outcome.refused = refused(&hub)?.split_off(refused_before);
+    outcome.handshakes_failed = metric(&hub, "hyperfactory_hub_handshakes_failed_total")? - failed;
 
     let began = Instant::now();
     off.iter().for_each(|(_, node)| node.set_there(true));
     wait("all to come back", || Ok(fleet.up() == nodes)).await?;
     outcome.back = began.elapsed();
-    outcome.recovered = audited(&hub, "node.recovered")?;
+    outcome.recovered = audited(&hub, "node.recovered")?.len();
     // What they were told they have taken: one root, and not the one of before.
     wait("all to trust the new root alone", || {
         for node in fleet.nodes() {
@@ -187,15 +190,24 @@ fn metric(hub: &Hub, name: &str) -> Result<u64> {
     Ok(line.with_context(|| format!("no {name}"))?.trim().parse()?)
 }
 
+/// Sessions and renewals that were refused so far, the oldest first.
+fn refused(hub: &Hub) -> Result<Vec<Value>> {
+    let mut all = audited(hub, "renewal.refused")?;
+    all.extend(audited(hub, "session.refused")?);
+    all.sort_by_key(|entry| entry["id"].as_u64());
+    Ok(all)
+}
+
 /// Entries of an action, all pages of them.
-fn audited(hub: &Hub, action: &str) -> Result<usize> {
-    let (mut count, mut cursor) = (0, String::new());
+fn audited(hub: &Hub, action: &str) -> Result<Vec<Value>> {
+    let (mut entries, mut cursor) = (Vec::new(), String::new());
     loop {
-        let page: Value = hub.api().get(&format!("/api/v1/audit?action={action}&limit=500{cursor}"))?.ok()?;
-        count += page["items"].as_array().context("a page without items")?.len();
+        let mut page: Value = hub.api().get(&format!("/api/v1/audit?action={action}&limit=500{cursor}"))?.ok()?;
+        let Value::Array(items) = page["items"].take() else { bail!("a page without items: {page}") };
+        entries.extend(items);
         match page["next_cursor"].as_str() {
             Some(next) => cursor = format!("&cursor={next}"),
-            None => return Ok(count),
+            None => return Ok(entries),
         }
     }
 }

@@ -64,6 +64,9 @@ pub(crate) struct Metric {
     /// It was kept at the edge, and is older than what came before it.
     #[prost(bool, optional, tag = "5")]
     pub(crate) is_historical: Option<bool>,
+    /// It is not to be kept in a history.
+    #[prost(bool, optional, tag = "6")]
+    pub(crate) is_transient: Option<bool>,
     /// There is no value.
     #[prost(bool, optional, tag = "7")]
     pub(crate) is_null: Option<bool>,

@@ -85,6 +85,8 @@ pub struct DeadBandConfig {
 pub enum Scalar {
     /// true or false.
     Truth(bool),
+    /// A whole number.
+    Whole(i64),
     /// A number.
     Number(f64),
     /// Text.

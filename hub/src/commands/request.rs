@@ -7,7 +7,7 @@ use pki::OperatorPublicKey;
 use protocol::command::{Action, LONGEST, Order, Signature, State};
 use protocol::{CommandId, NodeId, TenantId, Timestamp, message};
 use serde_json::{Value, json};
-use store::sqlx::{self, Row};
+use store::sqlx::{self, Any, Executor, Row};
 use store::{StoreError, Transaction};
 
 use super::{Commands, command_id, unreadable};
@@ -149,8 +149,14 @@ impl Commands {
     /// [`RequestError`]; nothing was stored then.
     pub async fn request(&self, new: NewRequest, actor: &Actor, now: Timestamp) -> Result<Requested, RequestError> {
         let places = self.places(&new);
-        let mut transaction = self.0.database.within(new.scope.as_ref().map(TenantId::as_str)).begin_write().await?;
+        let database = self.0.database.within(new.scope.as_ref().map(TenantId::as_str));
+        // At the same time, because a node waits for both.
+        let (begun, room) = tokio::join!(database.begin_write(), have_room(self.0.database.reader(), &new));
+        let mut transaction = begun?;
         let (requested, records) = self.place(&mut transaction, &new, &places, actor, now).await?;
+        if !requested.replayed {
+            room?;
+        }
         if !records.is_empty() {
             audit::append_all(&mut transaction, now, records).await?;
         }
@@ -172,7 +178,7 @@ impl Commands {
     }
 
     /// The same as part of a transaction, which is to end with the audit records that this gives. Once it has committed,
-    /// [`Commands::placed`] sends them on their way.
+    /// [`Commands::placed`] sends them on their way. Whether the nodes [have room](have_room) is for the caller to see.
     ///
     /// # Errors
     /// [`RequestError`]; but for one of the database's, nothing was written then.
@@ -190,7 +196,6 @@ impl Commands {
         {
             return Ok((requested, Vec::new()));
         }
-        backlog(transaction, new).await?;
         let steady = places.steady;
         let signer = match &new.signed {
             Some(signed) => Some(judge(transaction, new, signed, steady).await?),
@@ -434,7 +439,14 @@ async fn judge(
 }
 
 /// Refuses to pile up what a node will not get through.
-async fn backlog(transaction: &mut Transaction, new: &NewRequest) -> Result<(), RequestError> {
+/// Whether each node that is meant may be asked for more: what is open for it is bounded.
+///
+/// # Errors
+/// [`RequestError::Backlog`], or one of the database's.
+pub(crate) async fn have_room<'e>(
+    executor: impl Executor<'e, Database = Any>,
+    new: &NewRequest,
+) -> Result<(), RequestError> {
     let ids = || new.nodes.iter().map(|(node, _)| node.to_string());
     // Of one node, only its own are counted.
     let rows = sqlx::query(
@@ -445,7 +457,7 @@ async fn backlog(transaction: &mut Transaction, new: &NewRequest) -> Result<(), 
     .bind(MOST_OPEN)
     .bind(ids().min())
     .bind(ids().max())
-    .fetch_all(&mut **transaction)
+    .fetch_all(executor)
     .await?;
     let full = rows.iter().map(|row| Ok((row.try_get::<String, _>(0)?, row.try_get::<i64, _>(1)?)));
     let full: HashMap<String, i64> = full.collect::<Result<_, sqlx::Error>>()?;

@@ -19,7 +19,8 @@ use crate::authorities::AuthoritiesError;
 use crate::telemetry::state::{Certificate, Member};
 
 /// Over a thousand that wait, a node waits with its request. A group holds SQLite's one writer for some 30 ms at most.
-pub(super) const LIMITS: Limits = Limits { queue: 1024, group: 64, linger: Duration::from_millis(5) };
+pub(super) const LIMITS: Limits =
+    Limits { queue: 1024, group: 64, linger: Duration::from_millis(5), company: Duration::ZERO };
 
 /// What is asked for; the proof of possession has been checked.
 pub(super) enum Operation {

@@ -9,7 +9,8 @@ use store::sqlx;
 use store::{StoreError, Transaction};
 
 /// Over a thousand that wait, a session waits with its word.
-pub(super) const LIMITS: Limits = Limits { queue: 1024, group: 64, linger: Duration::from_millis(20) };
+pub(super) const LIMITS: Limits =
+    Limits { queue: 1024, group: 64, linger: Duration::from_millis(20), company: Duration::ZERO };
 
 /// What a node says.
 pub(super) struct Word {

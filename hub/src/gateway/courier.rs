@@ -2,8 +2,11 @@
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::pin::Pin;
 use std::time::Duration;
 
+use futures_util::StreamExt;
+use futures_util::stream::FuturesOrdered;
 use protocol::command::WINDOW;
 use protocol::message::{Command, CommandOutcome, CommandOutput, ToNode};
 use protocol::session::HubSession;
@@ -16,6 +19,9 @@ use transport::CloseCode;
 
 use super::session::Over;
 use crate::commands::Commands;
+
+/// What a node says and is not stored yet: at most so many words and pieces of output, and it waits with the next.
+const SAYING: usize = 8;
 
 /// After the database did not answer.
 const AGAIN: Duration = Duration::from_secs(5);
@@ -116,32 +122,68 @@ impl Courier {
         }
     }
 
-    /// Stores a node's word; gives the message that says so, when it is the last one.
-    pub(super) async fn word(
-        &mut self,
-        word: CommandOutcome,
-        machine: &HubSession,
-        now: Timestamp,
-    ) -> Result<Option<ToNode>, Over> {
-        let id = read(&word.command_id)?;
-        let end = word.state().is_end();
-        self.commands.word(self.node, id, word, now).await.map_err(|error| not_stored(self.node, &error))?;
-        if !end {
-            return Ok(None);
-        }
+    /// The node has ended this one, and its word is stored.
+    pub(super) fn ended(&mut self, id: CommandId) {
         self.open.remove(&id);
-        Ok(machine.outcome_stored(id))
-    }
-
-    /// Stores a piece of output.
-    pub(super) async fn piece(&self, piece: CommandOutput) -> Result<(), Over> {
-        let id = read(&piece.command_id)?;
-        self.commands.piece(self.node, id, piece).await.map_err(|error| not_stored(self.node, &error))
     }
 
     fn later(&mut self, error: &dyn std::error::Error) {
         warn!(node = %self.node, %error, "a node's commands were not handed over; they will be");
         self.again = Some(Instant::now() + AGAIN);
+    }
+}
+
+/// What a session's node says of its commands, while it is being stored: in the order in which it was said. The session goes
+/// on meanwhile, so that nothing it must hear waits for the database.
+pub(super) struct Words {
+    commands: Commands,
+    node: NodeId,
+    /// Each gives the command that has ended with it. Mostly there is none, and thousands of sessions keep no room for any.
+    saying: Option<Box<FuturesOrdered<Saying>>>,
+}
+
+type Saying = Pin<Box<dyn Future<Output = Result<Option<CommandId>, GroupError>> + Send>>;
+
+impl Words {
+    pub(super) fn new(commands: &Commands, node: NodeId) -> Self {
+        Self { commands: commands.clone(), node, saying: None }
+    }
+
+    /// Whether more may be said: else the node waits with it.
+    pub(super) fn have_room(&self) -> bool {
+        self.saying.as_ref().is_none_or(|saying| saying.len() < SAYING)
+    }
+
+    /// Begins to store a word.
+    pub(super) fn word(&mut self, word: CommandOutcome, now: Timestamp) -> Result<(), Over> {
+        let (commands, node, id) = (self.commands.clone(), self.node, read(&word.command_id)?);
+        let ended = word.state().is_end().then_some(id);
+        self.store(async move { commands.word(node, id, word, now).await.map(|()| ended) });
+        Ok(())
+    }
+
+    /// Begins to store a piece of output.
+    pub(super) fn piece(&mut self, piece: CommandOutput) -> Result<(), Over> {
+        let (commands, node, id) = (self.commands.clone(), self.node, read(&piece.command_id)?);
+        self.store(async move { commands.piece(node, id, piece).await.map(|()| None) });
+        Ok(())
+    }
+
+    fn store(&mut self, saying: impl Future<Output = Result<Option<CommandId>, GroupError>> + Send + 'static) {
+        self.saying.get_or_insert_default().push_back(Box::pin(saying));
+    }
+
+    /// Waits until the next of them is stored; gives the command that has ended with it. Cancel-safe.
+    pub(super) async fn stored(&mut self) -> Result<Option<CommandId>, Over> {
+        let stored = match &mut self.saying {
+            Some(saying) => saying.next().await,
+            None => None,
+        };
+        let Some(stored) = stored else { return std::future::pending().await };
+        if self.saying.as_ref().is_some_and(|saying| saying.is_empty()) {
+            self.saying = None;
+        }
+        stored.map_err(|error| not_stored(self.node, &error))
     }
 }
 

@@ -16,7 +16,7 @@ use tracing::{debug, info, warn};
 use transport::{CloseCode, Connection, FrameReader, FrameWriter, StreamError};
 
 use super::Gateway;
-use super::courier::Courier;
+use super::courier::{Courier, Words};
 use super::rate::{Budget, Rate};
 use super::registry::{Directive, REVOKED, Registered};
 use super::relay::{Relay, take_logs};
@@ -260,6 +260,7 @@ async fn attend(
 ) -> Over {
     let Registered { mut directives, commands, tails, .. } = registered;
     let mut courier = Courier::new(&gateway.commands, identity.node);
+    let mut words = Words::new(&gateway.commands, identity.node);
     // What waited for the node, and what an earlier session handed over.
     commands.notify_one();
     let mut relay = Relay::new(&gateway.tails, session);
@@ -325,7 +326,18 @@ async fn attend(
                 }
                 continue;
             }
-            message = control.reader.recv::<ToHub>() => message,
+            stored = words.stored() => match stored {
+                Ok(Some(ended)) => {
+                    courier.ended(ended);
+                    if let Some(stored) = control.machine.outcome_stored(ended) && control.writer.send(&stored).await.is_err() {
+                        return Over::Node(Ended::Lost);
+                    }
+                    continue;
+                }
+                Ok(None) => continue,
+                Err(over) => return over,
+            },
+            message = control.reader.recv::<ToHub>(), if words.have_room() => message,
         };
         let outputs = match message {
             Ok(Some(message)) => control.machine.receive(message, now()),
@@ -358,12 +370,11 @@ async fn attend(
                     gateway.fleet.clock(identity.node, reading.into());
                     continue;
                 }
-                HubOutput::Outcome(word) => match Box::pin(courier.word(word, &control.machine, now())).await {
-                    Ok(Some(stored)) => stored,
-                    Ok(None) => continue,
+                HubOutput::Outcome(word) => match words.word(word, now()) {
+                    Ok(()) => continue,
                     Err(over) => return over,
                 },
-                HubOutput::Output(piece) => match Box::pin(courier.piece(piece)).await {
+                HubOutput::Output(piece) => match words.piece(piece) {
                     Ok(()) => continue,
                     Err(over) => return over,
                 },

@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use super::{Access, KafkaAccess, Row, State, Step};
 use crate::alerts::{Change, Finding, Rule};
 use crate::audit::{self, Actor, Record, action};
-use crate::commands::{NewRequest, RequestError};
+use crate::commands::{NewRequest, RequestError, have_room};
 use crate::telemetry::state::Level;
 
 /// How often it is looked.
@@ -108,6 +108,7 @@ impl KafkaAccess {
             (Step::Wait, _) | (Step::Ask, None) => return Ok(None),
             (Step::Ask, Some(agent)) => {
                 let new = request(&row, agent);
+                have_room(&mut *transaction, &new).await?;
                 let places = self.commands.no_places();
                 let (requested, asked) =
                     self.commands.place(&mut transaction, &new, &places, &Actor::system(), now).await?;

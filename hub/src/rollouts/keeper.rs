@@ -16,7 +16,7 @@ use super::window::LONGEST_WAIT;
 use super::{Participant, Rollout, RolloutError, Rollouts, rows};
 use crate::alerts::Change;
 use crate::audit::{self, Actor, Record, action};
-use crate::commands::{NewRequest, RequestError, Requested};
+use crate::commands::{NewRequest, RequestError, Requested, have_room};
 
 /// How often it is looked while a rollout runs.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -192,6 +192,7 @@ impl Rollouts {
             signed: None,
         };
         let actor = Actor::again(&rollout.started_by);
+        have_room(&mut **transaction, &new).await?;
         let places = self.commands.no_places();
         let (requested, records) = self.commands.place(transaction, &new, &places, &actor, now).await?;
         let steady = self.commands.clock().now();

@@ -17,6 +17,8 @@ use crate::plant::Mosquitto;
 pub(crate) enum Carrier {
     /// Ours, as it is packaged.
     Ours,
+    /// mq-bridge-app, which keeps nothing on disk.
+    MqBridge,
     /// mosquitto_sub, and a producer that reads what it prints.
     Subscriber,
 }
@@ -33,6 +35,7 @@ impl Carrier {
     pub(crate) fn start(&self, folder: &Path, mosquitto: &Mosquitto, kafka: &Kafka) -> Result<Running> {
         let command = match self {
             Self::Ours => ours(folder, mosquitto, kafka)?,
+            Self::MqBridge => mq_bridge(folder, mosquitto, kafka)?,
             Self::Subscriber => subscriber(mosquitto, kafka)?,
         };
         let mut running = Running { command, log: folder.join("bridge.log"), process: None };
@@ -95,6 +98,25 @@ fn ours(folder: &Path, mosquitto: &Mosquitto, kafka: &Kafka) -> Result<Command> 
     )?;
     let mut command = Command::new(binary("hyperfactory-bridge")?);
     command.arg("--config").arg(file).arg("--state-dir").arg(folder.join("state")).arg("run");
+    Ok(command)
+}
+
+/// With its own defaults, but for a session that outlives a kill, as many messages that fly as ours has, and one batch after
+/// the other: more at once would not keep their order.
+fn mq_bridge(folder: &Path, mosquitto: &Mosquitto, kafka: &Kafka) -> Result<Command> {
+    let file = folder.join("mq-bridge.yaml");
+    let (port, brokers) = (mosquitto.port(), kafka.brokers());
+    std::fs::write(
+        &file,
+        format!(
+            "routes:\n  plant:\n    concurrency: 1\n    input:\n      mqtt:\n        url: 'tcp://127.0.0.1:{port}'\n        \
+             topic: '{FILTER}'\n        client_id: bench\n        qos: 1\n        clean_session: false\n        \
+             session_expiry_interval: 3600\n        max_inflight: 1000\n        queue_capacity: 1000\n    output:\n      \
+             kafka:\n        url: '{brokers}'\n        topic: '{KAFKA_TOPIC}'\n        create_topic: false\n"
+        ),
+    )?;
+    let mut command = Command::new("mq-bridge-app");
+    command.args(["--no-ui", "--no-metrics", "--config"]).arg(file).current_dir(folder).env("HOME", folder);
     Ok(command)
 }
 

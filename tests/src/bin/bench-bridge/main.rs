@@ -1,5 +1,5 @@
 //! `./bench bridge`: how many messages a bridge brings from MQTT to Kafka, at what cost, how soon, and what is lost or comes
-//! twice when it is killed or the broker hangs; ours beside mosquitto_sub with a Kafka producer behind it.
+//! twice when it is killed or the broker hangs; ours beside mq-bridge-app, and mosquitto_sub with a Kafka producer behind it.
 
 mod carrier;
 mod collector;
@@ -92,6 +92,7 @@ fn main() -> Result<()> {
     let ours = measure(&Carrier::Ours, &arguments)?;
     let mut peers = Vec::new();
     if !arguments.alone {
+        peers.push(("mq-bridge-app", measure(&Carrier::MqBridge, &arguments)?));
         peers.push(("mosquitto_sub | producer", measure(&Carrier::Subscriber, &arguments)?));
     }
     tabulate(&ours, &peers, arguments.rate, arguments.waiting).finish(arguments.json.as_deref())

@@ -47,7 +47,8 @@ fn add(report: &mut Report, engine: &str, outcome: &Outcome) {
     let away = outcome.away as f64;
     figure("nodes there all the time", "count", outcome.online as f64, Target::More);
     figure("troubles of nodes that were there", "count", outcome.troubles.len() as f64, Target::AtMost(0.0));
-    figure("requests refused before the others came back", "count", outcome.refused as f64, Target::AtMost(0.0));
+    figure("sessions and renewals refused until then", "count", outcome.refused.len() as f64, Target::AtMost(0.0));
+    figure("handshakes failed until then", "count", outcome.handshakes_failed as f64, Target::AtMost(0.0));
     figure("nodes away in all phases", "count", away, Target::More);
     figure(
         "of them recovered, nobody helping",
@@ -56,6 +57,12 @@ fn add(report: &mut Report, engine: &str, outcome: &Outcome) {
         Target::AtLeast(100.0),
     );
     figure("findings of audit verify", "count", findings(&outcome.verified), Target::AtMost(0.0));
+    for refused in &outcome.refused {
+        #[expect(clippy::print_stderr, reason = "a count does not say why")]
+        {
+            eprintln!("{engine}: {refused}");
+        }
+    }
     for (phase, took) in &outcome.phases {
         figure(&format!("all who are there ready, phase {phase}"), "s", took.as_secs_f64(), Target::Less);
     }
