@@ -345,7 +345,7 @@ fn read(row: &AnyRow) -> Result<Option<Alert>, sqlx::Error> {
         node,
         rule: row.try_get(3)?,
         subject: row.try_get(4)?,
-        level: [Level::Critical, Level::Warning].into_iter().find(|l| l.as_str() == level).unwrap_or(Level::Notice),
+        level: level.parse().unwrap_or(Level::Notice),
         message: row.try_get(6)?,
         opened_at: Timestamp::from_millis(row.try_get(7)?),
         closed_at: row.try_get::<Option<i64>, _>(8)?.map(Timestamp::from_millis),

@@ -76,6 +76,65 @@ pub(crate) struct Tables {
     pub(crate) lost_of: &'static str,
 }
 
+/// Where streams are whose tables' names begin so; `and`: what else is stored of a stream ($1).
+macro_rules! tables {
+    ($prefix:literal and $more:literal) => {
+        $crate::streams::Tables {
+            newest: concat!(
+                "SELECT node, tenant, epoch, through FROM ",
+                $prefix,
+                "streams
+                 WHERE id IN (SELECT MAX(id) FROM ",
+                $prefix,
+                "streams GROUP BY node)"
+            ),
+            through: concat!("SELECT through FROM ", $prefix, "streams WHERE node = $1 AND epoch = $2"),
+            streams: $crate::rows::Insert {
+                into: concat!($prefix, "streams (tenant, node, epoch, through, deleted_through, opened_at)"),
+                columns: 6,
+                on_conflict: concat!(
+                    "(node, epoch) DO UPDATE SET through = CASE WHEN excluded.through > ",
+                    $prefix,
+                    "streams.through
+                     THEN excluded.through ELSE ",
+                    $prefix,
+                    "streams.through END RETURNING id, node, epoch"
+                ),
+            },
+            lost: $crate::rows::Insert {
+                into: concat!(
+                    $prefix,
+                    "lost_ranges (stream, first_sequence, last_sequence, tenant, reason, reported_at)"
+                ),
+                columns: 6,
+                on_conflict: "(stream, first_sequence) DO NOTHING",
+            },
+            lives: concat!(
+                "SELECT id, epoch, opened_at, through, deleted_through FROM ",
+                $prefix,
+                "streams
+                 WHERE node = $1 ORDER BY id"
+            ),
+            // Within a run without a hole, number minus rank stays the same.
+            stored: concat!(
+                "SELECT MIN(sequence), MAX(sequence) FROM
+                    (SELECT sequence, sequence - ROW_NUMBER() OVER (ORDER BY sequence) AS run
+                     FROM ",
+                $prefix,
+                "batches WHERE stream = $1) AS numbered
+                 GROUP BY run ",
+                $more
+            ),
+            lost_of: concat!(
+                "SELECT first_sequence, last_sequence, reason FROM ",
+                $prefix,
+                "lost_ranges WHERE stream = $1"
+            ),
+        }
+    };
+}
+pub(crate) use tables;
+
 /// One life of a node's spool, and how far it is stored. There is one of these for one stream in a hub.
 pub(crate) struct Stream {
     pub(crate) node: NodeId,

@@ -51,7 +51,7 @@ pub fn view(entries: &[AuditEntry], action: &str, older: Option<i64>, clock: Clo
             }
             div.card {
                 @if entries.is_empty() { div.empty { h2 { "Nothing here" } p { "No act of this kind has been recorded." } } } @else {
-                    table.cards {
+                    table.audit.cards {
                         caption.visually-hidden { "Audit entries, newest first" }
                         thead { tr { th scope="col" { "When" } th scope="col" { "Who" } th scope="col" { "Did" } th scope="col" { "To" } th scope="col" { "More" } th scope="col" { "From" } } }
                         tbody #rows { @for entry in entries { (row(entry, clock)) } }
@@ -70,7 +70,7 @@ fn row(entry: &AuditEntry, clock: Clock) -> Markup {
             td.nowrap { (clock.ago(entry.at)) }
             td.nowrap data-name="By" { (actor(&entry.actor)) }
             th.nowrap scope="row" { @if refused { span.state.warning { (format::mark("warning")) (entry.action) } } @else { (entry.action) } }
-            td.wide.break {
+            td.wide.break.subject {
                 (subject(entry))
                 @if let Some(tenant) = entry.tenant.as_ref().filter(|tenant| **tenant != entry.subject) { span.sub { "in " (tenant) } }
             }
@@ -112,20 +112,76 @@ pub(super) fn actor(actor: &str) -> Markup {
     }
 }
 
+/// Texts of a list that are shown; more are counted.
+const LISTED: usize = 3;
+
 /// `name: press-2 · kind: agent`.
 fn detail(value: &Value) -> String {
-    // Of a certificate, its serial is enough to read.
-    let text = |value: &Value| {
-        value.as_str().or_else(|| value["serial"].as_str()).map_or_else(|| value.to_string(), str::to_owned)
-    };
     match value {
         Value::Object(fields) => {
             let each = fields.iter().filter(|(_, value)| !value.is_null());
-            each.map(|(name, value)| format!("{}: {}", name.replace('_', " "), text(value)))
+            each.map(|(name, value)| format!("{}: {}", name.replace('_', " "), brief(value)))
                 .collect::<Vec<_>>()
                 .join(" · ")
         }
+        other => brief(other),
+    }
+}
+
+fn says_something(value: &Value) -> bool {
+    match value {
+        Value::Null | Value::Bool(false) => false,
+        Value::Array(items) => !items.is_empty(),
+        _ => true,
+    }
+}
+
+/// What is within a detail, in a few words: all of it is in the API and in the export.
+fn brief(value: &Value) -> String {
+    match value {
+        Value::String(text) => text.clone(),
+        // Of a certificate, its serial is enough to read.
+        Value::Object(fields) => match fields.get("serial").and_then(Value::as_str) {
+            Some(serial) => serial.to_owned(),
+            None => {
+                let each = fields.iter().filter(|(_, value)| says_something(value));
+                each.map(|(name, value)| format!("{name} {}", brief(value))).collect::<Vec<_>>().join(", ")
+            }
+        },
+        // Of commands and their nodes, how many: what was asked for leads to them.
+        Value::Array(items) if items.iter().any(Value::is_object) => items.len().to_string(),
+        Value::Array(items) => {
+            let more = items.len().saturating_sub(LISTED);
+            let listed = items.iter().take(LISTED).map(brief).collect::<Vec<_>>().join(", ");
+            if more > 0 { format!("{listed} and {more} more") } else { listed }
+        }
         Value::Null => String::new(),
-        other => text(other),
+        other => other.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    #[test]
+    fn a_detail_is_told_in_a_few_words() {
+        let told = super::detail(&json!({
+            "why": "a leak", "signed_by": null, "nodes": 7, "commands": [{ "command": "a" }, { "command": "b" }],
+            "target": { "nodes": ["a", "b", "c", "d", "e"], "tenant": null, "labels": [], "all": false },
+            "certificate": { "serial": "01ab", "sha256": "ff" }, "left": false,
+        }));
+        let parts: Vec<&str> = told.split(" · ").collect();
+        for part in [
+            "certificate: 01ab",
+            "commands: 2",
+            "left: false",
+            "nodes: 7",
+            "target: nodes a, b, c and 2 more",
+            "why: a leak",
+        ] {
+            assert!(parts.contains(&part), "{part} is not in {told}");
+        }
+        assert_eq!(parts.len(), 6, "{told}");
     }
 }

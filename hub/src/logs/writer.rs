@@ -7,7 +7,7 @@ use store::sqlx::{self, Row};
 use store::{StoreError, Transaction};
 
 use crate::rows::{self, Insert};
-use crate::streams::{self, Delivery, Hole, Tables};
+use crate::streams::{self, Delivery, Hole, Tables, tables};
 
 /// Ids of one batch's lines; more than [`protocol::shipping::MAX_LINES`] are never needed.
 pub(super) const LINES: i64 = protocol::shipping::MAX_LINES as i64;
@@ -137,30 +137,7 @@ async fn sources(
     Ok(sources)
 }
 
-pub(super) static TABLES: Tables = Tables {
-    newest: "SELECT node, tenant, epoch, through FROM log_streams
-        WHERE id IN (SELECT MAX(id) FROM log_streams GROUP BY node)",
-    through: "SELECT through FROM log_streams WHERE node = $1 AND epoch = $2",
-    streams: Insert {
-        into: "log_streams (tenant, node, epoch, through, deleted_through, opened_at)",
-        columns: 6,
-        on_conflict: "(node, epoch) DO UPDATE SET through =
-            CASE WHEN excluded.through > log_streams.through THEN excluded.through ELSE log_streams.through END
-            RETURNING id, node, epoch",
-    },
-    lost: Insert {
-        into: "log_lost_ranges (stream, first_sequence, last_sequence, tenant, reason, reported_at)",
-        columns: 6,
-        on_conflict: "(stream, first_sequence) DO NOTHING",
-    },
-    lives: "SELECT id, epoch, opened_at, through, deleted_through FROM log_streams WHERE node = $1 ORDER BY id",
-    // Within a run without a hole, number minus rank stays the same.
-    stored: "SELECT MIN(sequence), MAX(sequence) FROM
-            (SELECT sequence, sequence - ROW_NUMBER() OVER (ORDER BY sequence) AS run
-             FROM log_batches WHERE stream = $1) AS numbered
-        GROUP BY run",
-    lost_of: "SELECT first_sequence, last_sequence, reason FROM log_lost_ranges WHERE stream = $1",
-};
+pub(super) static TABLES: Tables = tables!("log_" and "");
 
 const BATCHES: Insert = Insert {
     into: "log_batches (stream, sequence, tenant, received_at, bytes)",

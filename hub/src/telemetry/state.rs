@@ -20,7 +20,7 @@ use crate::kafka_access::Access;
 pub(crate) use latest::scaled;
 pub use latest::{Latest, Sample};
 pub use services::Services;
-pub use view::{Attention, Certificate, Level, NodeView, Presence, Reason, service_name};
+pub use view::{Attention, Certificate, Level, LevelError, NodeView, Presence, Reason, service_name};
 
 /// Changes a slow reader may fall behind; beyond it, it is told that it lagged and refreshes all.
 const CHANGES: usize = 4096;

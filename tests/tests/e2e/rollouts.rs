@@ -2,7 +2,7 @@
 //! untouched, and nobody is commanded twice.
 
 use std::collections::HashMap;
-use std::process::{Command, Output};
+use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -51,6 +51,10 @@ fn sick_wave(mut hub: Hub) -> Result<()> {
     });
     let started = hub.api().post("/api/v1/rollouts", &asked)?.ok()?;
     let path = format!("/api/v1/rollouts/{}", started["id"]);
+    let id = started["id"].to_string();
+    // Whoever watches it from the beginning is told of its end, however often the hub is killed meanwhile.
+    let mut watching = hfctl(&hub, &["rollout", "watch", &id])?;
+    let watching = watching.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
     killed(&mut hub)?;
     let second = wave_of(&hub, &path, 2)?;
     assert_eq!(second.len(), REACH[1] - REACH[0]);
@@ -78,11 +82,10 @@ fn sick_wave(mut hub: Hub) -> Result<()> {
     assert_eq!(halted["waves"][2]["counts"]["pending"], json!(NODES - REACH[1]), "the rest is untouched");
     assert_eq!(lock(&tally).len(), REACH[1], "also by the nodes' own account");
 
-    let id = started["id"].to_string();
-    let watched = hfctl(&hub, &["rollout", "watch", &id])?;
+    let watched = watching.wait_with_output()?;
     let said = String::from_utf8_lossy(&watched.stderr).into_owned();
     assert!(watched.status.code() == Some(1) && said.contains(&why), "{said}");
-    let resumed = hfctl(&hub, &["rollout", "resume", &id, "--reason", "the check is wrong"])?;
+    let resumed = hfctl(&hub, &["rollout", "resume", &id, "--reason", "the check is wrong"])?.output()?;
     assert!(resumed.status.success(), "{resumed:?}");
     comes_to(&hub, &path, "wave 3", |rollout| rollout["wave"] == json!(3))?;
     killed(&mut hub)?;
@@ -139,11 +142,12 @@ fn page(hub: &Hub, path: &str) -> Result<String> {
     Ok(agent.get(format!("{base}{path}")).header("cookie", &cookie).call()?.body_mut().read_to_string()?)
 }
 
-fn hfctl(hub: &Hub, arguments: &[&str]) -> Result<Output> {
+fn hfctl(hub: &Hub, arguments: &[&str]) -> Result<Command> {
     let mut command = Command::new(binary("hfctl")?);
     command.env("HYPERFACTORY_HFCTL_URL", &hub.endpoints().http);
     command.env("HYPERFACTORY_HFCTL_TOKEN", hub.api().token().context("no token")?);
-    Ok(command.args(arguments).output()?)
+    command.args(arguments);
+    Ok(command)
 }
 
 fn hub() -> HubBuilder {

@@ -5,7 +5,7 @@ use store::group::Apply;
 use store::{StoreError, Transaction};
 
 use crate::rows::{self, Insert};
-use crate::streams::{self, Delivery, Hole, Tables};
+use crate::streams::{self, Delivery, Hole, Tables, tables};
 
 pub(super) struct BatchRow {
     pub(super) sequence: u64,
@@ -52,31 +52,8 @@ impl Apply for Writer {
     }
 }
 
-pub(super) static TABLES: Tables = Tables {
-    newest: "SELECT node, tenant, epoch, through FROM streams
-        WHERE id IN (SELECT MAX(id) FROM streams GROUP BY node)",
-    through: "SELECT through FROM streams WHERE node = $1 AND epoch = $2",
-    streams: Insert {
-        into: "streams (tenant, node, epoch, through, deleted_through, opened_at)",
-        columns: 6,
-        on_conflict: "(node, epoch) DO UPDATE SET through =
-            CASE WHEN excluded.through > streams.through THEN excluded.through ELSE streams.through END
-            RETURNING id, node, epoch",
-    },
-    lost: Insert {
-        into: "lost_ranges (stream, first_sequence, last_sequence, tenant, reason, reported_at)",
-        columns: 6,
-        on_conflict: "(stream, first_sequence) DO NOTHING",
-    },
-    lives: "SELECT id, epoch, opened_at, through, deleted_through FROM streams WHERE node = $1 ORDER BY id",
-    // Within a run without a hole, number minus rank stays the same.
-    stored: "SELECT MIN(sequence), MAX(sequence) FROM
-            (SELECT sequence, sequence - ROW_NUMBER() OVER (ORDER BY sequence) AS run
-             FROM batches WHERE stream = $1) AS numbered
-        GROUP BY run
-        UNION ALL SELECT first_sequence, last_sequence FROM chunks WHERE stream = $1",
-    lost_of: "SELECT first_sequence, last_sequence, reason FROM lost_ranges WHERE stream = $1",
-};
+pub(super) static TABLES: Tables =
+    tables!("" and "UNION ALL SELECT first_sequence, last_sequence FROM chunks WHERE stream = $1");
 
 const BATCHES: Insert = Insert {
     into: "batches (stream, sequence, tenant, key_sequence, first_at, last_at, received_at, body)",

@@ -9,6 +9,7 @@ use protocol::message::{Engine, NodeFacts, NodeStatus, ServiceKey};
 use protocol::{NodeId, NodeKind, SessionId, TenantId, Timestamp};
 
 use crate::kafka_access::Access;
+use crate::words::words;
 
 use super::{Latest, Member, Report, Services};
 
@@ -118,17 +119,15 @@ pub enum Level {
     Critical,
 }
 
-impl Level {
-    /// The lower-case word used in URLs and tables.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Ok => "ok",
-            Self::Notice => "notice",
-            Self::Warning => "warning",
-            Self::Critical => "critical",
-        }
-    }
+words! {
+    Level { Ok = "ok", Notice = "notice", Warning = "warning", Critical = "critical" }
+    or LevelError = |_| LevelError
 }
+
+/// Not a level.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("levels are ok, notice, warning and critical")]
+pub struct LevelError;
 
 /// What needs attention at a node.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
