@@ -2,6 +2,7 @@
 //! untouched, and nobody is commanded twice.
 
 use std::collections::HashMap;
+use std::io::{BufRead as _, BufReader};
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -54,7 +55,10 @@ fn sick_wave(mut hub: Hub) -> Result<()> {
     let id = started["id"].to_string();
     // Whoever watches it from the beginning is told of its end, however often the hub is killed meanwhile.
     let mut watching = hfctl(&hub, &["rollout", "watch", &id])?;
-    let watching = watching.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+    let mut watching = watching.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+    // Who finds no hub at the beginning does not wait for one.
+    let mut lines = BufReader::new(watching.stdout.take().context("no output")?);
+    ensure!(lines.read_line(&mut String::new())? > 0, "the rollout is not shown");
     killed(&mut hub)?;
     let second = wave_of(&hub, &path, 2)?;
     assert_eq!(second.len(), REACH[1] - REACH[0]);
