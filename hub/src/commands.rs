@@ -4,6 +4,7 @@
 mod clock;
 mod expiry;
 mod request;
+mod said;
 mod tally;
 mod writer;
 
@@ -26,6 +27,7 @@ use crate::gateway::Registry;
 pub use clock::SteadyClock;
 pub use request::{NewRequest, RequestError, Requested, Signed};
 
+use said::Word;
 use writer::{Operation, Outcome, Writer};
 
 /// Changes a slow reader may fall behind; beyond it, it looks again.
@@ -336,7 +338,7 @@ impl Commands {
         word: CommandOutcome,
         now: Timestamp,
     ) -> Result<(), GroupError> {
-        self.0.writer.submit(Operation::Word { node, id, word, at: now }).await.map(drop)
+        self.0.writer.submit(Operation::Word(Word { node, id, word, at: now })).await.map(drop)
     }
 
     /// Stores a piece of a command's output.

@@ -1,20 +1,19 @@
 //! What sessions bring, many in one transaction: that commands are handed over, what nodes say of them, what they put out.
 
-use protocol::command::{CHUNK, MAX_MESSAGE, MAX_OUTPUT};
-use protocol::message::{CommandOutcome, CommandOutput, CommandState};
+use protocol::command::{CHUNK, MAX_OUTPUT};
+use protocol::message::CommandOutput;
 use protocol::{CommandId, NodeId, Timestamp};
-use serde_json::json;
 use store::group::Apply;
-use store::sqlx::{self, Row};
+use store::sqlx;
 use store::{StoreError, Transaction};
 use tokio::sync::broadcast;
 
-use super::{state, unreadable};
-use crate::audit::{self, Actor, Record, action};
+use super::said::{self, Word};
+use crate::audit;
 
 pub(super) enum Operation {
     Delivered { node: NodeId, ids: Vec<CommandId>, at: Timestamp },
-    Word { node: NodeId, id: CommandId, word: CommandOutcome, at: Timestamp },
+    Word(Word),
     Output { node: NodeId, id: CommandId, piece: CommandOutput },
 }
 
@@ -46,17 +45,22 @@ impl Apply for Writer {
         let mut outcomes = Vec::with_capacity(operations.len());
         let mut records = Vec::new();
         let mut latest = Timestamp::default();
+        // A command's output counts until its end is told: between words, it has its place.
+        let mut words = Vec::new();
         for operation in operations {
+            if let Operation::Word(word) = operation {
+                latest = latest.max(word.at);
+                words.push(word);
+            } else {
+                records.append(&mut said::store(transaction, &std::mem::take(&mut words)).await?);
+            }
             outcomes.push(match operation {
                 Operation::Delivered { node, ids, at } => delivered(transaction, *node, ids, *at).await?,
-                Operation::Word { node, id, word, at } => {
-                    latest = latest.max(*at);
-                    records.extend(said(transaction, *node, *id, word, *at).await?);
-                    Outcome::Stored
-                }
+                Operation::Word(_) => Outcome::Stored,
                 Operation::Output { node, id, piece } => put_out(transaction, *node, *id, piece).await?,
             });
         }
+        records.append(&mut said::store(transaction, &words).await?);
         if !records.is_empty() {
             audit::append_all(transaction, latest, records).await?;
         }
@@ -65,8 +69,9 @@ impl Apply for Writer {
 
     fn committed(&mut self, operations: &[&Operation], _: &[Outcome]) {
         for operation in operations {
-            let (Operation::Delivered { node, .. } | Operation::Word { node, .. } | Operation::Output { node, .. }) =
-                operation;
+            let (Operation::Delivered { node, .. }
+            | Operation::Word(Word { node, .. })
+            | Operation::Output { node, .. }) = operation;
             // Nobody listening is fine.
             let _ = self.changes.send(*node);
         }
@@ -96,65 +101,6 @@ async fn delivered(
     Ok(if gone.is_empty() { Outcome::Stored } else { Outcome::Gone(gone) })
 }
 
-/// Takes a node's word; gives the audit record of a refusal.
-async fn said(
-    transaction: &mut Transaction,
-    node: NodeId,
-    id: CommandId,
-    word: &CommandOutcome,
-    at: Timestamp,
-) -> Result<Option<Record>, StoreError> {
-    // Held until the transaction ends.
-    let row = sqlx::query(
-        "UPDATE commands SET priority = priority WHERE id = $1 AND node = $2
-         RETURNING state, told_at, tenant, action, requested_by",
-    )
-    .bind(id.to_string())
-    .bind(node.to_string())
-    .fetch_optional(&mut **transaction)
-    .await?;
-    // Of another database, or another node's: there is nothing to keep, and nothing for the node to keep either.
-    let Some(row) = row else { return Ok(None) };
-    let before = state(&row.try_get::<String, _>(0)?)?;
-    let told = row.try_get::<Option<i64>, _>(1)?.is_some();
-    let Some(next) = before.after(word.state(), told) else { return Ok(None) };
-    let end = word.state().is_end();
-    let refused = matches!(word.state(), CommandState::Refused | CommandState::Unsupported);
-    let message: String = word.message.chars().take(MAX_MESSAGE).collect();
-    let at_end = end.then_some(at.millis());
-    sqlx::query(
-        "UPDATE commands SET state = $2, message = $3, refused = $4, output_bytes = $5, output_dropped = $6,
-           delivered_at = COALESCE(delivered_at, $7), started_at = COALESCE(started_at, $8), ended_at = $9, told_at = $9
-         WHERE id = $1",
-    )
-    .bind(id.to_string())
-    .bind(next.as_str())
-    .bind(&message)
-    .bind(i64::from(refused))
-    .bind(clamped(word.output_bytes))
-    .bind(clamped(word.output_dropped))
-    .bind(at.millis())
-    .bind((word.state() == CommandState::Running).then_some(at.millis()))
-    .bind(at_end)
-    .execute(&mut **transaction)
-    .await?;
-    if !refused {
-        return Ok(None);
-    }
-    let tenant: String = row.try_get(2)?;
-    let (name, requested_by): (String, String) = (row.try_get(3)?, row.try_get(4)?);
-    Ok(Some(Record {
-        actor: Actor::node(node),
-        action: action::COMMAND_REFUSED,
-        tenant: Some(tenant.parse().map_err(unreadable)?),
-        subject: id.to_string(),
-        detail: json!({
-            "node": node.to_string(), "action": name, "requested_by": requested_by, "reason": message,
-        }),
-        remote: None,
-    }))
-}
-
 async fn put_out(
     transaction: &mut Transaction,
     node: NodeId,
@@ -180,6 +126,7 @@ async fn put_out(
     Ok(Outcome::Stored)
 }
 
-fn clamped(number: u64) -> i64 {
+/// The database counts to 2^63 - 1.
+pub(super) fn clamped(number: u64) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)
 }

@@ -184,6 +184,42 @@ on_both_engines! {
         world.close().await;
     }
 
+    async fn words_that_share_a_commit_count_in_their_order(database: TestDatabase) {
+        let world = World::new(database).await;
+        let ((node, _), (other, _)) = (world.node().await, second_node(&world).await);
+        let desk = Desk::open(&world, 0);
+        let (id, theirs) = (desk.ask(node).await, desk.ask(other).await);
+        desk.deliver(node).await;
+        desk.deliver(other).await;
+        let word = |node, id, state: CommandState, message: &str, after| {
+            let word = CommandOutcome { state: state.into(), message: message.into(), ..CommandOutcome::default() };
+            desk.commands.word(node, id, word, at(after))
+        };
+        let piece = |offset, data: &[u8]| {
+            let piece = CommandOutput { offset, data: data.to_vec(), ..CommandOutput::default() };
+            desk.commands.piece(node, id, piece)
+        };
+        // All are handed in before the first is written.
+        let said = tokio::join!(
+            word(node, id, CommandState::Running, "", 5),
+            word(node, theirs, CommandState::Failed, "not mine", 6),
+            piece(0, b"line"),
+            word(node, id, CommandState::Succeeded, "well", 7),
+            word(other, theirs, CommandState::Refused, "not here", 8),
+            word(node, id, CommandState::Failed, "too late", 9),
+            piece(4, b" more"),
+        );
+        assert!([said.0, said.1, said.2, said.3, said.4, said.5, said.6].iter().all(Result::is_ok));
+        let command = desk.one(id).await;
+        assert_eq!((command.state, &*command.message, command.told), (State::Succeeded, "well", true));
+        assert_eq!((command.started_at, command.ended_at), (Some(at(5)), Some(at(7))));
+        assert_eq!(desk.commands.output(&command).await.expect("an answer"), b"line");
+        let command = desk.one(theirs).await;
+        assert_eq!((command.state, command.refused, command.started_at), (State::Failed, true, None));
+        assert_eq!(world.audited("command.refused").await.len(), 1);
+        world.close().await;
+    }
+
     async fn what_a_nodes_policy_refuses_has_failed_and_is_audited(database: TestDatabase) {
         let world = World::new(database).await;
         let (node, _) = world.node().await;

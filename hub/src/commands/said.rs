@@ -1,0 +1,164 @@
+//! What nodes say of their commands: many words, one statement that reads and one for each command that changes.
+
+use std::collections::HashMap;
+
+use protocol::command::{MAX_MESSAGE, State};
+use protocol::message::{CommandOutcome, CommandState};
+use protocol::{CommandId, NodeId, Timestamp};
+use serde_json::json;
+use store::sqlx::any::AnyRow;
+use store::sqlx::{self, AssertSqlSafe, Row};
+use store::{StoreError, Transaction};
+
+use super::writer::clamped;
+use super::{state, unreadable};
+use crate::audit::{Actor, Record, action};
+use crate::rows;
+
+/// A node's word on a command.
+pub(super) struct Word {
+    pub(super) node: NodeId,
+    pub(super) id: CommandId,
+    pub(super) word: CommandOutcome,
+    pub(super) at: Timestamp,
+}
+
+/// A command as it stands, word after word.
+struct Standing {
+    id: String,
+    node: String,
+    state: State,
+    told: bool,
+    tenant: String,
+    action: String,
+    requested_by: String,
+    /// What words have changed.
+    changed: Option<Change>,
+}
+
+/// Columns of a command; the times are those of the hub.
+struct Change {
+    message: String,
+    refused: bool,
+    output_bytes: u64,
+    output_dropped: u64,
+    delivered_at: Timestamp,
+    started_at: Option<Timestamp>,
+    ended_at: Option<Timestamp>,
+}
+
+/// Takes nodes' words in their order; gives the audit records of refusals. A word on a command of another database, or of
+/// another node, changes nothing: there is nothing for its node to keep either.
+pub(super) async fn store(transaction: &mut Transaction, words: &[&Word]) -> Result<Vec<Record>, StoreError> {
+    if words.is_empty() {
+        return Ok(Vec::new());
+    }
+    let mut commands = standing(transaction, words).await?;
+    let mut records = Vec::new();
+    for word in words {
+        let Some(command) = commands.get_mut(&word.id) else { continue };
+        if command.node == word.node.to_string() && command.hear(word) {
+            records.extend(command.refusal(word)?);
+        }
+    }
+    for command in commands.values() {
+        if let Some(change) = &command.changed {
+            command.write(change, transaction).await?;
+        }
+    }
+    Ok(records)
+}
+
+/// The commands that are spoken of, kept from others until the transaction ends.
+async fn standing(transaction: &mut Transaction, words: &[&Word]) -> Result<HashMap<CommandId, Standing>, StoreError> {
+    let mut ids: Vec<CommandId> = words.iter().map(|word| word.id).collect();
+    ids.sort_unstable();
+    ids.dedup();
+    // As many as a power of two: few different statements, each prepared once.
+    let last = ids.last().copied();
+    ids.extend(std::iter::repeat_n(last, ids.len().next_power_of_two() - ids.len()).flatten());
+    // In the order of their ids, so that two hubs do not wait for each other.
+    let sql = format!(
+        "SELECT id, node, state, told_at, tenant, action, requested_by FROM commands WHERE id IN {} ORDER BY id{}",
+        rows::placeholders(1, ids.len()),
+        rows::for_update(transaction)
+    );
+    let query = ids.iter().fold(sqlx::query(AssertSqlSafe(sql)), |query, id| query.bind(id.to_string()));
+    let rows = query.fetch_all(&mut **transaction).await?;
+    Ok(rows.iter().map(read).collect::<Result<_, sqlx::Error>>()?)
+}
+
+fn read(row: &AnyRow) -> Result<(CommandId, Standing), sqlx::Error> {
+    let id: String = row.try_get(0)?;
+    let standing = Standing {
+        node: row.try_get(1)?,
+        state: state(&row.try_get::<String, _>(2)?)?,
+        told: row.try_get::<Option<i64>, _>(3)?.is_some(),
+        tenant: row.try_get(4)?,
+        action: row.try_get(5)?,
+        requested_by: row.try_get(6)?,
+        changed: None,
+        id,
+    };
+    Ok((super::command_id(&standing.id)?, standing))
+}
+
+impl Standing {
+    /// Takes a word of its node; says whether that changes anything.
+    fn hear(&mut self, said: &Word) -> bool {
+        let Word { word, at, .. } = said;
+        let Some(next) = self.state.after(word.state(), self.told) else { return false };
+        let before = self.changed.take();
+        let began = (word.state() == CommandState::Running).then_some(*at);
+        self.changed = Some(Change {
+            message: word.message.chars().take(MAX_MESSAGE).collect(),
+            refused: is_refusal(word),
+            output_bytes: word.output_bytes,
+            output_dropped: word.output_dropped,
+            delivered_at: before.as_ref().map_or(*at, |before| before.delivered_at),
+            started_at: before.and_then(|before| before.started_at).or(began),
+            ended_at: word.state().is_end().then_some(*at),
+        });
+        self.state = next;
+        self.told = word.state().is_end();
+        true
+    }
+
+    async fn write(&self, change: &Change, transaction: &mut Transaction) -> Result<(), StoreError> {
+        sqlx::query(
+            "UPDATE commands SET state = $2, message = $3, refused = $4, output_bytes = $5, output_dropped = $6,
+               delivered_at = COALESCE(delivered_at, $7), started_at = COALESCE(started_at, $8), ended_at = $9, told_at = $9
+             WHERE id = $1",
+        )
+        .bind(&self.id)
+        .bind(self.state.as_str())
+        .bind(&change.message)
+        .bind(i64::from(change.refused))
+        .bind(clamped(change.output_bytes))
+        .bind(clamped(change.output_dropped))
+        .bind(change.delivered_at.millis())
+        .bind(change.started_at.map(Timestamp::millis))
+        .bind(change.ended_at.map(Timestamp::millis))
+        .execute(&mut **transaction)
+        .await?;
+        Ok(())
+    }
+
+    fn refusal(&self, said: &Word) -> Result<Option<Record>, sqlx::Error> {
+        let Some(change) = self.changed.as_ref().filter(|change| change.refused) else { return Ok(None) };
+        Ok(Some(Record {
+            actor: Actor::node(said.node),
+            action: action::COMMAND_REFUSED,
+            tenant: Some(self.tenant.parse().map_err(unreadable)?),
+            subject: self.id.clone(),
+            detail: json!({
+                "node": self.node, "action": self.action, "requested_by": self.requested_by, "reason": change.message,
+            }),
+            remote: None,
+        }))
+    }
+}
+
+fn is_refusal(word: &CommandOutcome) -> bool {
+    matches!(word.state(), CommandState::Refused | CommandState::Unsupported)
+}
