@@ -135,7 +135,7 @@ impl Hub {
         let _ = list.set(enrollment.clone());
 
         let (ingest, committing) =
-            Ingest::start(database.clone(), fleet.clone(), Limits::default(), stop_storing.clone()).await?;
+            Ingest::start(database.clone(), fleet.clone(), Limits::patient(), stop_storing.clone()).await?;
         storing.spawn(committing);
         let (kept, keeping) = logs::Ingest::start(database.clone(), Arc::clone(&metrics), stop_storing.clone()).await?;
         storing.spawn(keeping);
