@@ -425,3 +425,8 @@ fn command_id(text: &str) -> Result<CommandId, sqlx::Error> {
 fn unreadable(error: protocol::id::IdError) -> sqlx::Error {
     sqlx::Error::Decode(error.into())
 }
+
+/// The database counts to 2^63 - 1.
+fn clamped(number: u64) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
+}

@@ -10,8 +10,7 @@ use store::sqlx::any::AnyRow;
 use store::sqlx::{self, AssertSqlSafe, Row};
 use store::{StoreError, Transaction};
 
-use super::writer::clamped;
-use super::{state, unreadable};
+use super::{clamped, command_id, state, unreadable};
 use crate::audit::{Actor, Record, action};
 use crate::rows;
 
@@ -24,7 +23,7 @@ pub(super) struct Word {
 }
 
 /// A command as it stands, word after word.
-struct Standing {
+struct Standing<'a> {
     id: String,
     node: String,
     state: State,
@@ -33,18 +32,16 @@ struct Standing {
     action: String,
     requested_by: String,
     /// What words have changed.
-    changed: Option<Change>,
+    changed: Option<Change<'a>>,
 }
 
-/// Columns of a command; the times are those of the hub.
-struct Change {
-    message: String,
-    refused: bool,
-    output_bytes: u64,
-    output_dropped: u64,
+/// What words have changed of a command; the times are the hub's.
+#[derive(Clone, Copy)]
+struct Change<'a> {
+    /// The last of them.
+    last: &'a Word,
     delivered_at: Timestamp,
     started_at: Option<Timestamp>,
-    ended_at: Option<Timestamp>,
 }
 
 /// Takes nodes' words in their order; gives the audit records of refusals. A word on a command of another database, or of
@@ -57,12 +54,12 @@ pub(super) async fn store(transaction: &mut Transaction, words: &[&Word]) -> Res
     let mut records = Vec::new();
     for word in words {
         let Some(command) = commands.get_mut(&word.id) else { continue };
-        if command.node == word.node.to_string() && command.hear(word) {
-            records.extend(command.refusal(word)?);
+        if command.node == word.node.to_string() && command.hear(word) && word.is_refusal() {
+            records.push(command.refused(word)?);
         }
     }
     for command in commands.values() {
-        if let Some(change) = &command.changed {
+        if let Some(change) = command.changed {
             command.write(change, transaction).await?;
         }
     }
@@ -70,14 +67,17 @@ pub(super) async fn store(transaction: &mut Transaction, words: &[&Word]) -> Res
 }
 
 /// The commands that are spoken of, kept from others until the transaction ends.
-async fn standing(transaction: &mut Transaction, words: &[&Word]) -> Result<HashMap<CommandId, Standing>, StoreError> {
+async fn standing<'a>(
+    transaction: &mut Transaction,
+    words: &[&'a Word],
+) -> Result<HashMap<CommandId, Standing<'a>>, StoreError> {
     let mut ids: Vec<CommandId> = words.iter().map(|word| word.id).collect();
     ids.sort_unstable();
     ids.dedup();
     // As many as a power of two: few different statements, each prepared once.
     let last = ids.last().copied();
     ids.extend(std::iter::repeat_n(last, ids.len().next_power_of_two() - ids.len()).flatten());
-    // In the order of their ids, so that two hubs do not wait for each other.
+    // Locked in the order of their ids: of two hubs that come by the same ones, one waits, and not each for the other.
     let sql = format!(
         "SELECT id, node, state, told_at, tenant, action, requested_by FROM commands WHERE id IN {} ORDER BY id{}",
         rows::placeholders(1, ids.len()),
@@ -88,7 +88,7 @@ async fn standing(transaction: &mut Transaction, words: &[&Word]) -> Result<Hash
     Ok(rows.iter().map(read).collect::<Result<_, sqlx::Error>>()?)
 }
 
-fn read(row: &AnyRow) -> Result<(CommandId, Standing), sqlx::Error> {
+fn read<'a>(row: &AnyRow) -> Result<(CommandId, Standing<'a>), sqlx::Error> {
     let id: String = row.try_get(0)?;
     let standing = Standing {
         node: row.try_get(1)?,
@@ -100,31 +100,26 @@ fn read(row: &AnyRow) -> Result<(CommandId, Standing), sqlx::Error> {
         changed: None,
         id,
     };
-    Ok((super::command_id(&standing.id)?, standing))
+    Ok((command_id(&standing.id)?, standing))
 }
 
-impl Standing {
+impl<'a> Standing<'a> {
     /// Takes a word of its node; says whether that changes anything.
-    fn hear(&mut self, said: &Word) -> bool {
-        let Word { word, at, .. } = said;
-        let Some(next) = self.state.after(word.state(), self.told) else { return false };
-        let before = self.changed.take();
-        let began = (word.state() == CommandState::Running).then_some(*at);
+    fn hear(&mut self, said: &'a Word) -> bool {
+        let word = said.word.state();
+        let Some(next) = self.state.after(word, self.told) else { return false };
+        let began = (word == CommandState::Running).then_some(said.at);
         self.changed = Some(Change {
-            message: word.message.chars().take(MAX_MESSAGE).collect(),
-            refused: is_refusal(word),
-            output_bytes: word.output_bytes,
-            output_dropped: word.output_dropped,
-            delivered_at: before.as_ref().map_or(*at, |before| before.delivered_at),
-            started_at: before.and_then(|before| before.started_at).or(began),
-            ended_at: word.state().is_end().then_some(*at),
+            last: said,
+            delivered_at: self.changed.map_or(said.at, |before| before.delivered_at),
+            started_at: self.changed.and_then(|before| before.started_at).or(began),
         });
-        self.state = next;
-        self.told = word.state().is_end();
+        (self.state, self.told) = (next, word.is_end());
         true
     }
 
-    async fn write(&self, change: &Change, transaction: &mut Transaction) -> Result<(), StoreError> {
+    async fn write(&self, change: Change<'a>, transaction: &mut Transaction) -> Result<(), StoreError> {
+        let Word { word, at, .. } = change.last;
         sqlx::query(
             "UPDATE commands SET state = $2, message = $3, refused = $4, output_bytes = $5, output_dropped = $6,
                delivered_at = COALESCE(delivered_at, $7), started_at = COALESCE(started_at, $8), ended_at = $9, told_at = $9
@@ -132,33 +127,38 @@ impl Standing {
         )
         .bind(&self.id)
         .bind(self.state.as_str())
-        .bind(&change.message)
-        .bind(i64::from(change.refused))
-        .bind(clamped(change.output_bytes))
-        .bind(clamped(change.output_dropped))
+        .bind(change.last.message())
+        .bind(i64::from(change.last.is_refusal()))
+        .bind(clamped(word.output_bytes))
+        .bind(clamped(word.output_dropped))
         .bind(change.delivered_at.millis())
         .bind(change.started_at.map(Timestamp::millis))
-        .bind(change.ended_at.map(Timestamp::millis))
+        .bind(self.told.then_some(at.millis()))
         .execute(&mut **transaction)
         .await?;
         Ok(())
     }
 
-    fn refusal(&self, said: &Word) -> Result<Option<Record>, sqlx::Error> {
-        let Some(change) = self.changed.as_ref().filter(|change| change.refused) else { return Ok(None) };
-        Ok(Some(Record {
+    fn refused(&self, said: &Word) -> Result<Record, sqlx::Error> {
+        Ok(Record {
             actor: Actor::node(said.node),
             action: action::COMMAND_REFUSED,
             tenant: Some(self.tenant.parse().map_err(unreadable)?),
             subject: self.id.clone(),
             detail: json!({
-                "node": self.node, "action": self.action, "requested_by": self.requested_by, "reason": change.message,
+                "node": self.node, "action": self.action, "requested_by": self.requested_by, "reason": said.message(),
             }),
             remote: None,
-        }))
+        })
     }
 }
 
-fn is_refusal(word: &CommandOutcome) -> bool {
-    matches!(word.state(), CommandState::Refused | CommandState::Unsupported)
+impl Word {
+    fn message(&self) -> String {
+        self.word.message.chars().take(MAX_MESSAGE).collect()
+    }
+
+    fn is_refusal(&self) -> bool {
+        matches!(self.word.state(), CommandState::Refused | CommandState::Unsupported)
+    }
 }

@@ -8,6 +8,7 @@ use store::sqlx;
 use store::{StoreError, Transaction};
 use tokio::sync::broadcast;
 
+use super::clamped;
 use super::said::{self, Word};
 use crate::audit;
 
@@ -124,9 +125,4 @@ async fn put_out(
     .execute(&mut **transaction)
     .await?;
     Ok(Outcome::Stored)
-}
-
-/// The database counts to 2^63 - 1.
-pub(super) fn clamped(number: u64) -> i64 {
-    i64::try_from(number).unwrap_or(i64::MAX)
 }

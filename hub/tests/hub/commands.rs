@@ -201,9 +201,9 @@ on_both_engines! {
         };
         // All are handed in before the first is written.
         let said = tokio::join!(
+            piece(0, b"line"),
             word(node, id, CommandState::Running, "", 5),
             word(node, theirs, CommandState::Failed, "not mine", 6),
-            piece(0, b"line"),
             word(node, id, CommandState::Succeeded, "well", 7),
             word(other, theirs, CommandState::Refused, "not here", 8),
             word(node, id, CommandState::Failed, "too late", 9),
