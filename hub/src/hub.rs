@@ -134,8 +134,10 @@ impl Hub {
         storing.spawn(issuing);
         let _ = list.set(enrollment.clone());
 
-        let (ingest, committing) =
-            Ingest::start(database.clone(), fleet.clone(), Limits::patient(), stop_storing.clone()).await?;
+        // Even a lone delivery waits for company, and one that had some has the next wait longer: fewer transactions, between
+        // which commands find SQLite's one writer free. Short enough for a node that is alone and has days to catch up with.
+        let limits = Limits { company: Duration::from_millis(10), ..Limits::default() };
+        let (ingest, committing) = Ingest::start(database.clone(), fleet.clone(), limits, stop_storing.clone()).await?;
         storing.spawn(committing);
         let (kept, keeping) = logs::Ingest::start(database.clone(), Arc::clone(&metrics), stop_storing.clone()).await?;
         storing.spawn(keeping);

@@ -43,15 +43,6 @@ pub struct Limits {
     pub company: Duration,
 }
 
-impl Limits {
-    /// Of writes that nobody waits for: even the first one waits for company, so that there are few transactions, and who is
-    /// in a hurry finds SQLite's one writer free.
-    pub fn patient() -> Self {
-        let limits = Self::default();
-        Self { company: limits.linger, ..limits }
-    }
-}
-
 impl Default for Limits {
     fn default() -> Self {
         // So many rows hold SQLite's one writer for some 20 ms at most: in between, others have their turn.

@@ -51,7 +51,7 @@ impl Ingest {
     ) -> Result<(Self, impl Future<Output = ()> + Send), StoreError> {
         let streams = Streams::load(&database, &TABLES).await?;
         // A delivery holds a permit: no more can be waiting.
-        let limits = Limits { queue: UNPACKED, group: GROUP, ..Limits::patient() };
+        let limits = Limits { queue: UNPACKED, group: GROUP, ..Limits::default() };
         let (submitter, task) = group_commit(database.clone(), Writer, limits, stop);
         let inner = Inner { database, submitter, streams, unpacked: Semaphore::new(UNPACKED), metrics };
         Ok((Self(Arc::new(inner)), task))
