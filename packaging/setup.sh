@@ -228,11 +228,16 @@ _need_cargo_tool() {
     tools=$(cd "$tools" && pwd)
     case ":$PATH:" in *":$tools/bin:"*) ;; *) export PATH="$PATH:$tools/bin" ;; esac
     ! command -v "$1" >/dev/null || return 0
-    say "  building $1 (once, some minutes; kept in $tools) …"
-    CARGO_PROFILE_DEV_DEBUG=false cargo install --quiet --locked --profile "$profile" --root "$tools" \
-        --target-dir "$tools/build" "$@" >"$tools/$1.log" 2>&1 ||
-        fail "$1 could not be built: $(grep -m 1 '^error' "$tools/$1.log")" "The whole log: $tools/$1.log"
-    rm -rf "$tools/build"
+    # One script builds at a time; whoever waited finds it built.
+    (
+        flock 9
+        ! command -v "$1" >/dev/null || exit 0
+        say "  building $1 (once, some minutes; kept in $tools) …"
+        CARGO_PROFILE_DEV_DEBUG=false cargo install --quiet --locked --profile "$profile" --root "$tools" \
+            --target-dir "$tools/build" "$@" >"$tools/$1.log" 2>&1 ||
+            fail "$1 could not be built: $(grep -m 1 '^error' "$tools/$1.log")" "The whole log: $tools/$1.log"
+        rm -rf "$tools/build"
+    ) 9>"$tools/lock"
 }
 
 # need_kafka_broker ROOT: tansu, with the storage that outlives it.
