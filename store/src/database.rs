@@ -8,8 +8,9 @@ use std::time::{Duration, Instant};
 use sqlx::any::{AnyConnectOptions, AnyPoolOptions};
 use sqlx::pool::PoolConnection;
 use sqlx::sqlite::{SqliteConnectOptions, SqlitePool};
-use sqlx::{Any, AnyConnection, AnyPool, AssertSqlSafe, ConnectOptions, Connection, Executor, Row};
+use sqlx::{Any, AnyConnection, AnyPool, AssertSqlSafe, ConnectOptions, Connection, Executor};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use crate::error::{StoreError, is_away, is_damage};
 use crate::migrate::{self, Migration};
@@ -25,6 +26,8 @@ const SQLITE_READERS: u32 = 4;
 /// Connections to a PostgreSQL server, well below its default of 100 with several hubs.
 const POSTGRES_READERS: u32 = 8;
 const POSTGRES_WRITERS: u32 = 6;
+/// A reader's connection to a server is looked at when it was not used for so long.
+pub(crate) const RESTED: Duration = Duration::from_secs(1);
 /// Between two checkpoints of a SQLite database.
 const CHECKPOINTS: Duration = Duration::from_secs(2);
 
@@ -54,6 +57,8 @@ struct Inner {
     /// Of SQLite: a statement of these can be ended.
     long_readers: Option<SqlitePool>,
     migrated: Migrated,
+    /// Transactions that are being begun.
+    begins: TaskTracker,
 }
 
 /// When this program last migrated. Connections from before may lack a role that came with it: they are replaced.
@@ -139,8 +144,8 @@ impl Database {
             Engine::Sqlite => "BEGIN IMMEDIATE",
             Engine::Postgres => "BEGIN",
         };
-        // A writer's connection is looked at when it comes back, not when it is wanted: a command waits for it. Should the
-        // server have gone since then, all of them are gone, and are replaced one by one.
+        // No look at a connection before it is used: a command waits for it. Should the server have gone, all of them are
+        // gone, and are replaced one by one.
         let mut gone = 0;
         loop {
             match self.begin(&self.inner.writers, statement).await {
@@ -166,14 +171,16 @@ impl Database {
     }
 
     async fn begin(&self, pool: &AnyPool, statement: &'static str) -> Result<Transaction, sqlx::Error> {
-        match (&self.tenant, self.inner.engine) {
-            (Some(tenant), Engine::Postgres) => {
-                // One message to the server, so that narrowing costs no way there and back.
-                let statement = format!("{statement}{}", tenancy::narrowed(tenant));
-                pool.begin_with(AssertSqlSafe(statement)).await
-            }
-            _ => pool.begin_with(statement).await,
-        }
+        let pool = pool.clone();
+        let statement = match (&self.tenant, self.inner.engine) {
+            // One message to the server, so that narrowing costs no way there and back.
+            (Some(tenant), Engine::Postgres) => format!("{statement}{}", tenancy::narrowed(tenant)),
+            _ => statement.to_owned(),
+        };
+        // In a task, which goes on when the caller goes away: else PostgreSQL would be in a transaction that the driver knows
+        // nothing of, and whoever had the connection next would read the past, or as another tenant.
+        let begun = self.inner.begins.spawn(async move { pool.begin_with(AssertSqlSafe(statement)).await });
+        begun.await.unwrap_or(Err(sqlx::Error::WorkerCrashed))
     }
 
     /// A connection of its own for migrations: as whoever signed in, who may own the tables.
@@ -207,6 +214,8 @@ impl Database {
             long_readers.close().await;
         }
         self.inner.writers.close().await;
+        self.inner.begins.close();
+        self.inner.begins.wait().await;
     }
 }
 
@@ -264,18 +273,27 @@ async fn open_sqlite(path: &Path) -> Result<Inner, StoreError> {
     probe.execute(SQLITE_WRITER).await.map_err(failed)?;
     probe.close().await.map_err(failed)?;
     let migrated = Migrated::default();
-    let writers = pool(1, Engine::Sqlite, &migrated, Look::BeforeUse)
+    let writers = pool(1, &migrated, Look::InTransaction)
         .after_connect(|connection, _| Box::pin(async { connection.execute(SQLITE_WRITER).await.map(drop) }))
         .connect_with(options.clone())
         .await
         .map_err(failed)?;
-    let readers = pool(SQLITE_READERS, Engine::Sqlite, &migrated, Look::BeforeUse)
+    let readers = pool(SQLITE_READERS, &migrated, Look::InTransaction)
         .after_connect(|connection, _| Box::pin(async { connection.execute(SQLITE_READER).await.map(drop) }))
         .connect_with(options.clone())
         .await
         .map_err(failed)?;
     let long_readers = Some(long::pool(SqliteConnectOptions::new().filename(path), ACQUIRE_TIMEOUT));
-    Ok(Inner { engine: Engine::Sqlite, location, options, readers, writers, long_readers, migrated })
+    Ok(Inner {
+        engine: Engine::Sqlite,
+        location,
+        options,
+        readers,
+        writers,
+        long_readers,
+        migrated,
+        begins: TaskTracker::new(),
+    })
 }
 
 /// A commit is on the disk when it returns; a crash costs nothing that was answered. The log goes into the file beside the
@@ -294,12 +312,12 @@ async fn open_postgres(url: &str) -> Result<Inner, StoreError> {
     };
     let options = url.parse::<AnyConnectOptions>().map_err(failed)?.disable_statement_logging();
     let migrated = Migrated::default();
-    let writers = pool(POSTGRES_WRITERS, Engine::Postgres, &migrated, Look::AfterUse)
+    let writers = pool(POSTGRES_WRITERS, &migrated, Look::Never)
         .after_connect(|connection, _| Box::pin(async { connection.execute(tenancy::CONNECTED).await.map(drop) }))
         .connect_with(options.clone())
         .await
         .map_err(failed)?;
-    let readers = pool(POSTGRES_READERS, Engine::Postgres, &migrated, Look::BeforeUse)
+    let readers = pool(POSTGRES_READERS, &migrated, Look::Rested)
         .after_connect(|connection, _| {
             Box::pin(async {
                 connection.execute(tenancy::CONNECTED).await?;
@@ -309,58 +327,67 @@ async fn open_postgres(url: &str) -> Result<Inner, StoreError> {
         .connect_with(options.clone())
         .await
         .map_err(failed)?;
-    Ok(Inner { engine: Engine::Postgres, location, options, readers, writers, long_readers: None, migrated })
+    Ok(Inner {
+        engine: Engine::Postgres,
+        location,
+        options,
+        readers,
+        writers,
+        long_readers: None,
+        migrated,
+        begins: TaskTracker::new(),
+    })
 }
 
 const POSTGRES_READER: &str = "SET default_transaction_read_only = on";
 
-/// When a pool looks at its connections: see [`at_rest`].
-#[derive(Clone, Copy, PartialEq, Eq)]
+/// How a pool looks at a connection before it gives it away; one that is not good is replaced.
+#[derive(Clone, Copy)]
 enum Look {
-    BeforeUse,
-    AfterUse,
+    /// Not at all.
+    Never,
+    /// Whether its server is still there, if it was not used for a while: somebody asked only moments ago.
+    Rested,
+    /// Whether it is in no transaction. SQLite ends one by itself when the disk is full; the driver then fails to end it again
+    /// and counts it as open for ever.
+    InTransaction,
 }
 
-fn pool(connections: u32, engine: Engine, migrated: &Migrated, look: Look) -> AnyPoolOptions {
+fn pool(connections: u32, migrated: &Migrated, look: Look) -> AnyPoolOptions {
     let migrated = Arc::clone(migrated);
-    let options = AnyPoolOptions::new()
+    AnyPoolOptions::new()
         .max_connections(connections)
         .acquire_timeout(ACQUIRE_TIMEOUT)
         .test_before_acquire(false)
         .before_acquire(move |connection, metadata| {
             let since = migrated.lock().unwrap_or_else(PoisonError::into_inner).map(|at| at.elapsed());
             let current = since.is_none_or(|since| metadata.age < since);
-            Box::pin(async move { Ok(current && (look == Look::AfterUse || at_rest(connection, engine).await?)) })
+            Box::pin(async move { Ok(current && look.is_good(connection, metadata.idle_for).await?) })
         })
         .idle_timeout(None)
-        .max_lifetime(None);
-    match look {
-        Look::BeforeUse => options,
-        Look::AfterUse => options.after_release(move |connection, _| Box::pin(at_rest(connection, engine))),
-    }
+        .max_lifetime(None)
 }
 
-/// Whether a connection is good, and in no transaction; one that is not is replaced.
-///
-/// SQLite ends a transaction by itself when the disk is full; the driver then fails to end it again and counts it as open
-/// for ever. PostgreSQL's server can have gone away in between, or be in a transaction that the driver knows nothing of:
-/// that of a caller who went away while BEGIN was answered. Whoever came next would read the past.
-async fn at_rest(connection: &mut AnyConnection, engine: Engine) -> Result<bool, sqlx::Error> {
-    match engine {
-        Engine::Sqlite => {
-            if connection.is_in_transaction() {
-                // The rollback of a dropped transaction may still be on its way.
-                connection.ping().await?;
+impl Look {
+    async fn is_good(self, connection: &mut AnyConnection, idle_for: Duration) -> Result<bool, sqlx::Error> {
+        match self {
+            Self::Never => Ok(true),
+            Self::Rested => {
+                if idle_for >= RESTED {
+                    connection.ping().await?;
+                }
+                Ok(true)
             }
-            Ok(!connection.is_in_transaction())
+            Self::InTransaction => {
+                if connection.is_in_transaction() {
+                    // The rollback of a dropped transaction may still be on its way.
+                    connection.ping().await?;
+                }
+                Ok(!connection.is_in_transaction())
+            }
         }
-        Engine::Postgres => connection.fetch_one(BEGINS_HERE).await?.try_get(0),
     }
 }
-
-/// Whether a transaction begins with this statement, as it does where none was under way: both functions give the same
-/// moment then. As text and not prepared, because preparing is a message of its own, with a later moment.
-const BEGINS_HERE: &str = "SELECT now() = statement_timestamp()";
 
 fn sqlite_path(url: &str) -> Option<&Path> {
     let path = url.strip_prefix("sqlite://").or_else(|| url.strip_prefix("sqlite:"))?;
@@ -403,7 +430,6 @@ fn without_password(url: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::TestDatabase;
 
     #[test]
     fn passwords_are_not_shown() {
@@ -424,29 +450,5 @@ mod tests {
         assert_eq!(sqlite_path("sqlite:hub.db"), Some(Path::new("hub.db")));
         assert_eq!(sqlite_path("sqlite://"), None);
         assert_eq!(sqlite_path("postgres://db/fleet"), None);
-    }
-
-    #[tokio::test]
-    #[allow(clippy::expect_used, reason = "a test that can't go on has failed")]
-    async fn a_transaction_that_was_left_behind_binds_no_writer_to_its_tenant() {
-        let database = TestDatabase::create(Engine::Postgres).await;
-        let opened = database.open().await;
-        // As callers leave them who go away while BEGIN is answered: the server is in it, and the driver does not know.
-        let mut left = Vec::new();
-        for _ in 0..2 {
-            let mut connection = opened.inner.writers.acquire().await.expect("a connection");
-            connection.execute("BEGIN; SET LOCAL hyperfactory.tenant = 'a'").await.expect("begun");
-            left.push(connection);
-        }
-        drop(left);
-        // More often than there are writers.
-        for _ in 0..20 {
-            let mut transaction = opened.begin_write().await.expect("a transaction");
-            let row = transaction.fetch_one("SELECT current_setting('hyperfactory.tenant')").await.expect("a setting");
-            assert_eq!(row.get::<String, _>(0), "*");
-            transaction.commit().await.expect("committed");
-        }
-        opened.close().await;
-        database.remove().await;
     }
 }

@@ -2,13 +2,17 @@
 
 #![allow(clippy::expect_used, clippy::panic, reason = "a test that can't go on has failed")]
 
+use std::future::poll_fn;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use crate as store;
+use crate::database::RESTED;
 use store::group::{Apply, GroupError, Limits, Submitter, group_commit};
-use store::sqlx::{self, Executor, Row};
+use store::sqlx::{self, Row};
 use store::testing::TestDatabase;
 use store::{Database, Engine, MigrateError, Migration, StoreError, Transaction, on_both_engines};
 use tokio::task::JoinSet;
@@ -238,26 +242,51 @@ async fn a_full_disk_is_named_and_writing_goes_on_when_there_is_room() {
     assert_eq!(texts(&opened).await, ["after", "before", &"y".repeat(100_000)]);
 }
 
+/// Polls `begin` once: with a connection that was used before, BEGIN is on its way to the server then, and whoever wanted it
+/// goes away.
+async fn leave(begin: impl Future<Output = Result<Transaction, StoreError>>) {
+    // Until what was used before is back.
+    sleep(Duration::from_millis(50)).await;
+    let mut begin = pin!(begin);
+    let polled = poll_fn(|context| Poll::Ready(begin.as_mut().poll(context).is_pending())).await;
+    assert!(polled, "answered already");
+}
+
 #[tokio::test]
 async fn a_transaction_that_was_left_behind_is_nobodys_past() {
     let database = TestDatabase::create(Engine::Postgres).await;
     let opened = database.open().await;
     opened.migrate(&[FIRST]).await.expect("tables");
-    // As callers leave them who go away while BEGIN is answered: the server is in it, and the driver does not know.
-    let mut left = Vec::new();
-    for _ in 0..2 {
-        let mut connection = opened.reader().acquire().await.expect("a connection");
-        connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ").await.expect("begun");
-        connection.execute("SELECT count(*) FROM notes").await.expect("a look");
-        left.push(connection);
+    assert_eq!(texts(&opened).await, [""; 0]);
+    leave(opened.begin_read()).await;
+    // A transaction sees what was there when it first looked.
+    for _ in 0..20 {
+        assert_eq!(texts(&opened).await, [""; 0]);
     }
-    drop(left);
     let mut transaction = opened.begin_write().await.expect("a transaction");
     sqlx::query("INSERT INTO notes (text) VALUES ('new')").execute(&mut *transaction).await.expect("a row");
     transaction.commit().await.expect("committed");
     // More often than there are readers.
     for _ in 0..20 {
         assert_eq!(texts(&opened).await, ["new"]);
+    }
+    opened.close().await;
+    database.remove().await;
+}
+
+#[tokio::test]
+async fn a_transaction_that_was_left_behind_binds_no_writer_to_its_tenant() {
+    let database = TestDatabase::create(Engine::Postgres).await;
+    let opened = database.open().await;
+    opened.migrate(&[FIRST]).await.expect("tables");
+    opened.begin_write().await.expect("a transaction").commit().await.expect("committed");
+    leave(opened.within(Some("a")).begin_write()).await;
+    // More often than there are writers.
+    for _ in 0..20 {
+        let mut transaction = opened.begin_write().await.expect("a transaction");
+        let tenant = sqlx::query("SELECT current_setting('hyperfactory.tenant')").fetch_one(&mut *transaction).await;
+        assert_eq!(tenant.expect("a setting").get::<String, _>(0), "*");
+        transaction.commit().await.expect("committed");
     }
     opened.close().await;
     database.remove().await;
@@ -316,6 +345,8 @@ async fn a_lost_server_is_named_and_found_again() {
     }
     kick().await;
     submitter.submit("later".into()).await.expect("connected again, by itself");
+    // Who reads is spared a connection that has gone once it has rested.
+    sleep(RESTED).await;
     assert_eq!(texts(&opened).await, ["after", "before", "later"]);
     admin.close().await;
     opened.close().await;
