@@ -61,7 +61,8 @@ pub(crate) struct Insert {
 /// Rows in one statement: with 9 columns, 1,152 values, far below SQLite's 32,766 and PostgreSQL's 65,535.
 const AT_ONCE: usize = 128;
 
-type Bound<'q> = Query<'q, Any, AnyArguments>;
+/// A statement and its values.
+pub(crate) type Bound<'q> = Query<'q, Any, AnyArguments>;
 
 /// Inserts `rows`, many by each statement, and returns what the statements return.
 pub(crate) async fn write<T>(

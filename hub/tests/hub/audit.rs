@@ -135,6 +135,22 @@ on_both_engines! {
         assert_eq!((report.findings, report.head), (vec![], Some(head)));
     }
 
+    async fn what_came_to_nothing_is_followed_by_nothing(database: TestDatabase) {
+        let (world, other) = (World::open(database).await, World::open(database).await);
+        let mut left = world.database.begin_write().await.expect("a transaction");
+        audit::append(&mut left, NOW, record("left")).await.expect("appended");
+        left.rollback().await.expect("rolled back");
+        let before = audit::head(&world.database).await.expect("a head");
+        assert_eq!(audit::record(&world.database, NOW, record("one")).await.expect("written"), before.id + 1);
+        assert_eq!(audit::record(&other.database, NOW, record("two")).await.expect("written"), before.id + 2);
+        let head = audit::head(&world.database).await.expect("a head");
+        assert_eq!(head.id, before.id + 2);
+        world.close().await;
+        other.close().await;
+        let report = verified(&mut owner(database).await, &[before, head]).await;
+        assert_eq!((report.findings, report.head), (vec![], Some(head)));
+    }
+
     async fn hubs_that_append_at_once_make_one_chain(database: TestDatabase) {
         let (one, two) = (World::open(database).await, World::open(database).await);
         let write = async |world: &World, name: &str| {
