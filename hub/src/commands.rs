@@ -30,6 +30,8 @@ pub use request::{NewRequest, RequestError, Requested, Signed};
 use said::Word;
 use writer::{Operation, Outcome, Writer};
 
+/// Longest reason, in characters.
+const REASON: usize = 500;
 /// Changes a slow reader may fall behind; beyond it, it looks again.
 const CHANGES: usize = 1024;
 
@@ -137,7 +139,7 @@ impl Commands {
         // Of many at once, nobody has to wait long. A node that does at once what it was asked says that it begins and how it
         // ended one after the other: one commit does for both, and the next command need not wait for two.
         let limits =
-            Limits { linger: Duration::from_millis(2), company: Duration::from_millis(1), ..Limits::default() };
+            Limits { linger: Duration::from_millis(10), company: Duration::from_millis(10), ..Limits::default() };
         let (changes, _) = broadcast::channel(CHANGES);
         let (writer, committing) = group_commit(database.clone(), Writer::new(changes.clone()), limits, stop.clone());
         let commands = Self(Arc::new(Inner { database, sessions, clock, writer, sooner: Notify::new(), changes }));
@@ -228,6 +230,9 @@ impl Commands {
         actor: &Actor,
         now: Timestamp,
     ) -> Result<Command, CancelError> {
+        if reason.chars().count() > REASON {
+            return Err(CancelError::Reason);
+        }
         let command = self.one(id, tenant, now).await?.ok_or(CancelError::Unknown(id))?;
         let mut transaction = self.0.database.within(Some(command.tenant.as_str())).begin_write().await?;
         let row = sqlx::query(
@@ -374,6 +379,9 @@ pub enum CancelError {
     /// No such command.
     #[error("there is no command {0}: see `hfctl command list`")]
     Unknown(CommandId),
+    /// The reason is too long.
+    #[error("a reason has at most {REASON} characters")]
+    Reason,
     /// The database failed.
     #[error(transparent)]
     Store(#[from] StoreError),

@@ -330,6 +330,7 @@ impl From<CancelError> for Problem {
     fn from(error: CancelError) -> Self {
         match error {
             CancelError::Unknown(_) => Self::not_found(error.to_string()),
+            CancelError::Reason => Self::invalid(error.to_string()),
             CancelError::Store(error) => error.into(),
         }
     }

@@ -2,11 +2,13 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use protocol::Timestamp;
 use store::sqlx::{self, Row};
 use store::{Database, StoreError};
+
+use super::command_id;
 
 /// Where the setting is that ties the clock to this boot of the machine.
 const SETTING: &str = "commands.clock";
@@ -17,7 +19,8 @@ pub struct SteadyClock(Arc<dyn Fn() -> Timestamp + Send + Sync>);
 
 impl SteadyClock {
     /// The clock of a hub: within one boot of the machine it goes on from where an earlier hub had it, whatever the wall
-    /// clock shows by now; after another boot it begins at the wall clock's time, the only one there is.
+    /// clock shows by now; after another boot it begins at the wall clock's time, the only one there is, but never before
+    /// the newest command: nodes count on the order of ids.
     ///
     /// # Errors
     /// When the database does not answer.
@@ -32,6 +35,10 @@ impl SteadyClock {
         let now = match stored.as_deref().and_then(|text| going_on(text, &boot, up)) {
             Some(now) => now,
             None => {
+                let newest: Option<String> =
+                    sqlx::query("SELECT MAX(id) FROM commands").fetch_one(database.reader()).await?.try_get(0)?;
+                let newest = newest.map(|id| command_id(&id)).transpose()?;
+                let wall = newest.map_or(wall, |newest| wall.max(newest.made_at().plus(Duration::from_millis(1))));
                 let mut transaction = database.begin_write().await?;
                 sqlx::query(
                     "INSERT INTO hub_settings (name, value) VALUES ($1, $2)

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use protocol::{NodeId, Timestamp};
-use store::StoreError;
 use store::sqlx::{self, Row};
+use store::{StoreError, Transaction};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -15,7 +15,7 @@ use super::{Commands, command_id, unreadable};
 const LOOK_EVERY: Duration = Duration::from_secs(30);
 /// How long the nodes of a hub that just started have to come back, before it gives up what they have.
 const COME_BACK_WITHIN: Duration = Duration::from_secs(60);
-/// Commands looked at together.
+/// Commands read at once.
 const AT_ONCE: i64 = 1_000;
 
 /// Expires what has not been handed over by its deadline, and gives up what is with a node that is away.
@@ -58,32 +58,8 @@ impl Commands {
         for row in &expired {
             changed.push(row.try_get::<String, _>(0)?.parse().map_err(unreadable)?);
         }
-        let overdue = sqlx::query(
-            "SELECT id, node FROM commands WHERE state IN ('delivered', 'running') AND deadline <= $1
-             ORDER BY deadline LIMIT $2",
-        )
-        .bind(steady.millis())
-        .bind(if give_up { AT_ONCE } else { 0 })
-        .fetch_all(&mut *transaction)
-        .await?;
-        for row in &overdue {
-            let id = command_id(&row.try_get::<String, _>(0)?)?;
-            let node: NodeId = row.try_get::<String, _>(1)?.parse().map_err(unreadable)?;
-            // A node that is there says itself how it goes.
-            if self.0.sessions.has(node) {
-                continue;
-            }
-            sqlx::query(
-                "UPDATE commands SET state = 'unknown', ended_at = $2,
-                   message = 'its node went away with it and has not told what came of it; when it is back, it will'
-                 WHERE id = $1",
-            )
-            .bind(id.to_string())
-            .bind(now.millis())
-            .execute(&mut *transaction)
-            .await?;
-            info!(command = %id, %node, "a command's node is away past its deadline");
-            changed.push(node);
+        if give_up {
+            self.give_up(&mut transaction, steady, now, &mut changed).await?;
         }
         let next: Option<i64> = sqlx::query(
             "SELECT MIN(deadline) FROM commands WHERE state IN ('queued', 'delivered', 'running') AND deadline > $1",
@@ -99,5 +75,52 @@ impl Commands {
         }
         let next = next.map_or(LOOK_EVERY, |at| Timestamp::from_millis(at).since(steady));
         Ok(next.clamp(Duration::from_millis(1), LOOK_EVERY))
+    }
+
+    /// Gives up what is past its deadline with nodes that are away.
+    async fn give_up(
+        &self,
+        transaction: &mut Transaction,
+        steady: Timestamp,
+        now: Timestamp,
+        changed: &mut Vec<NodeId>,
+    ) -> Result<(), StoreError> {
+        let mut after = (i64::MIN, String::new());
+        loop {
+            let overdue = sqlx::query(
+                "SELECT id, node, deadline FROM commands WHERE state IN ('delivered', 'running') AND deadline <= $1
+                   AND (deadline > $2 OR deadline = $2 AND id > $3)
+                 ORDER BY deadline, id LIMIT $4",
+            )
+            .bind(steady.millis())
+            .bind(after.0)
+            .bind(&after.1)
+            .bind(AT_ONCE)
+            .fetch_all(&mut **transaction)
+            .await?;
+            for row in &overdue {
+                after = (row.try_get(2)?, row.try_get(0)?);
+                let id = command_id(&after.1)?;
+                let node: NodeId = row.try_get::<String, _>(1)?.parse().map_err(unreadable)?;
+                // A node that is there says itself how it goes.
+                if self.0.sessions.has(node) {
+                    continue;
+                }
+                sqlx::query(
+                    "UPDATE commands SET state = 'unknown', ended_at = $2,
+                       message = 'its node went away with it and has not told what came of it; when it is back, it will'
+                     WHERE id = $1",
+                )
+                .bind(&after.1)
+                .bind(now.millis())
+                .execute(&mut **transaction)
+                .await?;
+                info!(command = %id, %node, "a command's node is away past its deadline");
+                changed.push(node);
+            }
+            if (overdue.len() as i64) < AT_ONCE {
+                return Ok(());
+            }
+        }
     }
 }

@@ -7,10 +7,10 @@ use pki::OperatorPublicKey;
 use protocol::command::{Action, LONGEST, Order, Signature, State};
 use protocol::{CommandId, NodeId, TenantId, Timestamp, message};
 use serde_json::{Value, json};
-use store::sqlx::{self, Row};
+use store::sqlx::{self, AssertSqlSafe, Row};
 use store::{StoreError, Transaction};
 
-use super::{Commands, command_id, unreadable};
+use super::{Commands, REASON, command_id, unreadable};
 use crate::audit::{self, Actor, Record, action};
 use crate::gateway::Reserved;
 use crate::rows::{self, Insert};
@@ -19,8 +19,6 @@ use crate::rows::{self, Insert};
 const MOST_NODES: usize = 10_000;
 /// Most commands that may be open for one node: over it, requests are refused.
 const MOST_OPEN: i64 = 500;
-/// Longest reason, in characters.
-const REASON: usize = 500;
 /// Shortest time to a deadline.
 const SHORTEST: Duration = Duration::from_secs(1);
 /// Nodes that an audit record names one by one; more are counted.
@@ -185,30 +183,26 @@ impl Commands {
         now: Timestamp,
     ) -> Result<(Requested, Vec<Record>), RequestError> {
         new.check()?;
-        if let Some(key) = &new.key
-            && let Some(requested) = asked_before(transaction, new, key).await?
-        {
+        if let Some(requested) = asked_before(transaction, new).await? {
             return Ok((requested, Vec::new()));
         }
-        backlog(transaction, new).await?;
         let steady = places.steady;
         let signer = match &new.signed {
             Some(signed) => Some(judge(transaction, new, signed, steady).await?),
             None => None,
         };
         let request = rows::uuid(now);
-        sqlx::query(
-            "INSERT INTO command_requests (id, tenant, caller, idempotency_key, fingerprint, created_at)
-             VALUES ($1, $2, $3, $4, $5, $6)",
-        )
-        .bind(&request)
-        .bind(new.scope.as_ref().map(ToString::to_string))
-        .bind(&new.caller)
-        .bind(new.key.clone())
-        .bind(new.fingerprint.clone())
-        .bind(now.millis())
-        .execute(&mut **transaction)
-        .await?;
+        // Most often nobody has too much to do, which the row's own statement sees.
+        let span = new.span();
+        if !write(transaction, &request, new, now, &span).await? {
+            // Another with this key was quicker: its transaction has committed meanwhile.
+            if let Some(requested) = asked_before(transaction, new).await? {
+                return Ok((requested, Vec::new()));
+            }
+            backlog(transaction, new, &span).await?;
+            // It was one of the nodes between those that are meant.
+            write(transaction, &request, new, now, &Span::default()).await?;
+        }
         // Ids are in the order of their making, however the wall clock is set: nodes count on it.
         let mut ids: Vec<CommandId> = new.nodes.iter().map(|_| CommandId::new(steady, rand::random())).collect();
         ids.sort_unstable();
@@ -366,14 +360,17 @@ impl NewRequest {
         }
         Ok(())
     }
+
+    /// From the first to the last of its nodes.
+    fn span(&self) -> Span {
+        let ids = || self.nodes.iter().map(|(node, _)| node.to_string());
+        Span { first: ids().min().unwrap_or_default(), last: ids().max().unwrap_or_default() }
+    }
 }
 
 /// What this caller asked for under this key before.
-async fn asked_before(
-    transaction: &mut Transaction,
-    new: &NewRequest,
-    key: &str,
-) -> Result<Option<Requested>, RequestError> {
+async fn asked_before(transaction: &mut Transaction, new: &NewRequest) -> Result<Option<Requested>, RequestError> {
+    let Some(key) = &new.key else { return Ok(None) };
     let row = sqlx::query("SELECT id, fingerprint FROM command_requests WHERE caller = $1 AND idempotency_key = $2")
         .bind(&new.caller)
         .bind(key)
@@ -433,20 +430,50 @@ async fn judge(
     Ok(row.try_get(0)?)
 }
 
+/// Nodes from the first to the last; by itself, none.
+#[derive(Default)]
+struct Span {
+    first: String,
+    last: String,
+}
+
+/// Nodes from $1 to $2 that have $3 commands open or more.
+const FULL: &str = "SELECT node, COUNT(*) FROM commands
+    WHERE told_at IS NULL AND state IN ('queued', 'delivered', 'running', 'unknown') AND node >= $1 AND node <= $2
+    GROUP BY node HAVING COUNT(*) >= $3";
+
+/// Writes the request's row, unless a node of `span` has too much to do or the key was used; says whether it did.
+async fn write(
+    transaction: &mut Transaction,
+    id: &str,
+    new: &NewRequest,
+    now: Timestamp,
+    span: &Span,
+) -> Result<bool, StoreError> {
+    let sql = format!(
+        "INSERT INTO command_requests (id, tenant, caller, idempotency_key, fingerprint, created_at)
+         SELECT $4, $5, $6, $7, $8, $9 WHERE NOT EXISTS ({FULL})
+         ON CONFLICT (caller, idempotency_key) DO NOTHING"
+    );
+    let written = sqlx::query(AssertSqlSafe(sql))
+        .bind(&span.first)
+        .bind(&span.last)
+        .bind(MOST_OPEN)
+        .bind(id)
+        .bind(new.scope.as_ref().map(ToString::to_string))
+        .bind(&new.caller)
+        .bind(new.key.clone())
+        .bind(new.fingerprint.clone())
+        .bind(now.millis())
+        .execute(&mut **transaction)
+        .await?;
+    Ok(written.rows_affected() == 1)
+}
+
 /// Refuses to pile up what a node will not get through.
-async fn backlog(transaction: &mut Transaction, new: &NewRequest) -> Result<(), RequestError> {
-    let ids = || new.nodes.iter().map(|(node, _)| node.to_string());
-    // Of one node, only its own are counted.
-    let rows = sqlx::query(
-        "SELECT node, COUNT(*) FROM commands
-         WHERE told_at IS NULL AND state IN ('queued', 'delivered', 'running', 'unknown') AND node >= $2 AND node <= $3
-         GROUP BY node HAVING COUNT(*) >= $1",
-    )
-    .bind(MOST_OPEN)
-    .bind(ids().min())
-    .bind(ids().max())
-    .fetch_all(&mut **transaction)
-    .await?;
+async fn backlog(transaction: &mut Transaction, new: &NewRequest, span: &Span) -> Result<(), RequestError> {
+    let full = sqlx::query(FULL).bind(&span.first).bind(&span.last).bind(MOST_OPEN);
+    let rows = full.fetch_all(&mut **transaction).await?;
     let full = rows.iter().map(|row| Ok((row.try_get::<String, _>(0)?, row.try_get::<i64, _>(1)?)));
     let full: HashMap<String, i64> = full.collect::<Result<_, sqlx::Error>>()?;
     let refused = new.nodes.iter().find_map(|(node, _)| Some((*node, *full.get(&node.to_string())?)));

@@ -113,10 +113,13 @@ async fn put_out(
         // No honest node sends it.
         return Ok(Outcome::Stored);
     }
+    // A node that comes back tells its output from the start on, cut in other pieces: what is there already stays, and what
+    // goes on from there is new.
     sqlx::query(
         "INSERT INTO command_outputs (command, start, tenant, data)
-         SELECT id, $3, tenant, $4 FROM commands WHERE id = $1 AND node = $2 AND told_at IS NULL
-         ON CONFLICT (command, start) DO UPDATE SET data = EXCLUDED.data",
+         SELECT id, stored, tenant, SUBSTR($4, CAST(stored - $3 + 1 AS INTEGER))
+         FROM commands, (SELECT COALESCE(MAX(start + LENGTH(data)), 0) AS stored FROM command_outputs WHERE command = $1) AS known
+         WHERE id = $1 AND node = $2 AND told_at IS NULL AND stored >= $3 AND stored < $3 + LENGTH($4)",
     )
     .bind(id.to_string())
     .bind(node.to_string())

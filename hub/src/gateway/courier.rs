@@ -45,7 +45,7 @@ impl Courier {
 
     /// Waits until there may be something to hand over. Cancel-safe.
     pub(super) async fn due(&self, changed: &Notify) {
-        if self.more && self.open.len() < WINDOW {
+        if self.more && self.again.is_none() && self.open.len() < WINDOW {
             return;
         }
         let again = async {
@@ -197,3 +197,6 @@ fn not_stored(node: NodeId, error: &GroupError) -> Over {
     warn!(%node, %error, "what a node says of a command was not stored; it keeps it and comes back");
     Over::Goodbye("the hub can't store outcomes right now; see the hub's log")
 }
+
+#[cfg(test)]
+mod tests;

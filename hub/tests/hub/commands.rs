@@ -13,7 +13,7 @@ use protocol::command::{Action, Signature, State};
 use protocol::message::{CommandOutcome, CommandOutput, CommandState};
 use protocol::{CommandId, NodeId, TenantId, Timestamp};
 use serde_json::json;
-use store::on_both_engines;
+use store::{on_both_engines, sqlx};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -253,6 +253,7 @@ on_both_engines! {
         assert_eq!(world.audited("command.cancelled").await.len(), 2, "once each");
         let other: TenantId = "other".parse().expect("an id");
         assert!(desk.commands.cancel(told, Some(&other), "", &ann, NOW).await.is_err());
+        assert!(desk.commands.cancel(told, None, &"x".repeat(501), &ann, NOW).await.is_err());
         let due = desk.commands.due(node, 32, NOW).await.expect("an answer");
         assert_eq!(due.iter().map(|due| (due.id, due.cancelled)).collect::<Vec<_>>(), [(told, true)]);
         desk.says(node, told, CommandState::Succeeded, "it was too late").await;
@@ -275,6 +276,67 @@ on_both_engines! {
         let all = desk.commands.list(&Filter { limit: 10, ..Filter::default() }, NOW).await.expect("a list");
         assert_eq!(all.len(), 2);
         assert_eq!(world.audited("command.requested").await.len(), 2);
+        world.close().await;
+    }
+
+    async fn one_key_has_one_effect_also_for_those_who_come_at_once(database: TestDatabase) {
+        let world = World::new(database).await;
+        let (node, _) = world.node().await;
+        let desk = Arc::new(Desk::open(&world, 0));
+        let mut asking = JoinSet::new();
+        for _ in 0..6 {
+            let (desk, keyed) = (Arc::clone(&desk), NewRequest { key: Some("k".into()), ..new(node) });
+            asking.spawn(async move { desk.request(keyed, NOW).await });
+        }
+        let asked: Vec<Requested> = asking.join_all().await.into_iter().map(|asked| asked.expect("taken")).collect();
+        assert!(asked.iter().all(|one| (&one.id, &one.commands) == (&asked[0].id, &asked[0].commands)), "{asked:?}");
+        assert_eq!(asked.iter().filter(|one| !one.replayed).count(), 1);
+        assert_eq!(world.audited("command.requested").await.len(), 1);
+        drop(desk);
+        world.close().await;
+    }
+
+    async fn output_that_is_told_again_in_other_pieces_is_there_once(database: TestDatabase) {
+        let world = World::new(database).await;
+        let (node, _) = world.node().await;
+        let desk = Desk::open(&world, 0);
+        let id = desk.ask(node).await;
+        desk.deliver(node).await;
+        let steps: [(u64, &[u8], &[u8]); 8] = [
+            (0, b"one\n", b"one\n"),
+            (4, b"two\n", b"one\ntwo\n"),
+            // Back in another session, with more than before; then with less.
+            (0, b"one\ntwo\nthree\n", b"one\ntwo\nthree\n"),
+            (0, b"one\ntwo\n", b"one\ntwo\nthree\n"),
+            (8, b"three\nfour\n", b"one\ntwo\nthree\nfour\n"),
+            // What no honest node does: a hole, and the same bytes at every place.
+            (100, b"far", b"one\ntwo\nthree\nfour\n"),
+            (1, b"XX", b"one\ntwo\nthree\nfour\n"),
+            (18, b"\n!", b"one\ntwo\nthree\nfour\n!"),
+        ];
+        for (offset, data, so_far) in steps {
+            let piece = CommandOutput { offset, data: data.to_vec(), ..CommandOutput::default() };
+            desk.commands.piece(node, id, piece).await.expect("stored");
+            let output = desk.commands.output(&desk.one(id).await).await.expect("an answer");
+            assert_eq!(String::from_utf8_lossy(&output), String::from_utf8_lossy(so_far), "after {offset}");
+        }
+        world.close().await;
+    }
+
+    async fn a_machine_that_boots_with_a_clock_that_is_behind_makes_no_command_before_its_newest(database: TestDatabase) {
+        let world = World::new(database).await;
+        let (node, _) = world.node().await;
+        assert!(SteadyClock::open(&world.database, NOW).await.expect("a clock").now() < at(DAY));
+        let newest = Desk::open(&world, DAY).ask(node).await;
+        // As after another boot.
+        let mut transaction = world.database.begin_write().await.expect("a transaction");
+        sqlx::query("UPDATE hub_settings SET value = 'b 1 1' WHERE name = 'commands.clock'")
+            .execute(&mut *transaction)
+            .await
+            .expect("another boot");
+        transaction.commit().await.expect("committed");
+        let clock = SteadyClock::open(&world.database, NOW).await.expect("a clock");
+        assert!(clock.now() > newest.made_at(), "{clock:?}");
         world.close().await;
     }
 
@@ -344,7 +406,18 @@ on_both_engines! {
         }
         let many = NewRequest { nodes: vec![(node, acme()); 498], ..new(node) };
         desk.request(many, NOW).await.expect("room");
-        assert!(matches!(desk.request(new(node), NOW).await, Err(RequestError::Backlog(_, 500))));
+        let refused = |requested| matches!(requested, Err(RequestError::Backlog(full, 500)) if full == node);
+        assert!(refused(desk.request(new(node), NOW).await));
+        // Others are none the worse for it, wherever they stand beside it.
+        let mut others = vec![node];
+        while others.iter().all(|other| *other <= node) || others.iter().all(|other| *other >= node) {
+            others.push(world.node().await.0);
+        }
+        let meant = |nodes: &[NodeId]| nodes.iter().map(|node| (*node, acme())).collect();
+        assert!(refused(desk.request(NewRequest { nodes: meant(&others), ..new(node) }, NOW).await));
+        let others: Vec<NodeId> = others.into_iter().filter(|other| *other != node).collect();
+        let taken = desk.request(NewRequest { nodes: meant(&others), ..new(node) }, NOW).await.expect("taken");
+        assert_eq!(taken.commands.len(), others.len());
         world.close().await;
     }
 }
