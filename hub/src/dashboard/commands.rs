@@ -171,7 +171,7 @@ fn form(node: &Node, wanted: &Wanted, what: &str, once: &str, viewer: &Viewer) -
                 @if wanted.action == "script" {
                     div { label for="script" { "Script, as the node's owner has named it" } input #script name="script" value=(wanted.script) required maxlength="100" autocomplete="off" autofocus; }
                 }
-                div { label for="why" { "Why, for the audit log" } input #why name="reason" maxlength="500" autocomplete="off" autofocus[wanted.action != "script"]; }
+                div { label for="why" { "Why, for the audit log" } input #why name="reason" required maxlength="500" autocomplete="off" autofocus[wanted.action != "script"]; }
                 div.actions {
                     button type="submit" { (what) }
                     a href={ "/nodes/" (node.id) } { "Leave it" }
@@ -226,7 +226,7 @@ pub(super) async fn order(
     let Path(id) = id.or_shown(&app)?;
     let Sent { visitor, form } = sent;
     may(&visitor, access::Role::Operator).or_shown(&app)?;
-    let asked = request(id, &form.wanted, &form.reason);
+    let asked = request(id, &form.wanted, said(&form.reason).or_shown(&app)?);
     let (ordered, _) = commands::order(&app, visitor.principal(), &asked, Some(form.once)).await.or_shown(&app)?;
     let command = ordered.commands.into_iter().next().map(|command| command.id);
     let to = command.map_or_else(|| format!("/nodes/{id}"), |command| format!("/commands/{command}"));
@@ -338,12 +338,20 @@ pub(super) async fn cancel(
 ) -> Result<Response, Shown> {
     let Path(id) = id.or_shown(&app)?;
     may(&sent.visitor, access::Role::Operator).or_shown(&app)?;
-    let (who, reason) = (sent.visitor.principal(), sent.form.reason.trim());
+    let (who, reason) = (sent.visitor.principal(), said(&sent.form.reason).or_shown(&app)?);
     app.state.commands.cancel(id, who.tenant.as_ref(), reason, &who.actor(), app.now()).await.or_shown(&app)?;
     Ok(Redirect::to(&format!("/commands/{id}")).into_response())
 }
 
 /// The request behind the form.
+/// Why somebody acts.
+pub(super) fn said(reason: &str) -> Result<&str, Problem> {
+    match reason.trim() {
+        "" => Err(Problem::invalid("Say why, for the audit log: go back and fill it in.")),
+        reason => Ok(reason),
+    }
+}
+
 fn request(node: NodeId, wanted: &Wanted, reason: &str) -> CommandRequest {
     let given = |text: &String| Some(text.clone()).filter(|text| !text.is_empty());
     CommandRequest {

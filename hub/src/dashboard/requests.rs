@@ -5,7 +5,7 @@ use axum::response::{IntoResponse, Redirect, Response};
 use maud::{Markup, html};
 use serde::Deserialize;
 
-use super::commands::standing;
+use super::commands::{said, standing};
 use super::format::{self, Clock};
 use super::layout::{Section, Viewer, crumbs, csrf};
 use super::pages::{Asked, framed, may, still};
@@ -212,6 +212,7 @@ pub(super) async fn cancel(
     let Sent { visitor, form } = sent;
     may(&visitor, access::Role::Operator).or_shown(&app)?;
     let (who, actor) = (visitor.principal(), visitor.principal().actor());
+    let reason = said(&form.reason).or_shown(&app)?;
     let mut before = None;
     loop {
         let filter = Filter {
@@ -225,11 +226,8 @@ pub(super) async fn cancel(
         before = listed.last().map(|command| command.id.to_string());
         let last = listed.len() < AT_ONCE as usize;
         for command in listed.into_iter().filter(|command| command.state.is_open() && command.cancelled_by.is_none()) {
-            app.state
-                .commands
-                .cancel(command.id, who.tenant.as_ref(), &form.reason, &actor, app.now())
-                .await
-                .or_shown(&app)?;
+            let taken = app.state.commands.cancel(command.id, who.tenant.as_ref(), reason, &actor, app.now()).await;
+            taken.or_shown(&app)?;
         }
         if last {
             break;

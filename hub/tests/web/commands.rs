@@ -162,6 +162,9 @@ on_both_engines! {
             ("once", "1"),
             ("reason", "it hangs"),
         ];
+        let silent = fields.map(|(name, value)| (name, if name == "reason" { " " } else { value }));
+        let refused = browser.post(&form, &format!("/nodes/{node}/command"), &silent).await;
+        assert!(refused.status == 422 && refused.body.contains("Say why"), "{}", refused.body);
         let sent = browser.post(&form, &format!("/nodes/{node}/command"), &fields).await;
         assert_eq!(sent.status, StatusCode::SEE_OTHER, "{}", sent.body);
         let command = sent.header("location").to_owned();
@@ -171,6 +174,8 @@ on_both_engines! {
         assert!(shown.contains("Waits for the node") && shown.contains("it hangs"), "{shown}");
         let mut live = browser.live(&command).await;
         live.until("Waits for the node").await;
+        let silent = browser.post(&command, &format!("{command}/cancel"), &[]).await;
+        assert_eq!(silent.status, 422, "{}", silent.body);
         let sent = browser.post(&command, &format!("{command}/cancel"), &[("reason", "not now")]).await;
         assert_eq!(sent.status, StatusCode::SEE_OTHER, "{}", sent.body);
         live.until("Taken back").await;
@@ -184,7 +189,7 @@ on_both_engines! {
         assert!(page.contains("action=backup&amp;stack=shop"), "{page}");
         let script = format!("/nodes/{node}/command?action=script");
         assert!(browser.get(&script).await.body.contains("name=\"script\""));
-        let fields = [("action", "script"), ("script", "count"), ("once", "2")];
+        let fields = [("action", "script"), ("script", "count"), ("once", "2"), ("reason", "stocktaking")];
         let sent = browser.post(&script, &format!("/nodes/{node}/command"), &fields).await;
         assert_eq!(sent.status, StatusCode::SEE_OTHER, "{}", sent.body);
         assert!(browser.get(sent.header("location")).await.body.contains("Run the script count"));
