@@ -89,7 +89,8 @@ pub(crate) struct Send {
     /// Do not ask first.
     #[arg(long, short)]
     yes: bool,
-    /// Wait until all have ended, and show what came of them. Fails unless all succeeded.
+    /// Wait until all have ended, and show what came of them; of one, what it puts out as it comes. Fails unless all
+    /// succeeded.
     #[arg(long)]
     wait: bool,
 }
@@ -183,7 +184,7 @@ impl Command {
             }
             Self::Watch { command } => {
                 client.get::<Value>(&format!("commands/{command}"), &[])?;
-                let ended = watch(client, &command)?;
+                let ended = watch(client, &command, |_| Ok(()))?;
                 show(&ended, output)?;
                 succeeded(&ended)
             }
@@ -253,11 +254,18 @@ impl Send {
         }
         let ids: Vec<String> =
             ordered["commands"].as_array().into_iter().flatten().map(|command| text(command, "/id")).collect();
-        let ended = ids.iter().map(|id| watch(client, id)).collect::<Result<Vec<Value>, Failure>>()?;
-        match ended.as_slice() {
-            [one] if !output.is_json() => results(one, output)?,
-            _ => output.list(ended.clone(), HEADS, row, "no commands")?,
+        if let [one] = ids.as_slice()
+            && !output.is_json()
+        {
+            let mut put_out = 0;
+            let ended = watch(client, one, |command| put_out_since(&mut put_out, command, output))?;
+            if ended["state"] == json!("succeeded") {
+                complain(&format!("{}: {}", text(&ended, "/node_name"), text(&ended, "/message")));
+            }
+            return succeeded(&ended);
         }
+        let ended = ids.iter().map(|id| watch(client, id, |_| Ok(()))).collect::<Result<Vec<Value>, Failure>>()?;
+        output.list(ended.clone(), HEADS, row, "no commands")?;
         all_succeeded(&ended)
     }
 }
@@ -347,15 +355,29 @@ fn told(ordered: &Value, output: &mut Output) -> Result<(), Failure> {
     )
 }
 
-/// A command that is over, once it is; a hub that restarts meanwhile is waited for.
-fn watch(client: &Client, command: &str) -> Result<Value, Failure> {
+/// A command that is over, once it is; `look` sees it each time until then. A hub that restarts meanwhile is waited for.
+fn watch(
+    client: &Client,
+    command: &str,
+    mut look: impl FnMut(&Value) -> Result<(), Failure>,
+) -> Result<Value, Failure> {
     loop {
         let shown: Value = patiently(|| client.get(&format!("commands/{command}"), &[]))?;
+        look(&shown)?;
         if !is_open(&shown) {
             return Ok(shown);
         }
         std::thread::sleep(LOOK_EVERY);
     }
+}
+
+/// What a command has put out since `before`, by whole lines until it is over.
+fn put_out_since(before: &mut usize, command: &Value, output: &mut Output) -> Result<(), Failure> {
+    let all = command["output"].as_str().unwrap_or_default();
+    let through = if is_open(command) { all.rfind('\n').map_or(0, |end| end + 1) } else { all.len() };
+    let new = all.get(*before..through).unwrap_or_default().trim_end_matches('\n');
+    *before = through;
+    if new.is_empty() { Ok(()) } else { output.line(new) }
 }
 
 fn is_open(command: &Value) -> bool {
@@ -400,17 +422,6 @@ fn row(command: &Value) -> [String; 9] {
         text(command, "/id"),
         text(command, "/message"),
     ]
-}
-
-/// What one command put out, as it is, and beside it what came of it.
-fn results(command: &Value, output: &mut Output) -> Result<(), Failure> {
-    if let Some(said) = command["output"].as_str().filter(|said| !said.is_empty()) {
-        output.line(said.trim_end())?;
-    }
-    if command["state"] == json!("succeeded") {
-        complain(&format!("{}: {}", text(command, "/node_name"), text(command, "/message")));
-    }
-    Ok(())
 }
 
 fn show(command: &Value, output: &mut Output) -> Result<(), Failure> {
