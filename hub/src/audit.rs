@@ -238,17 +238,13 @@ pub async fn append_all(
     now: Timestamp,
     records: Vec<Record>,
 ) -> Result<Head, StoreError> {
-    let guess = *newest();
-    if let ([record], Some(head)) = (&*records, guess) {
-        let link = Link::after(head, now, record.clone());
-        if follow(transaction, &link).await? {
-            *newest() = Some(link.head());
-            return Ok(link.head());
-        }
+    if let [record] = &*records
+        && let Some(link) = guessed(now, record)
+        && follow(transaction, &link).await?
+    {
+        return Ok(right(&link));
     }
-    // SQLite has one writer, who holds the file by now.
-    let sql = format!("SELECT last_id, hash FROM audit_head WHERE chain = 1{}", rows::for_update(transaction));
-    let mut head = read_head(&sqlx::query(AssertSqlSafe(sql)).fetch_one(&mut **transaction).await?)?;
+    let mut head = held_head(transaction).await?;
     let mut links = Vec::with_capacity(records.len());
     for record in records {
         let link = Link::after(head, now, record);
@@ -261,19 +257,47 @@ pub async fn append_all(
     Ok(head)
 }
 
+/// The head, which stays until the transaction ends. SQLite has one writer, who holds the file by now.
+async fn held_head(transaction: &mut Transaction) -> Result<Head, StoreError> {
+    let sql = format!("SELECT last_id, hash FROM audit_head WHERE chain = 1{}", rows::for_update(transaction));
+    Ok(read_head(&sqlx::query(AssertSqlSafe(sql)).fetch_one(&mut **transaction).await?)?)
+}
+
 /// Writes `link` if what it follows is the newest entry still; says whether it was.
 async fn follow(transaction: &mut Transaction, link: &Link) -> Result<bool, StoreError> {
-    let sql = format!(
-        "INSERT INTO {} SELECT $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11
-         WHERE EXISTS (SELECT 1 FROM audit_head WHERE chain = 1 AND last_id = $1 - 1 AND hash = $10{})",
-        LINKS.into,
-        rows::for_update(transaction)
-    );
+    let (values, is_newest) = (rows::placeholders_from(1, LINKS.columns), is_newest(1));
+    let lock = rows::for_update(transaction);
+    let sql = format!("INSERT INTO {} SELECT {values} WHERE EXISTS ({is_newest}{lock})", LINKS.into);
     let written = bind(sqlx::query(AssertSqlSafe(sql)), link).execute(&mut **transaction).await?;
     Ok(written.rows_affected() == 1)
 }
 
-fn bind<'q>(query: Bound<'q>, link: &Link) -> Bound<'q> {
+/// Gives a row if the entry whose values are `$first` and so on follows the newest.
+pub(crate) fn is_newest(first: usize) -> String {
+    let previous = first + 9;
+    format!("SELECT 1 FROM audit_head WHERE chain = 1 AND last_id = ${first} - 1 AND hash = ${previous}")
+}
+
+/// The entry for a single record, if what this process has written last is the newest still: a statement that writes it must
+/// see to that ([`is_newest`]), and what it has written is [`right`].
+pub(crate) fn guessed(now: Timestamp, record: &Record) -> Option<Link> {
+    let head = (*newest())?;
+    Some(Link::after(head, now, record.clone()))
+}
+
+/// This one was written; gives the new head.
+pub(crate) fn right(link: &Link) -> Head {
+    *newest() = Some(link.head());
+    link.head()
+}
+
+/// Keeps other writers of the audit log until the transaction ends.
+pub(crate) async fn lock(transaction: &mut Transaction) -> Result<(), StoreError> {
+    held_head(transaction).await.map(drop)
+}
+
+/// Binds what [`LINKS`] takes.
+pub(crate) fn bind<'q>(query: Bound<'q>, link: &Link) -> Bound<'q> {
     query
         .bind(link.id)
         .bind(link.at)
@@ -320,7 +344,8 @@ impl Link {
     }
 }
 
-const LINKS: Insert = Insert {
+/// An entry's row.
+pub(crate) const LINKS: Insert = Insert {
     into: "audit (id, at, actor, credential, action, tenant, subject, detail, remote, previous, hash)",
     columns: 11,
     on_conflict: "",

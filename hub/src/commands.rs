@@ -20,6 +20,7 @@ use store::sqlx::{self, Row, any::AnyRow};
 use store::{Database, StoreError};
 use tokio::sync::{Notify, broadcast};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use crate::audit::{self, Actor, Record, action};
 use crate::gateway::Registry;
@@ -44,6 +45,8 @@ struct Inner {
     sessions: Arc<Registry>,
     clock: SteadyClock,
     writer: Submitter<Writer>,
+    /// Requests that are being stored.
+    asking: TaskTracker,
     /// A deadline may have come nearer.
     sooner: Notify,
     changes: broadcast::Sender<NodeId>,
@@ -142,10 +145,14 @@ impl Commands {
             Limits { linger: Duration::from_millis(10), company: Duration::from_millis(10), ..Limits::default() };
         let (changes, _) = broadcast::channel(CHANGES);
         let (writer, committing) = group_commit(database.clone(), Writer::new(changes.clone()), limits, stop.clone());
-        let commands = Self(Arc::new(Inner { database, sessions, clock, writer, sooner: Notify::new(), changes }));
+        let (asking, sooner) = (TaskTracker::new(), Notify::new());
+        let inner = Inner { database, sessions, clock, writer, asking: asking.clone(), sooner, changes };
+        let commands = Self(Arc::new(inner));
         let watching = expiry::keep(commands.clone(), now, stop);
         (commands, async move {
             tokio::join!(committing, watching);
+            asking.close();
+            asking.wait().await;
         })
     }
 

@@ -89,6 +89,12 @@ pub(crate) async fn write<T>(
     Ok(returned)
 }
 
+/// `$7, $8, …`: placeholders for `columns` values, from this one on.
+pub(crate) fn placeholders_from(first: usize, columns: usize) -> String {
+    let numbers: Vec<String> = (first..first + columns).map(|number| format!("${number}")).collect();
+    numbers.join(", ")
+}
+
 /// `($1, $2), ($3, $4), …`: placeholders for `rows` rows of `columns` values.
 pub(crate) fn placeholders(rows: usize, columns: usize) -> String {
     let mut out = String::with_capacity(rows * columns * 6);

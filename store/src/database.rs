@@ -5,8 +5,9 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use sqlx::any::{AnyConnectOptions, AnyPoolOptions};
+use sqlx::any::{AnyArguments, AnyConnectOptions, AnyPoolOptions};
 use sqlx::pool::PoolConnection;
+use sqlx::query::Query;
 use sqlx::sqlite::{SqliteConnectOptions, SqlitePool};
 use sqlx::{Any, AnyConnection, AnyPool, AssertSqlSafe, ConnectOptions, Connection, Executor};
 use tokio_util::sync::CancellationToken;
@@ -26,7 +27,7 @@ const SQLITE_READERS: u32 = 4;
 /// Connections to a PostgreSQL server, well below its default of 100 with several hubs.
 const POSTGRES_READERS: u32 = 8;
 const POSTGRES_WRITERS: u32 = 6;
-/// A reader's connection to a server is looked at when it was not used for so long.
+/// A connection to a server is looked at when it was not used for so long.
 pub(crate) const RESTED: Duration = Duration::from_secs(1);
 /// Between two checkpoints of a SQLite database.
 const CHECKPOINTS: Duration = Duration::from_secs(2);
@@ -144,8 +145,7 @@ impl Database {
             Engine::Sqlite => "BEGIN IMMEDIATE",
             Engine::Postgres => "BEGIN",
         };
-        // No look at a connection before it is used: a command waits for it. Should the server have gone, all of them are
-        // gone, and are replaced one by one.
+        // Should the server have gone only just now, all connections are gone, and are replaced one by one.
         let mut gone = 0;
         loop {
             match self.begin(&self.inner.writers, statement).await {
@@ -155,6 +155,22 @@ impl Database {
                 begun => return Ok(begun?),
             }
         }
+    }
+
+    /// Has one statement be a transaction of its own, and gives how many rows it wrote. On PostgreSQL that is one way there and
+    /// back, where no tenant is to be said first.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`] when no connection is to be had within 15 s. When the server went away meanwhile, nobody
+    /// knows whether it was committed: as with a commit.
+    pub async fn write(&self, statement: Query<'_, Any, AnyArguments>) -> Result<u64, StoreError> {
+        if self.tenant.is_none() {
+            return Ok(statement.execute(&self.inner.writers).await?.rows_affected());
+        }
+        let mut transaction = self.begin_write().await?;
+        let written = statement.execute(&mut *transaction).await?.rows_affected();
+        transaction.commit().await?;
+        Ok(written)
     }
 
     /// Starts a transaction whose statements all see the database as it is now, whatever is written meanwhile. Hold
@@ -312,7 +328,7 @@ async fn open_postgres(url: &str) -> Result<Inner, StoreError> {
     };
     let options = url.parse::<AnyConnectOptions>().map_err(failed)?.disable_statement_logging();
     let migrated = Migrated::default();
-    let writers = pool(POSTGRES_WRITERS, &migrated, Look::Never)
+    let writers = pool(POSTGRES_WRITERS, &migrated, Look::Rested)
         .after_connect(|connection, _| Box::pin(async { connection.execute(tenancy::CONNECTED).await.map(drop) }))
         .connect_with(options.clone())
         .await
@@ -344,8 +360,6 @@ const POSTGRES_READER: &str = "SET default_transaction_read_only = on";
 /// How a pool looks at a connection before it gives it away; one that is not good is replaced.
 #[derive(Clone, Copy)]
 enum Look {
-    /// Not at all.
-    Never,
     /// Whether its server is still there, if it was not used for a while: somebody asked only moments ago.
     Rested,
     /// Whether it is in no transaction. SQLite ends one by itself when the disk is full; the driver then fails to end it again
@@ -371,7 +385,6 @@ fn pool(connections: u32, migrated: &Migrated, look: Look) -> AnyPoolOptions {
 impl Look {
     async fn is_good(self, connection: &mut AnyConnection, idle_for: Duration) -> Result<bool, sqlx::Error> {
         match self {
-            Self::Never => Ok(true),
             Self::Rested => {
                 if idle_for >= RESTED {
                     connection.ping().await?;

@@ -1,5 +1,7 @@
 //! Asking for a command: for all the nodes that are meant, in one transaction with its audit record.
 
+mod at_once;
+
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
@@ -13,7 +15,7 @@ use store::{StoreError, Transaction};
 use super::{Commands, REASON, command_id, unreadable};
 use crate::audit::{self, Actor, Record, action};
 use crate::gateway::Reserved;
-use crate::rows::{self, Insert};
+use crate::rows::{self, Bound, Insert};
 
 /// Most nodes of one request.
 const MOST_NODES: usize = 10_000;
@@ -146,14 +148,33 @@ impl Commands {
     /// # Errors
     /// [`RequestError`]; nothing was stored then.
     pub async fn request(&self, new: NewRequest, actor: &Actor, now: Timestamp) -> Result<Requested, RequestError> {
-        let places = self.places(&new);
-        let mut transaction = self.0.database.within(new.scope.as_ref().map(TenantId::as_str)).begin_write().await?;
-        let (requested, records) = self.place(&mut transaction, &new, &places, actor, now).await?;
-        if !records.is_empty() {
-            audit::append_all(&mut transaction, now, records).await?;
-        }
-        transaction.commit().await?;
-        self.placed(&new, &requested, places, now);
+        let (commands, actor) = (self.clone(), actor.clone());
+        // In a task, which goes on when the caller goes away: what is stored as handed over must then be handed over.
+        let asking = self.0.asking.spawn(async move { commands.ask(&new, &actor, now).await });
+        asking.await.unwrap_or_else(|_| Err(StoreError::from(sqlx::Error::WorkerCrashed).into()))
+    }
+
+    async fn ask(&self, new: &NewRequest, actor: &Actor, now: Timestamp) -> Result<Requested, RequestError> {
+        new.check()?;
+        let places = self.places(new);
+        let database = self.0.database.within(new.scope.as_ref().map(TenantId::as_str));
+        let requested = match at_once::write(&database, new, &places, actor, now).await? {
+            Some(requested) => requested,
+            None => {
+                let mut transaction = database.begin_write().await?;
+                if new.key.is_some() {
+                    // Before the key's row, as where all is one statement: of two with one key, neither waits for the other.
+                    audit::lock(&mut transaction).await?;
+                }
+                let (requested, records) = self.place(&mut transaction, new, &places, actor, now).await?;
+                if !records.is_empty() {
+                    audit::append_all(&mut transaction, now, records).await?;
+                }
+                transaction.commit().await?;
+                requested
+            }
+        };
+        self.placed(new, &requested, places, now);
         Ok(requested)
     }
 
@@ -203,38 +224,9 @@ impl Commands {
             // It was one of the nodes between those that are meant.
             write(transaction, &request, new, now, &Span::default()).await?;
         }
-        // Ids are in the order of their making, however the wall clock is set: nodes count on it.
-        let mut ids: Vec<CommandId> = new.nodes.iter().map(|_| CommandId::new(steady, rand::random())).collect();
-        ids.sort_unstable();
-        let made = |(id, (node, tenant)): (CommandId, &(NodeId, TenantId))| {
-            let signed = new.signed.as_ref().and_then(|signed| signed.of.get(node));
-            let (id, signature) = signed.map_or((id, None), |(id, signature)| (*id, Some(signature.to_vec())));
-            Planned { id, node: *node, tenant: tenant.clone(), signature, handed: places.by_node.contains_key(node) }
-        };
-        let commands: Vec<Planned> = ids.into_iter().zip(&new.nodes).map(made).collect();
-        let signed = new.signed.as_ref();
-        let arguments = signed.map_or_else(|| new.action.to_bytes(), |signed| signed.arguments.clone());
-        let name = new.action.name().as_str();
-        rows::write(transaction, COMMANDS, &commands, |query, row| {
-            query
-                .bind(row.id.to_string())
-                .bind(request.clone())
-                .bind(row.tenant.to_string())
-                .bind(row.node.to_string())
-                .bind(name)
-                .bind(arguments.clone())
-                .bind(i64::from(new.priority))
-                .bind(new.reason.clone())
-                .bind(actor.to_string())
-                .bind(if row.handed { State::Delivered } else { State::Queued }.as_str())
-                .bind(now.millis())
-                .bind(row.handed.then_some(now.millis()))
-                .bind(steady.plus(new.valid_for).millis())
-                .bind(signed.map(|signed| signed.key.to_bytes().to_vec()))
-                .bind(row.signature.clone())
-                .bind(signed.map(|signed| signed.not_after.millis()))
-        })
-        .await?;
+        let commands = new.planned(places);
+        let made = Made { request: &request, new, steady, actor, now };
+        rows::write(transaction, COMMANDS, &commands, |query, row| made.bind(query, row)).await?;
         let records = records(new, &request, &commands, signer.as_deref(), actor);
         let commands = commands.into_iter().map(|row| (row.id, row.node)).collect();
         Ok((Requested { id: request, commands, replayed: false }, records))
@@ -361,6 +353,19 @@ impl NewRequest {
         Ok(())
     }
 
+    /// Its commands. Ids are in the order of their making, however the wall clock is set: nodes count on it.
+    fn planned(&self, places: &Places) -> Vec<Planned> {
+        let mut ids: Vec<CommandId> =
+            self.nodes.iter().map(|_| CommandId::new(places.steady, rand::random())).collect();
+        ids.sort_unstable();
+        let planned = |(id, (node, tenant)): (CommandId, &(NodeId, TenantId))| {
+            let signed = self.signed.as_ref().and_then(|signed| signed.of.get(node));
+            let (id, signature) = signed.map_or((id, None), |(id, signature)| (*id, Some(signature.to_vec())));
+            Planned { id, node: *node, tenant: tenant.clone(), signature, handed: places.by_node.contains_key(node) }
+        };
+        ids.into_iter().zip(&self.nodes).map(planned).collect()
+    }
+
     /// From the first to the last of its nodes.
     fn span(&self) -> Span {
         let ids = || self.nodes.iter().map(|(node, _)| node.to_string());
@@ -430,6 +435,39 @@ async fn judge(
     Ok(row.try_get(0)?)
 }
 
+/// What the rows of a request's commands have in common.
+struct Made<'a> {
+    request: &'a str,
+    new: &'a NewRequest,
+    steady: Timestamp,
+    actor: &'a Actor,
+    now: Timestamp,
+}
+
+impl Made<'_> {
+    /// Binds what [`COMMANDS`] takes.
+    fn bind<'q>(&self, query: Bound<'q>, row: &Planned) -> Bound<'q> {
+        let (new, signed) = (self.new, self.new.signed.as_ref());
+        query
+            .bind(row.id.to_string())
+            .bind(self.request.to_owned())
+            .bind(row.tenant.to_string())
+            .bind(row.node.to_string())
+            .bind(new.action.name().as_str())
+            .bind(signed.map_or_else(|| new.action.to_bytes(), |signed| signed.arguments.clone()))
+            .bind(i64::from(new.priority))
+            .bind(new.reason.clone())
+            .bind(self.actor.to_string())
+            .bind(if row.handed { State::Delivered } else { State::Queued }.as_str())
+            .bind(self.now.millis())
+            .bind(row.handed.then_some(self.now.millis()))
+            .bind(self.steady.plus(new.valid_for).millis())
+            .bind(signed.map(|signed| signed.key.to_bytes().to_vec()))
+            .bind(row.signature.clone())
+            .bind(signed.map(|signed| signed.not_after.millis()))
+    }
+}
+
 /// Nodes from the first to the last; by itself, none.
 #[derive(Default)]
 struct Span {
@@ -437,10 +475,39 @@ struct Span {
     last: String,
 }
 
-/// Nodes from $1 to $2 that have $3 commands open or more.
-const FULL: &str = "SELECT node, COUNT(*) FROM commands
-    WHERE told_at IS NULL AND state IN ('queued', 'delivered', 'running', 'unknown') AND node >= $1 AND node <= $2
-    GROUP BY node HAVING COUNT(*) >= $3";
+impl Span {
+    /// Gives its nodes that have too much to do; `$first` and so on are what [`Span::bind`] binds.
+    fn full(first: usize) -> String {
+        let (last, most) = (first + 1, first + 2);
+        format!(
+            "SELECT node, COUNT(*) FROM commands
+             WHERE told_at IS NULL AND state IN ('queued', 'delivered', 'running', 'unknown')
+               AND node >= ${first} AND node <= ${last}
+             GROUP BY node HAVING COUNT(*) >= ${most}"
+        )
+    }
+
+    fn bind<'q>(&self, query: Bound<'q>) -> Bound<'q> {
+        query.bind(self.first.clone()).bind(self.last.clone()).bind(MOST_OPEN)
+    }
+}
+
+/// A request's row.
+const REQUEST: &str = "command_requests (id, tenant, caller, idempotency_key, fingerprint, created_at)";
+/// Its columns.
+const REQUEST_COLUMNS: usize = 6;
+const KEY_IS_USED: &str = "(caller, idempotency_key) DO NOTHING";
+
+/// Binds what [`REQUEST`] takes.
+fn bind_request<'q>(query: Bound<'q>, id: &str, new: &NewRequest, now: Timestamp) -> Bound<'q> {
+    query
+        .bind(id.to_owned())
+        .bind(new.scope.as_ref().map(ToString::to_string))
+        .bind(new.caller.clone())
+        .bind(new.key.clone())
+        .bind(new.fingerprint.clone())
+        .bind(now.millis())
+}
 
 /// Writes the request's row, unless a node of `span` has too much to do or the key was used; says whether it did.
 async fn write(
@@ -450,30 +517,15 @@ async fn write(
     now: Timestamp,
     span: &Span,
 ) -> Result<bool, StoreError> {
-    let sql = format!(
-        "INSERT INTO command_requests (id, tenant, caller, idempotency_key, fingerprint, created_at)
-         SELECT $4, $5, $6, $7, $8, $9 WHERE NOT EXISTS ({FULL})
-         ON CONFLICT (caller, idempotency_key) DO NOTHING"
-    );
-    let written = sqlx::query(AssertSqlSafe(sql))
-        .bind(&span.first)
-        .bind(&span.last)
-        .bind(MOST_OPEN)
-        .bind(id)
-        .bind(new.scope.as_ref().map(ToString::to_string))
-        .bind(&new.caller)
-        .bind(new.key.clone())
-        .bind(new.fingerprint.clone())
-        .bind(now.millis())
-        .execute(&mut **transaction)
-        .await?;
-    Ok(written.rows_affected() == 1)
+    let (values, full) = (rows::placeholders_from(1, REQUEST_COLUMNS), Span::full(REQUEST_COLUMNS + 1));
+    let sql = format!("INSERT INTO {REQUEST} SELECT {values} WHERE NOT EXISTS ({full}) ON CONFLICT {KEY_IS_USED}");
+    let query = span.bind(bind_request(sqlx::query(AssertSqlSafe(sql)), id, new, now));
+    Ok(query.execute(&mut **transaction).await?.rows_affected() == 1)
 }
 
 /// Refuses to pile up what a node will not get through.
 async fn backlog(transaction: &mut Transaction, new: &NewRequest, span: &Span) -> Result<(), RequestError> {
-    let full = sqlx::query(FULL).bind(&span.first).bind(&span.last).bind(MOST_OPEN);
-    let rows = full.fetch_all(&mut **transaction).await?;
+    let rows = span.bind(sqlx::query(AssertSqlSafe(Span::full(1)))).fetch_all(&mut **transaction).await?;
     let full = rows.iter().map(|row| Ok((row.try_get::<String, _>(0)?, row.try_get::<i64, _>(1)?)));
     let full: HashMap<String, i64> = full.collect::<Result<_, sqlx::Error>>()?;
     let refused = new.nodes.iter().find_map(|(node, _)| Some((*node, *full.get(&node.to_string())?)));

@@ -1,9 +1,12 @@
 //! Commands beside sessions: what a courier waits for, and what is given up beside what a session still has.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::FutureExt;
+use protocol::command::{Action, State};
 use protocol::{CommandId, NodeId, SessionId, Timestamp};
+use serde_json::json;
 use store::sqlx;
 use store::testing::TestDatabase;
 use store::{Database, Engine, on_both_engines};
@@ -11,8 +14,9 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use super::Courier;
-use crate::commands::{Commands, SteadyClock};
-use crate::gateway::Registry;
+use crate::audit::Actor;
+use crate::commands::{Commands, Filter, NewRequest, SteadyClock};
+use crate::gateway::{Directive, Registry};
 use crate::schema::MIGRATIONS;
 
 const NOW: Timestamp = Timestamp::from_millis(1_790_000_000_000);
@@ -21,6 +25,23 @@ fn open(database: &Database, sessions: Arc<Registry>) -> Commands {
     let clock = SteadyClock::new(|| NOW);
     // Its task would only do by itself what these tests ask for.
     Commands::start(database.clone(), sessions, clock, || NOW, CancellationToken::new()).0
+}
+
+/// Rows of nodes of the tenant acme.
+async fn enroll(database: &Database, nodes: &[NodeId]) {
+    let mut transaction = database.begin_write().await.unwrap();
+    let tenant = "INSERT INTO tenants (id, name, created_at) VALUES ('acme', 'Acme', 0)";
+    sqlx::query(tenant).execute(&mut *transaction).await.unwrap();
+    for node in nodes {
+        sqlx::query(
+            "INSERT INTO nodes (id, tenant, kind, name, software, enrolled_at) VALUES ($1, 'acme', 'agent', $1, '', 0)",
+        )
+        .bind(node.to_string())
+        .execute(&mut *transaction)
+        .await
+        .unwrap();
+    }
+    transaction.commit().await.unwrap();
 }
 
 #[tokio::test]
@@ -44,23 +65,10 @@ on_both_engines! {
         let sessions = Arc::<Registry>::default();
         let (busy, away) = (NodeId::new(NOW, [1; 10]), NodeId::new(NOW, [2; 10]));
         let _registered = sessions.register(busy, SessionId::new(NOW, [3; 10]));
+        enroll(&database, &[busy, away]).await;
         let mut transaction = database.begin_write().await.unwrap();
-        for sql in [
-            "INSERT INTO tenants (id, name, created_at) VALUES ('acme', 'Acme', 0)",
-            "INSERT INTO command_requests (id, caller, fingerprint, created_at) VALUES ('r', 'ann', '', 0)",
-        ] {
-            sqlx::query(sql).execute(&mut *transaction).await.unwrap();
-        }
-        for node in [busy, away] {
-            let node = node.to_string();
-            sqlx::query(
-                "INSERT INTO nodes (id, tenant, kind, name, software, enrolled_at) VALUES ($1, 'acme', 'agent', $1, '', 0)",
-            )
-            .bind(node)
-            .execute(&mut *transaction)
-            .await
-            .unwrap();
-        }
+        let asked = "INSERT INTO command_requests (id, caller, fingerprint, created_at) VALUES ('r', 'ann', '', 0)";
+        sqlx::query(asked).execute(&mut *transaction).await.unwrap();
         // The busy one's deadlines come first, and are more than are read at once.
         for number in 0..2_500_u16 {
             let node = if number < 2_499 { busy } else { away };
@@ -85,6 +93,39 @@ on_both_engines! {
             .await
             .unwrap();
         assert_eq!(rows, [(away.to_string(), 1)]);
+        database.close().await;
+    }
+
+    async fn what_is_asked_for_is_handed_over_although_the_caller_goes_away(database: TestDatabase) {
+        let database = database.open().await;
+        database.migrate(MIGRATIONS).await.unwrap();
+        let sessions = Arc::<Registry>::default();
+        let node = NodeId::new(NOW, [1; 10]);
+        let mut registered = sessions.register(node, SessionId::new(NOW, [2; 10]));
+        enroll(&database, &[node]).await;
+        let commands = open(&database, sessions);
+        let new = NewRequest {
+            nodes: vec![(node, "acme".parse().unwrap())],
+            target: json!({}),
+            action: Action::Drain,
+            priority: 0,
+            valid_for: Duration::from_secs(60),
+            reason: "it is late".into(),
+            scope: None,
+            caller: "ann".into(),
+            key: None,
+            fingerprint: Vec::new(),
+            signed: None,
+        };
+        // The second is one statement on PostgreSQL.
+        for _ in 0..2 {
+            assert!(commands.request(new.clone(), &Actor::operator("ann"), NOW).now_or_never().is_none(), "stored already");
+            let handed = tokio::time::timeout(Duration::from_secs(60), registered.directives.recv()).await;
+            assert!(matches!(handed, Ok(Some(Directive::Command(_)))), "{handed:?}");
+        }
+        let filter = Filter { limit: 10, ..Filter::default() };
+        let states = commands.list(&filter, NOW).await.unwrap().into_iter().map(|command| command.state);
+        assert_eq!(states.collect::<Vec<_>>(), [State::Delivered; 2]);
         database.close().await;
     }
 }
