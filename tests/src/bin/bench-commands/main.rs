@@ -17,7 +17,7 @@ use hyperfactory_tests::rig::{Hub, Postgres};
 use node::IdentityStore;
 use protocol::CommandId;
 use rand::RngExt;
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
 /// Measures commands on one hub with simulated nodes, whose journals are in memory.
@@ -128,8 +128,7 @@ async fn commands(hub: &Hub, stores: &[IdentityStore], arguments: &Arguments) ->
     for _ in 0..arguments.commands {
         let node = ids.get(rand::rng().random_range(0..ids.len())).context("no nodes")?;
         let asked = json!({ "action": "drain", "target": { "nodes": [node] } });
-        let (api, began) = (hub.api().clone(), Instant::now());
-        let made = tokio::task::spawn_blocking(move || api.post("/api/v1/commands", &asked)?.ok()).await??;
+        let (made, began) = ask(hub, asked).await?;
         let id: CommandId = made["commands"][0]["id"].as_str().context("no command")?.parse()?;
         let at = all(&mut arrivals, HashSet::from([id])).await?;
         taken.push(at.duration_since(began).as_secs_f64() * 1e3);
@@ -137,13 +136,22 @@ async fn commands(hub: &Hub, stores: &[IdentityStore], arguments: &Arguments) ->
     // Only the nodes that are connected are named; a body holds a thousand of them.
     let few: Vec<&String> = ids.iter().take(1_000).collect();
     let asked = json!({ "action": "drain", "target": { "nodes": few } });
-    let (api, began) = (hub.api().clone(), Instant::now());
-    let made = tokio::task::spawn_blocking(move || api.post("/api/v1/commands", &asked)?.ok()).await??;
+    let (made, began) = ask(hub, asked).await?;
     let made = made["commands"].as_array().context("no commands")?;
     let made = made.iter().map(|command| Ok(command["id"].as_str().context("no id")?.parse()?));
     let last = all(&mut arrivals, made.collect::<Result<_>>()?).await?;
     fleet.stop(PATIENCE).await;
     Ok((taken, last.duration_since(began)))
+}
+
+/// Asks for commands; gives the answer, and when it was begun to ask: not before the thread is there that does.
+async fn ask(hub: &Hub, asked: Value) -> Result<(Value, Instant)> {
+    let api = hub.api().clone();
+    tokio::task::spawn_blocking(move || {
+        let began = Instant::now();
+        Ok((api.post("/api/v1/commands", &asked)?.ok()?, began))
+    })
+    .await?
 }
 
 fn percentile(values: &[f64], share: f64) -> f64 {
