@@ -3,7 +3,9 @@
 //!
 //! What is there is read and acknowledged together; while the log has no room, nothing is read, and the broker keeps what comes.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+mod repetitions;
+
+use std::collections::VecDeque;
 use std::pin::pin;
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -25,6 +27,7 @@ use crate::route::Routes;
 use crate::sparkplug::Saving;
 use crate::subscriptions::Subscriptions;
 use crate::wire::{Dialer, Incoming, Outgoing, Publish, Welcome, Wire, WireError};
+use repetitions::{Coming, Known, Repetitions};
 
 /// Messages, and their bytes, that are taken from a connection before they go to the log together.
 const BATCH: usize = 256;
@@ -68,13 +71,11 @@ pub struct Source {
     submitted: u64,
     /// Messages that are not acknowledged, oldest first: acknowledgements have to come in the order of the messages.
     unacknowledged: VecDeque<Owed>,
-    /// Packet ids of messages with quality of service 2 that the broker has not released: they are here already.
-    unreleased: HashSet<u16>,
+    /// Which messages come again.
+    repetitions: Repetitions,
     /// Whether a ping waits for its answer.
     pinged: bool,
     up: bool,
-    /// Numbers of messages that the connection before left unacknowledged, by their packet ids.
-    under_way: HashMap<u16, u64>,
 }
 
 /// What a connection works with.
@@ -103,8 +104,8 @@ pub struct Parts {
 
 /// An acknowledgement that is owed to the broker.
 struct Owed {
-    /// The message's number.
-    number: u64,
+    /// The message, and its number.
+    message: Known,
     packet_id: u16,
     /// 1 or 2.
     qos: u8,
@@ -148,10 +149,9 @@ impl Source {
             batch_bytes: 0,
             submitted: 0,
             unacknowledged: VecDeque::new(),
-            unreleased: HashSet::new(),
+            repetitions: Repetitions::default(),
             pinged: false,
             up: false,
-            under_way: HashMap::new(),
         })
     }
 
@@ -187,7 +187,7 @@ impl Source {
             self.is_up(false);
             self.wire = None;
             // An acknowledgement that is late would be taken for another message's. These come again.
-            self.under_way.extend(self.unacknowledged.drain(..).map(|owed| (owed.packet_id, owed.number)));
+            self.repetitions.left(self.unacknowledged.drain(..).map(|owed| (owed.packet_id, owed.message)));
             let (mqtt, broker) = (&self.config.name, &self.config.address);
             tracing::warn!(mqtt, broker, error = %down, "the connection is down");
             tokio::select! {
@@ -206,8 +206,7 @@ impl Source {
         self.is_up(true);
         let resumed = welcome.resumed;
         if !resumed {
-            self.under_way.clear();
-            self.unreleased.clear();
+            self.repetitions.forget();
         }
         tracing::info!(mqtt = self.config.name, broker = self.config.address, resumed, "connected");
         self.asked.clear();
@@ -293,8 +292,7 @@ impl Source {
         match packet {
             Incoming::Publish(publish) => self.submit(&publish),
             Incoming::Release(packet_id) => {
-                // One that is not known was received by the process before this one.
-                self.unreleased.remove(&packet_id);
+                self.repetitions.released(packet_id);
                 self.write([Outgoing::Complete(packet_id)]).await?;
             }
             Incoming::Pong => self.pinged = false,
@@ -325,22 +323,20 @@ impl Source {
     fn submit(&mut self, publish: &Publish) {
         self.counters.received.add(1);
         let (packet_id, qos) = (publish.packet_id, publish.qos);
-        // The broker never had an acknowledgement of this one, so it is the very message that is in the log already.
-        if !self.under_way.is_empty()
-            && let Some(number) = self.under_way.remove(&packet_id).filter(|_| publish.duplicate)
-        {
-            self.unacknowledged.push_back(Owed { number, packet_id, qos });
-            return;
-        }
-        if qos == 2 && !self.unreleased.insert(packet_id) {
-            // Its acknowledgement got lost, and its packet id is not free before it is released.
-            self.unacknowledged.push_back(Owed { number: self.submitted, packet_id, qos });
-            return;
-        }
-        let number = (qos > 0).then(|| {
+        let mut owed = None;
+        if qos > 0 {
+            let content = match self.repetitions.judge(publish) {
+                Coming::New(content) => content,
+                Coming::Again(message) => return self.unacknowledged.push_back(Owed { message, packet_id, qos }),
+                // Its acknowledgement is on its way, or goes out with what came last.
+                Coming::Twice(content) => {
+                    let message = Known { number: self.submitted, content };
+                    return self.unacknowledged.push_back(Owed { message, packet_id, qos });
+                }
+            };
             self.submitted += 1;
-            self.submitted
-        });
+            owed = Some(Known { number: self.submitted, content });
+        }
         let properties: usize = publish.properties.iter().map(|(name, value)| name.len() + value.len()).sum();
         let arrival = Arrival {
             topic: &publish.topic,
@@ -361,9 +357,9 @@ impl Source {
                 made.iter().for_each(|made| self.record(&arrival, publish, made));
             }
         }
-        number_last(&mut self.batch, begun, self.index, number);
-        if let Some(number) = number {
-            self.unacknowledged.push_back(Owed { number, packet_id, qos });
+        number_last(&mut self.batch, begun, self.index, owed.map(|message| message.number));
+        if let Some(message) = owed {
+            self.unacknowledged.push_back(Owed { message, packet_id, qos });
         }
     }
 
@@ -440,7 +436,7 @@ impl Source {
     /// Acknowledges what may be.
     async fn acknowledge(&mut self) -> Result<(), Down> {
         let through = *self.acknowledged.borrow_and_update();
-        let count = self.unacknowledged.iter().take_while(|owed| owed.number <= through).count();
+        let count = self.unacknowledged.iter().take_while(|owed| owed.message.number <= through).count();
         if count == 0 {
             return Ok(());
         }
@@ -470,7 +466,7 @@ impl Source {
 
     /// Waits for what is under way, and takes leave.
     async fn finish(mut self) -> Result<(), Down> {
-        while self.unacknowledged.back().is_some_and(|owed| *self.acknowledged.borrow() < owed.number) {
+        while self.unacknowledged.back().is_some_and(|owed| *self.acknowledged.borrow() < owed.message.number) {
             if self.acknowledged.changed().await.is_err() {
                 return Ok(());
             }
@@ -517,43 +513,4 @@ fn number_last(batch: &mut Vec<Submission>, begun: usize, mqtt: usize, number: O
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::sparkplug::{self, Message, Tables};
-
-    #[test]
-    fn a_message_is_acknowledged_with_the_last_of_its_records() {
-        let record = || Submission { mqtt: 0, number: None, record: vec![1] };
-        let mut batch = vec![record()];
-        number_last(&mut batch, 0, 0, Some(1));
-        batch.extend([record(), record(), record()]);
-        number_last(&mut batch, 1, 0, Some(2));
-        // One that leaves nothing, with and without an acknowledgement that is owed.
-        number_last(&mut batch, 4, 0, Some(3));
-        number_last(&mut batch, 5, 0, None);
-        batch.push(record());
-        number_last(&mut batch, 5, 0, None);
-        let numbers: Vec<_> = batch.iter().map(|submission| submission.number).collect();
-        assert_eq!(numbers, [Some(1), None, None, Some(2), Some(3), None]);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn what_a_birth_tells_is_on_disk_before_its_message_goes_on() {
-        let folder = tempfile::tempdir().unwrap();
-        let open = || Tables::open(folder.path(), "m").unwrap();
-        let mut tables = open();
-        // A metric a, that comes as 1.
-        let payload = b"\x12\x07\x0a\x01a\x10\x01\x20\x03\x18\0";
-        let birth = Message { topic: "spBv1.0/g/NBIRTH/e", payload, ..Message::default() };
-        sparkplug::decode(&mut tables, &birth);
-        let saving = Arc::new(tables.saving().unwrap());
-        // Nothing can be written where a directory is.
-        let blocker = folder.path().join("sparkplug-m.new");
-        std::fs::create_dir(&blocker).unwrap();
-        assert!(tokio::time::timeout(Duration::from_secs(1), save(&saving)).await.is_err());
-        std::fs::remove_dir(&blocker).unwrap();
-        save(&saving).await;
-        let data = Message { topic: "spBv1.0/g/NDATA/e", payload: b"\x12\x04\x10\x01\x50\x02", ..birth };
-        assert_eq!(sparkplug::decode(&mut open(), &data).readings[0].topic, "umh/v1/g/e/_raw/a");
-    }
-}
+mod tests;

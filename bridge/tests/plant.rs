@@ -22,6 +22,8 @@ mod records;
 mod reload;
 #[path = "plant/rig.rs"]
 mod rig;
+#[path = "plant/tap.rs"]
+mod tap;
 #[path = "plant/tls.rs"]
 mod tls;
 #[path = "plant/versions.rs"]

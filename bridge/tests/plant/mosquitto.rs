@@ -40,12 +40,18 @@ impl Mosquitto {
 
     /// Lets so many messages fly to a client that does not say how many it wants.
     pub(crate) fn with_inflight(most: u16) -> Self {
+        Self::start_with(|settings| {
+            settings.replace("max_inflight_messages 1000", &format!("max_inflight_messages {most}"))
+        })
+    }
+
+    /// One whose settings are changed so.
+    pub(crate) fn start_with(change: impl FnOnce(String) -> String) -> Self {
         let mut mosquitto = Self::start();
         mosquitto.process.take().unwrap().terminate();
         let file = mosquitto.folder.path().join("mosquitto.conf");
         let settings = std::fs::read_to_string(&file).unwrap();
-        std::fs::write(file, settings.replace("max_inflight_messages 1000", &format!("max_inflight_messages {most}")))
-            .unwrap();
+        std::fs::write(file, change(settings)).unwrap();
         mosquitto.up();
         mosquitto
     }
@@ -213,6 +219,50 @@ fn serve(mut events: EventLoop, acknowledged: &std::sync::atomic::AtomicU64) {
             }
         }
     });
+}
+
+/// Publishes numbers exactly once, some thousands a second, through whatever becomes of Mosquitto.
+pub(crate) struct Load {
+    stop: Arc<AtomicBool>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Load {
+    pub(crate) fn start(mosquitto: &Mosquitto, topic: &'static str) -> Self {
+        let (client, mut events) = AsyncClient::new(MqttOptions::new("load", "127.0.0.1", mosquitto.port), 100);
+        let stop = Arc::new(AtomicBool::new(false));
+        let is_over = |stop: &Arc<AtomicBool>| {
+            let stop = Arc::clone(stop);
+            move || stop.load(Ordering::Relaxed)
+        };
+        let (serving, publishing) = (is_over(&stop), is_over(&stop));
+        let serve = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async {
+                while !serving() {
+                    if let Ok(Err(_)) = tokio::time::timeout(Duration::from_millis(100), events.poll()).await {
+                        tokio::time::sleep(Duration::from_millis(20)).await;
+                    }
+                }
+            });
+        });
+        let publish = std::thread::spawn(move || {
+            let mut number = 1u64;
+            while !publishing() {
+                match client.try_publish(topic, QoS::ExactlyOnce, false, number.to_string()) {
+                    Ok(()) => number += 1,
+                    Err(_) => std::thread::sleep(Duration::from_millis(1)),
+                }
+                std::thread::sleep(Duration::from_micros(200));
+            }
+        });
+        Self { stop, threads: vec![serve, publish] }
+    }
+
+    pub(crate) fn finish(self) {
+        self.stop.store(true, Ordering::Relaxed);
+        self.threads.into_iter().for_each(|thread| thread.join().unwrap());
+    }
 }
 
 /// Hears everything on Mosquitto.

@@ -6,8 +6,9 @@ use rdkafka::mocking::MockCluster;
 
 use super::ROUTES;
 use crate::delivered::Delivered;
-use crate::mosquitto::{Mosquitto, Publisher};
-use crate::rig::{Bridge, SmallDisk};
+use crate::mosquitto::{Load, Mosquitto, Publisher};
+use crate::rig::{Bridge, SmallDisk, until};
+use crate::tap::Tap;
 
 #[test]
 fn a_message_that_is_acknowledged_once_delivered_outlives_the_bridges_disk() {
@@ -57,6 +58,38 @@ fn messages_with_quality_of_service_2_come_through_kills_without_a_storm() {
     delivered.assert_complete_and_in_order(&published);
     assert!(delivered.twice().iter().all(|record| record.duplicate), "{:?}", delivered.twice());
     assert_eq!(bridge.times("the connection is down"), 0);
+}
+
+#[test]
+fn what_the_bridge_accepted_outlives_a_mosquitto_that_falls_back_to_an_older_snapshot() {
+    let cluster = MockCluster::new(1).unwrap();
+    cluster.create_topic("machines", 1, 1).unwrap();
+    let mut mosquitto = Mosquitto::start_with(|settings| settings + "autosave_interval 1\n");
+    let tap = Tap::before(mosquitto.port());
+    let routes = format!(
+        "[[mqtt]]\nname = \"tapped\"\naddress = \"127.0.0.1:{}\"\nqos = 2\n\
+         [[route]]\nfrom = \"machines/#\"\nto = \"machines\"\nmqtt = \"tapped\"\n",
+        tap.port()
+    );
+    let mut bridge = Bridge::start(&mosquitto, &cluster.bootstrap_servers(), &routes);
+    bridge.subscribed(1);
+    let load = Load::start(&mosquitto, "machines/a");
+    for kill in 1..=6 {
+        let before = tap.accepted().len();
+        until("a thousand messages and a snapshot", || (tap.accepted().len() > before + 1000).then_some(()));
+        std::thread::sleep(Duration::from_millis(1000 + 137 * kill as u64));
+        mosquitto.kill();
+        mosquitto.start_again();
+        bridge.subscribed(1 + kill);
+    }
+    load.finish();
+    bridge.stop();
+    // What Mosquitto lost by itself, nobody has; what it sent and the bridge took is there.
+    assert!(bridge.times("resumed=true") >= 6, "Mosquitto knew the session each time");
+    let accepted: Vec<_> =
+        tap.accepted().iter().map(|number| ("machines/a".to_owned(), number.parse().unwrap())).collect();
+    bridge.start_again();
+    Delivered::wait_for(&cluster, &["machines"], &accepted);
 }
 
 #[test]
