@@ -21,7 +21,7 @@ use crate::log::{Log, Writer};
 use crate::mapping::Mapping;
 use crate::pace::Pace;
 use crate::receipts::Receipts;
-use crate::report::Report;
+use crate::report::{Report, Told};
 use crate::route::Routes;
 use crate::sink::{self, Change, Routing, Sink};
 use crate::source::{self, Source};
@@ -80,6 +80,7 @@ pub async fn run(config: Config, stop: CancellationToken, mut reloads: Reloads) 
         }
         letters.push(dead_letters);
     }
+    let gone: Vec<_> = classes.iter().zip(&letters).map(|(class, letters)| (class.clone(), letters.gone())).collect();
     let longest = logs.iter().map(|(_, log)| log.spool().max_record()).max().unwrap_or_default();
     let logs = Logs::new(logs);
 
@@ -88,10 +89,9 @@ pub async fn run(config: Config, stop: CancellationToken, mut reloads: Reloads) 
     let report = match identity {
         Some(identity) => {
             tracing::info!(node = %identity.node, tenant = %identity.tenant, hub = identity.hub, "reporting to the hub");
-            Some(
-                Report::start(&config, store, identity, logs.clone(), Arc::clone(&counters), passed.subscribe())
-                    .await?,
-            )
+            let (logs, counters) = (logs.clone(), Arc::clone(&counters));
+            let told = Told { logs, gone, counters, passed: passed.subscribe() };
+            Some(Report::start(&config, store, identity, told).await?)
         }
         None => {
             tracing::info!("not enrolled: reporting to no hub");

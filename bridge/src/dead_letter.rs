@@ -1,17 +1,38 @@
 //! Records that Kafka refused for good, or that no route takes, kept on disk with the reason for someone to look at.
 
 use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use spool::{Entry, Options, Recovery, Spool, SpoolError};
+use spool::{Entry, LostRange, Options, Overflow, Recovery, Spool, SpoolError};
+
+use crate::complaint::Complaint;
 
 /// Longest reason, in characters.
 const LONGEST_REASON: usize = 500;
 
-/// The dead letters. When their room is used up, the oldest give way.
+/// The dead letters. When their room is used up, the oldest give way; when the disk is full, no more are taken.
 #[derive(Debug)]
 pub struct DeadLetters {
     spool: Spool,
     unsaved: bool,
+    gone: Gone,
+    /// How many are gone, when that was told last, and when.
+    told: (u64, Complaint),
+}
+
+/// What is gone of dead letters; clones share it. Their numbers are their own, from the first dead letter on.
+#[derive(Clone, Debug, Default)]
+pub struct Gone(Arc<Mutex<(u64, Option<LostRange>)>>);
+
+impl Gone {
+    /// How many, and the last range of them.
+    pub fn now(&self) -> (u64, Option<LostRange>) {
+        *self.known()
+    }
+
+    fn known(&self) -> MutexGuard<'_, (u64, Option<LostRange>)> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// A dead letter.
@@ -32,7 +53,7 @@ impl DeadLetters {
     /// [`SpoolError`], which says what to do.
     pub fn open(directory: PathBuf, capacity_bytes: u64) -> Result<(Self, Recovery), SpoolError> {
         let (spool, recovery) = Spool::open(Self::options(directory, capacity_bytes), rand::random())?;
-        Ok((Self { spool, unsaved: false }, recovery))
+        Ok((Self::new(spool), recovery))
     }
 
     /// As [`Self::open`], to look at them and change nothing.
@@ -41,18 +62,30 @@ impl DeadLetters {
     /// [`SpoolError`], which says what to do.
     pub fn look(directory: PathBuf, capacity_bytes: u64) -> Result<Self, SpoolError> {
         let (spool, _) = Spool::look(Self::options(directory, capacity_bytes))?;
-        Ok(Self { spool, unsaved: false })
+        Ok(Self::new(spool))
+    }
+
+    fn new(spool: Spool) -> Self {
+        let told = (spool.status().lost, Complaint::default());
+        let letters = Self { spool, unsaved: false, gone: Gone::default(), told };
+        letters.note();
+        letters
     }
 
     /// How they are laid out.
     pub fn options(directory: PathBuf, capacity_bytes: u64) -> Options {
-        Options::new(directory, capacity_bytes)
+        Options { overflow: Overflow::OldestOrRefuse, ..Options::new(directory, capacity_bytes) }
+    }
+
+    /// What is gone of them, to be looked at from elsewhere.
+    pub fn gone(&self) -> Gone {
+        self.gone.clone()
     }
 
     /// Takes one; it is durable after [`Self::sync`].
     ///
     /// # Errors
-    /// [`SpoolError`], when not even its reason can be kept.
+    /// [`SpoolError`], when it is not taken: the disk is full or fails.
     pub fn put(&mut self, letter: &DeadLetter) -> Result<(), SpoolError> {
         self.unsaved = true;
         match self.spool.append(&letter.encoded(), true) {
@@ -75,24 +108,47 @@ impl DeadLetters {
         if self.unsaved {
             self.spool.sync()?;
             self.unsaved = false;
+            self.note();
+            self.tell_what_is_gone();
         }
         Ok(())
     }
 
-    /// All that are there, oldest first, each given to `see`.
+    /// All that are there and what is gone of them, oldest first, each given to `see`.
     ///
     /// # Errors
     /// When the disk fails.
-    pub fn each(&mut self, mut see: impl FnMut(DeadLetter)) -> Result<(), SpoolError> {
+    pub fn each(&mut self, mut see: impl FnMut(Result<DeadLetter, LostRange>)) -> Result<(), SpoolError> {
         let mut reader = self.spool.read_from(self.spool.first());
         while let Some(entry) = reader.next(&mut self.spool)? {
-            if let Entry::Record { bytes, .. } = entry
-                && let Some(letter) = DeadLetter::decode(&bytes)
-            {
-                see(letter);
+            match entry {
+                Entry::Record { bytes, .. } => {
+                    if let Some(letter) = DeadLetter::decode(&bytes) {
+                        see(Ok(letter));
+                    }
+                }
+                Entry::Lost(range) => see(Err(range)),
             }
         }
         Ok(())
+    }
+
+    fn note(&self) {
+        *self.gone.known() = (self.spool.status().lost, self.spool.lost().last().copied());
+    }
+
+    fn tell_what_is_gone(&mut self) {
+        let (total, last) = self.gone.now();
+        if let (true, Some(range)) = (total > self.told.0, last)
+            && self.told.1.is_due()
+        {
+            tracing::warn!(
+                more = total - self.told.0,
+                total,
+                "dead letters gave way to newer ones, the last of them {range}: their room is dead-letter-size"
+            );
+            self.told.0 = total;
+        }
     }
 }
 
@@ -132,9 +188,30 @@ mod tests {
         letters.sync().unwrap();
         drop(letters);
         let mut found = Vec::new();
-        open().each(|letter| found.push(letter)).unwrap();
+        open().each(|letter| found.push(letter.unwrap())).unwrap();
         assert_eq!(found.len(), 2);
         assert_eq!(found[0], letter);
         assert!(found[1].reason.ends_with("of 100000 bytes; too large") && found[1].record.len() > 10_000, "{found:?}");
+    }
+
+    #[test]
+    fn dead_letters_that_gave_way_are_counted_and_told_with_their_numbers() {
+        let directory = tempfile::tempdir().unwrap();
+        let open = || DeadLetters::open(directory.path().to_owned(), 1 << 20).unwrap().0;
+        let mut letters = open();
+        let gone = letters.gone();
+        for sequence in 1001..=3000 {
+            letters.put(&DeadLetter { sequence, reason: "refused".into(), record: vec![0; 1000] }).unwrap();
+        }
+        letters.sync().unwrap();
+        let (count, last) = gone.now();
+        let range = last.unwrap();
+        assert!(count > 500 && (range.first, range.last) == (1, count), "{count}, {range}");
+        drop(letters);
+        let mut letters = open();
+        assert_eq!(letters.gone().now(), (count, last), "also by the next process");
+        let mut found = Vec::new();
+        letters.each(|letter| found.push(letter.map(|letter| letter.sequence))).unwrap();
+        assert_eq!((found[0], found[1], found.len() as u64), (Err(range), Ok(1001 + count), 2001 - count));
     }
 }

@@ -6,6 +6,7 @@
 pub mod audit;
 pub mod bridge;
 pub mod class;
+pub mod complaint;
 pub mod config;
 pub mod counters;
 pub mod dead_letter;

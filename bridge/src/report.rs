@@ -11,6 +11,7 @@ use protocol::Timestamp;
 use protocol::message::{BridgeStatus, ClassStatus, KafkaState, RouteStatus};
 use protocol::metrics::{self, Known};
 use protocol::telemetry::{Row, Schema};
+use spool::LostRange;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 use tokio::time::MissedTickBehavior;
@@ -19,9 +20,10 @@ use tokio_util::task::TaskTracker;
 use transport::Endpoint;
 
 use crate::bridge::SOFTWARE;
-use crate::class::Class;
+use crate::class::{Class, Overflow};
 use crate::config::{Config, KafkaConfig};
 use crate::counters::Counters;
+use crate::dead_letter::Gone;
 use crate::host;
 use crate::lanes::Logs;
 use crate::log::Log;
@@ -35,6 +37,18 @@ const DRAIN: Duration = Duration::from_secs(8);
 
 /// Routes that the hub is told of.
 const MOST_ROUTES: usize = 64;
+
+/// What the hub is told of.
+pub struct Told {
+    /// The logs.
+    pub logs: Logs,
+    /// What is gone of dead letters, by class.
+    pub gone: Vec<(Class, Gone)>,
+    /// What is counted.
+    pub counters: Arc<Counters>,
+    /// When routes were last taken.
+    pub passed: watch::Receiver<Arc<Passed>>,
+}
 
 /// A session that comes back by itself, and the task that samples.
 pub struct Report {
@@ -51,14 +65,7 @@ impl Report {
     ///
     /// # Errors
     /// When telemetry can't be kept, no socket opened, or the port for probes is taken.
-    pub async fn start(
-        config: &Config,
-        store: IdentityStore,
-        identity: Identity,
-        logs: Logs,
-        counters: Arc<Counters>,
-        passed: watch::Receiver<Arc<Passed>>,
-    ) -> anyhow::Result<Self> {
+    pub async fn start(config: &Config, store: IdentityStore, identity: Identity, told: Told) -> anyhow::Result<Self> {
         let clock = Clock::system();
         let options = Options::new(config.state_dir.join("spool"), config.spool_size.bytes());
         let (backlog, recovery) = Backlog::open(options)?;
@@ -111,8 +118,7 @@ impl Report {
             tasks.spawn(control.serve(stop.clone()));
         }
         let standing = config.kafka.standing.clone();
-        let sampler =
-            Sampler { logs, counters, clock, recorder: recorder.clone(), standing, certificate, passed, brokers };
+        let sampler = Sampler { told, clock, recorder: recorder.clone(), standing, certificate, brokers };
         tasks.spawn(sampler.run(config.interval.get(), stop.clone()));
         Ok(Self { endpoint, recorder, links, link_stop, tasks, stop })
     }
@@ -145,14 +151,12 @@ pub(crate) fn kafka(config: &KafkaConfig) -> Option<Kafka> {
 }
 
 struct Sampler {
-    logs: Logs,
-    counters: Arc<Counters>,
+    told: Told,
     clock: Clock,
     recorder: Recorder,
     standing: Standing,
     /// The certificate from the hub; `None` when it is to have none from there.
     certificate: Option<watch::Receiver<KafkaStatus>>,
-    passed: watch::Receiver<Arc<Passed>>,
     brokers: watch::Sender<BridgeStatus>,
 }
 
@@ -191,7 +195,7 @@ impl Sampler {
             _ => self.standing.now().told(),
         };
         let certificate = certificate.unwrap_or_default();
-        let passed = Arc::clone(&self.passed.borrow());
+        let passed = Arc::clone(&self.told.passed.borrow());
         let routes = passed.ways().iter().take(MOST_ROUTES).map(|way| RouteStatus {
             from: way.from.clone(),
             to: way.to.clone(),
@@ -203,16 +207,17 @@ impl Sampler {
             certificate_not_after_ms: certificate.not_after.map_or(0, Timestamp::millis),
             certificate_trouble: certificate.trouble.unwrap_or_default(),
             routes: routes.collect(),
-            classes: self.logs.iter().filter(|(class, _)| !class.name.is_empty()).map(class_status).collect(),
+            classes: self.told.classes(),
         }
     }
 
     fn figures(&self) -> Vec<(Known, Option<i64>)> {
-        let (pending, bytes, dropped) = self.logs.total();
+        let (pending, bytes, dropped) = self.told.logs.total();
+        let gone: u64 = self.told.gone.iter().map(|(_, gone)| gone.now().0).sum();
         let telemetry = self.recorder.backlog().status();
         let counted = |value: u64| i64::try_from(value).ok();
-        let Counters { received, filtered, unmapped, births_wanted, .. } = &*self.counters;
-        let Counters { delivered, refused, oversize, connected, reached, .. } = &*self.counters;
+        let Counters { received, filtered, unmapped, births_wanted, .. } = &*self.told.counters;
+        let Counters { delivered, refused, oversize, connected, reached, .. } = &*self.told.counters;
         let lag = match (pending, reached.now()) {
             (0, _) => Some(0),
             (_, 0) => None,
@@ -232,22 +237,78 @@ impl Sampler {
             (metrics::BRIDGE_REFUSED, counted(refused.now() + oversize.now())),
             (metrics::BRIDGE_PENDING, counted(pending)),
             (metrics::BRIDGE_BYTES, counted(bytes)),
-            (metrics::BRIDGE_DROPPED, counted(dropped)),
+            (metrics::BRIDGE_DROPPED, counted(dropped + gone)),
             (metrics::BRIDGE_LAG, lag),
             (metrics::BRIDGE_CONNECTED, Some(connected.now())),
         ]
     }
 }
 
+impl Told {
+    /// What is dropped of each class, and of dead letters.
+    fn classes(&self) -> Vec<ClassStatus> {
+        let classes = self.logs.iter().filter(|(class, _)| !class.name.is_empty()).map(class_status);
+        classes.chain(self.gone.iter().filter_map(gone_status)).collect()
+    }
+}
+
+/// Dead letters that gave way, told as a class is: no class has a name with a space.
+fn gone_status((class, gone): &(Class, Gone)) -> Option<ClassStatus> {
+    let (dropped, range) = gone.now();
+    let of = if class.name.is_empty() { String::new() } else { format!(" of {}", class.name) };
+    let overflow = Overflow::DropOldest.to_string();
+    (dropped > 0).then(|| dropped_status(format!("dead letters{of}"), overflow, dropped, range))
+}
+
 fn class_status((class, log): &(Class, Log)) -> ClassStatus {
     // The disk may be at work; it is told with the next look then.
     let range = log.try_spool().and_then(|spool| spool.lost().last().copied());
+    dropped_status(class.name.clone(), class.overflow.to_string(), log.status().lost, range)
+}
+
+fn dropped_status(name: String, overflow: String, dropped: u64, range: Option<LostRange>) -> ClassStatus {
     ClassStatus {
-        name: class.name.clone(),
-        overflow: class.overflow.to_string(),
-        dropped: log.status().lost,
+        name,
+        overflow,
+        dropped,
         first: range.map_or(0, |range| range.first),
         last: range.map_or(0, |range| range.last),
         reason: range.map_or_else(String::new, |range| range.reason.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dead_letter::{DeadLetter, DeadLetters};
+
+    #[test]
+    fn dead_letters_that_gave_way_are_told_beside_what_classes_drop() {
+        let folder = tempfile::tempdir().unwrap();
+        let config = Config { state_dir: folder.path().to_owned(), ..Config::default() };
+        let class = Class::all(&config).remove(0);
+        let (mut letters, _) = DeadLetters::open(class.dead_letter_dir.clone(), 1 << 20).unwrap();
+        let told = Told {
+            logs: Logs::new(Vec::new()),
+            gone: vec![(class, letters.gone())],
+            counters: Arc::default(),
+            passed: watch::Sender::<Arc<Passed>>::default().subscribe(),
+        };
+        let mut put = |count| {
+            (0..count).for_each(|sequence| {
+                letters.put(&DeadLetter { sequence, reason: "refused".into(), record: vec![0; 1000] }).unwrap();
+            });
+            letters.sync().unwrap();
+        };
+        put(10);
+        assert!(told.classes().is_empty());
+        put(2000);
+        let [classes] = told.classes().try_into().unwrap();
+        let ClassStatus { name, overflow, dropped, first, last, reason } = classes;
+        assert_eq!(
+            (name.as_str(), overflow.as_str(), reason.as_str()),
+            ("dead letters", "drop-oldest", "the spool was full")
+        );
+        assert!(dropped > 500 && (first, last) == (1, dropped), "{dropped}: {first} to {last}");
     }
 }

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 use std::path::Path;
 
-use spool::{Entry, Spool};
+use spool::{Entry, LostRange, LostReason, Spool};
 
 use crate::class::{self, Class};
 use crate::config::Config;
@@ -60,7 +60,7 @@ pub fn check(config: &Config) -> anyhow::Result<(String, bool)> {
     Ok((text, well))
 }
 
-/// Reads the whole log and counts. Gives the line to show, and whether all of it is whole.
+/// Reads the whole log, and the dead letters, and counts. Gives the lines to show, and whether all of it is whole.
 ///
 /// # Errors
 /// When the log can't be read, or a running bridge has it.
@@ -83,6 +83,18 @@ pub fn verify(config: &Config) -> anyhow::Result<(String, bool)> {
         let _ = writeln!(text, "{recovery}");
         let _ = writeln!(text, "{records} records to deliver, {lost} lost, {foreign} that are not the bridge's");
         well &= lost == 0 && foreign == 0;
+        if class.dead_letter_dir.is_dir() {
+            let (mut letters, mut gone, mut damaged) = (0u64, Vec::new(), 0);
+            DeadLetters::look(class.dead_letter_dir, config.dead_letter_size.bytes())?.each(|letter| match letter {
+                Ok(_) => letters += 1,
+                Err(range) if range.reason == LostReason::Corrupt => damaged += range.len(),
+                Err(range) => gone.push(range),
+            })?;
+            let count: u64 = gone.iter().map(LostRange::len).sum();
+            let last = gone.last().map(|range| format!(", the last of them {range}")).unwrap_or_default();
+            let _ = writeln!(text, "{letters} dead letters; {count} gave way to newer ones{last}; {damaged} damaged");
+            well &= damaged == 0;
+        }
     }
     Ok((text, well))
 }
@@ -108,7 +120,10 @@ pub fn dump(
         if dead_letters {
             let mut letters = DeadLetters::look(class.dead_letter_dir, config.dead_letter_size.bytes())?;
             letters.each(|letter| {
-                tell(format!("{name}{} {}: {}\n", letter.sequence, line(&letter.record), letter.reason));
+                tell(match letter {
+                    Ok(letter) => format!("{name}{} {}: {}\n", letter.sequence, line(&letter.record), letter.reason),
+                    Err(range) => format!("{name}gone: dead letters {range}\n"),
+                });
             })?;
         } else {
             let (mut spool, _) = Spool::look(class.options())?;

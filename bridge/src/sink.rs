@@ -20,6 +20,7 @@ use spool::{Entry, LostRange, SpoolError};
 use tokio_util::sync::CancellationToken;
 
 use crate::class::Class;
+use crate::complaint::Complaint;
 use crate::config::KafkaConfig;
 use crate::counters::Counters;
 use crate::dead_letter::{DeadLetter, DeadLetters};
@@ -77,6 +78,8 @@ pub struct Sink {
     learnt: bool,
     /// Reasons for dead letters that the log has.
     told: HashSet<String>,
+    /// A dead letter can't be kept.
+    unburied: Complaint,
     /// When to save next what Kafka has confirmed, if there is anything new.
     save_at: Instant,
     unsaved: bool,
@@ -149,6 +152,7 @@ impl Sink {
             ahead: BTreeSet::new(),
             learnt: false,
             told: HashSet::new(),
+            unburied: Complaint::default(),
             save_at: Instant::now(),
             unsaved: false,
         };
@@ -278,9 +282,11 @@ impl Sink {
                 window.done(sequence);
                 continue;
             }
-            if let Some(reason) = self.condemned.remove(&sequence) {
-                self.bury(sequence, window.and_dropped(reason), bytes);
-                window.done(sequence);
+            if let Some(reason) = self.condemned.get(&sequence).cloned() {
+                if !self.bury(window, sequence, reason, bytes) {
+                    return Ok(());
+                }
+                self.condemned.remove(&sequence);
                 continue;
             }
             // One that is suspected travels alone, and what is after it waits for its report.
@@ -301,8 +307,9 @@ impl Sink {
                 }
                 Err(Unsent::Failed(code)) => return Err(End::Failed(code)),
                 Err(Unsent::Refused(reason)) => {
-                    self.bury(sequence, window.and_dropped(reason), bytes);
-                    window.done(sequence);
+                    if !self.bury(window, sequence, reason, bytes) {
+                        return Ok(());
+                    }
                 }
             }
         }
@@ -458,8 +465,22 @@ impl Sink {
         self.save_at = Instant::now() + SAVE.max(4 * begun.elapsed());
     }
 
-    fn bury(&mut self, sequence: u64, reason: String, record: Vec<u8>) {
+    /// Makes a dead letter of a record. One that can't be kept holds the record back: it stays in the log, and is tried again.
+    fn bury(&mut self, window: &mut Window, sequence: u64, reason: String, record: Vec<u8>) -> bool {
+        let letter = DeadLetter { sequence, reason: window.and_dropped(reason), record };
+        if let Err(error) = self.parts.dead_letters.put(&letter) {
+            if self.unburied.is_due() {
+                tracing::error!(sequence, "records wait, for a dead letter can't be kept: {error}");
+            }
+            window.hold(sequence, letter.record);
+            return false;
+        }
+        if self.unburied.is_over() {
+            tracing::info!("dead letters are kept again");
+        }
+        window.done(sequence);
         self.parts.counters.refused.add(1);
+        let reason = letter.reason;
         tracing::debug!(sequence, reason, "a record becomes a dead letter");
         // The first of a kind is told; a topic that takes none would fill the log.
         if self.told.insert(reason.clone()) {
@@ -468,9 +489,7 @@ impl Sink {
         if self.told.len() > MOST_TOLD {
             self.told.clear();
         }
-        if let Err(error) = self.parts.dead_letters.put(&DeadLetter { sequence, reason, record }) {
-            tracing::error!(sequence, "a dead letter can't be kept: {error}");
-        }
+        true
     }
 }
 

@@ -328,6 +328,11 @@ impl DiskLog {
         number
     }
 
+    /// Whether the oldest gives way when all room is used.
+    fn drops_oldest(&self) -> bool {
+        matches!(self.options.overflow, Overflow::DropOldest | Overflow::OldestOrRefuse)
+    }
+
     /// Why what is new is lost with this error, when it is to give way.
     fn gives_way(&self, error: &SpoolError) -> Option<LostReason> {
         match (self.options.overflow, error) {
@@ -431,7 +436,7 @@ impl DiskLog {
             let segments = self.segment_bytes();
             match self.room.take(&self.directory, &self.options, segments)? {
                 Some(taken) => break taken,
-                None if self.options.overflow == Overflow::DropOldest => self.drop_oldest()?,
+                None if self.drops_oldest() => self.drop_oldest()?,
                 None => return Err(SpoolError::Full { capacity: self.options.capacity_bytes }),
             }
         };

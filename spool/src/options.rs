@@ -41,6 +41,8 @@ pub enum Overflow {
     /// The oldest segment; with a full disk the new record. Both are lost, and reported as lost.
     #[default]
     DropOldest,
+    /// The oldest segment; with a full disk nothing: the new record is refused, as [`Self::Refuse`] does.
+    OldestOrRefuse,
     /// The new record: it is lost, and reported as lost.
     DropNewest,
     /// Nothing: the new record is refused and uses up no number. Its sender keeps it, and tries again when some of the

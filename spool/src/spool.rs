@@ -100,7 +100,8 @@ impl Spool {
     /// When the disk is full the record waits in memory for it; beyond a bound its number is lost instead
     /// ([`LostReason::DiskFull`]), which [`Self::status`] shows; with [`Overflow::DropNewest`] also when all room is used, and
     /// then the sync loses what waits. With [`Overflow::Refuse`] it is refused there, with
-    /// the error of the disk or [`SpoolError::Full`], and no number is used up.
+    /// the error of the disk or [`SpoolError::Full`], and no number is used up; with [`Overflow::OldestOrRefuse`], with the
+    /// error of the disk.
     ///
     /// # Errors
     /// [`SpoolError::NeedsKey`] when the record is no key and has to be one, which [`Self::needs_key`] says in most
@@ -286,7 +287,7 @@ fn fault(log: &DiskLog) -> Option<Fault> {
         Some(Failure::Full) => {
             let then = match log.options.overflow {
                 Overflow::DropOldest | Overflow::DropNewest => "lost",
-                Overflow::Refuse => "refused",
+                Overflow::OldestOrRefuse | Overflow::Refuse => "refused",
             };
             return fault(
                 FaultKind::DiskFull,

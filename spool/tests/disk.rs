@@ -6,7 +6,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-use hyperfactory_spool::{Entry, FaultKind, LostReason, Options, Spool, SpoolError};
+use hyperfactory_spool::{Entry, FaultKind, LostReason, Options, Overflow, Spool, SpoolError};
 use tempfile::TempDir;
 
 const SEGMENT: u64 = 16 << 10;
@@ -143,6 +143,41 @@ fn a_full_disk_costs_the_newest_records_and_heals_by_itself() {
     drop(spool);
     let mut spool = disk.open();
     assert_eq!(read(&mut spool), (records, lost));
+}
+
+#[test]
+fn a_spool_that_drops_the_oldest_alone_refuses_on_a_full_disk_and_loses_nothing() {
+    let disk = Disk::mount();
+    let options = Options { overflow: Overflow::OldestOrRefuse, ..disk.options() };
+    let (mut spool, _) = Spool::open(options.clone(), 1).expect("opened");
+    disk.fill();
+    let refused = loop {
+        let number = spool.last() + 1;
+        match spool.append(&record(number), true) {
+            Ok(taken) => assert!(taken == number && number < 2000),
+            Err(error) => break error,
+        }
+    };
+    assert!(matches!(refused, SpoolError::NoSpace { .. }), "{refused:?}");
+    let last = spool.last();
+    assert!(matches!(spool.append(&record(last + 1), true), Err(SpoolError::NoSpace { .. })));
+    assert_eq!((spool.last(), spool.status().lost), (last, 0));
+
+    disk.free();
+    assert_eq!(spool.append(&record(last + 1), true).expect("there is room again"), last + 1);
+    spool.sync().expect("there is room again");
+    assert_eq!(read(&mut spool), (last + 1, vec![]));
+    drop(spool);
+
+    // When all its room is used, the oldest go.
+    let (mut spool, _) = Spool::open(options, 1).expect("opened");
+    while spool.status().lost == 0 {
+        append(&mut spool);
+        spool.sync().expect("there is room");
+    }
+    let (records, lost) = read(&mut spool);
+    assert_eq!((lost.len(), lost[0].2), (1, LostReason::Overflow));
+    assert_eq!(records + lost_count(&lost), spool.last());
 }
 
 fn lost_count(lost: &[(u64, u64, LostReason)]) -> u64 {

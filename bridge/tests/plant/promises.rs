@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use rdkafka::mocking::MockCluster;
+use rdkafka::types::RDKafkaRespErr;
 
 use super::ROUTES;
 use crate::delivered::Delivered;
@@ -135,4 +136,60 @@ fn a_full_disk_makes_mqtt_wait_and_loses_nothing() {
     let published = [("machines/a".to_owned(), published)];
     Delivered::wait(&cluster, &["machines"], &published).assert_complete_and_in_order(&published);
     drop((bridge, disk));
+}
+
+/// Brokers that are away, and will refuse what goes to one topic.
+fn refusing() -> MockCluster<'static, rdkafka::producer::DefaultProducerContext> {
+    let cluster = MockCluster::new(1).unwrap();
+    cluster.create_topic("machines", 1, 1).unwrap();
+    cluster.create_topic("forbidden", 1, 1).unwrap();
+    cluster.topic_error("forbidden", RDKafkaRespErr::RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED).unwrap();
+    cluster.broker_down(1).unwrap();
+    cluster
+}
+
+#[test]
+fn what_is_refused_waits_in_the_log_while_a_full_disk_takes_no_dead_letters() {
+    let (cluster, mosquitto) = (refusing(), Mosquitto::start());
+    let sizes = "log-size = \"8MiB\"\ndead-letter-size = \"8MiB\"";
+    let mut bridge = Bridge::prepare(&mosquitto, &cluster.bootstrap_servers(), ROUTES, sizes);
+    let disk = SmallDisk::over(bridge.state_dir(), 14 << 10);
+    bridge.start_again();
+    bridge.subscribed(1);
+    let refused = Publisher::publish_large(&mosquitto, "forbidden/x", 4000, 1000);
+    let published = [("machines/a".to_owned(), Publisher::publish(&mosquitto, "machines/a", 1..=10))];
+    bridge.stored("machines/a10");
+    disk.fill();
+    cluster.broker_up(1).unwrap();
+    bridge.said("records wait, for a dead letter can't be kept");
+    disk.free();
+    bridge.said("dead letters are kept again");
+    Delivered::wait(&cluster, &["machines"], &published).assert_complete_and_in_order(&published);
+    assert_eq!(bridge.times("records wait, for a dead letter can't be kept"), 1);
+    bridge.stop();
+    let letters = bridge.dead_letters();
+    let sequences: Vec<u64> = letters.lines().map(|line| line.split(' ').next().unwrap().parse().unwrap()).collect();
+    assert_eq!(sequences, (1..=refused).collect::<Vec<_>>());
+    let (report, whole) = bridge.audit(&["machines"]);
+    assert!(!whole && report.contains("4000 missing"), "{report}");
+    drop((bridge, disk));
+}
+
+#[test]
+fn dead_letters_that_give_way_are_told_with_their_numbers() {
+    let (cluster, mosquitto) = (refusing(), Mosquitto::start());
+    cluster.broker_up(1).unwrap();
+    let mut bridge = Bridge::with(&mosquitto, &cluster.bootstrap_servers(), ROUTES, "dead-letter-size = \"1MiB\"");
+    bridge.subscribed(1);
+    let refused = Publisher::publish_large(&mosquitto, "forbidden/x", 3000, 1000);
+    bridge.said("dead letters gave way to newer ones, the last of them 1–");
+    let published = [("machines/a".to_owned(), Publisher::publish(&mosquitto, "machines/a", 1..=1))];
+    Delivered::wait(&cluster, &["machines"], &published);
+    bridge.stop();
+    let letters = bridge.dead_letters();
+    let (first, rest) = letters.split_once('\n').unwrap();
+    let gone = refused - rest.lines().count() as u64;
+    assert_eq!(first, format!("gone: dead letters 1–{gone} (the spool was full)"));
+    let (said, well) = bridge.ask(&["log", "verify"]);
+    assert!(well && said.contains(&format!("; {gone} gave way to newer ones, the last of them 1–{gone} (")), "{said}");
 }

@@ -259,6 +259,11 @@ impl SmallDisk {
         let mut filler = File::options().create(true).append(true).open(self.0.join("filler")).unwrap();
         while filler.write(&[1; 4096]).is_ok() {}
     }
+
+    /// Gives that room back.
+    pub(crate) fn free(&self) {
+        std::fs::remove_file(self.0.join("filler")).unwrap();
+    }
 }
 
 impl Drop for SmallDisk {
