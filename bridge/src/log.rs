@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use spool::{Options, Overflow, Recovery, Spool, SpoolError, Status};
 
 use crate::class::{self, Class};
+use crate::complaint::Complaint;
 use crate::counters::Counters;
 use crate::intake::Submission;
 use crate::lanes::Lane;
@@ -22,7 +23,7 @@ use crate::receipts::{Receipts, Stored};
 const GROUP: usize = 4 << 20;
 /// How long the writer waits before it tries again what the disk or the bound refused.
 const RETRY: Duration = Duration::from_millis(50);
-/// A complaint that goes on is repeated this often.
+/// That records are dropped is told this often.
 const REPEAT: Duration = Duration::from_secs(60);
 
 /// The records on disk; clones share them.
@@ -101,7 +102,7 @@ pub struct Writer {
     lane: Arc<Lane>,
     receipts: Arc<Receipts>,
     counters: Arc<Counters>,
-    complained: Option<Instant>,
+    complaint: Complaint,
     /// Numbers that were lost when that was told last, and when.
     told: (u64, Option<Instant>),
 }
@@ -119,7 +120,7 @@ impl Writer {
         counters: Arc<Counters>,
     ) -> std::io::Result<JoinHandle<()>> {
         let told = (log.status().lost, None);
-        let writer = Self { log, class, lane, receipts, counters, complained: None, told };
+        let writer = Self { log, class, lane, receipts, counters, complaint: Complaint::default(), told };
         std::thread::Builder::new().name("log".into()).spawn(move || writer.run())
     }
 
@@ -174,14 +175,13 @@ impl Writer {
         loop {
             match act(&self.log) {
                 Ok(()) => {
-                    if self.complained.take().is_some() {
+                    if self.complaint.is_over() {
                         tracing::info!("the log takes records again");
                     }
                     return;
                 }
                 Err(error) => {
-                    if self.complained.is_none_or(|at| at.elapsed() > REPEAT) {
-                        self.complained = Some(Instant::now());
+                    if self.complaint.is_due() {
                         tracing::warn!(log = self.class.title(), "MQTT messages are not acknowledged for now: {error}");
                     }
                     if let (class::Overflow::LatestPerTopic, SpoolError::Full { .. }) = (self.class.overflow, error) {

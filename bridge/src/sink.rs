@@ -78,11 +78,19 @@ pub struct Sink {
     learnt: bool,
     /// Reasons for dead letters that the log has.
     told: HashSet<String>,
-    /// A dead letter can't be kept.
-    unburied: Complaint,
+    complaints: Complaints,
     /// When to save next what Kafka has confirmed, if there is anything new.
     save_at: Instant,
     unsaved: bool,
+}
+
+/// What the disk does not let it do: it is tried again with every turn, and told now and then.
+#[derive(Default)]
+struct Complaints {
+    burying: Complaint,
+    noting: Complaint,
+    saving: Complaint,
+    expiring: Complaint,
 }
 
 /// What the sink works with.
@@ -152,7 +160,7 @@ impl Sink {
             ahead: BTreeSet::new(),
             learnt: false,
             told: HashSet::new(),
-            unburied: Complaint::default(),
+            complaints: Complaints::default(),
             save_at: Instant::now(),
             unsaved: false,
         };
@@ -242,8 +250,12 @@ impl Sink {
             if let Some(complaint) = producer.complaint() {
                 tracing::warn!("Kafka: {complaint}");
             }
-            if let Err(error) = self.let_go(&mut window) {
-                tracing::warn!("what Kafka has confirmed can't be noted: {error}");
+            match self.let_go(&mut window) {
+                Ok(()) => drop(self.complaints.noting.is_over()),
+                Err(error) if self.complaints.noting.is_due() => {
+                    tracing::warn!("what Kafka has confirmed can't be noted, and waits in the log: {error}");
+                }
+                Err(_) => {}
             }
             if let Some((end, since)) = ending.take() {
                 if window.under_way == 0 || since.elapsed() > DRAIN {
@@ -361,6 +373,7 @@ impl Sink {
     fn expire(&mut self) {
         if let Some(expiry) = &mut self.expiry
             && let Err(error) = expiry.check(&self.parts.log, SystemTime::now().into())
+            && self.complaints.expiring.is_due()
         {
             tracing::warn!(class = self.parts.class.name, "what is too old can't be dropped: {error}");
         }
@@ -459,8 +472,14 @@ impl Sink {
     fn save(&mut self) {
         let begun = Instant::now();
         match self.parts.log.spool().save_acknowledged() {
-            Ok(()) => self.unsaved = false,
-            Err(error) => tracing::warn!("what Kafka has confirmed can't be saved, and may be sent twice: {error}"),
+            Ok(()) => {
+                self.unsaved = false;
+                self.complaints.saving.is_over();
+            }
+            Err(error) if self.complaints.saving.is_due() => {
+                tracing::warn!("what Kafka has confirmed can't be saved, and may be sent twice: {error}");
+            }
+            Err(_) => {}
         }
         self.save_at = Instant::now() + SAVE.max(4 * begun.elapsed());
     }
@@ -469,13 +488,13 @@ impl Sink {
     fn bury(&mut self, window: &mut Window, sequence: u64, reason: String, record: Vec<u8>) -> bool {
         let letter = DeadLetter { sequence, reason: window.and_dropped(reason), record };
         if let Err(error) = self.parts.dead_letters.put(&letter) {
-            if self.unburied.is_due() {
+            if self.complaints.burying.is_due() {
                 tracing::error!(sequence, "records wait, for a dead letter can't be kept: {error}");
             }
             window.hold(sequence, letter.record);
             return false;
         }
-        if self.unburied.is_over() {
+        if self.complaints.burying.is_over() {
             tracing::info!("dead letters are kept again");
         }
         window.done(sequence);

@@ -16,6 +16,7 @@ use tokio::sync::watch;
 use tokio::time::{Interval, MissedTickBehavior};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
+use crate::complaint::Complaint;
 use crate::config::MqttConfig;
 use crate::counters::Counters;
 use crate::filter::Filter;
@@ -39,10 +40,9 @@ const GATHER: Duration = Duration::from_millis(2);
 const PAUSE: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
 /// How long a broker may take to take what is written to it.
 const WRITE: Duration = Duration::from_secs(10);
-/// How long to wait before the disk is tried again, and how often it is told that it takes nothing.
+/// How long to wait before the disk is tried again.
 const RETRY: Duration = Duration::from_millis(50);
-const REPEAT: Duration = Duration::from_secs(60);
-/// How long acknowledgements may take when the bridge stops.
+/// How long acknowledgements may take when the bridge stops, and how long the farewell.
 const FAREWELL: Duration = Duration::from_secs(2);
 
 /// A connection.
@@ -69,6 +69,8 @@ pub struct Source {
     batch_bytes: usize,
     /// Number of the last message for which an acknowledgement is owed. Others have none.
     submitted: u64,
+    /// The last of them that the log was given.
+    given: u64,
     /// Messages that are not acknowledged, oldest first: acknowledgements have to come in the order of the messages.
     unacknowledged: VecDeque<Owed>,
     /// Which messages come again.
@@ -148,6 +150,7 @@ impl Source {
             batch: Vec::new(),
             batch_bytes: 0,
             submitted: 0,
+            given: 0,
             unacknowledged: VecDeque::new(),
             repetitions: Repetitions::default(),
             pinged: false,
@@ -197,7 +200,8 @@ impl Source {
             pause = (pause * 2).min(PAUSE.1);
         }
         // What is not acknowledged comes again at the next start.
-        let _ = tokio::time::timeout(FAREWELL, self.finish()).await;
+        let _ = tokio::time::timeout(FAREWELL, self.settle()).await;
+        let _ = tokio::time::timeout(FAREWELL, self.take_leave()).await;
     }
 
     /// Takes messages from a connection that is up, until it is down or `stop`.
@@ -402,7 +406,8 @@ impl Source {
     }
 
     /// Gives the batch to the log as soon as there is room for it, whatever becomes of the connection: its messages have
-    /// their numbers. Meanwhile nothing is read, but the broker still hears of us.
+    /// their numbers. Meanwhile nothing is read, but the broker still hears of us. After `stop` nobody waits for room any
+    /// more: what has none is not acknowledged, and comes again.
     async fn hand_over(&mut self, ping: &mut Interval, stop: &CancellationToken) -> Result<(), Down> {
         if self.batch.is_empty() {
             return Ok(());
@@ -420,9 +425,14 @@ impl Source {
         loop {
             tokio::select! {
                 biased;
-                () = &mut putting => return heard,
-                // What is not in the log is not acknowledged, and comes again.
-                () = stop.cancelled() => return Ok(()),
+                () = &mut putting => {
+                    self.given = self.submitted;
+                    return heard;
+                }
+                () = stop.cancelled() => {
+                    self.unacknowledged.retain(|owed| owed.message.number <= self.given);
+                    return Ok(());
+                }
                 Ok(()) = self.acknowledged.changed(), if heard.is_ok() => heard = self.acknowledge().await,
                 _ = ping.tick(), if heard.is_ok() => {
                     // The answer to the one before may be behind messages that are not read yet.
@@ -464,13 +474,17 @@ impl Source {
         Ok(tokio::time::timeout(WRITE, wire.write(packets)).await.map_err(|_| Down::Stuck)??)
     }
 
-    /// Waits for what is under way, and takes leave.
-    async fn finish(mut self) -> Result<(), Down> {
+    /// Waits until all that the log was given may be acknowledged.
+    async fn settle(&mut self) {
         while self.unacknowledged.back().is_some_and(|owed| *self.acknowledged.borrow() < owed.message.number) {
             if self.acknowledged.changed().await.is_err() {
-                return Ok(());
+                return;
             }
         }
+    }
+
+    /// Acknowledges what may be, and takes leave.
+    async fn take_leave(mut self) -> Result<(), Down> {
         self.acknowledge().await?;
         self.write([Outgoing::Disconnect]).await?;
         // The acknowledgements go out before the farewell; after it the broker closes.
@@ -483,13 +497,12 @@ impl Source {
 
 /// Writes what births tell, until it is written: no message that told it is acknowledged before.
 async fn save(saving: &Arc<Saving>) {
-    let mut complained: Option<Instant> = None;
+    let mut complaint = Complaint::default();
     loop {
         let writing = Arc::clone(saving);
         match tokio::task::spawn_blocking(move || writing.write()).await {
             Ok(Err(error)) => {
-                if complained.is_none_or(|at| at.elapsed() > REPEAT) {
-                    complained = Some(Instant::now());
+                if complaint.is_due() {
                     tracing::warn!(
                         "MQTT messages are not acknowledged for now, for what Sparkplug births tell: {error}"
                     );

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
+use node::{FileError, file};
 
 use crate::filter::Filter;
 
@@ -53,7 +54,7 @@ impl Subscriptions {
             .extend(before.iter().filter(|filter| !kept(filter.as_str())).map(|filter| filter.as_str().to_owned()));
         if let Err(error) = self.write(true) {
             (self.current, self.stale) = (before, stale);
-            return Err(error);
+            return Err(error.into());
         }
         Ok(self.current.iter().filter(|filter| !before.contains(filter)).cloned().collect())
     }
@@ -75,7 +76,7 @@ impl Subscriptions {
         if self.left == 0 && !self.stale.is_empty() {
             self.stale.clear();
             if let Err(error) = self.write(false) {
-                tracing::warn!("filters that are given up will be given up again: {error:#}");
+                tracing::warn!("filters that are given up will be given up again: {error}");
             }
         }
     }
@@ -87,12 +88,9 @@ impl Subscriptions {
         known.fold(String::new(), |text, filter| text + filter + "\n")
     }
 
-    fn write(&self, with_stale: bool) -> anyhow::Result<()> {
-        // Not in place of what follows a dot: a connection's name may have one, and another the same before it.
-        let mut new = self.file.clone().into_os_string();
-        new.push(".new");
-        let written = std::fs::write(&new, self.text(with_stale)).and_then(|()| std::fs::rename(&new, &self.file));
-        written.with_context(|| format!("cannot write {}", self.file.display()))
+    /// On return it outlives a power cut: what the broker is told after it is known at the next start.
+    fn write(&self, with_stale: bool) -> Result<(), FileError> {
+        file::replace(&self.file, self.text(with_stale).as_bytes())
     }
 }
 
@@ -124,6 +122,10 @@ mod tests {
         // What another has not finished is not replaced, and stays its own.
         std::fs::create_dir(folder.path().join("subscriptions-m.new")).unwrap();
         assert!(Subscriptions::begin(folder.path(), "m.2", filters()).is_ok());
+        // One that can't be written is said to be so, and is as before.
+        std::fs::create_dir(folder.path().join("subscriptions-m.1.new")).unwrap();
+        assert!(Subscriptions::begin(folder.path(), "m.1", vec!["b".parse().unwrap()]).is_err());
+        assert!(Subscriptions::begin(folder.path(), "m.1", filters()).is_ok());
     }
 
     #[test]

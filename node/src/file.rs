@@ -33,7 +33,7 @@ pub fn replace(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
     let failed = |source| FileError::Write { path: path.to_owned(), source };
     let directory = path.parent().unwrap_or(Path::new("."));
     create_directory(directory)?;
-    let temporary = path.with_extension("new");
+    let temporary = temporary(path);
     let written = (|| {
         // A leftover of a crash may be someone's symbolic link or carry other permissions: never write through it.
         match fs::remove_file(&temporary) {
@@ -50,6 +50,13 @@ pub fn replace(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
         let _ = fs::remove_file(&temporary);
     }
     written.map_err(failed)
+}
+
+/// Where the new file is until it takes its place. Not in place of what follows a dot: another name may have the same before it.
+fn temporary(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".new");
+    name.into()
 }
 
 /// Removes a file, durably; one that is not there is fine.
@@ -154,7 +161,7 @@ mod tests {
         let path = directory.path().join("identity.json");
         replace(&path, b"old").expect("written");
         // A directory in the temporary file's place makes the write fail before anything is replaced.
-        fs::create_dir(path.with_extension("new")).expect("blocker");
+        fs::create_dir(temporary(&path)).expect("blocker");
         assert!(matches!(replace(&path, b"new"), Err(FileError::Write { .. })));
         assert_eq!(read(&path, 10).expect("read").as_deref(), Some(&b"old"[..]));
     }
@@ -164,7 +171,7 @@ mod tests {
         let directory = tempfile::tempdir().expect("tempdir");
         let (path, victim) = (directory.path().join("identity.json"), directory.path().join("victim"));
         fs::write(&victim, "untouched").expect("victim");
-        std::os::unix::fs::symlink(&victim, path.with_extension("new")).expect("link");
+        std::os::unix::fs::symlink(&victim, temporary(&path)).expect("link");
         replace(&path, b"secret").expect("written");
         assert_eq!(fs::read_to_string(&victim).expect("victim"), "untouched");
     }

@@ -20,6 +20,7 @@ struct Rig {
     listener: TcpListener,
     lane: Arc<Lane>,
     told: Arc<Told>,
+    counters: Arc<Counters>,
     stop: CancellationToken,
     thread: Option<JoinHandle<()>>,
     /// Payloads that came to the log, in their order.
@@ -41,7 +42,7 @@ impl Rig {
         let routes = Routes::new(&config.route).unwrap();
         let mut lanes = Lanes::new(&Class::all(&config));
         let (acknowledged, told) = lanes.connect(folder.path(), "m", Ways::of("m", &routes, &config)).unwrap();
-        let lane = lanes.lane(0).unwrap();
+        let (lane, counters) = (lanes.lane(0).unwrap(), Arc::<Counters>::default());
         let parts = Parts {
             index: 0,
             bridge: "b".into(),
@@ -50,14 +51,14 @@ impl Rig {
             routes: watch::Sender::new(Arc::new(routes)).subscribe(),
             lanes: Arc::new(lanes),
             acknowledged,
-            counters: Arc::default(),
+            counters: Arc::clone(&counters),
             clock: Clock::system(),
             longest: 1 << 20,
         };
         let stop = CancellationToken::new();
         let source = Source::new(mqtt, parts).unwrap();
         let thread = source.start(stop.clone(), CancellationToken::new().drop_guard()).unwrap();
-        Self { listener, lane, told, stop, thread: Some(thread), stored: Vec::new(), _folder: folder }
+        Self { listener, lane, told, counters, stop, thread: Some(thread), stored: Vec::new(), _folder: folder }
     }
 
     /// The bridge connects, and the broker knows its session.
@@ -163,6 +164,32 @@ async fn a_new_message_with_quality_of_service_2_is_stored_whatever_its_packet_i
 }
 
 #[tokio::test]
+async fn a_bridge_that_stops_while_there_is_no_room_acknowledges_what_is_due_and_takes_leave() {
+    // So many fit before the log, each by itself.
+    const ROOM: u16 = 27;
+    // All that the log was given, and, after a while, what there is of it.
+    for due in [ROOM, 10] {
+        let rig = Rig::start(1).await;
+        let mut broker = rig.accept().await;
+        let payload = "x".repeat(300_000);
+        for packet_id in 1..=ROOM + 1 {
+            publish(&mut broker, QoS::AtLeastOnce, packet_id, &payload, false).await;
+        }
+        while rig.counters.received.now() < u64::from(ROOM) + 1 {
+            tokio::task::yield_now().await;
+        }
+        rig.stop.cancel();
+        rig.told.tell(0, due.into());
+        for packet_id in 1..=due {
+            assert_eq!(acknowledged(&mut broker).await, packet_id);
+        }
+        assert_eq!(next(&mut broker).await, v4::Packet::Disconnect);
+        drop(broker);
+        assert_eq!(rig.finish().len(), usize::from(ROOM), "the other comes again");
+    }
+}
+
+#[tokio::test]
 async fn what_a_connection_left_unacknowledged_is_known_again_by_its_content() {
     for qos in [QoS::AtLeastOnce, QoS::ExactlyOnce] {
         let mut rig = Rig::start(2).await;
@@ -212,7 +239,7 @@ async fn what_a_birth_tells_is_on_disk_before_its_message_goes_on() {
     sparkplug::decode(&mut tables, &birth);
     let saving = Arc::new(tables.saving().unwrap());
     // Nothing can be written where a directory is.
-    let blocker = folder.path().join("sparkplug-m.new");
+    let blocker = folder.path().join("sparkplug-m.json.new");
     std::fs::create_dir(&blocker).unwrap();
     assert!(tokio::time::timeout(Duration::from_secs(1), save(&saving)).await.is_err());
     std::fs::remove_dir(&blocker).unwrap();
