@@ -15,6 +15,8 @@ use crate::log::Log;
 
 /// Most classes: each has two threads, a connection to Kafka and files of its own.
 const MOST: usize = 8;
+/// In a log of so many mebibytes, records may be as long as in any.
+const MOST_FOR_RECORDS: u64 = 128;
 /// Where the classes' directories are, in the state directory.
 const FOLDER: &str = "classes";
 
@@ -178,9 +180,9 @@ pub fn check(config: &Config) -> Result<(), ConfigError> {
     Ok(())
 }
 
-/// What is doubtful about the classes, for a person.
+/// What is doubtful about the classes and the sizes of their logs, for a person.
 pub fn lints(config: &Config) -> Vec<String> {
-    let mut lints = Vec::new();
+    let mut lints: Vec<String> = Class::all(config).iter().filter_map(|class| too_small(class, config)).collect();
     for class in &config.class {
         let name = &class.name;
         if !config.route.iter().any(|route| route.class.as_ref() == Some(name)) {
@@ -204,4 +206,49 @@ pub fn lints(config: &Config) -> Vec<String> {
         }
     }
     lints
+}
+
+/// Says so when a log does not take what Kafka would.
+fn too_small(class: &Class, config: &Config) -> Option<String> {
+    let (takes, wanted) = (class.options().max_record(), config.kafka.max_record);
+    if wanted.bytes() <= takes as u64 {
+        return None;
+    }
+    let enough = |mebibytes: &u64| Log::options(PathBuf::new(), mebibytes << 20).max_record() as u64 >= wanted.bytes();
+    let advice = match (1..=MOST_FOR_RECORDS).find(enough) {
+        Some(mebibytes) => format!("give it {mebibytes}MiB"),
+        None => {
+            "no log takes more than 2MiB: set kafka.max-record so, and have what publishes send less at once".into()
+        }
+    };
+    let key = if class.name.is_empty() { "log-size".into() } else { format!("class {}: size", class.name) };
+    Some(format!(
+        "{key} {}: messages of more than some {takes} bytes become dead letters, cut, although kafka.max-record is {wanted}; \
+         {advice}",
+        class.size
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_log_that_does_not_take_what_kafka_would_is_told_with_what_would() {
+        let config = |log_size, max_record| {
+            let mut config = Config { state_dir: "/nowhere".into(), log_size, ..Config::default() };
+            config.kafka.max_record = max_record;
+            lints(&config)
+        };
+        assert_eq!(config(Size::mebibytes(1024), Size(2_000_000)), [""; 0]);
+        assert_eq!(config(Size::mebibytes(30), Size(1_000_000)).len(), 1);
+        let [said] = config(Size::mebibytes(1), Size(1_000_000)).try_into().unwrap();
+        assert!(
+            said.starts_with("log-size 1MiB: messages of more than some 32256 bytes")
+                && said.ends_with("give it 31MiB")
+        );
+        assert_eq!(config(Size::mebibytes(31), Size(1_000_000)), [""; 0]);
+        let [said] = config(Size::mebibytes(1024), Size(10_000_000)).try_into().unwrap();
+        assert!(said.contains("no log takes more than 2MiB"), "{said}");
+    }
 }

@@ -19,8 +19,6 @@ pub struct Counters {
     pub delivered: Counter,
     /// Records that became dead letters.
     pub refused: Counter,
-    /// Messages too large to be stored, which are dropped.
-    pub oversize: Counter,
     /// Connections to MQTT brokers that came up.
     pub connections: Counter,
     /// Connections to MQTT brokers that are up.

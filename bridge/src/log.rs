@@ -18,6 +18,7 @@ use crate::intake::Submission;
 use crate::lanes::Lane;
 use crate::latest;
 use crate::receipts::{Receipts, Stored};
+use crate::record::Record;
 
 /// Bytes that wait in memory for a sync. Half of it is the largest record.
 const GROUP: usize = 4 << 20;
@@ -144,8 +145,7 @@ impl Writer {
 
     fn write(&mut self, group: &[Submission]) {
         let (mut left, mut ends) = (group, Vec::new());
-        let counters = Arc::clone(&self.counters);
-        self.persist(|log| append(&mut log.spool(), &mut left, &mut ends, &counters));
+        self.persist(|log| append(&mut log.spool(), &mut left, &mut ends));
         self.persist(|log| Spool::sync_shared(&log.0.spool));
         self.counters.stored.add(group.iter().filter(|submission| !submission.record.is_empty()).count() as u64);
         self.log.grew();
@@ -197,19 +197,14 @@ impl Writer {
 }
 
 /// Appends what is left, and leaves what is not appended; `ends` are the last of each connection.
-fn append(
-    spool: &mut Spool,
-    left: &mut &[Submission],
-    ends: &mut Vec<Stored>,
-    counters: &Counters,
-) -> Result<(), SpoolError> {
+fn append(spool: &mut Spool, left: &mut &[Submission], ends: &mut Vec<Stored>) -> Result<(), SpoolError> {
     while let Some((submission, after)) = left.split_first() {
         if !submission.record.is_empty() {
             match spool.append(&submission.record, true) {
-                // A connection lets nothing through that is larger than the largest log takes.
-                Err(error @ SpoolError::TooLarge { .. }) => {
-                    counters.oversize.add(1);
-                    tracing::error!("a message is dropped: {error}");
+                // A connection lets through what the largest log takes.
+                Err(SpoolError::TooLarge { limit, .. }) => {
+                    let cut = Record::decode(&submission.record).map(|record| record.cut_to(limit));
+                    spool.append(&cut.unwrap_or_default(), true)?;
                 }
                 other => drop(other?),
             }
@@ -246,7 +241,7 @@ mod tests {
     use crate::class::ClassConfig;
     use crate::config::{Ack, Config};
     use crate::lanes::Told;
-    use crate::record::{Notes, Record};
+    use crate::record::Notes;
     use protocol::Timestamp;
     use settings::Size;
 
@@ -360,6 +355,35 @@ mod tests {
         let expected: Vec<u64> = (1..lost[0].first).collect();
         assert_eq!(kept.iter().map(|(message, ..)| *message).collect::<Vec<_>>(), expected);
         assert!(expected.len() > 700, "all but a segment is used: {}", expected.len());
+    }
+
+    #[test]
+    fn what_is_larger_than_the_log_takes_has_its_number_and_its_beginning_is_kept() {
+        let directory = tempfile::tempdir().unwrap();
+        let (log, lane, heard, writer) = written(directory.path(), None);
+        let large = Record {
+            mqtt: "m",
+            topic: "t",
+            payload: &[b'x'; 100_000],
+            received: Timestamp::from_millis(0),
+            qos: 1,
+            retained: false,
+            duplicate: false,
+            notes: Notes::default(),
+        };
+        let large = Submission { mqtt: 0, number: Some(2), record: large.encoded() };
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        runtime.block_on(lane.intake.put(vec![submission(1, "t"), large, submission(3, "t")]));
+        lane.intake.close();
+        writer.join().unwrap();
+        assert_eq!(*heard.borrow(), 3);
+        let mut spool = log.spool();
+        let (mut reader, mut seen) = (spool.read_from(1), Vec::new());
+        while let Some(spool::Entry::Record { bytes, .. }) = reader.next(&mut spool).unwrap() {
+            let record = Record::decode(&bytes).unwrap();
+            seen.push((record.notes.cut, record.payload.len() > 10_000));
+        }
+        assert_eq!(seen, [(None, false), (Some(100_000), true), (None, false)]);
     }
 
     #[test]

@@ -33,6 +33,7 @@ const PROPERTY: u8 = 2;
 const VALUE: u8 = 3;
 const UNS: u8 = 4;
 const UNMAPPED: u8 = 5;
+const CUT: u8 = 6;
 
 /// A message.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -74,6 +75,8 @@ pub struct Notes<'a> {
     pub stale: bool,
     /// Its sender does not want it to be kept.
     pub transient: bool,
+    /// How many bytes its payload had of which only the beginning is here, because the log takes no more: a dead letter.
+    pub cut: Option<u64>,
 }
 
 impl<'a> Record<'a> {
@@ -105,6 +108,23 @@ impl<'a> Record<'a> {
         bytes.extend(notes);
         bytes.extend(self.payload);
         bytes
+    }
+
+    /// The bytes of what fits where no more than `limit` are taken: the beginning of the payload, and a note of what it was.
+    pub fn cut_to(&self, limit: usize) -> Vec<u8> {
+        let notes = Notes { cut: self.notes.cut.or(Some(self.payload.len() as u64)), ..self.notes.clone() };
+        let mut cut = Self { payload: b"", notes, ..self.clone() };
+        let mut beside = cut.encoded().len();
+        if beside > limit {
+            // What its publisher added, or a topic of many kilobytes, is too much by itself.
+            cut.notes = Notes { cut: cut.notes.cut, ..Notes::default() };
+            beside = cut.encoded().len();
+            let room = self.topic.len().saturating_sub(beside.saturating_sub(limit));
+            cut.topic = &self.topic[..self.topic.floor_char_boundary(room)];
+            beside -= self.topic.len() - cut.topic.len();
+        }
+        cut.payload = &self.payload[..self.payload.len().min(limit.saturating_sub(beside))];
+        cut.encoded()
     }
 
     /// When an encoded record was received.
@@ -175,6 +195,9 @@ impl<'a> Notes<'a> {
             note(PROPERTY, name);
             note(VALUE, value);
         }
+        if let Some(bytes) = self.cut {
+            note(CUT, &bytes.to_string());
+        }
         bytes
     }
 
@@ -190,6 +213,7 @@ impl<'a> Notes<'a> {
                 VALUE => notes.properties.last_mut().ok_or(RecordError::Malformed)?.1 = text,
                 UNS => notes.uns = Some(text),
                 UNMAPPED => notes.unmapped = Some(text),
+                CUT => notes.cut = Some(text.parse().map_err(|_| RecordError::Malformed)?),
                 _ => return Err(RecordError::Malformed),
             }
             bytes = rest;
@@ -254,6 +278,7 @@ mod tests {
             historical: bool,
             stale: bool,
             transient: bool,
+            cut in prop::option::of(any::<u64>()),
         ) {
             let received = Timestamp::from_millis(received);
             let notes = Notes {
@@ -265,12 +290,42 @@ mod tests {
                 historical,
                 stale,
                 transient,
+                cut,
             };
             let record =
                 Record { mqtt: &mqtt, topic: &topic, payload: &payload, received, qos, retained, duplicate, notes };
             let bytes = record.encoded();
             prop_assert_eq!(Record::received(&bytes), Some(record.received));
             prop_assert_eq!(Record::decode(&bytes), Ok(record));
+        }
+
+        #[test]
+        fn what_is_cut_fits_and_says_what_it_was(
+            topic in ".{0,400}",
+            payload in prop::collection::vec(any::<u8>(), 0..400),
+            property in ".{0,200}",
+            limit in 100usize..600,
+        ) {
+            let notes = Notes { properties: vec![("p", &property)], ..Notes::default() };
+            let (received, length) = (Timestamp::from_millis(7), payload.len() as u64);
+            let record = Record {
+                mqtt: "m",
+                topic: &topic,
+                payload: &payload,
+                received,
+                qos: 1,
+                retained: false,
+                duplicate: true,
+                notes,
+            };
+            let bytes = record.cut_to(limit);
+            prop_assert!(bytes.len() <= limit);
+            let cut = Record::decode(&bytes).unwrap();
+            prop_assert_eq!((cut.notes.cut, cut.duplicate, cut.received), (Some(length), true, received));
+            prop_assert!(topic.starts_with(cut.topic) && payload.starts_with(cut.payload));
+            // Once more, for a smaller log.
+            let again = cut.cut_to(90);
+            prop_assert!(again.len() <= 90 && Record::decode(&again).unwrap().notes.cut == Some(length));
         }
 
         #[test]

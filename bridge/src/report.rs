@@ -217,7 +217,7 @@ impl Sampler {
         let telemetry = self.recorder.backlog().status();
         let counted = |value: u64| i64::try_from(value).ok();
         let Counters { received, filtered, unmapped, births_wanted, .. } = &*self.told.counters;
-        let Counters { delivered, refused, oversize, connected, reached, .. } = &*self.told.counters;
+        let Counters { delivered, refused, connected, reached, .. } = &*self.told.counters;
         let lag = match (pending, reached.now()) {
             (0, _) => Some(0),
             (_, 0) => None,
@@ -234,7 +234,7 @@ impl Sampler {
             (metrics::BRIDGE_UNMAPPED, counted(unmapped.now())),
             (metrics::BRIDGE_BIRTHS_WANTED, counted(births_wanted.now())),
             (metrics::BRIDGE_DELIVERED, counted(delivered.now())),
-            (metrics::BRIDGE_REFUSED, counted(refused.now() + oversize.now())),
+            (metrics::BRIDGE_REFUSED, counted(refused.now())),
             (metrics::BRIDGE_PENDING, counted(pending)),
             (metrics::BRIDGE_BYTES, counted(bytes)),
             (metrics::BRIDGE_DROPPED, counted(dropped + gone)),

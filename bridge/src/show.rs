@@ -163,8 +163,9 @@ fn line(bytes: &[u8]) -> String {
         Ok(record) => {
             let retained = if record.retained { " retained" } else { "" };
             let shown = String::from_utf8_lossy(&record.payload[..record.payload.len().min(80)]);
+            let whole = record.notes.cut.map(|bytes| format!(" of {bytes}")).unwrap_or_default();
             format!(
-                "{} {} {}{retained} {} bytes {shown:?}",
+                "{} {} {}{retained} {}{whole} bytes {shown:?}",
                 record.received,
                 record.mqtt,
                 record.topic,

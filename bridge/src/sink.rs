@@ -55,6 +55,9 @@ const BEHIND: Duration = Duration::from_secs(5);
 const TELL_BEHIND: Duration = Duration::from_secs(60);
 /// How often the certificate's files are looked at.
 const LOOK: Duration = Duration::from_secs(1);
+/// What is said of a record whose payload did not fit the log.
+const CUT: &str =
+    "larger than its log takes, so that the beginning of its payload alone is kept: see log-size and class.size";
 /// Reasons for dead letters that are remembered as told.
 const MOST_TOLD: usize = 100;
 /// Pause after a producer failed, from and to.
@@ -394,6 +397,9 @@ impl Sink {
     ) -> Result<(Arc<Target>, Timestamp), Unsent> {
         let refused = |error: &dyn std::fmt::Display| Unsent::Refused(error.to_string());
         let record = Record::decode(bytes).map_err(|error| refused(&error))?;
+        if record.notes.cut.is_some() {
+            return Err(refused(&CUT));
+        }
         let target = self.parts.routing.target(sequence, &record).map_err(|error| refused(&error))?;
         if let Some(code) = self.refusals.of(&target.topic) {
             return Err(Unsent::Refused(format!("Kafka's topic {} takes none: {code}", target.topic)));

@@ -62,7 +62,7 @@ pub struct Source {
     acknowledged: watch::Receiver<u64>,
     counters: Arc<Counters>,
     clock: Clock,
-    /// Longest record that the log takes.
+    /// Longest record that any log takes.
     longest: usize,
     /// Messages that were read and did not go to the log yet, and their bytes.
     batch: Vec<Submission>,
@@ -100,7 +100,7 @@ pub struct Parts {
     pub counters: Arc<Counters>,
     /// The time of day.
     pub clock: Clock,
-    /// Longest record that the log takes.
+    /// Longest record that any log takes.
     pub longest: usize,
 }
 
@@ -367,7 +367,7 @@ impl Source {
         }
     }
 
-    /// Puts what became of a message into the batch, unless it is too large.
+    /// Puts what became of a message into the batch; of one that is too large for any log, what fits.
     fn record(&mut self, arrival: &Arrival<'_>, publish: &Publish, made: &Made) {
         let notes = Notes {
             uns: made.uns.as_deref(),
@@ -376,6 +376,7 @@ impl Source {
             historical: made.historical,
             stale: made.stale,
             transient: made.transient,
+            cut: None,
             content_type: publish.content_type.as_deref(),
             properties: publish.properties.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect(),
         };
@@ -388,21 +389,14 @@ impl Source {
             retained: arrival.retained,
             duplicate: arrival.duplicate,
             notes,
+        };
+        let mut bytes = record.encoded();
+        if bytes.len() > self.longest {
+            // It has a number all the same, and the sink says what becomes of it.
+            bytes = record.cut_to(self.longest);
         }
-        .encoded();
-        if record.len() > self.longest {
-            self.counters.oversize.add(1);
-            tracing::error!(
-                mqtt = self.config.name,
-                topic = arrival.topic,
-                bytes = arrival.payload.len(),
-                most = self.longest,
-                "a message is too large for the log and is dropped"
-            );
-            return;
-        }
-        self.batch_bytes += record.len();
-        self.batch.push(Submission { mqtt: self.index, number: None, record });
+        self.batch_bytes += bytes.len();
+        self.batch.push(Submission { mqtt: self.index, number: None, record: bytes });
     }
 
     /// Gives the batch to the log as soon as there is room for it, whatever becomes of the connection: its messages have

@@ -27,7 +27,7 @@ use crate::config::{MqttConfig, Version};
 use codec::Codec;
 
 /// Largest packet that is read. One that is larger ends the connection, and a broker of 3.1.1 would send it again for ever:
-/// this is above what brokers take, and what the log does not take is told and dropped.
+/// this is above what brokers take, and what the log does not take becomes a dead letter.
 const LARGEST_PACKET: u32 = 64 << 20;
 /// How long a broker may take to answer until the connection is up.
 const CONNECT: Duration = Duration::from_secs(10);

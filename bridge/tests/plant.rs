@@ -192,6 +192,40 @@ fn what_kafka_refuses_holds_up_nothing_else() {
 }
 
 #[test]
+fn what_is_larger_than_the_log_takes_is_a_dead_letter_with_a_number() {
+    let (cluster, mosquitto) = (MockCluster::new(1).unwrap(), Mosquitto::start());
+    cluster.create_topic("machines", 1, 1).unwrap();
+    // Its log takes a message of a hundred kilobytes, and the class's one of thirty.
+    let routes = "[[class]]\nname = \"small\"\noverflow = \"block\"\nsize = \"1MiB\"\n[[route]]\nfrom = \"small/#\"\n\
+                  to = \"machines\"\nclass = \"small\"\n[[route]]\nfrom = \"machines/#\"\nto = \"machines\"\n";
+    let mut bridge = Bridge::with(&mosquitto, &cluster.bootstrap_servers(), routes, "log-size = \"4MiB\"");
+    bridge.subscribed(1);
+    let client = Publisher::connect(&mosquitto);
+    for topic in ["machines/a", "small/a"] {
+        client.send(topic, b"1", false);
+        client.send(topic, &[b'x'; 200_000], false);
+        client.send(topic, b"2", false);
+    }
+    client.settle();
+    let published = [("machines/a".to_owned(), 2), ("small/a".to_owned(), 2)];
+    Delivered::wait(&cluster, &["machines"], &published).assert_complete_and_in_order(&published);
+    bridge.stop();
+    let letters = bridge.dead_letters();
+    for (line, topic) in letters.lines().zip(["2 ", "small 2 "]) {
+        assert!(
+            line.starts_with(topic) && line.contains(" of 200000 bytes ") && line.contains("larger than its log"),
+            "{line}"
+        );
+    }
+    assert_eq!(letters.lines().count(), 2, "{letters}");
+    bridge.said("dead=2 ");
+    let (report, whole) = bridge.audit(&["machines"]);
+    assert!(!whole && report.matches("missing 2 to 2").count() == 2, "{report}");
+    let (said, well) = bridge.ask(&["check"]);
+    assert!(well && said.contains("warn  log-size 4MiB") && said.contains("warn  class small: size 1MiB"), "{said}");
+}
+
+#[test]
 fn retained_messages_are_marked_and_the_routes_are_explained() {
     let (cluster, mosquitto) = (MockCluster::new(1).unwrap(), Mosquitto::start());
     cluster.create_topic("machines", 1, 1).unwrap();

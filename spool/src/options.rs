@@ -91,8 +91,8 @@ impl Options {
         usize::try_from(self.reserve_bytes.div_ceil(self.segment_bytes).saturating_sub(1)).unwrap_or(usize::MAX)
     }
 
-    /// Longest record: two have to fit a segment, and a group.
-    pub(crate) fn max_record(&self) -> usize {
+    /// Longest record, in bytes: two have to fit a segment, and a group.
+    pub fn max_record(&self) -> usize {
         let segment = usize::try_from(self.segment_bytes / 2 - PAGE / 8).unwrap_or(usize::MAX);
         segment.min(self.group_bytes / 2)
     }
