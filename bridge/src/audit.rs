@@ -3,16 +3,19 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{BorrowedMessage, Headers};
+use rdkafka::metadata::MetadataTopic;
 use rdkafka::{Message, Offset, TopicPartitionList};
 
 use crate::config::KafkaConfig;
 use crate::header;
-use crate::producer::client;
+use crate::producer::{client, client_with};
 
 /// How long brokers may take to answer.
 const PATIENCE: Duration = Duration::from_secs(15);
@@ -159,12 +162,29 @@ impl Stream {
     }
 }
 
+/// Whose certificate the audit shows, in place of the bridge's own, which as a rule may only write.
+#[derive(Clone, Debug)]
+pub struct Reader {
+    /// The certificate, in PEM.
+    pub certificate: PathBuf,
+    /// Its key, in PEM.
+    pub key: PathBuf,
+}
+
 /// Reads all that is in `topics` now, and gives what was found. Blocks.
 ///
 /// # Errors
 /// When Kafka can't be read.
-pub fn run(config: &KafkaConfig, topics: &[String]) -> anyhow::Result<Ledger> {
-    let mut settings = client(config)?;
+pub fn run(config: &KafkaConfig, reader: Option<&Reader>, topics: &[String]) -> anyhow::Result<Ledger> {
+    let mut settings = match reader {
+        None => client(config)?,
+        Some(reader) => {
+            for file in [&reader.certificate, &reader.key] {
+                std::fs::File::open(file).with_context(|| format!("cannot read {}", file.display()))?;
+            }
+            client_with(config, &reader.certificate, &reader.key)?
+        }
+    };
     settings
         .set("group.id", "hyperfactory-bridge-audit")
         .set("enable.auto.commit", "false")
@@ -172,11 +192,16 @@ pub fn run(config: &KafkaConfig, topics: &[String]) -> anyhow::Result<Ledger> {
     let consumer: BaseConsumer = settings.create().context("no connection to Kafka can be made")?;
     let (mut assignment, mut ends) = (TopicPartitionList::new(), HashMap::new());
     for topic in topics {
-        let metadata = consumer.fetch_metadata(Some(topic), PATIENCE).context("Kafka does not answer")?;
+        let failed = |error: KafkaError| explain(&error, topic, reader);
+        let metadata = consumer.fetch_metadata(Some(topic), PATIENCE).map_err(failed)?;
+        let said = metadata.topics().iter().find_map(MetadataTopic::error).map(RDKafkaErrorCode::from);
+        if let Some(code) = said.filter(|code| is_refusal(*code)) {
+            return Err(failed(KafkaError::MetadataFetch(code)));
+        }
         let known = metadata.topics().iter().any(|topic| !topic.partitions().is_empty());
-        anyhow::ensure!(known, "Kafka has no topic {topic}, or does not let this bridge see it");
+        anyhow::ensure!(known, "Kafka has no topic {topic}, or does not let this certificate see it");
         for partition in metadata.topics().iter().flat_map(|topic| topic.partitions()) {
-            let (low, high) = consumer.fetch_watermarks(topic, partition.id(), PATIENCE)?;
+            let (low, high) = consumer.fetch_watermarks(topic, partition.id(), PATIENCE).map_err(failed)?;
             if low < high {
                 assignment.add_partition_offset(topic, partition.id(), Offset::Offset(low))?;
                 ends.insert((topic.clone(), partition.id()), high);
@@ -190,7 +215,7 @@ pub fn run(config: &KafkaConfig, topics: &[String]) -> anyhow::Result<Ledger> {
             anyhow::ensure!(heard.elapsed() < PATIENCE, "Kafka gives no more records although there are some");
             continue;
         };
-        let message = message.context("Kafka can't be read")?;
+        let message = message.map_err(|error| explain(&error, &topics.join(", "), reader))?;
         heard = Instant::now();
         ledger.message(&message);
         let place = (message.topic().to_owned(), message.partition());
@@ -199,6 +224,24 @@ pub fn run(config: &KafkaConfig, topics: &[String]) -> anyhow::Result<Ledger> {
         }
     }
     Ok(ledger)
+}
+
+/// Why `topics` can't be read, and what to do.
+fn explain(error: &KafkaError, topics: &str, reader: Option<&Reader>) -> anyhow::Error {
+    let advice = match (reader, error.rdkafka_error_code().is_some_and(is_refusal)) {
+        (None, true) => {
+            "the bridge's own certificate may write and not read: name one of a consumer that may READ, with --certificate \
+             FILE --key FILE"
+        }
+        (Some(_), true) => "allow the principal of the certificate that is named to READ it",
+        (None, false) => "see that the brokers run and let the bridge in; check --rotate tries that",
+        (Some(_), false) => "see that the brokers run, and trust the authority of the certificate that is named",
+    };
+    anyhow::anyhow!("Kafka does not let {topics} be read ({error}): {advice}")
+}
+
+fn is_refusal(code: RDKafkaErrorCode) -> bool {
+    matches!(code, RDKafkaErrorCode::TopicAuthorizationFailed | RDKafkaErrorCode::GroupAuthorizationFailed)
 }
 
 #[cfg(test)]

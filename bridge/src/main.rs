@@ -71,11 +71,18 @@ enum Verb {
     },
     /// Read Kafka topics from their beginning; fails when a bridge's records are missing or out of order
     ///
-    /// Records are told apart by their headers. What came twice, after a crash, is counted and no failure.
+    /// Records are told apart by their headers. What came twice, after a crash, is counted and no failure. Where brokers keep
+    /// access lists, the bridge's own certificate may write and not read: name one of a consumer.
     Audit {
         /// The Kafka topics: all that the bridge writes to, or what is in the others counts as missing
         #[arg(required = true)]
         topics: Vec<String>,
+        /// Certificate of a consumer that may READ the topics, in PEM, in place of the bridge's own
+        #[arg(long, value_name = "FILE", requires = "key")]
+        certificate: Option<PathBuf>,
+        /// Its key, in PEM
+        #[arg(long, value_name = "FILE", requires = "certificate")]
+        key: Option<PathBuf>,
     },
     /// Look at the records on disk, or repair their files; the bridge must not run
     #[command(subcommand)]
@@ -157,8 +164,9 @@ fn run(cli: Cli) -> anyhow::Result<bool> {
             let payload = payload.map(|file| read(&file)).transpose()?;
             dry_run::explain(&config, &topic, payload.as_deref()).and_then(|(text, well)| show(&text).map(|()| well))
         }
-        Verb::Audit { topics } => {
-            let ledger = audit::run(&enroll::settled(config)?.kafka, &topics)?;
+        Verb::Audit { topics, certificate, key } => {
+            let reader = certificate.zip(key).map(|(certificate, key)| audit::Reader { certificate, key });
+            let ledger = audit::run(&enroll::settled(config)?.kafka, reader.as_ref(), &topics)?;
             show(&ledger.report())?;
             Ok(ledger.is_whole())
         }

@@ -1,6 +1,6 @@
 //! A Kafka producer whose reports are gathered, and the settings that make it lose and reorder nothing.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -171,6 +171,21 @@ pub fn client(config: &KafkaConfig) -> Result<ClientConfig, KafkaError> {
         Ok(None) => Err(broken(&"the hub has not given this bridge a Kafka certificate yet")),
         Err(error) => Err(broken(&error)),
     }
+}
+
+/// The same for one who shows another certificate, from these files in PEM.
+///
+/// # Errors
+/// As [`client`].
+pub fn client_with(config: &KafkaConfig, certificate: &Path, key: &Path) -> Result<ClientConfig, KafkaError> {
+    let mut settings = client(config)?;
+    settings.remove("ssl.certificate.pem");
+    settings.remove("ssl.key.pem");
+    settings
+        .set("security.protocol", "ssl")
+        .set("ssl.certificate.location", certificate.display().to_string())
+        .set("ssl.key.location", key.display().to_string());
+    Ok(settings)
 }
 
 /// Tries a certificate from the hub at the brokers, beside whatever is in use.

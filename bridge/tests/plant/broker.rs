@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use hyperfactory_tests::rig::{Front, Tansu};
 use protocol::NodeId;
+use rdkafka::mocking::MockCluster;
+use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
 use tempfile::TempDir;
 
 use crate::ROUTES;
@@ -24,7 +26,8 @@ struct Plant {
     tansu: Tansu,
     front: Front,
     mosquitto: Mosquitto,
-    _certificates: TempDir,
+    plane: Plane,
+    certificates: TempDir,
 }
 
 impl Plant {
@@ -39,7 +42,7 @@ impl Plant {
         let routes = format!("ca = {ca:?}\ncertificate = {certificate:?}\nkey = {key:?}\n{ROUTES}");
         let bridge = Bridge::with_mqtt("keep-alive = \"1s\"", &mosquitto, front.address(), &routes);
         bridge.subscribed(1);
-        Self { bridge, tansu, front, mosquitto, _certificates: folder }
+        Self { bridge, tansu, front, mosquitto, plane, certificates: folder }
     }
 
     /// Everything is there, in order, and nothing twice that the bridge could have told.
@@ -110,6 +113,55 @@ fn a_broker_that_hangs_and_a_line_that_is_slow_and_cut_lose_nothing() {
     plant.bridge.subscribed(2);
     plant.front.slow(Duration::ZERO);
     plant.ends_well(&publisher.finish());
+}
+
+#[test]
+fn the_audit_reads_by_the_certificate_of_a_consumer() {
+    let mut plant = Plant::start();
+    let published = [("machines/a".to_owned(), Publisher::publish(&plant.mosquitto, "machines/a", 1..=50))];
+    Delivered::wait(&plant.tansu, &["machines"], &published);
+    plant.bridge.stop();
+    let files = ["reader.pem", "reader.key"].map(|name| plant.certificates.path().join(name));
+    let [certificate, key] = &files;
+    let consumer = NodeId::new(std::time::SystemTime::now().into(), [8; 10]);
+    plant.plane.write_client(consumer, certificate, key);
+    let shown = pki::pem::read_certificates(&std::fs::read_to_string(certificate).unwrap()).unwrap().remove(0);
+    let [certificate, key] = files.each_ref().map(|file| file.to_str().unwrap());
+    // The bridge's own is of no use any more.
+    let bridges = NodeId::new(std::time::SystemTime::now().into(), [7; 10]);
+    let [own, its_key] = ["kafka.pem", "kafka.key"].map(|name| plant.certificates.path().join(name));
+    Plane::of("other").write_client(bridges, &own, &its_key);
+    let refused = plant.bridge.refused(&["audit", "machines"]);
+    assert!(
+        refused.contains("Kafka does not let machines be read") && refused.contains("let the bridge in"),
+        "{refused}"
+    );
+    let (report, whole) = plant.bridge.ask(&["audit", "machines", "--certificate", certificate, "--key", key]);
+    assert!(whole && report.contains("50 records"), "{report}");
+    assert!(plant.front.has_seen(&shown));
+    assert!(plant.bridge.refused(&["audit", "machines", "--key", key]).contains("--certificate <FILE>"));
+    let missing = ["audit", "machines", "--certificate", "/nowhere", "--key", key];
+    assert!(plant.bridge.refused(&missing).contains("cannot read /nowhere"));
+}
+
+#[test]
+fn a_broker_that_lets_the_bridge_write_alone_has_the_audit_say_what_to_do() {
+    let (cluster, mosquitto) = (MockCluster::new(1).unwrap(), Mosquitto::start());
+    cluster.create_topic("machines", 1, 1).unwrap();
+    let mut bridge = Bridge::start(&mosquitto, &cluster.bootstrap_servers(), ROUTES);
+    bridge.subscribed(1);
+    let published = [("machines/a".to_owned(), Publisher::publish(&mosquitto, "machines/a", 1..=5))];
+    Delivered::wait(&cluster, &["machines"], &published);
+    bridge.stop();
+    let denied = RDKafkaRespErr::RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED;
+    let advice = "name one of a consumer that may READ, with --certificate FILE --key FILE";
+    cluster.request_errors(RDKafkaApiKey::Fetch, &[denied; 20]);
+    let refused = bridge.refused(&["audit", "machines"]);
+    assert!(refused.contains("machines") && refused.contains(advice), "{refused}");
+    cluster.clear_request_errors(RDKafkaApiKey::Fetch);
+    cluster.topic_error("machines", denied).unwrap();
+    let refused = bridge.refused(&["audit", "machines"]);
+    assert!(refused.contains(advice), "{refused}");
 }
 
 #[test]
