@@ -137,6 +137,12 @@ pub enum WireError {
     /// The network.
     #[error(transparent)]
     Io(#[from] io::Error),
+    /// No TLS with the broker.
+    #[error(
+        "no TLS with the broker: {0}; see that mqtt.ca is the authority of its certificate, that the certificate names the host \
+         in mqtt.address, and that TLS is spoken there"
+    )]
+    Tls(io::Error),
     /// Bytes that are no packet of version 3.1.1.
     #[error("the broker sent what is not MQTT 3.1.1: {0}")]
     Three(rumqttc::mqttbytes::Error),
@@ -149,6 +155,9 @@ pub enum WireError {
     /// The broker does not want the connection.
     #[error("the broker refuses the connection: {0}")]
     Refused(String),
+    /// The broker does not want this client.
+    #[error("the broker refuses the connection: {0}; see that it knows mqtt.username, mqtt.password and the client id")]
+    Unknown(String),
     /// The broker ends the connection.
     #[error("the broker ended the connection: {0}")]
     Ended(String),
@@ -196,7 +205,7 @@ impl Dialer {
             Some(tls) => {
                 let name = ServerName::try_from(self.host.clone());
                 let name = name.map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
-                Box::new(tls.connect(name, tcp).await?)
+                Box::new(tls.connect(name, tcp).await.map_err(WireError::Tls)?)
             }
         };
         match self.version {
@@ -220,7 +229,12 @@ impl Dialer {
                 let welcome = Welcome { resumed: session_present, keep_alive: self.keep_alive };
                 Ok((Wire(framed.map_codec(Codec::Three)), welcome))
             }
-            v4::Packet::ConnAck(refused) => Err(WireError::Refused(format!("{:?}", refused.code))),
+            v4::Packet::ConnAck(refused) => {
+                use v4::ConnectReturnCode::{BadClientId, BadUserNamePassword, NotAuthorized};
+                let unknown = matches!(refused.code, BadClientId | BadUserNamePassword | NotAuthorized);
+                let refusal = if unknown { WireError::Unknown } else { WireError::Refused };
+                Err(refusal(format!("{:?}", refused.code)))
+            }
             _ => Err(WireError::Ended("its first packet is no CONNACK".into())),
         }
     }
@@ -252,7 +266,10 @@ impl Dialer {
             v5::Packet::ConnAck(refused) => {
                 let more = refused.properties.and_then(|told| told.reason_string);
                 let more = more.map(|more| format!(", {more}")).unwrap_or_default();
-                Err(WireError::Refused(format!("{:?}{more}", refused.code)))
+                use v5::ConnectReturnCode::{BadUserNamePassword, ClientIdentifierNotValid, NotAuthorized};
+                let unknown = matches!(refused.code, BadUserNamePassword | ClientIdentifierNotValid | NotAuthorized);
+                let refusal = if unknown { WireError::Unknown } else { WireError::Refused };
+                Err(refusal(format!("{:?}{more}", refused.code)))
             }
             _ => Err(WireError::Ended("its first packet is no CONNACK".into())),
         }
@@ -269,6 +286,7 @@ fn tls(ca: &Path) -> anyhow::Result<TlsConnector> {
     for certificate in read {
         roots.add(certificate.with_context(|| format!("{} is not a certificate in PEM", ca.display()))?)?;
     }
+    anyhow::ensure!(!roots.is_empty(), "{} holds no certificate in PEM", ca.display());
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let tls = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
     Ok(TlsConnector::from(Arc::new(tls.with_root_certificates(roots).with_no_client_auth())))

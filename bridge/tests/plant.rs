@@ -22,6 +22,8 @@ mod records;
 mod reload;
 #[path = "plant/rig.rs"]
 mod rig;
+#[path = "plant/secured.rs"]
+mod secured;
 #[path = "plant/tap.rs"]
 mod tap;
 #[path = "plant/tls.rs"]

@@ -36,6 +36,16 @@ impl Plane {
         std::fs::write(certificate, pki::pem::certificates([&leaf, self.0.certificate_der()])).unwrap();
     }
 
+    /// Writes a key and a certificate of a server on loopback.
+    pub(crate) fn write_server(&self, certificate: &Path, key: &Path) {
+        let private = PrivateKey::generate().unwrap();
+        let names = ServerNames::new(&[], &[HOST.parse().unwrap()]).unwrap();
+        let leaf = self.0.issue_kafka_server(&private.public_key(), &names, SystemTime::now().into(), DAY).unwrap();
+        let leaf = CertificateDer::from(leaf);
+        std::fs::write(key, private.to_pem().as_bytes()).unwrap();
+        std::fs::write(certificate, pki::pem::certificates([&leaf, self.0.certificate_der()])).unwrap();
+    }
+
     /// The root.
     pub(crate) fn roots(&self) -> RootCertStore {
         let mut roots = RootCertStore::empty();
