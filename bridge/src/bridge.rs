@@ -1,12 +1,12 @@
 //! The running bridge: builds its parts, runs them, and drains within a deadline.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use node::{Clock, IdentityStore};
-use spool::Status;
+use spool::{Spool, Status};
 use tokio::signal::unix::Signal;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -16,6 +16,7 @@ use crate::config::{Config, ConfigError, KafkaConfig};
 use crate::counters::Counters;
 use crate::dead_letter::DeadLetters;
 use crate::enroll;
+use crate::kept_routes::KeptRoutes;
 use crate::lanes::{Lanes, Logs, Ways};
 use crate::log::{Log, Writer};
 use crate::mapping::Mapping;
@@ -83,6 +84,10 @@ pub async fn run(config: Config, stop: CancellationToken, mut reloads: Reloads) 
     let gone: Vec<_> = classes.iter().zip(&letters).map(|(class, letters)| (class.clone(), letters.gone())).collect();
     let longest = logs.iter().map(|(_, log)| log.spool().max_record()).max().unwrap_or_default();
     let logs = Logs::new(logs);
+    let mut kept_routes = {
+        let held = held(&logs);
+        KeptRoutes::begin(&config.state_dir, &config.route, spools(&held))?
+    };
 
     let counters = Arc::<Counters>::default();
     let passed = watch::Sender::new(routes.passed());
@@ -147,7 +152,11 @@ pub async fn run(config: Config, stop: CancellationToken, mut reloads: Reloads) 
             pace: Arc::clone(&pace),
             config: config.kafka.clone(),
             bridge: bridge.clone(),
-            routing: Routing::new(Routes::new(&config.route)?.noting(routes.passed()), changed),
+            routing: Routing::new(
+                Routes::new(&config.route)?.noting(routes.passed()),
+                kept_routes.former(&class.name),
+                changed,
+            ),
             dead_letters,
             receipts,
             lane,
@@ -176,10 +185,15 @@ pub async fn run(config: Config, stop: CancellationToken, mut reloads: Reloads) 
                     // The sinks first: they have to know a route before messages come by it. All of them or none.
                     let permits = changes.iter().map(mpsc::Sender::try_reserve).collect::<Result<Vec<_>, _>>();
                     let permits = permits.map_err(|_| anyhow::anyhow!("the changes before are not made yet: try again"))?;
-                    for (permit, (_, log)) in permits.into_iter().zip(logs.iter()) {
-                        let routes = Routes::new(&new.route)?.noting(Arc::clone(&ours));
-                        Change::tell(permit, routes, log);
+                    let each = permits.iter().map(|_| Ok(Routes::new(&new.route)?.noting(Arc::clone(&ours))));
+                    let each = each.collect::<anyhow::Result<Vec<_>>>()?;
+                    // On disk and in memory they are for the same records.
+                    let held = held(&logs);
+                    kept_routes.change(&new.route, spools(&held))?;
+                    for ((permit, routes), (_, spool)) in permits.into_iter().zip(each).zip(&held) {
+                        Change::tell(permit, routes, spool);
                     }
+                    drop(held);
                     *pace.lock().unwrap_or_else(PoisonError::into_inner) = paced(&new.kafka);
                     passed.send_replace(ours);
                     let routes = Routes::new(&new.route)?;
@@ -211,6 +225,15 @@ pub async fn run(config: Config, stop: CancellationToken, mut reloads: Reloads) 
         report.finish().await;
     }
     Ok(())
+}
+
+/// The logs of all classes, held still.
+fn held(logs: &Logs) -> Vec<(&str, MutexGuard<'_, Spool>)> {
+    logs.iter().map(|(class, log)| (class.name.as_str(), log.spool())).collect()
+}
+
+fn spools<'a>(held: &'a [(&'a str, MutexGuard<'a, Spool>)]) -> impl Iterator<Item = (&'a str, &'a Spool)> + Clone {
+    held.iter().map(|(class, spool)| (*class, &**spool))
 }
 
 fn told(started: &Config, new: &Config) {

@@ -18,6 +18,7 @@ pub mod filter;
 pub mod header;
 pub mod host;
 pub mod intake;
+pub mod kept_routes;
 pub mod lanes;
 mod latest;
 pub mod log;

@@ -2,12 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use crate::step::StepConfig;
 
-/// A route.
-#[derive(Clone, Debug, Default, Deserialize)]
+/// A route. What is not needed any more once a message is in a log is not written.
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct RouteConfig {
     /// The MQTT topics it is for: a topic filter.
@@ -23,10 +23,13 @@ pub struct RouteConfig {
     /// Headers to add: templates by name.
     pub headers: BTreeMap<String, String>,
     /// Its class. Default: none, so its messages wait and are never dropped.
+    #[serde(skip_serializing)]
     pub class: Option<String>,
     /// What messages are decoded from; they then go to the Unified Namespace, and to `to` what can't be decoded.
+    #[serde(skip_serializing)]
     pub decode: Option<Decode>,
     /// What is done with payloads, in this order, and which messages go no further.
+    #[serde(skip_serializing)]
     pub step: Vec<StepConfig>,
 }
 
@@ -39,7 +42,7 @@ pub enum Decode {
 }
 
 /// A mapping that is built in.
-#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Preset {
     /// The Unified Namespace of the United Manufacturing Hub.

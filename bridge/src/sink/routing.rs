@@ -6,12 +6,9 @@ use std::sync::Arc;
 use spool::Spool;
 use tokio::sync::mpsc;
 
-use crate::log::Log;
+use crate::kept_routes::MOST_FORMER;
 use crate::record::Record;
 use crate::route::{NoTarget, Routes, Target};
-
-/// Former routes that are kept for what is in the log. Records of one that is given up go by the next.
-const MOST_FORMER: usize = 8;
 
 /// Other routes from now on.
 pub struct Change {
@@ -22,10 +19,9 @@ pub struct Change {
 
 impl Change {
     /// Has the sink go on with other routes. What the log has by now was accepted for those of before.
-    pub fn tell(permit: mpsc::Permit<'_, Self>, routes: Routes, log: &Log) {
+    pub fn tell(permit: mpsc::Permit<'_, Self>, routes: Routes, held: &Spool) {
         // The sink reads under the same lock: it has nothing in hand that came after them before it hears of them.
-        let spool = log.spool();
-        permit.send(Self { routes, through: spool.last() });
+        permit.send(Self { routes, through: held.last() });
     }
 }
 
@@ -38,9 +34,9 @@ pub struct Routing {
 }
 
 impl Routing {
-    /// Begins with these, and hears of others.
-    pub fn new(routes: Routes, changes: mpsc::Receiver<Change>) -> Self {
-        Self { routes, changes, former: VecDeque::new() }
+    /// Begins with these, and those of before, each with the last record that it is for; hears of others.
+    pub fn new(routes: Routes, former: Vec<(u64, Routes)>, changes: mpsc::Receiver<Change>) -> Self {
+        Self { routes, changes, former: former.into() }
     }
 
     /// Takes note of other routes before a record is read that came after them: whoever tells of them holds the spool, too.
@@ -87,6 +83,7 @@ impl Routing {
 mod tests {
     use super::*;
     use crate::config::RouteConfig;
+    use crate::log::Log;
     use crate::record::Notes;
     use protocol::Timestamp;
 
@@ -112,7 +109,7 @@ mod tests {
             let directory = tempfile::tempdir().unwrap();
             let (log, _) = Log::open(Log::options(directory.path().to_owned(), 1 << 20)).unwrap();
             let (changes, changed) = mpsc::channel(MOST_FORMER + 2);
-            Self { log, routing: Routing::new(routes(first), changed), changes, _directory: directory }
+            Self { log, routing: Routing::new(routes(first), Vec::new(), changed), changes, _directory: directory }
         }
 
         fn append(&self, count: usize) {
@@ -120,7 +117,7 @@ mod tests {
         }
 
         fn tell(&self, changed: &[(&str, &str)]) {
-            Change::tell(self.changes.try_reserve().unwrap(), routes(changed), &self.log);
+            Change::tell(self.changes.try_reserve().unwrap(), routes(changed), &self.log.spool());
         }
 
         /// Where a record of `topic` goes that has this number.
@@ -175,7 +172,7 @@ mod tests {
                             Err(_) => std::thread::yield_now(),
                         }
                     };
-                    Change::tell(permit, other, &log);
+                    Change::tell(permit, other, &log.spool());
                 }
                 done.store(true, std::sync::atomic::Ordering::Relaxed);
             });

@@ -81,6 +81,55 @@ fn what_waits_goes_by_the_routes_it_was_accepted_for_and_at_the_new_rate() {
 }
 
 #[test]
+fn what_waits_goes_by_the_routes_it_was_accepted_for_also_after_a_kill_and_a_restart_with_others() {
+    let (cluster, mosquitto) = (MockCluster::new(1).unwrap(), Mosquitto::start());
+    for topic in ["machines", "late", "later"] {
+        cluster.create_topic(topic, 1, 1).unwrap();
+    }
+    cluster.broker_down(1).unwrap();
+    let brokers = cluster.bootstrap_servers();
+    let mut bridge = Bridge::start(&mosquitto, &brokers, &routes(&[("m/#", "machines"), ("gone/#", "machines")]));
+    bridge.subscribed(1);
+    let publish = |bridge: &Bridge, topic: &str, numbers: std::ops::RangeInclusive<u64>| {
+        let last = Publisher::publish(&mosquitto, topic, numbers);
+        bridge.stored(&format!("{topic}{last}"));
+    };
+    publish(&bridge, "gone/a", 1..=200);
+    publish(&bridge, "m/a", 1..=100);
+    bridge.configure(&mosquitto, &brokers, &routes(&[("m/#", "late")]), "");
+    bridge.reload();
+    bridge.said("no longer subscribed to");
+    publish(&bridge, "m/a", 101..=150);
+    bridge.kill();
+    bridge.start_again();
+    publish(&bridge, "m/a", 151..=170);
+    // And others while it does not run.
+    bridge.kill();
+    bridge.configure(&mosquitto, &brokers, &routes(&[("m/#", "later")]), "");
+    bridge.start_again();
+    publish(&bridge, "m/a", 171..=180);
+    bridge.kill();
+    bridge.start_again();
+    cluster.broker_up(1).unwrap();
+    let gone = [("gone/a".to_owned(), 200)];
+    Delivered::wait(&cluster, &["machines"], &gone).assert_in_order();
+    for (topic, numbers) in [("machines", 1..=100), ("late", 101..=170), ("later", 171..=180)] {
+        let messages: Vec<_> = numbers.clone().map(|number| ("m/a".to_owned(), number)).collect();
+        let delivered = Delivered::wait_for(&cluster, &[topic], &messages);
+        assert_eq!(delivered.numbers("m/a"), numbers.collect::<Vec<_>>(), "{topic}");
+    }
+    bridge.stop();
+    assert_eq!(bridge.dead_letters(), "");
+    let (report, whole) = bridge.audit(&["machines", "late", "later"]);
+    assert!(whole, "{report}");
+    // Nothing waits any more.
+    bridge.start_again();
+    until("routes of before that are forgotten", || {
+        bridge.state("routes.json").ends_with("\"former\":[]}").then_some(())
+    });
+}
+
+#[test]
 fn topics_that_change_their_class_stay_in_order_whatever_waits_in_the_former_one() {
     let (cluster, mosquitto) = (MockCluster::new(1).unwrap(), Mosquitto::start());
     for topic in ["machines", "others"] {
