@@ -194,6 +194,37 @@ fn what_kafka_refuses_holds_up_nothing_else() {
 }
 
 #[test]
+fn errors_that_pass_and_leaders_that_move_lose_and_reorder_nothing() {
+    let (cluster, mosquitto) = (MockCluster::new(3).unwrap(), Mosquitto::start());
+    cluster.create_topic("machines", 4, 3).unwrap();
+    let mut bridge = Bridge::start(&mosquitto, &cluster.bootstrap_servers(), ROUTES);
+    bridge.subscribed(1);
+    let publisher =
+        Publisher::start(&mosquitto, &["machines/a", "machines/b", "machines/c"], Duration::from_micros(500));
+    let passing = [
+        RDKafkaRespErr::RD_KAFKA_RESP_ERR_NOT_LEADER_FOR_PARTITION,
+        RDKafkaRespErr::RD_KAFKA_RESP_ERR_NOT_ENOUGH_REPLICAS,
+        RDKafkaRespErr::RD_KAFKA_RESP_ERR_REQUEST_TIMED_OUT,
+        RDKafkaRespErr::RD_KAFKA_RESP_ERR_LEADER_NOT_AVAILABLE,
+        RDKafkaRespErr::RD_KAFKA_RESP_ERR_NOT_ENOUGH_REPLICAS_AFTER_APPEND,
+    ];
+    for round in 0..30 {
+        // One request of several that are on their way, and two in a row.
+        cluster.request_errors(RDKafkaApiKey::Produce, &[passing[round % 5], passing[round / 5 % 5]]);
+        let partition = i32::try_from(round % 4).unwrap();
+        cluster.partition_leader("machines", partition, (round % 7 > 0).then_some(partition % 3 + 1)).unwrap();
+        std::thread::sleep(Duration::from_millis(50 + 7 * round as u64));
+        cluster.partition_leader("machines", partition, Some(i32::try_from(round % 3).unwrap() + 1)).unwrap();
+    }
+    let published = publisher.finish();
+    Delivered::wait(&cluster, &["machines"], &published).assert_complete_and_in_order(&published);
+    let (report, whole) = bridge.audit(&["machines"]);
+    assert!(whole, "{report}");
+    bridge.stop();
+    assert_eq!(bridge.dead_letters(), "", "what passes refuses nothing");
+}
+
+#[test]
 fn what_is_larger_than_the_log_takes_is_a_dead_letter_with_a_number() {
     let (cluster, mosquitto) = (MockCluster::new(1).unwrap(), Mosquitto::start());
     cluster.create_topic("machines", 1, 1).unwrap();
