@@ -23,6 +23,7 @@ use crate::alerts::{Alerts, Change, Finding, Rule};
 use crate::audit::{self, Actor, Record, action};
 use crate::commands::{Commands, NewRequest, RequestError};
 use crate::telemetry::state::{Fleet, Level};
+use rows::Accepted;
 
 pub use plan::{Act, Cause, Health, Limits, Member, Moment, Position, Standing, State, Waiting, Wrong};
 pub use waves::{Reach, Waves, WavesError};
@@ -343,21 +344,22 @@ impl Rollouts {
         rollout: &mut Rollout,
         now: Timestamp,
     ) -> Result<usize, RolloutError> {
-        let (moment, settle) = (self.moment(now, false), rollout.limits.settle);
-        let reached = |member: &Member| member.wave <= rollout.position.wave && !member.accepted;
-        let silent = |member: &Member| !member.pending() && member.told_at.is_none();
+        let (moment, settle, wave) = (self.moment(now, false), rollout.limits.settle, rollout.position.wave);
         let participants = self.participants(transaction, rollout, now).await?;
-        let wrong: Vec<NodeId> = participants
-            .iter()
-            .map(|one| &one.member)
-            .filter(|member| reached(member))
-            .filter(|member| member.failed(settle, moment) || member.regressed(moment) || silent(member))
-            .map(|member| member.node)
-            .collect();
-        rows::accept(transaction, rollout.id, &wrong).await?;
-        // What was accepted is watched anew: it may get worse.
-        rollout.position.soaking_since = rollout.position.soaking_since.map(|_| moment.steady);
-        Ok(wrong.len())
+        let nodes = |which: &dyn Fn(&Member) -> bool| -> Vec<NodeId> {
+            let members = participants.iter().map(|one| &one.member);
+            members.filter(|member| member.wave <= wave && !member.accepted && which(member)).map(|one| one.node).collect()
+        };
+        let wrong = nodes(&|member| member.failed(settle, moment) || member.regressed(moment));
+        // Its command may have been taken back since.
+        let silent = nodes(&|member| member.asked_at.is_some() && member.told_at.is_none());
+        rows::accept(transaction, rollout.id, &wrong, Accepted::Wrong).await?;
+        rows::accept(transaction, rollout.id, &silent, Accepted::Silent).await?;
+        // What was accepted is watched anew: it may get worse. Before, those are asked whose commands were taken back.
+        let to_ask = participants.iter().any(|one| one.member.wave == wave && one.member.pending());
+        let watched = rollout.position.soaking_since.filter(|_| !to_ask);
+        rollout.position.soaking_since = watched.map(|_| moment.steady);
+        Ok(wrong.len() + silent.len())
     }
 
     async fn participants(
@@ -368,8 +370,10 @@ impl Rollouts {
     ) -> Result<Vec<Participant>, StoreError> {
         let steady = self.commands.clock().now();
         let mut participants = rows::participants(connection, rollout.id, now, steady).await?;
-        // How the nodes of other waves are now is nobody's question.
-        for one in participants.iter_mut().filter(|one| one.member.wave == rollout.position.wave) {
+        // How the nodes of other waves are now is nobody's question, but of those who are to be asked.
+        let wave = rollout.position.wave;
+        let asked_for = |member: &Member| member.wave == wave || member.wave < wave && member.pending();
+        for one in participants.iter_mut().filter(|one| asked_for(&one.member)) {
             one.member.health = health::of(&self.fleet, one.member.node);
         }
         Ok(participants)

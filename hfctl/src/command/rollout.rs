@@ -40,7 +40,8 @@ pub(crate) enum Rollout {
     },
     /// Holds a rollout: nobody else is asked. What was asked for goes on.
     Pause(Act),
-    /// Lets a rollout go on. What was wrong with one that halted is accepted, and does not halt it again.
+    /// Lets a rollout go on. What was wrong with one that halted is accepted, and does not halt it again; whose commands were
+    /// taken back then is asked anew.
     Resume(Act),
     /// Gives a rollout up for good: nobody else is asked, and what nobody was told is taken back.
     Abort(Act),

@@ -160,7 +160,7 @@ pub(crate) async fn pause(
 }
 
 /// Lets a rollout go on. What was wrong with one that holds itself is accepted, and does not halt it again; what gets wrong
-/// afterwards does. Takes the role operator.
+/// afterwards does. Nodes whose commands were taken back when it halted are asked anew. Takes the role operator.
 #[utoipa::path(post, path = "/api/v1/rollouts/{rollout}/resume", tag = "rollouts", params(("rollout" = i64, Path)),
     request_body = RolloutAct, responses(
     (status = 200, body = Rollout),

@@ -359,7 +359,7 @@ pub(super) fn acts(rollout: &Rollout, viewer: &Viewer) -> Markup {
                         (act(rollout, "resume", "Let it go on", &format!("It goes on in wave {}: {left} nodes are left.", rollout.wave), viewer))
                     }
                     @if rollout.state == RolloutState::Halted {
-                        (act(rollout, "resume", "Accept this and let it go on", &format!("What is wrong now is accepted, and halts it no more. It goes on in wave {}: {left} nodes are left. What gets wrong from now on halts it again.", rollout.wave), viewer))
+                        (act(rollout, "resume", "Accept this and let it go on", &format!("What is wrong now is accepted, and halts it no more. It goes on in wave {}: {left} nodes are left, those whose commands were taken back among them. What gets wrong from now on halts it again.", rollout.wave), viewer))
                     }
                     (act(rollout, "abort", "Give it up", &format!("The {left} nodes that are left are not asked, and the commands of {waiting} that are not there are taken back. What was begun goes on. There is no way back."), viewer))
                 }

@@ -95,11 +95,12 @@ impl Rollouts {
         let mut rollout = rollout.ok_or(RolloutError::Unknown(id))?;
         let participants = self.participants(&mut transaction, &rollout, now).await?;
         let act = plan::step(&rollout.position, &rollout.limits, &members(&participants), moment);
-        let mut asked = None;
-        let records = match &act {
+        let (mut asked, mut halted) = (None, None);
+        let mut records = match &act {
             Act::Wait(_) => return Ok(act),
             Act::Ask(_) if rollout.action.is_none() => {
-                self.halt(&mut rollout, "this version of the hub does not know the rollout's action", now)
+                halted = Some("this version of the hub does not know the rollout's action".to_owned());
+                Vec::new()
             }
             Act::Ask(nodes) => match self.ask(&mut transaction, &rollout, &participants, nodes, now).await {
                 Ok((new, requested, records)) => {
@@ -107,7 +108,8 @@ impl Rollouts {
                     records
                 }
                 Err(RolloutError::Request(error)) if !matches!(error, RequestError::Store(_)) => {
-                    self.halt(&mut rollout, &error.to_string(), now)
+                    halted = Some(error.to_string());
+                    Vec::new()
                 }
                 Err(error) => return Err(error),
             },
@@ -140,10 +142,14 @@ impl Rollouts {
                 vec![rollout.record(action::ROLLOUT_ENDED, &Actor::system(), detail)]
             }
             Act::Halt(cause) => {
-                let why = self.sentence(cause);
-                self.halt(&mut rollout, &why, now)
+                halted = Some(self.sentence(cause));
+                Vec::new()
             }
         };
+        let mut taken_back = Vec::new();
+        if let Some(why) = halted {
+            (taken_back, records) = self.halt(&mut transaction, &mut rollout, why, now).await?;
+        }
         rows::update(&mut transaction, &rollout).await?;
         let halted = rollout.position.state == State::Halted;
         let alert = halted.then(|| Change::Opened(rollout.finding(now)));
@@ -156,6 +162,7 @@ impl Rollouts {
         if let Some((new, requested)) = &asked {
             self.commands.placed(new, requested, self.commands.no_places(), now);
         }
+        self.commands.taken_back(&taken_back);
         let (wave, state) = (rollout.position.wave, rollout.position.state);
         match state {
             State::Halted => warn!(rollout = id, wave, why = rollout.why, "a rollout holds itself"),
@@ -176,7 +183,6 @@ impl Rollouts {
         let id = rollout.id;
         let action = rollout.action.clone().ok_or(RolloutError::Limits("there is nothing to ask for"))?;
         let asked: Vec<&Participant> = participants.iter().filter(|one| nodes.contains(&one.member.node)).collect();
-        let first = asked.first().map(|one| one.member.node.to_string());
         let new = NewRequest {
             nodes: asked.iter().map(|one| (one.member.node, one.tenant.clone())).collect(),
             target: json!({ "rollout": id, "wave": rollout.position.wave }),
@@ -186,8 +192,8 @@ impl Rollouts {
             reason: rollout.reason.clone(),
             scope: rollout.tenant.clone(),
             caller: format!("rollout {id}"),
-            // A node is asked once in a rollout, so it is the first one of at most one request.
-            key: first,
+            // The rollout's row is taken, and says who was asked.
+            key: None,
             fingerprint: Vec::new(),
             signed: None,
         };
@@ -215,15 +221,32 @@ impl Rollouts {
         Ok((new, requested, records))
     }
 
-    /// Holds a rollout, and says why.
-    fn halt(&self, rollout: &mut Rollout, why: &str, now: Timestamp) -> Vec<Record> {
+    /// Holds a rollout, and says why. What nobody was told is taken back, or it would go on with whoever comes back. Gives
+    /// the nodes it is taken back from, and the audit records.
+    async fn halt(
+        &self,
+        transaction: &mut Transaction,
+        rollout: &mut Rollout,
+        mut why: String,
+        now: Timestamp,
+    ) -> Result<(Vec<NodeId>, Vec<Record>), StoreError> {
+        let system = Actor::system();
+        let (nodes, mut records) = self.commands.take_back(transaction, rollout.id, &why, &system, now).await?;
+        rows::put_back(transaction, rollout.id, &nodes).await?;
+        match nodes.len() {
+            0 => {}
+            1 => why.push_str("; the command of 1 node that was not told yet is taken back"),
+            count => why.push_str(&format!("; the commands of {count} nodes that were not told yet are taken back")),
+        }
         rollout.position.state = State::Halted;
-        rollout.why = why.to_owned();
-        (rollout.changed_at, rollout.changed_by) = (now, Actor::system().to_string());
+        (rollout.changed_at, rollout.changed_by) = (now, system.to_string());
         let detail = json!({
             "wave": rollout.position.wave, "of": rollout.position.waves, "reason": why, "started_by": rollout.started_by,
+            "taken_back": nodes.len(),
         });
-        vec![rollout.record(action::ROLLOUT_HALTED, &Actor::system(), detail)]
+        rollout.why = why;
+        records.push(rollout.record(action::ROLLOUT_HALTED, &system, detail));
+        Ok((nodes, records))
     }
 
     fn sentence(&self, cause: &Cause) -> String {

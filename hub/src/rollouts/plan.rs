@@ -145,7 +145,7 @@ pub struct Member {
     pub wave: u32,
     /// How far it is.
     pub standing: Standing,
-    /// When its command was made, by the steady clock.
+    /// When its command was made, by the steady clock; also of one that was taken back since.
     pub asked_at: Option<Timestamp>,
     /// When its command was handed over, by the steady clock.
     pub told_at: Option<Timestamp>,
@@ -247,8 +247,21 @@ pub fn step(position: &Position, limits: &Limits, members: &[Member], now: Momen
     if let Some(cause) = judge(position, limits, members, now) {
         return Act::Halt(cause);
     }
+    // Also those of waves before, whose commands were taken back.
+    let due: Vec<&Member> = members.iter().filter(|member| member.wave <= position.wave && member.pending()).collect();
     // Of those who are not back yet nobody knows whether they are well, or lost.
-    let unknown = now.fresh && wave.iter().any(|member| matches!(member.health, Health::Lost));
+    let unknown = now.fresh && wave.iter().chain(&due).any(|member| member.health == Health::Lost);
+    let gone: Vec<NodeId> = of(&due, |member| member.health == Health::Gone);
+    if !gone.is_empty() {
+        return Act::Skip(gone);
+    }
+    if !due.is_empty() {
+        return match room(limits, members, now) {
+            _ if unknown => Act::Wait(Waiting::Sessions),
+            Ok(room) => Act::Ask(due.iter().map(|member| member.node).take(room).collect()),
+            Err(waiting) => Act::Wait(waiting),
+        };
+    }
     if let Some(since) = position.soaking_since {
         let end = since.plus(limits.soak);
         return match position.wave < position.waves {
@@ -258,37 +271,27 @@ pub fn step(position: &Position, limits: &Limits, members: &[Member], now: Momen
             false => Act::Finish,
         };
     }
-    let gone: Vec<NodeId> = of(&wave, |member| member.pending() && member.health == Health::Gone);
-    if !gone.is_empty() {
-        return Act::Skip(gone);
+    let last = wave.iter().filter_map(|member| member.until(limits.settle)).max();
+    match last {
+        Some(until) if now.steady < until => Act::Wait(Waiting::Answers(until)),
+        // What it did while the hub was away, a node tells when it is back.
+        _ if unknown || (now.fresh && wave.iter().any(|member| member.is_at_it())) => Act::Wait(Waiting::Sessions),
+        _ => nobody(position, &wave).map_or(Act::Soak, Act::Halt),
     }
-    let pending: Vec<NodeId> = of(&wave, Member::pending);
-    if pending.is_empty() {
-        let last = wave.iter().filter_map(|member| member.until(limits.settle)).max();
-        return match last {
-            Some(until) if now.steady < until => Act::Wait(Waiting::Answers(until)),
-            // What it did while the hub was away, a node tells when it is back.
-            _ if unknown || (now.fresh && wave.iter().any(|member| member.is_at_it())) => Act::Wait(Waiting::Sessions),
-            _ => nobody(position, &wave).map_or(Act::Soak, Act::Halt),
-        };
-    }
-    if unknown {
-        return Act::Wait(Waiting::Sessions);
-    }
+}
+
+/// How many may be asked now; or what that waits for.
+fn room(limits: &Limits, members: &[Member], now: Moment) -> Result<usize, Waiting> {
     if !limits.windows.is_empty() && !limits.windows.iter().any(|window| window.holds(now.wall)) {
-        let opens = limits.windows.iter().filter_map(|window| window.opens_after(now.wall)).min();
-        return Act::Wait(Waiting::Window(opens));
+        return Err(Waiting::Window(limits.windows.iter().filter_map(|window| window.opens_after(now.wall)).min()));
     }
-    let mut room = AT_ONCE;
-    if let Some(rate) = limits.rate {
-        let recent = |at: &Timestamp| now.steady.since(*at) < MINUTE;
-        let asked: Vec<Timestamp> = members.iter().filter_map(|member| member.asked_at).filter(recent).collect();
-        room = room.min((rate as usize).saturating_sub(asked.len()));
-        if room == 0 {
-            return Act::Wait(Waiting::Rate(asked.iter().min().copied().unwrap_or(now.steady).plus(MINUTE)));
-        }
+    let Some(rate) = limits.rate else { return Ok(AT_ONCE) };
+    let recent = |at: &Timestamp| now.steady.since(*at) < MINUTE;
+    let asked: Vec<Timestamp> = members.iter().filter_map(|member| member.asked_at).filter(recent).collect();
+    match AT_ONCE.min((rate as usize).saturating_sub(asked.len())) {
+        0 => Err(Waiting::Rate(asked.iter().min().copied().unwrap_or(now.steady).plus(MINUTE))),
+        room => Ok(room),
     }
-    Act::Ask(pending.into_iter().take(room).collect())
 }
 
 /// What is wrong so far: with the commands of any wave, or with the health of the one that is watched.

@@ -8,7 +8,7 @@ use store::sqlx::any::AnyRow;
 use store::sqlx::{self, AnyConnection, AssertSqlSafe, Row};
 use store::{StoreError, Transaction};
 
-use super::plan::{Health, Limits, Member, Position, Standing};
+use super::plan::{AT_ONCE, Health, Limits, Member, Position, Standing};
 use super::{Participant, Rollout};
 use crate::commands::NewRequest;
 use crate::rows::{self, Insert, parsed};
@@ -111,12 +111,29 @@ pub(super) async fn update(transaction: &mut Transaction, rollout: &Rollout) -> 
     Ok(())
 }
 
-/// Accepts what is wrong with these.
-pub(super) async fn accept(transaction: &mut Transaction, id: i64, nodes: &[NodeId]) -> Result<(), StoreError> {
+/// What somebody has let pass of a node.
+#[derive(Clone, Copy)]
+pub(super) enum Accepted {
+    /// What was wrong with it.
+    Wrong = 1,
+    /// That it was not there; what it does once it is told is not meant.
+    Silent = 2,
+}
+
+const SILENT: i64 = Accepted::Silent as i64;
+
+/// Accepts that of these.
+pub(super) async fn accept(
+    transaction: &mut Transaction,
+    id: i64,
+    nodes: &[NodeId],
+    accepted: Accepted,
+) -> Result<(), StoreError> {
     for node in nodes {
-        sqlx::query("UPDATE rollout_nodes SET accepted = 1 WHERE rollout = $1 AND node = $2")
+        sqlx::query("UPDATE rollout_nodes SET accepted = $3 WHERE rollout = $1 AND node = $2")
             .bind(id)
             .bind(node.to_string())
+            .bind(accepted as i64)
             .execute(&mut **transaction)
             .await?;
     }
@@ -133,6 +150,20 @@ pub(super) async fn skip(transaction: &mut Transaction, id: i64, nodes: &[NodeId
         .bind(node.to_string())
         .execute(&mut **transaction)
         .await?;
+    }
+    Ok(())
+}
+
+/// Counts these as not asked, now that their commands are taken back. When they were asked stays: it was within the rate.
+pub(super) async fn put_back(transaction: &mut Transaction, id: i64, nodes: &[NodeId]) -> Result<(), StoreError> {
+    for part in nodes.chunks(AT_ONCE) {
+        let sql = format!(
+            "UPDATE rollout_nodes SET state = 'pending', command = NULL WHERE node IN {} AND rollout = ${}",
+            rows::placeholders(1, part.len()),
+            part.len() + 1
+        );
+        let query = part.iter().fold(sqlx::query(AssertSqlSafe(sql)), |query, node| query.bind(node.to_string()));
+        query.bind(id).execute(&mut **transaction).await?;
     }
     Ok(())
 }
@@ -197,14 +228,18 @@ pub(super) async fn participants(
             let at = Timestamp::from_millis(at.saturating_sub(ahead)).min(steady);
             at.max(asked_at.unwrap_or(at))
         };
+        let told_at = row.try_get::<Option<i64>, _>(8)?.map(told);
         let member = Member {
             node: parsed(row.try_get(0)?)?,
             wave: number(row.try_get(2)?),
             standing: parsed(row.try_get(3)?)?,
             asked_at,
-            told_at: row.try_get::<Option<i64>, _>(8)?.map(told),
+            told_at,
             was_well: row.try_get::<i64, _>(6)? != 0,
-            accepted: row.try_get::<i64, _>(7)? != 0,
+            accepted: match row.try_get::<i64, _>(7)? {
+                SILENT => told_at.is_none(),
+                accepted => accepted != 0,
+            },
             health: Health::Unclear,
         };
         Ok(Participant {

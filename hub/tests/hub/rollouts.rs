@@ -357,6 +357,82 @@ on_both_engines! {
         site.world.close().await;
     }
 
+    async fn one_that_halts_takes_back_what_nobody_was_told_and_resumed_it_asks_anew(database: TestDatabase) {
+        let mut site = Site::new(database, 6).await;
+        let away = [site.nodes[1], site.nodes[4], site.nodes[5]];
+        away.iter().for_each(|node| site.lose(*node));
+        let id = site.start(&[&[0, 1], &[2, 3, 4, 5]]).await;
+        site.until_it_waits(id).await;
+        site.answer(&site.open().await, CommandState::Succeeded).await;
+        for wait in [60, 30] {
+            site.pass(seconds(wait));
+            site.until_it_waits(id).await;
+        }
+        assert_eq!(site.state(id).await, (State::Running, 2));
+        site.answer(&site.open().await, CommandState::Failed).await;
+        site.until_it_waits(id).await;
+        let (rollout, nodes) = site.shown(id).await;
+        assert_eq!(rollout.position.state, State::Halted);
+        let said = "; the commands of 3 nodes that were not told yet are taken back";
+        assert!(rollout.why.starts_with("in wave 2, 2 of 4 nodes failed") && rollout.why.ends_with(said), "{}", rollout.why);
+        let of = |nodes: &[Participant], node| nodes.iter().find(|one| one.member.node == node).expect("there").clone();
+        for node in away {
+            let one = of(&nodes, node);
+            assert!(one.member.pending() && one.command.is_none(), "not asked: {one:?}");
+        }
+        let halted = site.world.audited("rollout.halted").await;
+        assert_eq!((halted.len(), &halted[0].detail["taken_back"]), (1, &json!(3)));
+        let cancelled = site.world.audited("command.cancelled").await;
+        assert_eq!((cancelled.len(), &*cancelled[0].actor, &cancelled[0].detail["nodes"]), (1, "system", &json!(3)));
+
+        // Those that come back now are told nothing.
+        away.iter().for_each(|node| site.connect(*node));
+        let desk = site.open().await;
+        for node in away {
+            site.health(node, ServiceHealth::Healthy);
+            assert!(desk.commands.due(node, 32, site.now()).await.expect("an answer").is_empty());
+        }
+        site.act(id, Verb::Resume).await.expect("resumed");
+        site.until_it_waits(id).await;
+        for (node, commands) in site.asked(&desk).await {
+            assert_eq!(commands.len(), if away.contains(&node) { 2 } else { 1 }, "asked anew, and nobody else");
+        }
+        assert!(of(&site.shown(id).await.1, away[0]).member.was_well, "as it was when it was asked anew");
+        site.answer(&desk, CommandState::Succeeded).await;
+        site.until_it_waits(id).await;
+        site.pass(seconds(30));
+        site.until_it_waits(id).await;
+        let (rollout, nodes) = site.shown(id).await;
+        assert_eq!(rollout.position.state, State::Done, "{}", rollout.why);
+        assert!(away.iter().all(|node| of(&nodes, *node).member.standing == Standing::Asked(Stands::Succeeded)));
+        site.world.close().await;
+    }
+
+    async fn that_nobody_was_there_can_be_accepted_and_what_they_do_later_is_judged(database: TestDatabase) {
+        let mut site = Site::new(database, 2).await;
+        let away = site.nodes[0];
+        site.lose(away);
+        let id = site.start(&[&[0], &[1]]).await;
+        site.until_it_waits(id).await;
+        site.pass(seconds(60));
+        site.until_it_waits(id).await;
+        let why = site.shown(id).await.0.why;
+        assert!(why.contains("none of 1 node was there") && why.ends_with("the command of 1 node that was not told yet is taken back"), "{why}");
+        site.act(id, Verb::Resume).await.expect("resumed");
+        for wait in [0, 60, 30] {
+            site.pass(seconds(wait));
+            site.until_it_waits(id).await;
+        }
+        assert_eq!(site.state(id).await, (State::Running, 2), "it goes on without them");
+        site.answer(&site.open().await, CommandState::Succeeded).await;
+        site.connect(away);
+        site.answer(&site.open().await, CommandState::Failed).await;
+        site.until_it_waits(id).await;
+        let why = site.shown(id).await.0.why;
+        assert!(why.starts_with("in wave 1, 1 of 1 node failed"), "{why}");
+        site.world.close().await;
+    }
+
     async fn failures_halt_it_at_once_and_one_key_starts_it_once(database: TestDatabase) {
         let site = Site::new(database, 3).await;
         let keyed = || {

@@ -168,6 +168,16 @@ fn windows_and_the_rate_hold_commands_back_and_nothing_else() {
     assert_eq!(step(&first, &slow, &members, now(60)), Act::Ask(vec![node(2), node(3)]));
 }
 
+#[test]
+fn whose_command_was_taken_back_is_asked_before_it_goes_on() {
+    let mut members = vec![asked(0, 1, Command::Succeeded), fresh(1, 1), asked(2, 2, Command::Succeeded), fresh(3, 3)];
+    members[1].asked_at = Some(at(0));
+    let second = position(2, 3, None);
+    assert_eq!(step(&second, &limits(), &members, now(9)), Act::Ask(vec![node(1)]), "of a wave before, too");
+    members[1].standing = Standing::Asked(Command::Succeeded);
+    assert_eq!(step(&second, &limits(), &members, now(9)), Act::Soak);
+}
+
 /// What becomes of a node that is asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Fate {
@@ -204,7 +214,7 @@ proptest! {
             }
         }
         let mut position = position(1, waves.len() as u32, None);
-        let (mut clock, mut asks, mut resumed) = (0_u64, Vec::<u64>::new(), 0);
+        let (mut clock, mut resumed) = (0_u64, 0);
         for _ in 0..2_000 {
             let act = step(&position, &limits, &members, now(clock));
             prop_assert_eq!(&act, &step(&position, &limits, &members, now(clock)), "asked again, the same");
@@ -212,12 +222,12 @@ proptest! {
                 Act::Ask(nodes) => {
                     for asked in nodes {
                         let member = members.iter_mut().find(|member| member.node == asked).expect("one of them");
-                        prop_assert!(member.standing == Standing::Pending && member.wave == position.wave);
+                        prop_assert!(member.standing == Standing::Pending && member.wave <= position.wave);
                         member.standing = Standing::Asked(Command::Queued);
                         member.asked_at = Some(at(clock));
-                        asks.push(clock);
                     }
-                    let recent = asks.iter().filter(|asked| clock - **asked < 60).count();
+                    let recent = |asked: Timestamp| at(clock).since(asked) < Duration::from_secs(60);
+                    let recent = members.iter().filter_map(|member| member.asked_at).filter(|at| recent(*at)).count();
                     prop_assert!(rate.is_none_or(|rate| recent <= rate as usize));
                 }
                 Act::Skip(_) => prop_assert!(false, "nobody is gone"),
@@ -243,6 +253,10 @@ proptest! {
                         prop_assert!(!member.accepted, "what was accepted does not halt it again");
                         member.accepted = true;
                     }
+                    // What nobody was told is taken back.
+                    members.iter_mut().filter(|member| member.waits()).for_each(|member| member.standing = Standing::Pending);
+                    let to_ask = members.iter().any(|member| member.wave == position.wave && member.pending());
+                    position.soaking_since = position.soaking_since.filter(|_| !to_ask);
                 }
                 Act::Wait(waiting) => {
                     prop_assert!(!matches!(waiting, Waiting::Person | Waiting::Sessions | Waiting::Window(_)));
