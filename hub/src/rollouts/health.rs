@@ -3,7 +3,7 @@
 use protocol::NodeId;
 
 use super::plan::Health;
-use crate::alerts::ails;
+use crate::alerts::{Rule, ails};
 use crate::telemetry::state::{Fleet, Presence};
 
 /// How a node is now.
@@ -13,6 +13,10 @@ pub(super) fn of(fleet: &Fleet, node: NodeId) -> Health {
         Presence::Lost { .. } => return Health::Lost,
         Presence::Left { .. } | Presence::NeverSeen => return Health::Away,
         Presence::Online { .. } => {}
+    }
+    // One that ends again and again runs at most looks, and is on its way at the others.
+    if view.attention.reasons.iter().any(|reason| reason.rule == Rule::ServiceRestarting.as_str()) {
+        return Health::Unwell;
     }
     let mut health = Health::Well;
     for service in view.services.iter() {

@@ -5,16 +5,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
-use hyperfactory_hub::alerts::{self, Alerts, Policy};
+use hyperfactory_hub::alerts::{self, Alerts, Evaluator, Policy};
 use hyperfactory_hub::audit::Actor;
 use hyperfactory_hub::commands::{Commands, Filter, NewRequest, SteadyClock};
 use hyperfactory_hub::rollouts::{
-    Act, Limits, NewRollout, Participant, Rollout, RolloutError, Rollouts, Standing, State, Verb,
+    Act, Limits, NewRollout, Participant, Rollout, RolloutError, Rollouts, Standing, State, Verb, Waiting,
 };
 use hyperfactory_hub::telemetry::state::{Ended, Report, Services};
 use hyperfactory_hub::upkeep::Asked;
 use protocol::command::{Action, State as Stands};
-use protocol::message::{CommandOutcome, CommandState, NodeFacts, ServiceHealth, ServiceState};
+use protocol::message::{CommandOutcome, CommandState, NodeFacts, Service, ServiceHealth, ServiceState};
 use protocol::{CommandId, NodeId, NodeKind, SessionId, Timestamp};
 use serde_json::json;
 use store::{on_both_engines, sqlx};
@@ -102,6 +102,18 @@ impl Site {
         web.health = health.into();
         let report = Report { current: true, services: Services::new(vec![web]), ..Report::default() };
         self.world.fleet.report(node, vec![report], NOW);
+    }
+
+    /// A service without a health check restarts by itself as many times, and is judged each time it runs again.
+    fn restarts(&self, node: NodeId, times: u32) {
+        let mut evaluator = Evaluator::new(Policy::default(), NOW);
+        for restart_count in 0..=times {
+            let web = Service { restart_count, ..service("web", ServiceState::Running) };
+            let report = Report { current: true, services: Services::new(vec![web]), ..Report::default() };
+            self.world.fleet.report(node, vec![report], NOW);
+            evaluator.observe(&self.world.fleet.node(node).expect("a node"), NOW);
+            self.world.fleet.attention(node, evaluator.attention(node));
+        }
     }
 
     /// The nodes that are there do what they are asked.
@@ -283,6 +295,24 @@ on_both_engines! {
         site.pass(seconds(30));
         site.until_it_waits(id).await;
         assert_eq!((site.state(id).await, untouched(&site.shown(id).await.1)), ((State::Running, 3), 0));
+        site.world.close().await;
+    }
+
+    async fn a_service_that_restarts_again_and_again_halts_it_though_it_runs_at_every_look(database: TestDatabase) {
+        let site = Site::new(database, 3).await;
+        // Of the last it was so before, and nobody's fault now.
+        let [loops, once, before] = site.nodes[..] else { panic!("three nodes") };
+        site.restarts(before, 3);
+        let id = site.start(&[&[0, 1, 2]]).await;
+        site.until_it_waits(id).await;
+        site.answer(&site.open().await, CommandState::Succeeded).await;
+        site.until_it_waits(id).await;
+        site.restarts(once, 1);
+        assert!(matches!(site.until_it_waits(id).await, Act::Wait(Waiting::Soak(_))), "once is not again and again");
+        site.restarts(loops, 3);
+        site.until_it_waits(id).await;
+        let why = site.shown(id).await.0.why;
+        assert!(why.contains("1 of 3 nodes were well before and are not now") && why.ends_with("plant-0 of acme"), "{why}");
         site.world.close().await;
     }
 
