@@ -345,12 +345,13 @@ impl Rollouts {
         now: Timestamp,
     ) -> Result<usize, RolloutError> {
         let (moment, settle, wave) = (self.moment(now, false), rollout.limits.settle, rollout.position.wave);
+        let over = rollout.position.has_soaked(&rollout.limits, moment);
         let participants = self.participants(transaction, rollout, now).await?;
         let nodes = |which: &dyn Fn(&Member) -> bool| -> Vec<NodeId> {
             let members = participants.iter().map(|one| &one.member);
             members.filter(|member| member.wave <= wave && !member.accepted && which(member)).map(|one| one.node).collect()
         };
-        let wrong = nodes(&|member| member.failed(settle, moment) || member.regressed(moment));
+        let wrong = nodes(&|member| member.failed(settle, moment) || member.regressed(over, moment));
         // Its command may have been taken back since.
         let silent = nodes(&|member| member.asked_at.is_some() && member.told_at.is_none());
         rows::accept(transaction, rollout.id, &wrong, Accepted::Wrong).await?;

@@ -9,7 +9,14 @@ pub const MIGRATIONS: &[Migration] = &[
     Migration { version: 1, name: "tenants, trust, telemetry, alerts, commands, audit, access", sql: FIRST },
     Migration { version: 2, name: "kept logs", sql: logs::LOGS },
     Migration { version: 3, name: "access at Kafka brokers", sql: KAFKA_ACCESS },
+    Migration { version: 4, name: "what rollouts know of their nodes", sql: ROLLOUT_NODES },
 ];
+
+const ROLLOUT_NODES: &str = "
+-- It had a session when its command was made.
+ALTER TABLE rollout_nodes ADD COLUMN was_there BIGINT NOT NULL DEFAULT 0;
+UPDATE rollout_nodes SET was_there = was_well;
+";
 
 /// What bridges may do at their tenants' brokers, one row a bridge: topics with blanks between, none for a bridge that may do
 /// nothing any more. state: waiting, asked (the command is to bring about asked_revision), placed, refused (until retry_at).

@@ -247,7 +247,7 @@ fn nodes_table(nodes: &[RolloutNode]) -> Markup {
                     td.num data-name="Wave" { (node.wave) }
                     td.wide { (node_state(node)) }
                     td.wide.said {
-                        @if node.regressed { "Was well, and is not. " }
+                        @if node.regressed { "Was well, or there, and is not. " }
                         @if node.timed_out { "Did not come to an end in time. " }
                         (node.message)
                         @if node.accepted { span.sub { "accepted" } }

@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use super::plan::{self, Act, Cause, Member, State, Wrong};
+use super::plan::{self, Act, Cause, Health, Member, State, Wrong};
 use super::window::LONGEST_WAIT;
 use super::{Participant, Rollout, RolloutError, Rollouts, rows};
 use crate::alerts::Change;
@@ -202,16 +202,17 @@ impl Rollouts {
         let (requested, records) = self.commands.place(transaction, &new, &places, &actor, now).await?;
         let steady = self.commands.clock().now();
         for (command, node) in &requested.commands {
-            let was_well = asked.iter().any(|one| one.member.node == *node && one.member.health == plan::Health::Well);
+            let health = asked.iter().find(|one| one.member.node == *node).map(|one| one.member.health);
             let updated = sqlx::query(
-                "UPDATE rollout_nodes SET state = 'queued', command = $3, asked_at = $4, was_well = $5
+                "UPDATE rollout_nodes SET state = 'queued', command = $3, asked_at = $4, was_well = $5, was_there = $6
                  WHERE rollout = $1 AND node = $2 AND command IS NULL",
             )
             .bind(id)
             .bind(node.to_string())
             .bind(command.to_string())
             .bind(steady.millis())
-            .bind(i64::from(was_well))
+            .bind(i64::from(health == Some(Health::Well)))
+            .bind(i64::from(health.is_some_and(Health::is_there)))
             .execute(&mut **transaction)
             .await?;
             if updated.rows_affected() != 1 {
@@ -270,10 +271,10 @@ impl Rollouts {
                 let late = because(timed_out, "did not come to an end in time");
                 format!("in wave {wave}, {count} of {of} {nodes} failed{late}; that is more than {most} %: {named}")
             }
-            Wrong::Regressed { lost, most } => {
-                let lost = because(lost, "are lost");
-                let what = "were well before and are not now";
-                format!("in wave {wave}, {count} of {of} {nodes} {what}{lost}; that is more than {most} %: {named}")
+            Wrong::Regressed { gone, most } => {
+                let what = if gone < count { "were well before and are not now" } else { "were there before and are gone" };
+                let gone = because(gone % count, "are gone");
+                format!("in wave {wave}, {count} of {of} {nodes} {what}{gone}; that is more than {most} %: {named}")
             }
             Wrong::Nobody => format!("in wave {wave}, none of {of} {nodes} was there to show how it goes: {named}"),
         }

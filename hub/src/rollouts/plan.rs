@@ -78,6 +78,18 @@ pub struct Position {
     pub soaking_since: Option<Timestamp>,
 }
 
+impl Position {
+    /// Until when the wave is only watched.
+    fn soaks_until(&self, limits: &Limits) -> Option<Timestamp> {
+        self.soaking_since.map(|since| since.plus(limits.soak))
+    }
+
+    /// Whether the time in which the wave is watched is over.
+    pub fn has_soaked(&self, limits: &Limits, now: Moment) -> bool {
+        self.soaks_until(limits).is_some_and(|end| end <= now.steady)
+    }
+}
+
 /// How far one node is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Standing {
@@ -149,6 +161,8 @@ pub struct Member {
     pub asked_at: Option<Timestamp>,
     /// When its command was handed over, by the steady clock.
     pub told_at: Option<Timestamp>,
+    /// It had a session when its command was made.
+    pub was_there: bool,
     /// It was well when its command was made.
     pub was_well: bool,
     /// Somebody has seen what is wrong with it and let the rollout go on.
@@ -227,10 +241,10 @@ pub enum Wrong {
         /// More than this share, percent.
         most: u8,
     },
-    /// Too many that were well are not.
+    /// Too many that were well are not, or were there and are gone.
     Regressed {
-        /// So many of them are away.
-        lost: usize,
+        /// So many of them are not there any more.
+        gone: usize,
         /// More than this share, percent.
         most: u8,
     },
@@ -250,7 +264,7 @@ pub fn step(position: &Position, limits: &Limits, members: &[Member], now: Momen
     // Also those of waves before, whose commands were taken back.
     let due: Vec<&Member> = members.iter().filter(|member| member.wave <= position.wave && member.pending()).collect();
     // Of those who are not back yet nobody knows whether they are well, or lost.
-    let unknown = now.fresh && wave.iter().chain(&due).any(|member| member.health == Health::Lost);
+    let unknown = now.fresh && wave.iter().chain(&due).any(|member| member.is_missing());
     let gone: Vec<NodeId> = of(&due, |member| member.health == Health::Gone);
     if !gone.is_empty() {
         return Act::Skip(gone);
@@ -262,8 +276,7 @@ pub fn step(position: &Position, limits: &Limits, members: &[Member], now: Momen
             Err(waiting) => Act::Wait(waiting),
         };
     }
-    if let Some(since) = position.soaking_since {
-        let end = since.plus(limits.soak);
+    if let Some(end) = position.soaks_until(limits) {
         return match position.wave < position.waves {
             _ if now.steady < end => Act::Wait(Waiting::Soak(end)),
             _ if unknown => Act::Wait(Waiting::Sessions),
@@ -309,11 +322,12 @@ pub fn judge(position: &Position, limits: &Limits, members: &[Member], now: Mome
             let what = Wrong::Failed { timed_out, most: limits.most_failed };
             return Some(Cause { wave: *number, what, of: with_a_say, nodes: failed });
         }
-        let regressed: Vec<NodeId> = of(wave, |member| member.regressed(now));
+        let over = position.has_soaked(limits, now);
+        let regressed: Vec<NodeId> = of(wave, |member| member.regressed(over, now));
         let watched = *number == position.wave && position.soaking_since.is_some();
         if watched && exceeds(regressed.len(), limits.most_regressed, with_a_say) {
-            let lost = wave.iter().filter(|member| member.regressed(now) && member.health == Health::Lost).count();
-            let what = Wrong::Regressed { lost, most: limits.most_regressed };
+            let gone = wave.iter().filter(|member| member.regressed(over, now) && !member.health.is_there()).count();
+            let what = Wrong::Regressed { gone, most: limits.most_regressed };
             return Some(Cause { wave: *number, what, of: with_a_say, nodes: regressed });
         }
     }
@@ -374,14 +388,21 @@ impl Member {
         failed && !self.accepted
     }
 
-    /// It was well before, and is not now, and nobody has accepted that.
-    pub fn regressed(&self, now: Moment) -> bool {
-        let unwell = match self.health {
-            Health::Unwell => true,
-            Health::Lost => !now.fresh,
-            _ => false,
+    /// It was well before and is not now, or was there and is gone, and nobody has accepted that. Who said goodbye may be back
+    /// in a moment, as an agent that is updated is: it is gone when the time in which it is watched is over.
+    pub fn regressed(&self, over: bool, now: Moment) -> bool {
+        let regressed = match self.health {
+            Health::Unwell => self.was_well,
+            Health::Lost => self.was_there && !now.fresh,
+            Health::Away => self.was_there && over && !now.fresh,
+            Health::Well | Health::Unclear | Health::Gone => false,
         };
-        unwell && self.told_at.is_some() && self.was_well && !self.accepted
+        regressed && self.told_at.is_some() && !self.accepted
+    }
+
+    /// It has no session, and may only not be back yet at a hub that has just started.
+    fn is_missing(&self) -> bool {
+        self.health == Health::Lost || self.health == Health::Away && self.was_there
     }
 
     /// Whether it counts among those whose share is judged: not who is left out, taken back, or not there.

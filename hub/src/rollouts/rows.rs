@@ -214,7 +214,7 @@ pub(super) async fn participants(
 ) -> Result<Vec<Participant>, StoreError> {
     let rows = sqlx::query(
         "SELECT n.node, n.tenant, n.wave, COALESCE(c.state, n.state), n.command, n.asked_at, n.was_well, n.accepted,
-            c.delivered_at, COALESCE(c.message, '')
+            c.delivered_at, COALESCE(c.message, ''), n.was_there
          FROM rollout_nodes n LEFT JOIN commands c ON c.id = n.command WHERE n.rollout = $1 ORDER BY n.place",
     )
     .bind(id)
@@ -235,6 +235,7 @@ pub(super) async fn participants(
             standing: parsed(row.try_get(3)?)?,
             asked_at,
             told_at,
+            was_there: row.try_get::<i64, _>(10)? != 0,
             was_well: row.try_get::<i64, _>(6)? != 0,
             accepted: match row.try_get::<i64, _>(7)? {
                 SILENT => told_at.is_none(),

@@ -97,6 +97,12 @@ impl Site {
         self.world.fleet.session_closed(node, session, Ended::Lost, NOW);
     }
 
+    /// The node says goodbye.
+    fn leave(&mut self, node: NodeId) {
+        let session = self.sessions.remove(&node).expect("a session");
+        self.world.fleet.session_closed(node, session, Ended::Goodbye("stopping".into()), NOW);
+    }
+
     fn health(&self, node: NodeId, health: ServiceHealth) {
         let mut web = service("web", ServiceState::Running);
         web.health = health.into();
@@ -313,6 +319,30 @@ on_both_engines! {
         site.until_it_waits(id).await;
         let why = site.shown(id).await.0.why;
         assert!(why.contains("1 of 3 nodes were well before and are not now") && why.ends_with("plant-0 of acme"), "{why}");
+        site.world.close().await;
+    }
+
+    async fn who_says_goodbye_after_it_was_asked_and_does_not_come_back_halts_it(database: TestDatabase) {
+        let mut site = Site::new(database, 4).await;
+        let [back, gone, late] = [site.nodes[1], site.nodes[2], site.nodes[3]];
+        site.lose(late);
+        let id = site.start(&[&[0, 1, 2, 3]]).await;
+        site.until_it_waits(id).await;
+        site.connect(late);
+        site.answer(&site.open().await, CommandState::Succeeded).await;
+        site.until_it_waits(id).await;
+        for node in [back, gone, late] {
+            site.leave(node);
+        }
+        assert!(matches!(site.until_it_waits(id).await, Act::Wait(Waiting::Soak(_))), "they may be back in a moment");
+        site.connect(back);
+        site.pass(seconds(30));
+        site.until_it_waits(id).await;
+        let (rollout, nodes) = site.shown(id).await;
+        assert_eq!(rollout.position.state, State::Halted);
+        assert!(rollout.why.contains("1 of 4 nodes were there before and are gone; that is more than 20 %: plant-2"), "{}", rollout.why);
+        let was_there = |node| nodes.iter().any(|one| one.member.node == node && one.member.was_there);
+        assert!(was_there(gone) && !was_there(late), "who came late is not missed");
         site.world.close().await;
     }
 

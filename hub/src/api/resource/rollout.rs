@@ -70,7 +70,7 @@ pub struct WaveCounts {
     pub cancelled: usize,
     /// No part of the fleet any more when their turn came.
     pub skipped: usize,
-    /// Well before, and not now; counted above as well.
+    /// Well before, and not now, or there before, and gone; counted above as well.
     pub regressed: usize,
 }
 
@@ -168,7 +168,7 @@ pub struct RolloutNode {
     pub message: String,
     /// It was told, and did not come to its end in time.
     pub timed_out: bool,
-    /// It was well when its command was made, and is not now.
+    /// It was well when its command was made, and is not now; or was there, and is gone.
     pub regressed: bool,
     /// Somebody let the rollout go on, whatever is wrong with it.
     pub accepted: bool,
@@ -293,8 +293,10 @@ impl WaveCounts {
 
 /// Of waves that are through nobody asks any more how they are now.
 fn regressed(member: &Member, rollout: &rollouts::Rollout, now: Moment) -> bool {
-    let watched = member.wave == rollout.position.wave && rollout.position.soaking_since.is_some();
-    watched && rollout.position.state.is_open() && Member { accepted: false, ..*member }.regressed(now)
+    let position = &rollout.position;
+    let watched = member.wave == position.wave && position.soaking_since.is_some();
+    let over = position.has_soaked(&rollout.limits, now);
+    watched && position.state.is_open() && Member { accepted: false, ..*member }.regressed(over, now)
 }
 
 impl RolloutNode {

@@ -40,6 +40,7 @@ fn fresh(number: u8, wave: u32) -> Member {
         standing: Standing::Pending,
         asked_at: None,
         told_at: None,
+        was_there: true,
         was_well: true,
         accepted: false,
         health: Health::Well,
@@ -111,21 +112,38 @@ fn nodes_that_were_well_and_are_not_while_they_are_watched_halt_it() {
     assert_eq!(step(&asking, &limits(), &members, now(1)), Act::Soak, "while it is at it, a service may be down");
     let watched = position(1, 1, Some(1));
     let cause = halted(step(&watched, &limits(), &members, now(2)));
-    assert_eq!((cause.what, &*cause.nodes), (Wrong::Regressed { lost: 0, most: 10 }, &[node(0)][..]));
+    assert_eq!((cause.what, &*cause.nodes), (Wrong::Regressed { gone: 0, most: 10 }, &[node(0)][..]));
     members[0].was_well = false;
     assert_eq!(step(&watched, &limits(), &members, now(2)), Act::Wait(Waiting::Soak(at(31))), "it was so before");
     members[0] = Member { was_well: true, health: Health::Unclear, ..members[0] };
     assert_eq!(step(&watched, &limits(), &members, now(2)), Act::Wait(Waiting::Soak(at(31))));
     members[0].health = Health::Lost;
-    assert_eq!(halted(step(&watched, &limits(), &members, now(2))).what, Wrong::Regressed { lost: 1, most: 10 });
+    assert_eq!(halted(step(&watched, &limits(), &members, now(2))).what, Wrong::Regressed { gone: 1, most: 10 });
     let just_started = Moment { fresh: true, ..now(40) };
     assert_eq!(step(&watched, &limits(), &members, just_started), Act::Wait(Waiting::Sessions), "it may come back");
 }
 
 #[test]
+fn who_said_goodbye_has_until_the_end_of_the_soak_to_be_back() {
+    let mut members = wave(&[Command::Succeeded; 4]);
+    // It was there, and not well: gone is worse.
+    members[0] = Member { was_well: false, health: Health::Away, ..members[0] };
+    let watched = position(1, 2, Some(1));
+    assert_eq!(step(&watched, &limits(), &members, now(30)), Act::Wait(Waiting::Soak(at(31))), "it may be updated");
+    let cause = halted(step(&watched, &limits(), &members, now(31)));
+    assert_eq!((cause.what, &*cause.nodes), (Wrong::Regressed { gone: 1, most: 10 }, &[node(0)][..]));
+    let just_started = Moment { fresh: true, ..now(31) };
+    assert_eq!(step(&watched, &limits(), &members, just_started), Act::Wait(Waiting::Sessions));
+    members[0].was_there = false;
+    assert_eq!(step(&watched, &limits(), &members, now(31)), Act::Next, "it came late, and goes as it likes");
+    members[0] = Member { was_there: true, health: Health::Well, ..members[0] };
+    assert_eq!(step(&watched, &limits(), &members, now(31)), Act::Next);
+}
+
+#[test]
 fn who_is_not_there_does_not_hold_a_wave_and_a_wave_of_nobody_shows_nothing() {
     let mut members = wave(&[Command::Succeeded, Command::Queued]);
-    members[1].health = Health::Away;
+    members[1] = Member { was_there: false, health: Health::Away, ..members[1] };
     let asking = position(1, 2, None);
     assert_eq!(step(&asking, &limits(), &members, now(59)), Act::Wait(Waiting::Answers(at(60))));
     assert_eq!(step(&asking, &limits(), &members, now(60)), Act::Soak);
@@ -186,11 +204,13 @@ enum Fate {
     Hangs,
     Away,
     Sickens,
+    Leaves,
 }
 
 fn fate() -> impl Strategy<Value = Fate> {
     prop_oneof![
-        6 => Just(Fate::Succeeds), 1 => Just(Fate::Fails), 1 => Just(Fate::Hangs), 1 => Just(Fate::Away), 1 => Just(Fate::Sickens)
+        6 => Just(Fate::Succeeds), 1 => Just(Fate::Fails), 1 => Just(Fate::Hangs), 1 => Just(Fate::Away), 1 => Just(Fate::Sickens),
+        1 => Just(Fate::Leaves)
     ]
 }
 
@@ -224,7 +244,7 @@ proptest! {
                         let member = members.iter_mut().find(|member| member.node == asked).expect("one of them");
                         prop_assert!(member.standing == Standing::Pending && member.wave <= position.wave);
                         member.standing = Standing::Asked(Command::Queued);
-                        member.asked_at = Some(at(clock));
+                        (member.asked_at, member.was_there) = (Some(at(clock)), member.health.is_there());
                     }
                     let recent = |asked: Timestamp| at(clock).since(asked) < Duration::from_secs(60);
                     let recent = members.iter().filter_map(|member| member.asked_at).filter(|at| recent(*at)).count();
@@ -233,6 +253,10 @@ proptest! {
                 Act::Skip(_) => prop_assert!(false, "nobody is gone"),
                 Act::Soak => position.soaking_since = Some(at(clock)),
                 Act::Next => {
+                    let left = members.iter().zip(&fates).any(|(member, fate)| {
+                        member.wave == position.wave && *fate == Fate::Leaves && !member.accepted
+                    });
+                    prop_assert!(!left || most > 0, "who left has shown nothing good");
                     let open = members.iter().any(|member| member.wave <= position.wave && member.pending());
                     prop_assert!(!open, "nobody is left behind");
                     position.wave += 1;
@@ -266,14 +290,16 @@ proptest! {
                         let next = match (fate, state) {
                             (Fate::Away, _) => continue,
                             (_, Command::Queued) => Command::Running,
-                            (Fate::Succeeds | Fate::Sickens, Command::Running) => Command::Succeeded,
+                            (Fate::Succeeds | Fate::Sickens | Fate::Leaves, Command::Running) => Command::Succeeded,
                             (Fate::Fails, Command::Running) => Command::Failed,
                             _ => continue,
                         };
                         member.told_at = member.told_at.or(Some(at(clock)));
                         member.standing = Standing::Asked(next);
-                        if *fate == Fate::Sickens {
-                            member.health = Health::Unwell;
+                        match fate {
+                            Fate::Sickens => member.health = Health::Unwell,
+                            Fate::Leaves if next == Command::Succeeded => member.health = Health::Away,
+                            _ => {}
                         }
                     }
                 }
