@@ -254,14 +254,14 @@ impl Rollouts {
         Ok(rows::list(&mut *self.database.read().await?, self.database.tenant(), before, limit).await?)
     }
 
-    /// One rollout with its nodes, by wave and place, as they are at `now`.
+    /// One rollout with its nodes, by wave and place, as they are now.
     ///
     /// # Errors
     /// [`RolloutError::Unknown`].
-    pub async fn get(&self, id: i64, now: Timestamp) -> Result<(Rollout, Vec<Participant>), RolloutError> {
+    pub async fn get(&self, id: i64) -> Result<(Rollout, Vec<Participant>), RolloutError> {
         let mut reading = self.database.begin_read().await?;
         let rollout = rows::one(&mut reading, id, self.database.tenant()).await?.ok_or(RolloutError::Unknown(id))?;
-        let participants = self.participants(&mut reading, &rollout, now).await?;
+        let participants = self.participants(&mut reading, &rollout).await?;
         Ok((rollout, participants))
     }
 
@@ -346,7 +346,7 @@ impl Rollouts {
     ) -> Result<usize, RolloutError> {
         let (moment, settle, wave) = (self.moment(now, false), rollout.limits.settle, rollout.position.wave);
         let over = rollout.position.has_soaked(&rollout.limits, moment);
-        let participants = self.participants(transaction, rollout, now).await?;
+        let participants = self.participants(transaction, rollout).await?;
         let nodes = |which: &dyn Fn(&Member) -> bool| -> Vec<NodeId> {
             let members = participants.iter().map(|one| &one.member);
             members.filter(|member| member.wave <= wave && !member.accepted && which(member)).map(|one| one.node).collect()
@@ -367,10 +367,9 @@ impl Rollouts {
         &self,
         connection: &mut sqlx::AnyConnection,
         rollout: &Rollout,
-        now: Timestamp,
     ) -> Result<Vec<Participant>, StoreError> {
         let steady = self.commands.clock().now();
-        let mut participants = rows::participants(connection, rollout.id, now, steady).await?;
+        let mut participants = rows::participants(connection, rollout.id, steady).await?;
         // How the nodes of other waves are now is nobody's question, but of those who are to be asked.
         let wave = rollout.position.wave;
         let asked_for = |member: &Member| member.wave == wave || member.wave < wave && member.pending();

@@ -16,6 +16,8 @@ const ROLLOUT_NODES: &str = "
 -- It had a session when its command was made.
 ALTER TABLE rollout_nodes ADD COLUMN was_there BIGINT NOT NULL DEFAULT 0;
 UPDATE rollout_nodes SET was_there = was_well;
+-- When it was first seen that its command was handed over, by the steady clock.
+ALTER TABLE rollout_nodes ADD COLUMN told_at BIGINT;
 ";
 
 /// What bridges may do at their tenants' brokers, one row a bridge: topics with blanks between, none for a bridge that may do

@@ -138,7 +138,7 @@ pub(crate) async fn nodes(
 pub(crate) async fn members(app: &App, who: &Principal, id: i64) -> Result<(Rollout, Vec<RolloutNode>), Problem> {
     let now = app.now();
     let rollouts = app.state.rollouts.within(who.tenant.as_ref());
-    let (rollout, participants) = rollouts.get(id, now).await?;
+    let (rollout, participants) = rollouts.get(id).await?;
     let moment = rollouts.moment(now, false);
     let nodes = participants.iter().map(|one| node(app, who, one, &rollout, moment)).collect();
     Ok((Rollout::from(&rollout), nodes))
@@ -265,7 +265,7 @@ pub(crate) async fn start(
 pub(crate) async fn shown(app: &App, who: &Principal, id: i64) -> Result<Rollout, Problem> {
     let now = app.now();
     let rollouts = app.state.rollouts.within(who.tenant.as_ref());
-    let (rollout, participants) = rollouts.get(id, now).await?;
+    let (rollout, participants) = rollouts.get(id).await?;
     let moment = rollouts.moment(now, false);
     let (waits_for, waits_until) = match rollouts.next(&rollout, &participants, now) {
         Act::Wait(waiting) => words(waiting, |steady| rollouts.shown(steady, now)),

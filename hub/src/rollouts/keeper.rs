@@ -58,7 +58,7 @@ impl Rollouts {
     /// # Errors
     /// When the database does not answer.
     pub async fn look(&self, now: Timestamp, fresh: bool) -> Result<usize, StoreError> {
-        rows::mirror(&self.database).await?;
+        self.follow().await?;
         let running = sqlx::query("SELECT id FROM rollouts WHERE state = 'running' ORDER BY id")
             .fetch_all(self.database.reader())
             .await?;
@@ -78,13 +78,21 @@ impl Rollouts {
         Ok(running.len())
     }
 
+    /// Takes note of how commands stand, and that they were handed over: nodes' time to answer begins by that.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn follow(&self) -> Result<(), StoreError> {
+        rows::mirror(&self.database, self.commands.clock().now()).await
+    }
+
     /// Takes the step that is due, if one is.
     ///
     /// # Errors
     /// [`RolloutError`]; nothing has changed then.
     pub async fn step(&self, id: i64, now: Timestamp, fresh: bool) -> Result<Act, RolloutError> {
         // Most looks find nothing to do, and need not keep others from writing.
-        let (seen, participants) = self.get(id, now).await?;
+        let (seen, participants) = self.get(id).await?;
         let moment = self.moment(now, fresh);
         if let wait @ Act::Wait(_) = plan::step(&seen.position, &seen.limits, &members(&participants), moment) {
             return Ok(wait);
@@ -93,7 +101,7 @@ impl Rollouts {
         let mut transaction = bound.database.begin_write().await?;
         let rollout = rows::take(&mut transaction, id, None).await?;
         let mut rollout = rollout.ok_or(RolloutError::Unknown(id))?;
-        let participants = self.participants(&mut transaction, &rollout, now).await?;
+        let participants = self.participants(&mut transaction, &rollout).await?;
         let act = plan::step(&rollout.position, &rollout.limits, &members(&participants), moment);
         let (mut asked, mut halted) = (None, None);
         let mut records = match &act {

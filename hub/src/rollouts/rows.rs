@@ -209,33 +209,30 @@ pub(super) async fn list(
 pub(super) async fn participants(
     connection: &mut AnyConnection,
     id: i64,
-    now: Timestamp,
     steady: Timestamp,
 ) -> Result<Vec<Participant>, StoreError> {
     let rows = sqlx::query(
         "SELECT n.node, n.tenant, n.wave, COALESCE(c.state, n.state), n.command, n.asked_at, n.was_well, n.accepted,
-            c.delivered_at, COALESCE(c.message, ''), n.was_there
+            n.told_at, c.delivered_at, COALESCE(c.message, ''), n.was_there
          FROM rollout_nodes n LEFT JOIN commands c ON c.id = n.command WHERE n.rollout = $1 ORDER BY n.place",
     )
     .bind(id)
     .fetch_all(connection)
     .await?;
-    let ahead = now.millis().saturating_sub(steady.millis());
+    let time = |row: &AnyRow, at: usize| {
+        Ok::<_, sqlx::Error>(row.try_get::<Option<i64>, _>(at)?.map(Timestamp::from_millis))
+    };
     let participant = |row: &AnyRow| {
-        let asked_at = row.try_get::<Option<i64>, _>(5)?.map(Timestamp::from_millis);
-        // The wall clock may have been set since: it was not before it was asked, and not after now.
-        let told = |at: i64| {
-            let at = Timestamp::from_millis(at.saturating_sub(ahead)).min(steady);
-            at.max(asked_at.unwrap_or(at))
-        };
-        let told_at = row.try_get::<Option<i64>, _>(8)?.map(told);
+        // Nobody has looked since it was handed over.
+        let just_told = time(row, 9)?.map(|_| steady);
+        let told_at = time(row, 8)?.or(just_told);
         let member = Member {
             node: parsed(row.try_get(0)?)?,
             wave: number(row.try_get(2)?),
             standing: parsed(row.try_get(3)?)?,
-            asked_at,
+            asked_at: time(row, 5)?,
             told_at,
-            was_there: row.try_get::<i64, _>(10)? != 0,
+            was_there: row.try_get::<i64, _>(11)? != 0,
             was_well: row.try_get::<i64, _>(6)? != 0,
             accepted: match row.try_get::<i64, _>(7)? {
                 SILENT => told_at.is_none(),
@@ -247,26 +244,30 @@ pub(super) async fn participants(
             member,
             tenant: parsed(row.try_get(1)?)?,
             command: row.try_get::<Option<String>, _>(4)?.map(parsed).transpose()?,
-            message: row.try_get(9)?,
+            message: row.try_get(10)?,
         })
     };
     Ok(rows.iter().map(participant).collect::<Result<_, sqlx::Error>>()?)
 }
 
-/// Keeps how commands stand that have changed since it was kept: a rollout outlives them.
-pub(super) async fn mirror(database: &store::Database) -> Result<(), StoreError> {
+/// Keeps how commands stand that have changed since it was kept, for a rollout outlives them; and when by the steady clock they
+/// were seen to be handed over: their own rows know it by the wall clock.
+pub(super) async fn mirror(database: &store::Database, steady: Timestamp) -> Result<(), StoreError> {
     const CHANGED: &str = "state IN ('queued', 'delivered', 'running', 'unknown')
-        AND EXISTS (SELECT 1 FROM commands c WHERE c.id = rollout_nodes.command AND c.state <> rollout_nodes.state)";
+        AND EXISTS (SELECT 1 FROM commands c WHERE c.id = rollout_nodes.command
+            AND (c.state <> rollout_nodes.state OR (rollout_nodes.told_at IS NULL AND c.delivered_at IS NOT NULL)))";
     let any = sqlx::query(AssertSqlSafe(format!("SELECT 1 FROM rollout_nodes WHERE {CHANGED} LIMIT 1")));
     if any.fetch_optional(database.reader()).await?.is_none() {
         return Ok(());
     }
     let mut transaction = database.begin_write().await?;
     let sql = format!(
-        "UPDATE rollout_nodes SET state = (SELECT c.state FROM commands c WHERE c.id = rollout_nodes.command)
+        "UPDATE rollout_nodes SET state = (SELECT c.state FROM commands c WHERE c.id = rollout_nodes.command),
+            told_at = COALESCE(told_at, (SELECT CASE WHEN c.delivered_at IS NOT NULL THEN CAST($1 AS BIGINT) END
+                FROM commands c WHERE c.id = rollout_nodes.command))
          WHERE {CHANGED}"
     );
-    sqlx::query(AssertSqlSafe(sql)).execute(&mut *transaction).await?;
+    sqlx::query(AssertSqlSafe(sql)).bind(steady.millis()).execute(&mut *transaction).await?;
     Ok(transaction.commit().await?)
 }
 

@@ -30,6 +30,8 @@ const MANY: usize = 200;
 struct Site {
     world: World,
     steady: Arc<AtomicI64>,
+    /// What the wall clock is ahead of it, milliseconds.
+    ahead: AtomicI64,
     nodes: Vec<NodeId>,
     sessions: HashMap<NodeId, SessionId>,
 }
@@ -46,8 +48,8 @@ impl Site {
     /// With so many nodes, all of them there and well.
     async fn new(database: &store::testing::TestDatabase, count: usize) -> Self {
         let world = World::new(database).await;
-        let mut site =
-            Self { world, steady: Arc::new(AtomicI64::new(NOW.millis())), nodes: vec![], sessions: HashMap::new() };
+        let (steady, ahead) = (Arc::new(AtomicI64::new(NOW.millis())), AtomicI64::new(0));
+        let mut site = Self { world, steady, ahead, nodes: vec![], sessions: HashMap::new() };
         for number in 0..count {
             let token = site.world.token(NodeKind::Agent, Some(&format!("plant-{number}"))).await;
             let enrolled = site.world.enroll(&token, &key(), NOW).await.expect("enrolled");
@@ -77,8 +79,14 @@ impl Site {
         Desk { commands, rollouts, alerts, tasks }
     }
 
+    /// The wall clock's time.
     fn now(&self) -> Timestamp {
-        Timestamp::from_millis(self.steady.load(Ordering::Relaxed))
+        Timestamp::from_millis(self.steady.load(Ordering::Relaxed) + self.ahead.load(Ordering::Relaxed))
+    }
+
+    /// Somebody sets the wall clock.
+    fn set(&self, days: i64) {
+        self.ahead.fetch_add(days * 86_400_000, Ordering::Relaxed);
     }
 
     fn pass(&self, time: Duration) {
@@ -179,7 +187,9 @@ impl Site {
     /// Goes on, each step by a hub that has just been started, until it waits.
     async fn until_it_waits(&self, id: i64) -> Act {
         for _ in 0..MANY {
-            let act = self.open().await.rollouts.step(id, self.now(), false).await.expect("a step");
+            let rollouts = self.open().await.rollouts;
+            rollouts.follow().await.expect("looked");
+            let act = rollouts.step(id, self.now(), false).await.expect("a step");
             if matches!(act, Act::Wait(_)) {
                 return act;
             }
@@ -188,7 +198,7 @@ impl Site {
     }
 
     async fn shown(&self, id: i64) -> (Rollout, Vec<Participant>) {
-        self.open().await.rollouts.get(id, self.now()).await.expect("a rollout")
+        self.open().await.rollouts.get(id).await.expect("a rollout")
     }
 
     async fn state(&self, id: i64) -> (State, u32) {
@@ -493,6 +503,42 @@ on_both_engines! {
         site.world.close().await;
     }
 
+    async fn a_wall_clock_that_is_set_gives_nobody_more_or_less_time(database: TestDatabase) {
+        let mut site = Site::new(database, 4).await;
+        for (days, hangs, late) in [(-1, 0, 1), (1, 2, 3)] {
+            let joins = site.nodes[late];
+            site.lose(joins);
+            let id = site.start(&[&[hangs, late]]).await;
+            site.until_it_waits(id).await;
+            site.answer(&site.open().await, CommandState::Running).await;
+            site.until_it_waits(id).await;
+            site.set(days);
+            site.pass(seconds(59));
+            site.until_it_waits(id).await;
+            assert_eq!(site.state(id).await.0, State::Running, "{days}: it has its time");
+            site.pass(seconds(1));
+            site.until_it_waits(id).await;
+            let why = site.shown(id).await.0.why;
+            assert!(why.contains("1 of them because they did not come to an end in time"), "{days}: {why}");
+            site.act(id, Verb::Resume).await.expect("resumed");
+            site.until_it_waits(id).await;
+            site.pass(seconds(2_000));
+            site.connect(joins);
+            site.answer(&site.open().await, CommandState::Running).await;
+            site.set(days);
+            for wait in [0, 59] {
+                site.pass(seconds(wait));
+                site.until_it_waits(id).await;
+                assert_eq!(site.state(id).await.0, State::Running, "{days}: its time began when it was told");
+            }
+            site.pass(seconds(1));
+            site.until_it_waits(id).await;
+            assert_eq!(site.state(id).await.0, State::Halted, "{days}: and has an end");
+            site.act(id, Verb::Abort).await.expect("given up");
+        }
+        site.world.close().await;
+    }
+
     async fn failures_halt_it_at_once_and_one_key_starts_it_once(database: TestDatabase) {
         let site = Site::new(database, 3).await;
         let keyed = || {
@@ -542,7 +588,7 @@ on_both_engines! {
         assert_eq!(counts().await, [2, 2, 2, 2], "not a moment too early");
         upkeep.run_once(NOW.plus(seconds(90 * 86_400 + 60))).await.expect("deleted");
         assert_eq!(counts().await, [1, 1, 1, 1]);
-        assert!(matches!(site.open().await.rollouts.get(ended, NOW).await, Err(RolloutError::Unknown(_))));
+        assert!(matches!(site.open().await.rollouts.get(ended).await, Err(RolloutError::Unknown(_))));
         assert_eq!(site.state(open).await.0, State::Running);
         assert_eq!(site.asked(&desk).await.len(), 1, "its command is under way");
         site.world.close().await;
