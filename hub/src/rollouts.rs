@@ -349,7 +349,10 @@ impl Rollouts {
         let participants = self.participants(transaction, rollout).await?;
         let nodes = |which: &dyn Fn(&Member) -> bool| -> Vec<NodeId> {
             let members = participants.iter().map(|one| &one.member);
-            members.filter(|member| member.wave <= wave && !member.accepted && which(member)).map(|one| one.node).collect()
+            members
+                .filter(|member| member.wave <= wave && !member.accepted && which(member))
+                .map(|one| one.node)
+                .collect()
         };
         let wrong = nodes(&|member| member.failed(settle, moment) || member.regressed(over, moment));
         // Its command may have been taken back since.
@@ -372,7 +375,9 @@ impl Rollouts {
         let mut participants = rows::participants(connection, rollout.id, steady).await?;
         // How the nodes of other waves are now is nobody's question, but of those who are to be asked.
         let wave = rollout.position.wave;
-        let asked_for = |member: &Member| member.wave == wave || member.wave < wave && member.pending();
+        let asked_for = |member: &Member| {
+            member.wave == wave || member.wave < wave && (member.pending() || member.told_at.is_none())
+        };
         for one in participants.iter_mut().filter(|one| asked_for(&one.member)) {
             one.member.health = health::of(&self.fleet, one.member.node);
         }

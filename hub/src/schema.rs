@@ -18,6 +18,8 @@ ALTER TABLE rollout_nodes ADD COLUMN was_there BIGINT NOT NULL DEFAULT 0;
 UPDATE rollout_nodes SET was_there = was_well;
 -- When it was first seen that its command was handed over, by the steady clock.
 ALTER TABLE rollout_nodes ADD COLUMN told_at BIGINT;
+-- Until when it may be asked again when it was away, by the steady clock.
+ALTER TABLE rollout_nodes ADD COLUMN open_until BIGINT;
 ";
 
 /// What bridges may do at their tenants' brokers, one row a bridge: topics with blanks between, none for a bridge that may do

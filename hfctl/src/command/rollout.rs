@@ -81,7 +81,8 @@ pub(crate) struct Start {
     /// Most new commands in a minute.
     #[arg(long, value_name = "COMMANDS")]
     rate: Option<u32>,
-    /// Make commands at these times only, as "Mon-Fri 22:00-04:00 +01:00"; can be given several times.
+    /// Have commands start at these times only, as "Mon-Fri 22:00-04:00 +01:00"; can be given several times. Who is away is
+    /// asked anew in each, while --valid-for lasts.
     #[arg(long = "window", value_name = "WINDOW")]
     windows: Vec<String>,
     /// Why, for the audit log.

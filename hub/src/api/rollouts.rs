@@ -47,7 +47,8 @@ pub(crate) struct RolloutRequest {
     pub(crate) waves: Vec<String>,
     /// Most new commands in a minute; absent: as fast as it goes.
     pub(crate) rate_per_minute: Option<u32>,
-    /// When commands may be made, as `Mon-Fri 22:00-04:00 +01:00`; none: at any time.
+    /// When commands may start, as `Mon-Fri 22:00-04:00 +01:00`; none: at any time. Who is away is asked anew in each window,
+    /// while the command's own deadline lasts.
     #[serde(default)]
     pub(crate) windows: Vec<String>,
     /// How long a node has for its command before it counts as timed out: 1 to 604,800, and 600 unless told otherwise.
@@ -299,6 +300,9 @@ fn words(waiting: Waiting, shown: impl Fn(Timestamp) -> Timestamp) -> (Option<&'
         Waiting::Window(opens) => (Some("its maintenance window"), opens),
         Waiting::Rate(until) => (Some("its rate to allow another command"), Some(shown(until))),
         Waiting::Answers(until) => (Some("nodes to answer"), Some(shown(until))),
+        Waiting::Away(until) => {
+            (Some("nodes that are away, which are asked when a window is open"), Some(shown(until)))
+        }
         Waiting::Soak(until) => (Some("the end of the time in which the wave is watched"), Some(shown(until))),
     }
 }

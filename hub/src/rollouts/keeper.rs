@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use super::plan::{self, Act, Cause, Health, Member, State, Wrong};
+use super::plan::{self, Act, Cause, Health, Member, Moment, State, Wrong};
 use super::window::LONGEST_WAIT;
 use super::{Participant, Rollout, RolloutError, Rollouts, rows};
 use crate::alerts::Change;
@@ -110,7 +110,7 @@ impl Rollouts {
                 halted = Some("this version of the hub does not know the rollout's action".to_owned());
                 Vec::new()
             }
-            Act::Ask(nodes) => match self.ask(&mut transaction, &rollout, &participants, nodes, now).await {
+            Act::Ask(nodes) => match self.ask(&mut transaction, &rollout, &participants, nodes, moment).await {
                 Ok((new, requested, records)) => {
                     asked = Some((new, requested));
                     records
@@ -138,7 +138,11 @@ impl Rollouts {
             Act::Next => {
                 rollout.position.wave += 1;
                 rollout.position.soaking_since = None;
-                let detail = json!({ "wave": rollout.position.wave, "of": rollout.position.waves });
+                let (wave, waves) = (rollout.position.wave, rollout.position.waves);
+                let detail = match wave <= waves {
+                    true => json!({ "wave": wave, "of": waves }),
+                    false => json!({ "of": waves, "waits_for": "nodes that were away while a window was open" }),
+                };
                 vec![rollout.record(action::ROLLOUT_ADVANCED, &Actor::system(), detail)]
             }
             Act::Finish => {
@@ -186,17 +190,19 @@ impl Rollouts {
         rollout: &Rollout,
         participants: &[Participant],
         nodes: &[NodeId],
-        now: Timestamp,
+        now: Moment,
     ) -> Result<(NewRequest, Requested, Vec<Record>), RolloutError> {
         let id = rollout.id;
         let action = rollout.action.clone().ok_or(RolloutError::Limits("there is nothing to ask for"))?;
         let asked: Vec<&Participant> = participants.iter().filter(|one| nodes.contains(&one.member.node)).collect();
+        let first = asked.first().map(|one| &one.member);
+        let within = first.and_then(|member| member.within(rollout.limits.open_for(now), now));
         let new = NewRequest {
             nodes: asked.iter().map(|one| (one.member.node, one.tenant.clone())).collect(),
-            target: json!({ "rollout": id, "wave": rollout.position.wave }),
+            target: json!({ "rollout": id, "wave": first.map(|member| member.wave) }),
             action,
             priority: rollout.priority,
-            valid_for: rollout.valid_for,
+            valid_for: within.unwrap_or(rollout.valid_for).min(rollout.valid_for),
             reason: rollout.reason.clone(),
             scope: rollout.tenant.clone(),
             caller: format!("rollout {id}"),
@@ -207,20 +213,22 @@ impl Rollouts {
         };
         let actor = Actor::again(&rollout.started_by);
         let places = self.commands.no_places();
-        let (requested, records) = self.commands.place(transaction, &new, &places, &actor, now).await?;
-        let steady = self.commands.clock().now();
+        let (requested, records) = self.commands.place(transaction, &new, &places, &actor, now.wall).await?;
         for (command, node) in &requested.commands {
             let health = asked.iter().find(|one| one.member.node == *node).map(|one| one.member.health);
             let updated = sqlx::query(
-                "UPDATE rollout_nodes SET state = 'queued', command = $3, asked_at = $4, was_well = $5, was_there = $6
-                 WHERE rollout = $1 AND node = $2 AND command IS NULL",
+                "UPDATE rollout_nodes SET state = 'queued', command = $3, asked_at = $4, was_well = $5, was_there = $6,
+                   open_until = COALESCE(open_until, $7)
+                 WHERE rollout = $1 AND node = $2 AND (command IS NULL OR 'expired' IN
+                   (state, (SELECT c.state FROM commands c WHERE c.id = rollout_nodes.command)))",
             )
             .bind(id)
             .bind(node.to_string())
             .bind(command.to_string())
-            .bind(steady.millis())
+            .bind(now.steady.millis())
             .bind(i64::from(health == Some(Health::Well)))
             .bind(i64::from(health.is_some_and(Health::is_there)))
+            .bind(now.steady.plus(rollout.valid_for).millis())
             .execute(&mut **transaction)
             .await?;
             if updated.rows_affected() != 1 {
@@ -280,7 +288,8 @@ impl Rollouts {
                 format!("in wave {wave}, {count} of {of} {nodes} failed{late}; that is more than {most} %: {named}")
             }
             Wrong::Regressed { gone, most } => {
-                let what = if gone < count { "were well before and are not now" } else { "were there before and are gone" };
+                let what =
+                    if gone < count { "were well before and are not now" } else { "were there before and are gone" };
                 let gone = because(gone % count, "are gone");
                 format!("in wave {wave}, {count} of {of} {nodes} {what}{gone}; that is more than {most} %: {named}")
             }

@@ -8,11 +8,13 @@ use std::time::Duration;
 use protocol::command::State as Command;
 use protocol::{NodeId, Timestamp};
 
-use super::Window;
+use super::window::{self, Window};
 use crate::words::words;
 
 /// Commands made in one step; the rest follows in the next one.
 pub const AT_ONCE: usize = 500;
+/// Nothing is asked for that could start only for less than this.
+const LEAST: Duration = Duration::from_secs(10);
 /// What a rate is counted over.
 const MINUTE: Duration = Duration::from_secs(60);
 
@@ -53,7 +55,7 @@ pub struct StateError;
 pub struct Limits {
     /// Most new commands in a minute; `None`: as fast as it goes.
     pub rate: Option<u32>,
-    /// When commands may be made; none: at any time.
+    /// When commands may start; none: at any time.
     pub windows: Vec<Window>,
     /// How long a node has for its command before it counts as timed out.
     pub settle: Duration,
@@ -70,12 +72,19 @@ pub struct Limits {
 pub struct Position {
     /// Whether it goes on.
     pub state: State,
-    /// The wave that is under way, from 1.
+    /// The wave that is under way, from 1; beyond the last: every wave is through, and who was away may still join.
     pub wave: u32,
     /// How many there are.
     pub waves: u32,
     /// Since when that wave is only watched, by the steady clock.
     pub soaking_since: Option<Timestamp>,
+}
+
+impl Limits {
+    /// How long a window is still open; `None`: none is.
+    pub fn open_for(&self, now: Moment) -> Option<Duration> {
+        Some(window::closes(&self.windows, now.wall)?.since(now.wall))
+    }
 }
 
 impl Position {
@@ -161,6 +170,8 @@ pub struct Member {
     pub asked_at: Option<Timestamp>,
     /// When its command was handed over, by the steady clock.
     pub told_at: Option<Timestamp>,
+    /// Until when it may be asked again when it was away, by the steady clock.
+    pub open_until: Option<Timestamp>,
     /// It had a session when its command was made.
     pub was_there: bool,
     /// It was well when its command was made.
@@ -216,6 +227,8 @@ pub enum Waiting {
     Answers(Timestamp),
     /// The end of the time in which a wave is watched.
     Soak(Timestamp),
+    /// Nodes that were away while a window was open, until then at the latest.
+    Away(Timestamp),
 }
 
 /// Why a rollout holds itself.
@@ -261,41 +274,60 @@ pub fn step(position: &Position, limits: &Limits, members: &[Member], now: Momen
     if let Some(cause) = judge(position, limits, members, now) {
         return Act::Halt(cause);
     }
-    // Also those of waves before, whose commands were taken back.
-    let due: Vec<&Member> = members.iter().filter(|member| member.wave <= position.wave && member.pending()).collect();
+    // Also those of waves before, whose commands were taken back; and after them who was away while a window was open.
+    let reached = || members.iter().filter(move |member| member.wave <= position.wave);
+    let pending = reached().filter(|member| member.pending());
+    let due: Vec<&Member> = pending.chain(reached().filter(|member| member.missed(now))).collect();
     // Of those who are not back yet nobody knows whether they are well, or lost.
     let unknown = now.fresh && wave.iter().chain(&due).any(|member| member.is_missing());
     let gone: Vec<NodeId> = of(&due, |member| member.health == Health::Gone);
     if !gone.is_empty() {
         return Act::Skip(gone);
     }
-    if !due.is_empty() {
-        return match room(limits, members, now) {
-            _ if unknown => Act::Wait(Waiting::Sessions),
-            Ok(room) => Act::Ask(due.iter().map(|member| member.node).take(room).collect()),
-            Err(waiting) => Act::Wait(waiting),
-        };
+    if let Some(first) = due.first() {
+        match room(limits, members, now) {
+            _ if unknown => return Act::Wait(Waiting::Sessions),
+            Ok(room) => return Act::Ask(together(first, &due, limits, now).take(room).collect()),
+            Err(waiting) if first.pending() => return Act::Wait(waiting),
+            // Who was away holds nobody up.
+            Err(_) => {}
+        }
     }
+    let away = || reached().filter(|member| member.may_join(limits, now)).filter_map(|member| member.open_until).max();
     if let Some(end) = position.soaks_until(limits) {
         return match position.wave < position.waves {
             _ if now.steady < end => Act::Wait(Waiting::Soak(end)),
             _ if unknown => Act::Wait(Waiting::Sessions),
             true => Act::Next,
+            false if away().is_some() => Act::Next,
             false => Act::Finish,
         };
     }
-    let last = wave.iter().filter_map(|member| member.until(limits.settle)).max();
+    let beyond = position.wave > position.waves;
+    let answering = |member: &&Member| beyond || member.wave == position.wave;
+    let last = reached().filter(answering).filter_map(|member| member.until(limits.settle)).max();
+    if beyond && let Some(until) = away() {
+        return Act::Wait(Waiting::Away(until));
+    }
     match last {
         Some(until) if now.steady < until => Act::Wait(Waiting::Answers(until)),
         // What it did while the hub was away, a node tells when it is back.
         _ if unknown || (now.fresh && wave.iter().any(|member| member.is_at_it())) => Act::Wait(Waiting::Sessions),
+        _ if beyond => Act::Finish,
         _ => nobody(position, &wave).map_or(Act::Soak, Act::Halt),
     }
 }
 
+/// Those whose commands may start for as long as the first one's: they make one request.
+fn together(first: &Member, due: &[&Member], limits: &Limits, now: Moment) -> impl Iterator<Item = NodeId> {
+    let open_for = limits.open_for(now);
+    let within = first.within(open_for, now);
+    due.iter().filter(move |member| member.within(open_for, now) == within).map(|member| member.node)
+}
+
 /// How many may be asked now; or what that waits for.
 fn room(limits: &Limits, members: &[Member], now: Moment) -> Result<usize, Waiting> {
-    if !limits.windows.is_empty() && !limits.windows.iter().any(|window| window.holds(now.wall)) {
+    if !limits.windows.is_empty() && limits.open_for(now).is_none_or(|rest| rest < LEAST) {
         return Err(Waiting::Window(limits.windows.iter().filter_map(|window| window.opens_after(now.wall)).min()));
     }
     let Some(rate) = limits.rate else { return Ok(AT_ONCE) };
@@ -359,6 +391,26 @@ impl Member {
     /// Asked, and not there to hear of it: it does when it is back, until its own deadline.
     pub fn waits(&self) -> bool {
         self.standing == Standing::Asked(Command::Queued)
+    }
+
+    /// It was away while the window was open in which it was asked: it is asked anew in the next one.
+    pub fn missed(&self, now: Moment) -> bool {
+        let again = self.open_until.is_some_and(|until| now.steady.plus(LEAST) <= until);
+        let away = self.told_at.is_none() && self.health != Health::Gone;
+        self.standing == Standing::Asked(Command::Expired) && away && again
+    }
+
+    /// It is away, and will be asked anew if it does not come while this window is open.
+    fn may_join(&self, limits: &Limits, now: Moment) -> bool {
+        let queued = Self { standing: Standing::Asked(Command::Expired), ..*self };
+        !limits.windows.is_empty() && (self.missed(now) || self.waits() && queued.missed(now))
+    }
+
+    /// For how long its command may still start, where that is less than the rollout says: not when no window is open any more,
+    /// and not when its own time is over.
+    pub fn within(&self, open_for: Option<Duration>, now: Moment) -> Option<Duration> {
+        let own = self.open_until.map(|until| until.since(now.steady));
+        open_for.into_iter().chain(own).min()
     }
 
     /// When its time is over; `None` when there is nothing to wait for.

@@ -158,7 +158,7 @@ pub(super) async fn skip(transaction: &mut Transaction, id: i64, nodes: &[NodeId
 pub(super) async fn put_back(transaction: &mut Transaction, id: i64, nodes: &[NodeId]) -> Result<(), StoreError> {
     for part in nodes.chunks(AT_ONCE) {
         let sql = format!(
-            "UPDATE rollout_nodes SET state = 'pending', command = NULL WHERE node IN {} AND rollout = ${}",
+            "UPDATE rollout_nodes SET state = 'pending', command = NULL, open_until = NULL WHERE node IN {} AND rollout = ${}",
             rows::placeholders(1, part.len()),
             part.len() + 1
         );
@@ -213,15 +213,15 @@ pub(super) async fn participants(
 ) -> Result<Vec<Participant>, StoreError> {
     let rows = sqlx::query(
         "SELECT n.node, n.tenant, n.wave, COALESCE(c.state, n.state), n.command, n.asked_at, n.was_well, n.accepted,
-            n.told_at, c.delivered_at, COALESCE(c.message, ''), n.was_there
+            n.told_at, c.delivered_at, COALESCE(c.message, ''), n.was_there,
+            n.open_until
          FROM rollout_nodes n LEFT JOIN commands c ON c.id = n.command WHERE n.rollout = $1 ORDER BY n.place",
     )
     .bind(id)
     .fetch_all(connection)
     .await?;
-    let time = |row: &AnyRow, at: usize| {
-        Ok::<_, sqlx::Error>(row.try_get::<Option<i64>, _>(at)?.map(Timestamp::from_millis))
-    };
+    let time =
+        |row: &AnyRow, at: usize| Ok::<_, sqlx::Error>(row.try_get::<Option<i64>, _>(at)?.map(Timestamp::from_millis));
     let participant = |row: &AnyRow| {
         // Nobody has looked since it was handed over.
         let just_told = time(row, 9)?.map(|_| steady);
@@ -232,6 +232,7 @@ pub(super) async fn participants(
             standing: parsed(row.try_get(3)?)?,
             asked_at: time(row, 5)?,
             told_at,
+            open_until: time(row, 12)?,
             was_there: row.try_get::<i64, _>(11)? != 0,
             was_well: row.try_get::<i64, _>(6)? != 0,
             accepted: match row.try_get::<i64, _>(7)? {

@@ -9,6 +9,7 @@ use protocol::Timestamp;
 const DAYS: [&str; 7] = ["Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun"];
 const MINUTE: i64 = 60_000;
 const DAY: i64 = 24 * 60;
+const WEEK: Duration = Duration::from_secs(7 * 86_400);
 /// Farthest offset from UTC, minutes.
 const FARTHEST: i64 = 14 * 60;
 
@@ -36,13 +37,7 @@ pub struct WindowError(String);
 impl Window {
     /// Whether it is open.
     pub fn holds(&self, at: Timestamp) -> bool {
-        let minute = self.minute(at);
-        // It may have opened on the day before.
-        [0, 1].into_iter().any(|back| {
-            let day = minute.div_euclid(DAY) - back;
-            let opened = day * DAY + self.from;
-            self.opens_on(day) && (opened..opened + self.length()).contains(&minute)
-        })
+        self.opened(at).is_some()
     }
 
     /// When it opens next after `at`; `None`: on no day.
@@ -52,6 +47,22 @@ impl Window {
         let opens = (today..=today + 7).filter(|day| self.opens_on(*day)).map(|day| day * DAY + self.from);
         let opens = opens.into_iter().find(|opens| *opens > minute)?;
         Some(Timestamp::from_millis((opens - self.offset) * MINUTE))
+    }
+
+    /// When it closes; `None`: it is not open.
+    fn closes_after(&self, at: Timestamp) -> Option<Timestamp> {
+        self.opened(at).map(|opened| Timestamp::from_millis((opened + self.length() - self.offset) * MINUTE))
+    }
+
+    /// The minute in which it has opened, by the clock at its offset.
+    fn opened(&self, at: Timestamp) -> Option<i64> {
+        let minute = self.minute(at);
+        // It may have opened on the day before.
+        [0, 1].into_iter().find_map(|back| {
+            let day = minute.div_euclid(DAY) - back;
+            let opened = day * DAY + self.from;
+            (self.opens_on(day) && (opened..opened + self.length()).contains(&minute)).then_some(opened)
+        })
     }
 
     fn minute(&self, at: Timestamp) -> i64 {
@@ -70,6 +81,18 @@ impl Window {
         let weekday = usize::try_from((day + 3).rem_euclid(7)).unwrap_or(0);
         self.days.get(weekday).copied().unwrap_or(false)
     }
+}
+
+/// When none of these is open any more; `None`: none is. A week ahead is enough for those of which one always is.
+pub(super) fn closes(windows: &[Window], at: Timestamp) -> Option<Timestamp> {
+    let next = |at: Timestamp| windows.iter().filter_map(|window| window.closes_after(at)).max();
+    let mut end = next(at)?;
+    while end.since(at) < WEEK
+        && let Some(later) = next(end)
+    {
+        end = later;
+    }
+    Some(end)
 }
 
 impl FromStr for Window {
@@ -169,6 +192,17 @@ mod tests {
         assert!(!nights.holds(at(5, 22, 0)) && !nights.holds(at(0, 3, 0)), "none begins on the weekend");
         assert_eq!(nights.opens_after(at(0, 12, 0)), Some(at(0, 22, 0)));
         assert_eq!(nights.opens_after(at(4, 22, 0)), Some(at(7, 22, 0)));
+    }
+
+    #[test]
+    fn one_that_opens_as_another_closes_goes_on_with_it() {
+        let nights = ["Mon-Fri 22:00-04:00", "Tue 03:00-06:00 +01:00", "Tue 05:00-07:30"].map(window);
+        assert_eq!(closes(&nights, at(0, 12, 0)), None);
+        assert_eq!(closes(&nights[..1], at(0, 23, 59)), Some(at(1, 4, 0)));
+        assert_eq!(closes(&nights, at(0, 23, 59)), Some(at(1, 7, 30)));
+        assert_eq!(closes(&nights, at(2, 3, 59)), Some(at(2, 4, 0)), "on Wednesday there is the first alone");
+        let always = closes(&[window("00:00-24:00")], at(0, 12, 0)).expect("it is open");
+        assert!(always >= at(7, 0, 0));
     }
 
     #[test]

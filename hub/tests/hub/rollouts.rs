@@ -539,6 +539,55 @@ on_both_engines! {
         site.world.close().await;
     }
 
+    async fn who_was_away_in_a_window_starts_nothing_until_the_next_one(database: TestDatabase) {
+        // Now is 14:13:20.
+        let (hour, window) = (3_600, "14:00-15:00 UTC");
+        let mut site = Site::new(database, 4).await;
+        let (away, never) = (site.nodes[1], site.nodes[3]);
+        site.lose(away);
+        site.lose(never);
+        let mut new = site.new_rollout(&[&[0, 1], &[2, 3]]);
+        new.limits.windows = vec![window.parse().expect("a window")];
+        new.command.valid_for = seconds(30 * hour);
+        let id = site.open().await.rollouts.start(new, &ann(), NOW).await.expect("started").id;
+        let desk = site.open().await;
+        for wait in [0, 60, 30, 0, 60] {
+            site.pass(seconds(wait));
+            site.until_it_waits(id).await;
+            site.answer(&desk, CommandState::Succeeded).await;
+        }
+        let closes = NOW.plus(seconds(hour - 800));
+        for command in desk.commands.list(&Filter { limit: 100, ..Filter::default() }, site.now()).await.expect("a list") {
+            assert_eq!(command.deadline, closes, "by the end of the window: {command:?}");
+        }
+        site.pass(seconds(hour - 800 - 150));
+        desk.commands.judge(site.now(), true).await.expect("judged");
+        assert!(matches!(site.until_it_waits(id).await, Act::Wait(Waiting::Away(_))));
+        let (rollout, nodes) = site.shown(id).await;
+        assert_eq!((rollout.position.state, rollout.position.wave), (State::Running, 3), "{}", rollout.why);
+        let moment = desk.rollouts.moment(site.now(), false);
+        assert_eq!(nodes.iter().filter(|one| one.member.missed(moment)).count(), 2);
+        // It is back while none is open.
+        site.connect(away);
+        site.until_it_waits(id).await;
+        assert!(desk.commands.due(away, 32, site.now()).await.expect("an answer").is_empty());
+        site.pass(seconds(23 * hour));
+        site.until_it_waits(id).await;
+        site.answer(&desk, CommandState::Succeeded).await;
+        site.until_it_waits(id).await;
+        let standing = |nodes: &[Participant], node| nodes.iter().find(|one| one.member.node == node).expect("there").member.standing;
+        assert_eq!(standing(&site.shown(id).await.1, away), Standing::Asked(Stands::Succeeded));
+        // The other one's own time ends before the third.
+        site.pass(seconds(7 * hour));
+        desk.commands.judge(site.now(), true).await.expect("judged");
+        site.until_it_waits(id).await;
+        let (rollout, nodes) = site.shown(id).await;
+        assert_eq!((rollout.position.state, standing(&nodes, never)), (State::Done, Standing::Asked(Stands::Expired)));
+        let asked = site.asked(&desk).await;
+        assert_eq!((asked[&away].len(), asked[&never].len(), asked[&site.nodes[0]].len()), (2, 2, 1));
+        site.world.close().await;
+    }
+
     async fn failures_halt_it_at_once_and_one_key_starts_it_once(database: TestDatabase) {
         let site = Site::new(database, 3).await;
         let keyed = || {

@@ -54,7 +54,7 @@ pub enum WaveState {
 pub struct WaveCounts {
     /// Not asked.
     pub pending: usize,
-    /// Asked and not there: told when they are back, until the command's own deadline.
+    /// Asked and not there: told when they are back, until the command's own deadline, and when a window is open.
     pub waiting: usize,
     /// They have the command.
     pub at_work: usize,
@@ -123,7 +123,7 @@ pub struct Rollout {
     pub shape: String,
     /// Most new commands in a minute.
     pub rate_per_minute: Option<u32>,
-    /// When commands may be made; none: at any time.
+    /// When commands may start; none: at any time.
     pub windows: Vec<String>,
     /// How long a node has for its command before it counts as timed out.
     pub settle_seconds: u64,
@@ -214,7 +214,7 @@ impl From<&rollouts::Rollout> for Rollout {
             why: rollout.why.clone(),
             changed_at: Time(rollout.changed_at),
             changed_by: rollout.changed_by.clone(),
-            wave: position.wave,
+            wave: position.wave.min(position.waves),
             wave_count: position.waves,
             shape: rollout.waves.clone(),
             rate_per_minute: limits.rate,
@@ -277,6 +277,7 @@ impl WaveCounts {
             Standing::Skipped => &mut self.skipped,
             Standing::Asked(_) if timed_out => &mut self.timed_out,
             Standing::Asked(State::Queued) => &mut self.waiting,
+            Standing::Asked(State::Expired) if member.missed(now) => &mut self.waiting,
             Standing::Asked(State::Delivered | State::Running) => &mut self.at_work,
             Standing::Asked(State::Succeeded) => &mut self.succeeded,
             Standing::Asked(State::Failed) => &mut self.failed,
@@ -309,7 +310,10 @@ impl RolloutNode {
             wave: one.member.wave,
             state: one.member.standing.as_str(),
             command: one.command.map(|id| id.to_string()),
-            message: one.message.clone(),
+            message: match one.member.missed(now) {
+                true => "it was away while a window was open, and is asked anew in the next one".to_owned(),
+                false => one.message.clone(),
+            },
             timed_out: one.member.timed_out(rollout.limits.settle, now),
             regressed: regressed(&one.member, rollout, now),
             accepted: one.member.accepted,

@@ -250,7 +250,7 @@ fn confirm(
             p { (consequence(&wanted.action)) }
             (absent(&wanted.action, &of, chosen, &long(asked.command.valid_for())))
             p {
-                "The first wave begins " @if limits.windows.is_empty() { "at once" } @else { "when a maintenance window is open: " (wanted.windows) }
+                "The first wave begins " @if limits.windows.is_empty() { "at once" } @else { "when a maintenance window is open, and nothing starts at other times: " (wanted.windows) }
                 @if let Some(rate) = limits.rate { ", with at most " (rate) " commands a minute" }
                 ". Each is watched for " (long(limits.soak)) " before the next. It holds itself when over " (limits.most_failed) " % of a wave fail or are not done within " (long(limits.settle))
                 ", or over " (limits.most_regressed) " % are not well any more."

@@ -40,6 +40,7 @@ fn fresh(number: u8, wave: u32) -> Member {
         standing: Standing::Pending,
         asked_at: None,
         told_at: None,
+        open_until: None,
         was_there: true,
         was_well: true,
         accepted: false,
@@ -184,6 +185,50 @@ fn windows_and_the_rate_hold_commands_back_and_nothing_else() {
     assert_eq!(step(&first, &slow, &members, now(59)), Act::Wait(Waiting::Rate(at(60))));
     members[1].standing = Standing::Asked(Command::Succeeded);
     assert_eq!(step(&first, &slow, &members, now(60)), Act::Ask(vec![node(2), node(3)]));
+}
+
+#[test]
+fn who_was_away_in_a_window_is_asked_in_the_next_one_and_holds_nobody_up() {
+    let (minute, hour, day) = (60, 3_600, 86_400);
+    let windowed = Limits { windows: vec!["01:00-02:00".parse().expect("a window")], ..limits() };
+    let mut members = vec![asked(0, 1, Command::Succeeded), asked(1, 1, Command::Queued), fresh(2, 2)];
+    let own = day + hour + 30 * minute;
+    let away = Member { health: Health::Away, was_there: false, ..members[1] };
+    members[1] = Member { asked_at: Some(at(hour)), open_until: Some(at(own)), ..away };
+    let step = |position: &Position, members: &[Member], seconds| step(position, &windowed, members, now(seconds));
+    let within = |seconds| members[1].within(windowed.open_for(now(seconds)), now(seconds));
+    assert_eq!(within(hour + minute), Some(Duration::from_secs(59 * minute)), "not beyond the window");
+    let rest = within(day + hour + 20 * minute);
+    assert_eq!(rest, Some(Duration::from_secs(10 * minute)), "and not beyond its own time");
+
+    members[1].standing = Standing::Asked(Command::Expired);
+    let watched = position(1, 2, Some(2 * hour));
+    assert_eq!(step(&watched, &members, 2 * hour), Act::Wait(Waiting::Soak(at(2 * hour + 30))));
+    assert_eq!(step(&watched, &members, 2 * hour + 30), Act::Next);
+    let second = position(2, 2, None);
+    assert_eq!(step(&second, &members, 3 * hour), Act::Wait(Waiting::Window(Some(at(day + hour)))));
+    assert_eq!(
+        step(&second, &members, day + 2 * hour - 9),
+        Act::Wait(Waiting::Window(Some(at(2 * day + hour)))),
+        "too late"
+    );
+    assert_eq!(step(&second, &members, day + hour), Act::Ask(vec![node(2)]), "they have different times");
+    members[2] = Member { asked_at: Some(at(day + hour)), ..asked(2, 2, Command::Succeeded) };
+    assert_eq!(step(&second, &members, day + hour), Act::Ask(vec![node(1)]));
+    let last = position(2, 2, Some(2 * hour));
+    assert_eq!(step(&last, &members, 3 * hour), Act::Next, "all are through, and one may still join");
+    let beyond = position(3, 2, None);
+    assert_eq!(step(&beyond, &members, 3 * hour), Act::Wait(Waiting::Away(at(own))));
+    members[0].health = Health::Unwell;
+    assert_eq!(step(&beyond, &members, 3 * hour), Act::Wait(Waiting::Away(at(own))), "nobody is watched any more");
+    assert_eq!(step(&beyond, &members, own), Act::Finish);
+    let told = |state| Member { told_at: Some(at(day + hour)), asked_at: Some(at(day + hour)), ..asked(1, 1, state) };
+    members[1] = told(Command::Running);
+    assert_eq!(step(&beyond, &members, day + hour + 59), Act::Wait(Waiting::Answers(at(day + hour + 60))));
+    members[1] = told(Command::Failed);
+    assert_eq!(halted(step(&beyond, &members, day + hour + 59)).wave, 1);
+    members[1] = told(Command::Succeeded);
+    assert_eq!(step(&beyond, &members, day + hour + 59), Act::Finish);
 }
 
 #[test]
