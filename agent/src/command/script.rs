@@ -22,6 +22,8 @@ use super::{failed, succeeded, unknown};
 const LONGEST: Duration = Duration::from_secs(3_600);
 /// How long it has to end by itself once it is told to.
 const END_WITHIN: Duration = Duration::from_secs(3);
+/// How long what it has said is read once it is killed.
+const LAST_WORDS: Duration = Duration::from_millis(500);
 /// How long what it started may go on writing once it has ended itself.
 const LINGER: Duration = Duration::from_secs(1);
 /// What a script finds in its environment beside its command's id.
@@ -52,22 +54,24 @@ pub(super) async fn run(path: &Path, id: CommandId, stop: &CancellationToken, ou
         Err(error) => return failed(format!("{} can't be run: {error}", path.display())),
     };
     let group = child.id().and_then(|id| Pid::from_raw(id.cast_signed()));
-    let cut = {
-        let ended = converse(&mut child, output);
-        tokio::select! {
-            biased;
-            () = stop.cancelled() => Cut::Told,
-            ended = timeout(LONGEST, ended) => match ended {
-                Ok(ended) => return ending(ended),
-                Err(_) => Cut::Late,
-            },
-        }
+    // Read on until it has ended, whatever it is told: who cleans up and finds nobody to say so to is killed by that.
+    let mut ended = pin!(converse(&mut child, output));
+    let cut = tokio::select! {
+        biased;
+        () = stop.cancelled() => Cut::Told,
+        ended = timeout(LONGEST, ended.as_mut()) => match ended {
+            Ok(ended) => return ending(ended),
+            Err(_) => Cut::Late,
+        },
     };
     // Also what it started itself, which would keep running on its own.
     let signal = |signal| group.map(|group| kill_process_group(group, signal));
     signal(Signal::TERM);
-    let _ = timeout(END_WITHIN, converse(&mut child, output)).await;
+    let has_ended = timeout(END_WITHIN, ended.as_mut()).await.is_ok();
     signal(Signal::KILL);
+    if !has_ended {
+        let _ = timeout(LAST_WORDS, ended).await;
+    }
     match cut {
         Cut::Told => Ending::new(CommandState::Cancelled, "ended while it ran: part of its work may be done"),
         Cut::Late => failed(format!("ended after {} s: part of its work may be done", LONGEST.as_secs())),

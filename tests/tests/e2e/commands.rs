@@ -65,6 +65,10 @@ impl Site {
         Ok(made["commands"][0]["id"].as_str().context("no command")?.to_owned())
     }
 
+    fn cancel(&self, id: &str) -> Result<()> {
+        self.hub.api().post(&format!("/api/v1/commands/{id}/cancel"), &json!({ "reason": "a test" }))?.ok().map(drop)
+    }
+
     fn command(&self, id: &str) -> Result<Value> {
         self.hub.api().get(&format!("/api/v1/commands/{id}"))?.ok()
     }
@@ -236,6 +240,40 @@ fn a_script_is_run_when_the_owner_has_named_it_and_else_refused() -> Result<()> 
     let unsafe_now = site.ask("script", None, json!({ "script": "rotate" }))?;
     let failed = site.comes_to(&unsafe_now, "failed")?;
     assert!(failed["message"].as_str().is_some_and(|said| said.contains("chmod go-w")), "{failed}");
+    Ok(())
+}
+
+#[test]
+fn a_script_that_is_cancelled_cleans_up_and_what_it_says_meanwhile_is_kept() -> Result<()> {
+    use std::os::unix::fs::PermissionsExt as _;
+    let folder = tempfile::tempdir()?;
+    let (tidy, deaf) = (folder.path().join("tidy.sh"), folder.path().join("deaf.sh"));
+    let lock = folder.path().join("lock");
+    let waits = "touch lock\necho begun\nwhile true; do sleep 0.1; done\n";
+    let body = |trap: &str| format!("#!/bin/sh\ncd {}\n{trap}\n{waits}", folder.path().display());
+    std::fs::write(&tidy, body("trap 'echo stopping; echo still >&2; rm lock; echo gone; exit 0' TERM"))?;
+    std::fs::write(&deaf, body("trap 'echo no' TERM"))?;
+    for script in [&tidy, &deaf] {
+        std::fs::set_permissions(script, std::fs::Permissions::from_mode(0o755))?;
+    }
+    let scripts = format!("{{ tidy = {:?}, deaf = {:?} }}", tidy.display().to_string(), deaf.display().to_string());
+    let site = Site::start(Hub::start()?, "commands-cancelled", |agent| agent.set("commands-scripts", scripts))?;
+    let cancelled = |name: &str| -> Result<Value> {
+        let id = site.ask("script", None, json!({ "script": name }))?;
+        until("the script to begin", SOON, || Ok(lock.exists().then_some(())))?;
+        site.cancel(&id)?;
+        site.comes_to(&id, "cancelled")
+    };
+    let cleaned = cancelled("tidy")?;
+    let said = cleaned["output"].as_str().context("no output")?;
+    assert!(said.starts_with("begun\n"), "{said:?}");
+    for line in ["stopping", "still", "gone"] {
+        assert!(said.lines().any(|said| said == line), "{line} is not in {said:?}");
+    }
+    assert!(!lock.exists(), "it has cleaned up");
+    let killed = cancelled("deaf")?;
+    let said = killed["output"].as_str().context("no output")?;
+    assert!(said.starts_with("begun\n") && said.lines().any(|line| line == "no"), "{said:?}");
     Ok(())
 }
 
