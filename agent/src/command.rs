@@ -61,7 +61,9 @@ impl Carrier {
                 Err(ending) => ending,
             },
             Action::Backup { stack } => match self.engine().await {
-                Ok(engine) => service::backup(&engine, &stack, &stop, &output).await,
+                Ok(engine) => {
+                    service::backup(&engine, &stack, self.config.commands.backup_within, &stop, &output).await
+                }
                 Err(ending) => ending,
             },
             Action::Diagnostics => {

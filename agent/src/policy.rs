@@ -8,11 +8,14 @@ use pki::OperatorPublicKey;
 use protocol::command::{Action, Name, Order, Signature};
 use protocol::{NodeId, Timestamp};
 use serde::Deserialize;
+use settings::Period;
 
 use crate::config::ConfigError;
 
 /// Stands for every Compose project.
 pub(crate) const ALL: &str = "*";
+/// Shortest and longest time that a backup may be given.
+const BACKUP_WITHIN: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(86_400));
 /// How far this machine's clock may be off when it judges until when a signature counts.
 const LEEWAY: Duration = Duration::from_secs(86_400);
 
@@ -26,6 +29,8 @@ pub struct Policy {
     pub projects: Vec<String>,
     /// Scripts by name, each an absolute path. Whoever names one here allows the hub to run it, without arguments.
     pub scripts: BTreeMap<String, PathBuf>,
+    /// How long a backup may run; then it is stopped, and has failed.
+    pub backup_within: Period,
     /// Actions that are carried out only with the signature of one of the operators below: the hub alone can't have them done.
     pub require_signature: Vec<String>,
     /// The public keys, `hfop_…`, of operators whose signatures count.
@@ -39,6 +44,7 @@ impl Default for Policy {
             accept: accept.map(|name| name.as_str().to_owned()).collect(),
             projects: vec![ALL.to_owned()],
             scripts: BTreeMap::new(),
+            backup_within: Period(Duration::from_secs(6 * 3_600)),
             require_signature: Vec::new(),
             operators: Vec::new(),
         }
@@ -68,6 +74,11 @@ impl Policy {
                 let known = Name::ALL.map(Name::as_str).join(", ");
                 return wrong("commands.require-signature", format!("{name:?} is no action; use {known}"));
             }
+        }
+        let (shortest, longest) = BACKUP_WITHIN;
+        if !(shortest..=longest).contains(&self.backup_within.get()) {
+            let why = format!("use from {} to {}", Period(shortest), Period(longest));
+            return wrong("commands.backup-within", why);
         }
         for key in &self.operators {
             if let Err(error) = key.parse::<OperatorPublicKey>() {
@@ -209,6 +220,8 @@ mod tests {
             ..Policy::default()
         };
         assert!(scripts("rotate", "bin/rotate").checked().is_err());
+        let hasty = Policy { backup_within: Period(Duration::ZERO), ..Policy::default() };
+        assert!(hasty.checked().unwrap_err().to_string().contains("from 1s to 1d"));
         assert!(scripts("a b", "/bin/rotate").checked().is_err());
     }
 

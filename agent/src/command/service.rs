@@ -17,6 +17,8 @@ use futures_util::StreamExt;
 use node::commands::Output;
 use protocol::command::{Ending, MAX_OUTPUT};
 use protocol::message::CommandState;
+use settings::Period;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::{failed, succeeded, unknown};
@@ -144,8 +146,14 @@ pub(super) async fn logs(
     succeeded("")
 }
 
-/// Runs the stack's backup to its end.
-pub(super) async fn backup(engine: &Docker, stack: &str, stop: &CancellationToken, output: &Output) -> Ending {
+/// Runs the stack's backup to its end, which is to come `within` this.
+pub(super) async fn backup(
+    engine: &Docker,
+    stack: &str,
+    within: Period,
+    stop: &CancellationToken,
+    output: &Output,
+) -> Ending {
     let labels = vec![format!("{PROJECT_LABEL}={stack}"), format!("{BACKUP_LABEL}=true")];
     let containers = match list(engine, labels).await {
         Ok(containers) => containers,
@@ -171,19 +179,23 @@ pub(super) async fn backup(engine: &Docker, stack: &str, stop: &CancellationToke
         return of_error(&container.name, &error);
     }
     let mut ended = Box::pin(engine.wait_container(&container.id, None::<WaitContainerOptions>));
-    let code = match stop.run_until_cancelled(ended.next()).await {
+    let code = match stop.run_until_cancelled(timeout(within.get(), ended.next())).await {
         None => {
-            let stopped = engine.stop_container(&container.id, None::<StopContainerOptions>).await;
             let message = format!("{} was stopped while it ran: this backup is not whole", container.name);
-            return stopped.map_or_else(
-                |error| of_error(&container.name, &error),
-                |()| Ending::new(CommandState::Cancelled, &message),
-            );
+            return cut_short(engine, container, Ending::new(CommandState::Cancelled, &message)).await;
         }
-        Some(Some(Ok(answer))) => answer.status_code,
-        Some(Some(Err(EngineError::DockerContainerWaitError { code, .. }))) => code,
-        Some(Some(Err(error))) => return of_error(&container.name, &error),
-        Some(None) => return unknown(format!("the engine no longer tells how {} goes", container.name)),
+        Some(Err(_)) => {
+            let message = format!(
+                "{} was stopped after {within}: this backup is not whole. For more time its owner sets backup-within in \
+                 agent.toml, [commands]",
+                container.name
+            );
+            return cut_short(engine, container, failed(message)).await;
+        }
+        Some(Ok(Some(Ok(answer)))) => answer.status_code,
+        Some(Ok(Some(Err(EngineError::DockerContainerWaitError { code, .. })))) => code,
+        Some(Ok(Some(Err(error)))) => return of_error(&container.name, &error),
+        Some(Ok(None)) => return unknown(format!("the engine no longer tells how {} goes", container.name)),
     };
     let options = LogsOptions {
         stdout: true,
@@ -199,6 +211,14 @@ pub(super) async fn backup(engine: &Docker, stack: &str, stop: &CancellationToke
     match code {
         0 => succeeded(&format!("{} ended well", container.name)),
         code => failed(format!("{} ended with code {code}", container.name)),
+    }
+}
+
+/// Stops a backup; it has ended so, when it could be stopped.
+async fn cut_short(engine: &Docker, container: &Container, ending: Ending) -> Ending {
+    match engine.stop_container(&container.id, None::<StopContainerOptions>).await {
+        Ok(()) => ending,
+        Err(error) => of_error(&container.name, &error),
     }
 }
 
@@ -245,7 +265,7 @@ pub(crate) async fn find(engine: &Docker, stack: &str, service: &str) -> Result<
 async fn list(engine: &Docker, labels: Vec<String>) -> Result<Vec<Container>, EngineError> {
     let filters = Some(HashMap::from([("label".to_owned(), labels)]));
     let options = ListContainersOptions { all: true, filters, ..ListContainersOptions::default() };
-    let asked = tokio::time::timeout(ANSWER, engine.list_containers(Some(options)));
+    let asked = timeout(ANSWER, engine.list_containers(Some(options)));
     let found = asked.await.unwrap_or(Err(EngineError::RequestTimeoutError))?;
     let mut found: Vec<(Key, Container)> = found.into_iter().filter_map(read).collect();
     found.sort_by(|a, b| a.0.cmp(&b.0));

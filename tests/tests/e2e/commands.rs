@@ -278,6 +278,41 @@ fn a_script_that_is_cancelled_cleans_up_and_what_it_says_meanwhile_is_kept() -> 
 }
 
 #[test]
+fn a_backup_that_is_cancelled_or_takes_too_long_is_stopped() -> Result<()> {
+    const ENDLESS: &str = r#"
+services:
+  backup:
+    image: IMAGE
+    command: ["sh", "-c", "echo table 1; exec sleep infinity"]
+    network_mode: none
+    pull_policy: never
+    stop_signal: SIGKILL
+    labels: {com.hyperfactory.backup: "true"}
+"#;
+    let site = Site::start(Hub::start()?, "commands-backup", |agent| agent.set("commands-backup-within", "12s"))?;
+    let endless = site.engine.project("commands-endless", ENDLESS)?;
+    endless.compose(&["create"])?;
+    let container = endless.container("backup")?;
+    let runs = || -> Result<bool> { Ok(site.engine.inspect(&container)?["State"]["Running"] == true) };
+    let backup = || -> Result<String> {
+        let id = site.ask("backup", None, json!({ "stack": endless.name() }))?;
+        until("the backup to run", SOON, || Ok(runs()?.then_some(())))?;
+        Ok(id)
+    };
+    let cancelled = backup()?;
+    site.cancel(&cancelled)?;
+    let cancelled = site.comes_to(&cancelled, "cancelled")?;
+    assert!(cancelled["message"].as_str().is_some_and(|said| said.contains("is not whole")), "{cancelled}");
+    assert!(!runs()?, "it is stopped");
+    let late = backup()?;
+    let late = site.comes_to(&late, "failed")?;
+    let said = late["message"].as_str().context("no message")?;
+    assert!(said.contains("was stopped after 12s") && said.contains("backup-within"), "{said}");
+    assert!(!runs()?, "it is stopped");
+    Ok(())
+}
+
+#[test]
 fn a_hub_alone_cannot_have_done_what_takes_an_operators_signature() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let (ann, bob) = (folder.path().join("ann"), folder.path().join("bob"));
