@@ -56,6 +56,8 @@ pub struct Shipper {
     positions: Positions,
     lives: HashMap<ContainerId, Life>,
     reading: HashSet<ContainerId>,
+    /// The engine would not say how these are.
+    troubled: HashSet<ContainerId>,
     readers: JoinSet<(ContainerId, Position, Result<(), EngineError>)>,
 }
 
@@ -72,6 +74,8 @@ struct Life {
 /// A container to read.
 struct Chosen {
     id: ContainerId,
+    /// As people call it.
+    name: String,
     key: Key,
 }
 
@@ -98,6 +102,7 @@ impl Shipper {
             positions,
             lives: HashMap::new(),
             reading: HashSet::new(),
+            troubled: HashSet::new(),
             readers: JoinSet::new(),
         })
     }
@@ -134,9 +139,13 @@ impl Shipper {
     async fn look(&mut self, items: &mpsc::Sender<Item>) -> Duration {
         let looked = async {
             let engine = self.engine.connect(ANSWER).await.map_err(|trouble| trouble.to_string())?;
-            let chosen = self.chosen(&engine).await.map_err(|error| error.to_string())?;
+            let mut chosen = self.chosen(&engine).await.map_err(|error| error.to_string())?;
             self.positions.retain(|id, _| chosen.iter().any(|chosen| chosen.id.as_str() == id));
             self.lives.retain(|id, _| chosen.iter().any(|chosen| chosen.id == *id));
+            self.troubled.retain(|id| chosen.iter().any(|chosen| chosen.id == *id));
+            // The others do not wait for an answer that did not come the last time.
+            chosen.sort_by_key(|chosen| self.troubled.contains(&chosen.id));
+            let mut again = LOOK_AGAIN.1;
             for chosen in chosen {
                 if self.reading.len() >= CONTAINERS {
                     tracing::warn!(
@@ -145,14 +154,30 @@ impl Shipper {
                     );
                     break;
                 }
-                if !self.reading.contains(&chosen.id) {
-                    self.attach(&engine, chosen, items).await.map_err(|error| error.to_string())?;
+                if self.reading.contains(&chosen.id) {
+                    continue;
+                }
+                let (id, name) = (chosen.id.clone(), chosen.name.clone());
+                let Err(error) = self.attach(&engine, chosen, items).await else {
+                    self.troubled.remove(&id);
+                    continue;
+                };
+                if !is_of_container(&error) {
+                    return Err(error.to_string());
+                }
+                if self.troubled.insert(id) {
+                    tracing::warn!(container = name, %error, "its log is not shipped: the engine would not say how it is");
+                    again = ASK_AGAIN;
+                }
+                if matches!(error, EngineError::RequestTimeoutError) {
+                    // Lines wait while it is asked.
+                    break;
                 }
             }
-            Ok::<_, String>(())
+            Ok::<_, String>(again)
         };
         match looked.await {
-            Ok(()) => LOOK_AGAIN.1,
+            Ok(again) => again,
             Err(why) => {
                 // The engine's follower warns of an engine that does not answer.
                 tracing::debug!("containers' logs: {why}");
@@ -174,11 +199,13 @@ impl Shipper {
     fn choose(&self, summary: ContainerSummary) -> Option<Chosen> {
         let key = Key::of(summary.labels.as_ref()?)?;
         let id = ContainerId::from(summary.id?);
-        self.config.chooses(&key.stack, &key.service).then_some(Chosen { id, key })
+        let name = summary.names.unwrap_or_default().into_iter().next();
+        let name = name.map_or_else(|| id.as_str().to_owned(), |name| name.trim_start_matches('/').to_owned());
+        self.config.chooses(&key.stack, &key.service).then_some(Chosen { id, name, key })
     }
 
     async fn attach(&mut self, engine: &Docker, chosen: Chosen, items: &mpsc::Sender<Item>) -> Result<(), EngineError> {
-        let Chosen { id, key } = chosen;
+        let Chosen { id, key, .. } = chosen;
         let asked = timeout(ANSWER, engine.inspect_container(id.as_str(), None::<InspectContainerOptions>));
         let inspected = match asked.await.unwrap_or(Err(EngineError::RequestTimeoutError)) {
             // It is being removed.
@@ -254,4 +281,13 @@ impl Shipper {
         }
         self.positions = after;
     }
+}
+
+/// Whether others may fare better with the engine than the container that was asked about.
+fn is_of_container(error: &EngineError) -> bool {
+    use EngineError::{DockerResponseServerError, JsonDataError, JsonSerdeError, RequestTimeoutError};
+    matches!(
+        error,
+        DockerResponseServerError { .. } | JsonDataError { .. } | JsonSerdeError { .. } | RequestTimeoutError
+    )
 }

@@ -5,7 +5,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use hyperfactory_tests::rig::{Agent, Engine, Hub, Postgres, Project, Usage, binary, until};
+use hyperfactory_tests::rig::{Agent, Engine, Hub, Postgres, Process, Project, Usage, binary, until};
 use serde_json::Value;
 
 /// Long enough for a slow machine.
@@ -230,5 +230,59 @@ fn a_log_loop_costs_the_service_beside_it_no_line_and_is_told_what_it_lost() -> 
     let said = String::from_utf8(found.stdout)?;
     assert!(found.status.success() && said.ends_with(&format!(" {} {service} last {last}\n", site.node)), "{said}");
     assert!(site.agent.stop()?.success());
+    Ok(())
+}
+
+#[test]
+fn a_container_that_the_engine_would_not_tell_of_keeps_no_other_from_being_shipped() -> Result<()> {
+    const TWO: &str = r#"
+services:
+  a: &loud
+    image: IMAGE
+    command: ["sh", "-c", "while true; do echo a line; sleep 0.2; done"]
+    network_mode: none
+    pull_policy: never
+    stop_signal: SIGKILL
+  b: *loud
+"#;
+    let engine = Engine::from_environment()?;
+    let project = engine.project("untold", TWO)?;
+    project.up()?;
+    // They are asked about in the order of their ids.
+    let mut services = [(project.container("a")?, "a"), (project.container("b")?, "b")];
+    services.sort();
+    let [(first, untold), (_, other)] = services;
+    let folder = tempfile::tempdir()?;
+    let (socket, file) = (folder.path().join("docker.sock"), folder.path().join("haproxy.cfg"));
+    let proxy = format!(
+        "defaults\n mode http\n timeout connect 5s\n timeout client 1h\n timeout server 1h\n\
+         frontend agent\n bind unix@{}\n http-request deny deny_status 500 if {{ path_end /containers/{first}/json }}\n \
+         default_backend engine\nbackend engine\n server engine unix@{}\n",
+        socket.display(),
+        engine.socket().display()
+    );
+    std::fs::write(&file, proxy)?;
+    let mut haproxy = Command::new("/usr/sbin/haproxy");
+    let mut proxy = Process::start(haproxy.arg("-f").arg(&file), &folder.path().join("haproxy.log"))?;
+    until("the proxy's socket", PATIENCE, || {
+        proxy.check()?;
+        Ok(socket.exists().then_some(()))
+    })?;
+    let hub = Hub::start()?;
+    hub.tenant("acme")?;
+    let agent = Agent::create()?.set("docker-host", format!("unix://{}", socket.display())).set("interval", "200ms");
+    let agent = agent.set("logs-services", "untold").join(&hub, "acme")?;
+    let mut site = Site { hub, node: agent.node()?, agent, project };
+    until("lines of the other", PATIENCE, || Ok((!site.kept(other, "")?.is_empty()).then_some(())))?;
+    assert!(site.kept(untold, "")?.is_empty());
+    let warned = |site: &mut Site| -> Result<usize> {
+        let log = site.agent.process()?.log();
+        Ok(log.lines().filter(|line| line.contains("would not say how it is") && line.contains("untold-")).count())
+    };
+    // One that is started has it look again.
+    site.project.compose(&["restart", "--timeout", "0", other])?;
+    let before = site.kept(other, "")?.len();
+    until("lines of its next life", PATIENCE, || Ok((site.kept(other, "")?.len() > before + 10).then_some(())))?;
+    assert_eq!(warned(&mut site)?, 1, "once");
     Ok(())
 }
