@@ -1,5 +1,7 @@
 //! Commands to real services on a real engine: done once, however often something is killed, and told truly.
 
+mod hostile;
+
 use anyhow::{Context, Result, ensure};
 use hyperfactory_tests::ordeal::{self, Plan};
 use hyperfactory_tests::rig::{Agent, Engine, Hub, Postgres, Project, SOON, binary, until};
@@ -177,6 +179,45 @@ fn a_real_service_is_restarted_and_read_and_what_the_owner_forbids_is_refused_on
 fn a_real_service_is_restarted_and_read_and_what_the_owner_forbids_is_refused_on_postgresql() -> Result<()> {
     let database = Postgres::from_environment()?.database()?;
     everyday(Hub::builder().set("database", database.url()).start()?, "commands-postgresql")
+}
+
+#[test]
+fn a_real_service_is_stopped_and_started_where_its_owner_allows_it() -> Result<()> {
+    let site = Site::start(Hub::start()?, "commands-stop", |agent| {
+        agent.set("commands-accept", "service.start,service.stop")
+    })?;
+    let runs = || -> Result<bool> {
+        let inspected = site.engine.inspect(&site.project.container("web")?)?;
+        Ok(inspected["State"]["Running"] == true)
+    };
+    let done = |action: &str, said: &str| -> Result<()> {
+        let id = site.ask(action, Some("web"), json!({}))?;
+        let done = site.comes_to(&id, "succeeded")?;
+        ensure!(done["output"].as_str().is_some_and(|output| output.contains(said)), "{done}");
+        Ok(())
+    };
+    let shown = |state: &str| {
+        until(&format!("the service to be {state}"), SOON, || {
+            let node = site.hub.node(&site.node)?;
+            let web = node["services"].as_array().into_iter().flatten().find(|one| one["service"] == "web").cloned();
+            Ok(web.filter(|web| web["state"] == state).map(drop))
+        })
+    };
+    let before = site.started_at("web")?;
+    // The second time there is nothing to do, which is as good.
+    for _ in 0..2 {
+        done("service.stop", "stopped\n")?;
+        ensure!(!runs()?, "it still runs");
+    }
+    shown("exited")?;
+    done("service.start", "started, running since")?;
+    ensure!(runs()?, "it does not run");
+    shown("running")?;
+    let started = site.started_at("web")?;
+    assert_ne!(started, before);
+    done("service.start", "started, running since")?;
+    assert_eq!(site.started_at("web")?, started, "what runs goes on");
+    Ok(())
 }
 
 #[test]

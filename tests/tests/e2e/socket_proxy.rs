@@ -9,7 +9,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use hyperfactory_tests::rig::{Agent, Engine, Hub, Process, SOON, until};
+use hyperfactory_tests::rig::{Agent, Engine, Hub, Process, SOON, binary, until};
 use serde_json::{Value, json};
 
 const SERVICES: &str = r#"
@@ -20,6 +20,12 @@ services:
     network_mode: none
     pull_policy: never
     stop_signal: SIGKILL
+  backup:
+    image: IMAGE
+    command: ["sh", "-c", "sleep 1; echo 3 tables"]
+    network_mode: none
+    pull_policy: never
+    labels: {com.hyperfactory.backup: "true"}
 "#;
 
 /// What whoever holds the engine's socket would try.
@@ -98,7 +104,9 @@ fn the_agent_does_all_it_does_through_the_socket_proxy_and_nothing_else_passes()
     let mut hub = Hub::start()?;
     hub.tenant("acme")?;
     let address = format!("unix://{}", socket.display());
-    let mut agent = Agent::create()?.set("docker-host", address).set("interval", "1s").join(&hub, "acme")?;
+    let all = "service.start,service.stop,service.restart,service.logs,backup,diagnostics";
+    let agent = Agent::create()?.set("docker-host", address).set("interval", "1s").set("commands-accept", all);
+    let mut agent = agent.join(&hub, "acme")?;
     let node = agent.node()?;
     let service = || -> Result<Option<Value>> {
         let node = hub.node(&node)?;
@@ -110,15 +118,20 @@ fn the_agent_does_all_it_does_through_the_socket_proxy_and_nothing_else_passes()
         Ok((web["state"] == "running" && web["memory"].is_number() && web["image_digest"] != "").then_some(()))
     })?;
 
-    let before = engine.inspect(&project.container("web")?)?["State"]["StartedAt"].clone();
-    for (action, said) in [
-        ("service.restart", "restarted, running since"),
-        ("service.logs", "pressure 7 bar"),
-        ("diagnostics", "proxied"),
+    let state = || -> Result<Value> { Ok(engine.inspect(&project.container("web")?)?["State"].clone()) };
+    let before = state()?["StartedAt"].clone();
+    for (action, of, said) in [
+        ("service.stop", Some("web"), "stopped"),
+        ("service.start", Some("web"), "started, running since"),
+        ("service.restart", Some("web"), "restarted, running since"),
+        ("service.logs", Some("web"), "pressure 7 bar"),
+        // It is waited for: what it says at its end is told.
+        ("backup", None, "3 tables"),
+        ("diagnostics", None, "proxied"),
     ] {
         let asked = json!({
             "action": action, "target": { "nodes": [node] }, "reason": "a test",
-            "stack": (action != "diagnostics").then_some("proxied"), "service": (action != "diagnostics").then_some("web"),
+            "stack": (action != "diagnostics").then_some("proxied"), "service": of,
         });
         let made = hub.api().post("/api/v1/commands", &asked)?.ok()?;
         let id = made["commands"][0]["id"].as_str().context("no command")?.to_owned();
@@ -128,8 +141,25 @@ fn the_agent_does_all_it_does_through_the_socket_proxy_and_nothing_else_passes()
             Ok((command["state"] == "succeeded").then_some(command))
         })?;
         assert!(done["output"].as_str().is_some_and(|output| output.contains(said)), "{done}");
+        assert_eq!(state()?["Running"], json!(action != "service.stop"), "{action}");
     }
-    assert_ne!(engine.inspect(&project.container("web")?)?["State"]["StartedAt"], before);
+    assert_ne!(state()?["StartedAt"], before);
+
+    // A log is followed, through a restart of its service.
+    let (mut hfctl, read) = (Command::new(binary("hfctl")?), folder.path().join("hfctl.log"));
+    hfctl.env("HYPERFACTORY_HFCTL_URL", &hub.endpoints().http);
+    hfctl.env("HYPERFACTORY_HFCTL_TOKEN", hub.api().token().context("no token")?);
+    let mut reader = Process::start(hfctl.args(["logs", "-f", "proxied/web", "--tail", "1", "--node", &node]), &read)?;
+    let lines = |count: usize| {
+        until(&format!("{count} lines"), SOON, || {
+            let text = fs::read_to_string(&read)?;
+            Ok((text.lines().filter(|line| line.contains("pressure 7 bar")).count() >= count).then_some(()))
+        })
+    };
+    lines(1)?;
+    project.compose(&["restart", "--timeout", "0", "web"])?;
+    lines(2)?;
+    reader.kill()?;
 
     let container = project.container("web")?;
     for (method, target) in REFUSED {
