@@ -196,14 +196,15 @@ impl Rollouts {
         let owner = command.nodes.first().map(|(_, tenant)| tenant.clone());
         let tenant = owner.filter(|owner| command.nodes.iter().all(|(_, tenant)| tenant == owner));
         let mut transaction = self.database.begin_write().await?;
-        if let Some(key) = &command.key
-            && let Some(known) = rows::keyed(&mut transaction, &command.caller, key).await?
-        {
-            let (id, fingerprint) = known;
-            return match fingerprint == command.fingerprint {
-                true => Ok(rows::one(&mut transaction, id, None).await?.ok_or(RolloutError::Unknown(id))?),
-                false => Err(RequestError::Key.into()),
-            };
+        if let Some(key) = &command.key {
+            // Of two who come with one key at once, the second sees what the first has done.
+            audit::lock(&mut transaction).await?;
+            if let Some((id, fingerprint)) = rows::keyed(&mut transaction, &command.caller, key).await? {
+                return match fingerprint == command.fingerprint {
+                    true => Ok(rows::one(&mut transaction, id, None).await?.ok_or(RolloutError::Unknown(id))?),
+                    false => Err(RequestError::Key.into()),
+                };
+            }
         }
         let count = u32::try_from(waves.len()).unwrap_or(u32::MAX);
         let mut rollout = Rollout {

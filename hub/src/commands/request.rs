@@ -163,7 +163,7 @@ impl Commands {
             None => {
                 let mut transaction = database.begin_write().await?;
                 if new.key.is_some() {
-                    // Before the key's row, as where all is one statement: of two with one key, neither waits for the other.
+                    // Of two who come with one key at once, the second sees what the first has done.
                     audit::lock(&mut transaction).await?;
                 }
                 let (requested, records) = self.place(&mut transaction, new, &places, actor, now).await?;
@@ -216,10 +216,6 @@ impl Commands {
         // Most often nobody has too much to do, which the row's own statement sees.
         let span = new.span();
         if !write(transaction, &request, new, now, &span).await? {
-            // Another with this key was quicker: its transaction has committed meanwhile.
-            if let Some(requested) = asked_before(transaction, new).await? {
-                return Ok((requested, Vec::new()));
-            }
             backlog(transaction, new, &span).await?;
             // It was one of the nodes between those that are meant.
             write(transaction, &request, new, now, &Span::default()).await?;
@@ -496,7 +492,6 @@ impl Span {
 const REQUEST: &str = "command_requests (id, tenant, caller, idempotency_key, fingerprint, created_at)";
 /// Its columns.
 const REQUEST_COLUMNS: usize = 6;
-const KEY_IS_USED: &str = "(caller, idempotency_key) DO NOTHING";
 
 /// Binds what [`REQUEST`] takes.
 fn bind_request<'q>(query: Bound<'q>, id: &str, new: &NewRequest, now: Timestamp) -> Bound<'q> {
@@ -509,7 +504,7 @@ fn bind_request<'q>(query: Bound<'q>, id: &str, new: &NewRequest, now: Timestamp
         .bind(now.millis())
 }
 
-/// Writes the request's row, unless a node of `span` has too much to do or the key was used; says whether it did.
+/// Writes the request's row, unless a node of `span` has too much to do; says whether it did.
 async fn write(
     transaction: &mut Transaction,
     id: &str,
@@ -518,7 +513,7 @@ async fn write(
     span: &Span,
 ) -> Result<bool, StoreError> {
     let (values, full) = (rows::placeholders_from(1, REQUEST_COLUMNS), Span::full(REQUEST_COLUMNS + 1));
-    let sql = format!("INSERT INTO {REQUEST} SELECT {values} WHERE NOT EXISTS ({full}) ON CONFLICT {KEY_IS_USED}");
+    let sql = format!("INSERT INTO {REQUEST} SELECT {values} WHERE NOT EXISTS ({full})");
     let query = span.bind(bind_request(sqlx::query(AssertSqlSafe(sql)), id, new, now));
     Ok(query.execute(&mut **transaction).await?.rows_affected() == 1)
 }

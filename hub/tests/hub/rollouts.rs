@@ -2,6 +2,7 @@
 
 mod site;
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use hyperfactory_hub::alerts;
@@ -12,6 +13,7 @@ use protocol::command::State as Stands;
 use protocol::message::{CommandState, ServiceHealth};
 use serde_json::json;
 use store::{on_both_engines, sqlx};
+use tokio::task::JoinSet;
 
 use crate::setup::{NOW, acme, seconds};
 use site::{MANY, Site, ann};
@@ -407,6 +409,20 @@ on_both_engines! {
         assert!(rollout.why.starts_with("in wave 1, 2 of 2 nodes failed; that is more than"), "{}", rollout.why);
         assert_eq!(nodes.iter().filter(|one| one.member.pending()).count(), 1);
         assert_eq!(site.open().await.rollouts.list(None, 10).await.expect("a list").len(), 1);
+        site.world.close().await;
+    }
+
+    async fn one_key_starts_it_once_also_for_those_who_come_at_once(database: TestDatabase) {
+        let site = Site::new(database, 1).await;
+        let rollouts = site.open().await.rollouts;
+        let mut starting = JoinSet::new();
+        for _ in 0..6 {
+            let (rollouts, new) = (rollouts.clone(), site.new_rollout(&[&[0]]));
+            let new = NewRollout { command: NewRequest { key: Some("k".into()), ..new.command.clone() }, ..new };
+            starting.spawn(async move { rollouts.start(new, &ann(), NOW).await.expect("started").id });
+        }
+        let started: BTreeSet<i64> = starting.join_all().await.into_iter().collect();
+        assert_eq!((started.len(), site.world.audited("rollout.started").await.len()), (1, 1));
         site.world.close().await;
     }
 

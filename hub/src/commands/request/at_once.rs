@@ -6,8 +6,7 @@ use store::sqlx::{self, AssertSqlSafe};
 use store::{Database, Engine};
 
 use super::{
-    COMMANDS, KEY_IS_USED, Made, NewRequest, Places, REQUEST, REQUEST_COLUMNS, RequestError, Requested, bind_request,
-    records,
+    COMMANDS, Made, NewRequest, Places, REQUEST, REQUEST_COLUMNS, RequestError, Requested, bind_request, records,
 };
 use crate::audit::{self, Actor};
 use crate::rows::{self, placeholders_from};
@@ -51,7 +50,7 @@ fn statement() -> String {
         "WITH head AS ({} FOR NO KEY UPDATE),
          asked AS (
            INSERT INTO {REQUEST} SELECT {request} FROM head WHERE NOT EXISTS ({full})
-           ON CONFLICT {KEY_IS_USED} RETURNING id
+           ON CONFLICT (caller, idempotency_key) DO NOTHING RETURNING id
          ),
          made AS (INSERT INTO {} SELECT {command} FROM asked RETURNING id)
          INSERT INTO {} SELECT {link} FROM made",
