@@ -413,6 +413,12 @@ impl Target {
             if node.revoked_at.is_some() {
                 return Err(Problem::conflict(format!("{} is revoked: it carries out nothing any more.", node.name)));
             }
+            if node.kind == Kind::Bridge {
+                return Err(Problem::conflict(format!(
+                    "{} is a bridge, and carries out nothing: only agents do.",
+                    node.name
+                )));
+            }
             if !nodes.iter().any(|known| known.id == node.id) {
                 nodes.push(node);
             }

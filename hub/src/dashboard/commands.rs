@@ -10,6 +10,7 @@ use serde::Deserialize;
 use super::format::{self, Clock};
 use super::layout::{Section, Viewer, crumbs_of, csrf};
 use super::logs;
+use super::node::is_bridge;
 use super::pages::{Asked, framed, may, still, unknown};
 use super::session::{Sent, Visitor, ours};
 use super::{OrShown as _, Shown};
@@ -63,6 +64,9 @@ pub(super) fn stack_actions(node: &NodeDetail, stack: &str) -> Markup {
 
 /// The newest commands of a node.
 pub(super) fn history(node: &NodeDetail, commands: &[Command], viewer: &Viewer, clock: Clock) -> Markup {
+    if is_bridge(node) {
+        return html! { section #commands hidden {} };
+    }
     html! {
         section #commands aria-labelledby="commands-head" {
             header {

@@ -9,7 +9,7 @@ use super::commands;
 use super::format::{self, Clock};
 use super::layout::crumbs;
 use crate::api::resource::{
-    Alert, AttentionLevel, ClockState, Coverage, EngineState, NodeDetail, PresenceState, Service, ServiceState,
+    Alert, AttentionLevel, ClockState, Coverage, EngineState, Kind, NodeDetail, PresenceState, Service, ServiceState,
 };
 
 /// How far back the charts go.
@@ -117,8 +117,16 @@ pub fn notes(node: &NodeDetail, alerts: &[Alert], clock: Clock) -> Markup {
     }
 }
 
+/// A bridge measures no host, looks at no containers and is told no commands: what it does is in its own section.
+pub(super) fn is_bridge(node: &NodeDetail) -> bool {
+    node.node.kind == Kind::Bridge
+}
+
 /// The newest figures.
 pub fn tiles(node: &NodeDetail, clock: Clock) -> Markup {
+    if is_bridge(node) {
+        return html! { div #tiles hidden {} };
+    }
     let (f, counts) = (&node.node.figures, node.node.service_counts);
     let tile = |name: &str, value: Option<String>, more: Markup| {
         html! { div { dt { (name) } dd { (value.unwrap_or_else(|| "–".to_owned())) small { (more) } } } }
@@ -137,6 +145,9 @@ pub fn tiles(node: &NodeDetail, clock: Clock) -> Markup {
 
 /// The charts, with the choice of span.
 pub fn charts(node: &NodeDetail, span: Span, charts: &[Chart]) -> Markup {
+    if is_bridge(node) {
+        return html! { section #charts hidden {} };
+    }
     html! {
         section #charts aria-label="Figures over time" {
             header {
@@ -156,6 +167,9 @@ pub fn charts(node: &NodeDetail, span: Span, charts: &[Chart]) -> Markup {
 
 /// The engine and every service, by stack; with links to what can be done to each when the viewer `acts`.
 pub fn services(node: &NodeDetail, acts: bool, clock: Clock) -> Markup {
+    if is_bridge(node) {
+        return html! { section #services hidden {} };
+    }
     let stacks: Vec<&[Service]> = node.services.chunk_by(|a, b| a.stack == b.stack).collect();
     html! {
         section #services aria-label="Services" {

@@ -231,6 +231,14 @@ on_both_engines! {
         let browser = Browser::sign_in(&site, Role::Operator, None).await;
         let fleet = browser.get("/").await.body;
         let boxes = |page: &str| page.matches(r#"name="node""#).count();
+        let operator = site.token(Role::Operator, None).await;
+        let asked = json!({ "action": "drain", "target": { "nodes": [bridge.to_string()] } });
+        let refused = site.post("/api/v1/commands", &operator, asked).await;
+        assert!(refused.status == 409 && refused.body.contains("is a bridge"), "{}", refused.body);
+        let page = browser.get(&format!("/nodes/{bridge}")).await.body;
+        assert!(!page.contains("command?action=") && !page.contains("Services") && !page.contains("CPU"), "{page}");
+        let page = browser.get(&format!("/nodes/{oven}")).await.body;
+        assert!(page.contains("command?action=") && page.contains("Services") && page.contains("CPU"), "{page}");
         assert_eq!(boxes(&fleet), 3, "a bridge is told nothing: {fleet}");
         assert!(!fleet.contains(&format!(r#"value="{bridge}""#)), "{fleet}");
 
