@@ -72,6 +72,7 @@ async fn from_sign_in_to_a_service_that_turns_unhealthy_without_a_reload() -> Re
     browser.find(By::Css("input[name=name]")).await?.send_keys("press-1").await?;
     fits(&browser, "join").await?;
     submit(&browser, "form[action='/join']").await?;
+    reads(&browser, By::Id("command"), "hfj_").await?;
     let command = browser.find(By::Id("command")).await?.text().await?;
     let token = command.split_ascii_whitespace().find(|word| word.starts_with("hfj_")).context("no token")?;
     mark(&browser).await?;
