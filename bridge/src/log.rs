@@ -7,7 +7,7 @@
 use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use spool::{Options, Overflow, Recovery, Spool, SpoolError, Status};
 
@@ -24,8 +24,6 @@ use crate::record::Record;
 const GROUP: usize = 4 << 20;
 /// How long the writer waits before it tries again what the disk or the bound refused.
 const RETRY: Duration = Duration::from_millis(50);
-/// That records are dropped is told this often.
-const REPEAT: Duration = Duration::from_secs(60);
 
 /// The records on disk; clones share them.
 #[derive(Clone, Debug)]
@@ -104,8 +102,8 @@ pub struct Writer {
     receipts: Arc<Receipts>,
     counters: Arc<Counters>,
     complaint: Complaint,
-    /// Numbers that were lost when that was told last, and when.
-    told: (u64, Option<Instant>),
+    /// Numbers that were lost when that was told last.
+    told: (u64, Complaint),
 }
 
 impl Writer {
@@ -120,7 +118,7 @@ impl Writer {
         receipts: Arc<Receipts>,
         counters: Arc<Counters>,
     ) -> std::io::Result<JoinHandle<()>> {
-        let told = (log.status().lost, None);
+        let told = (log.status().lost, Complaint::default());
         let writer = Self { log, class, lane, receipts, counters, complaint: Complaint::default(), told };
         std::thread::Builder::new().name("log".into()).spawn(move || writer.run())
     }
@@ -154,20 +152,18 @@ impl Writer {
         }
     }
 
-    /// Once when it begins, and then now and again.
     fn tell_what_is_dropped(&mut self) {
-        if self.class.name.is_empty() || self.told.1.is_some_and(|at| at.elapsed() < REPEAT) {
+        let lost = self.log.status().lost;
+        if self.class.name.is_empty() || lost <= self.told.0 || !self.told.1.is_due() {
             return;
         }
-        let spool = self.log.spool();
-        let lost = spool.status().lost;
-        if let (true, Some(range)) = (lost > self.told.0, spool.lost().last()) {
+        if let Some(range) = self.log.spool().lost().last() {
             tracing::warn!(
                 class = self.class.name, overflow = %self.class.overflow, more = lost - self.told.0, total = lost,
                 "records are dropped, the last of them {range}"
             );
-            self.told = (lost, Some(Instant::now()));
         }
+        self.told.0 = lost;
     }
 
     /// Does it until it is done. Meanwhile nothing is acknowledged, and MQTT brokers keep what they have.

@@ -291,8 +291,11 @@ pub(crate) fn right(link: &Link) -> Head {
     link.head()
 }
 
-/// Keeps other writers of the audit log until the transaction ends.
+/// Keeps other writers of the audit log until the transaction ends; SQLite's one writer does so by itself.
 pub(crate) async fn lock(transaction: &mut Transaction) -> Result<(), StoreError> {
+    if rows::for_update(transaction).is_empty() {
+        return Ok(());
+    }
     held_head(transaction).await.map(drop)
 }
 

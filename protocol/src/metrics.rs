@@ -101,7 +101,7 @@ known! {
     BRIDGE_BIRTHS_WANTED = "bridge.births.wanted", Count, Counter, 0;
     /// Records of a bridge that Kafka confirmed.
     BRIDGE_DELIVERED = "bridge.delivered", Count, Counter, 0;
-    /// Records of a bridge that became dead letters, and messages too large to be kept.
+    /// Records of a bridge that became dead letters.
     BRIDGE_REFUSED = "bridge.refused", Count, Counter, 0;
     /// Records that a bridge dropped because their class's room was used up, or they were too old.
     BRIDGE_DROPPED = "bridge.dropped", Count, Counter, 0;

@@ -258,7 +258,10 @@ impl Send {
             && !output.is_json()
         {
             let mut put_out = 0;
-            let ended = watch(client, one, |command| put_out_since(&mut put_out, command, output))?;
+            let ended = watch(client, one, |command| match put_out_since(&mut put_out, command) {
+                Some(new) => output.line(new),
+                None => Ok(()),
+            })?;
             if ended["state"] == json!("succeeded") {
                 complain(&format!("{}: {}", text(&ended, "/node_name"), text(&ended, "/message")));
             }
@@ -371,13 +374,13 @@ fn watch(
     }
 }
 
-/// What a command has put out since `before`, by whole lines until it is over.
-fn put_out_since(before: &mut usize, command: &Value, output: &mut Output) -> Result<(), Failure> {
-    let all = command["output"].as_str().unwrap_or_default();
+/// What a command has put out since `before`, by whole lines until it is over, without the end of the last one.
+fn put_out_since<'a>(before: &mut usize, command: &'a Value) -> Option<&'a str> {
+    let all = command["output"].as_str()?;
     let through = if is_open(command) { all.rfind('\n').map_or(0, |end| end + 1) } else { all.len() };
-    let new = all.get(*before..through).unwrap_or_default().trim_end_matches('\n');
+    let new = all.get(*before..through).filter(|new| !new.is_empty())?;
     *before = through;
-    if new.is_empty() { Ok(()) } else { output.line(new) }
+    Some(new.strip_suffix('\n').unwrap_or(new))
 }
 
 fn is_open(command: &Value) -> bool {
@@ -452,5 +455,30 @@ fn show(command: &Value, output: &mut Output) -> Result<(), Failure> {
             output.line(said.trim_end())
         }
         None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_put_out_is_told_once_by_whole_lines_and_all_of_it_at_the_end() {
+        let mut before = 0;
+        let mut look = |state: &str, output: &str| {
+            put_out_since(&mut before, &json!({ "state": state, "output": output })).map(str::to_owned)
+        };
+        let looks = [
+            ("queued", "", None),
+            ("running", "one", None),
+            ("running", "one\n\ntw", Some("one\n")),
+            ("running", "one\n\ntw", None),
+            ("running", "one\n\ntwo\n\n", Some("two\n")),
+            ("succeeded", "one\n\ntwo\n\nthr\u{e9}", Some("thr\u{e9}")),
+            ("succeeded", "one\n\ntwo\n\nthr\u{e9}", None),
+        ];
+        for (state, output, new) in looks {
+            assert_eq!(look(state, output).as_deref(), new, "{state} {output:?}");
+        }
     }
 }

@@ -489,9 +489,11 @@ impl Span {
 }
 
 /// A request's row.
-const REQUEST: &str = "command_requests (id, tenant, caller, idempotency_key, fingerprint, created_at)";
-/// Its columns.
-const REQUEST_COLUMNS: usize = 6;
+const REQUEST: Insert = Insert {
+    into: "command_requests (id, tenant, caller, idempotency_key, fingerprint, created_at)",
+    columns: 6,
+    on_conflict: "",
+};
 
 /// Binds what [`REQUEST`] takes.
 fn bind_request<'q>(query: Bound<'q>, id: &str, new: &NewRequest, now: Timestamp) -> Bound<'q> {
@@ -512,8 +514,8 @@ async fn write(
     now: Timestamp,
     span: &Span,
 ) -> Result<bool, StoreError> {
-    let (values, full) = (rows::placeholders_from(1, REQUEST_COLUMNS), Span::full(REQUEST_COLUMNS + 1));
-    let sql = format!("INSERT INTO {REQUEST} SELECT {values} WHERE NOT EXISTS ({full})");
+    let (values, full) = (rows::placeholders_from(1, REQUEST.columns), Span::full(REQUEST.columns + 1));
+    let sql = format!("INSERT INTO {} SELECT {values} WHERE NOT EXISTS ({full})", REQUEST.into);
     let query = span.bind(bind_request(sqlx::query(AssertSqlSafe(sql)), id, new, now));
     Ok(query.execute(&mut **transaction).await?.rows_affected() == 1)
 }

@@ -347,7 +347,6 @@ pub(super) async fn cancel(
     Ok(Redirect::to(&format!("/commands/{id}")).into_response())
 }
 
-/// The request behind the form.
 /// Why somebody acts.
 pub(super) fn said(reason: &str) -> Result<&str, Problem> {
     match reason.trim() {
@@ -356,6 +355,7 @@ pub(super) fn said(reason: &str) -> Result<&str, Problem> {
     }
 }
 
+/// The request behind the form.
 fn request(node: NodeId, wanted: &Wanted, reason: &str) -> CommandRequest {
     let given = |text: &String| Some(text.clone()).filter(|text| !text.is_empty());
     CommandRequest {

@@ -6,7 +6,7 @@ use protocol::{NodeId, metrics};
 use super::chart::{Chart, Line, MAX_SERIES, Unit};
 use super::node::Span;
 use crate::api::problem::Problem;
-use crate::api::resource::{History, Node, Series};
+use crate::api::resource::{self, History, Node, Series};
 use crate::telemetry::history::Selector;
 use crate::web::App;
 
@@ -15,6 +15,9 @@ const POINTS: usize = 360;
 
 /// The charts of one node over a span that ends now.
 pub(super) async fn charts(app: &App, id: NodeId, node: &Node, span: Span) -> Result<Vec<Chart>, Problem> {
+    if node.kind == resource::Kind::Bridge {
+        return Ok(Vec::new());
+    }
     let wanted = [
         metrics::CPU_BUSY,
         metrics::MEMORY_USED,

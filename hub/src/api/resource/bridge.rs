@@ -35,7 +35,7 @@ pub struct Bridge {
     pub unmapped: Option<f64>,
     /// Sparkplug messages by which a host application would ask for a birth, since it started.
     pub births_wanted: Option<f64>,
-    /// Records that became dead letters, and messages too large to be kept, since it started.
+    /// Records that became dead letters since it started.
     pub dropped: Option<f64>,
     /// Records dropped because their class's room was used up, or they were too old, since its logs began.
     pub overflowed: Option<f64>,
