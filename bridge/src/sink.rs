@@ -4,6 +4,7 @@
 //! first such record on; the sequence in the headers tells what came twice. A record that is refused for good is found by
 //! sending those of its batch one by one, and becomes a dead letter.
 
+mod bookmark;
 mod origin;
 mod refusals;
 mod routing;
@@ -33,6 +34,7 @@ use crate::producer::{Outgoing, Producer, certificate_stamp};
 use crate::receipts::Receipts;
 use crate::record::Record;
 use crate::route::Target;
+use bookmark::Bookmark;
 use origin::Origin;
 use refusals::{Refusals, is_about_record, is_about_topic};
 pub use routing::{Change, Routing};
@@ -45,9 +47,6 @@ const AHEAD: usize = 512;
 const AHEAD_BYTES: usize = 1 << 20;
 /// How long to wait for records when none is on its way.
 const IDLE: Duration = Duration::from_millis(20);
-/// What Kafka has confirmed is saved this often: after a crash, no more than that is sent twice. On a slow disk it is saved
-/// less often, so that this takes no more than a fifth of the time.
-const SAVE: Duration = Duration::from_millis(10);
 /// How long a producer that ends may take to get rid of what is on its way.
 const DRAIN: Duration = Duration::from_secs(5);
 /// A class whose next record is older than this is behind, and how often that is told.
@@ -82,9 +81,7 @@ pub struct Sink {
     /// Reasons for dead letters that the log has.
     told: HashSet<String>,
     complaints: Complaints,
-    /// When to save next what Kafka has confirmed, if there is anything new.
-    save_at: Instant,
-    unsaved: bool,
+    bookmark: Bookmark,
 }
 
 /// What the disk does not let it do: it is tried again with every turn, and told now and then.
@@ -92,7 +89,6 @@ pub struct Sink {
 struct Complaints {
     burying: Complaint,
     noting: Complaint,
-    saving: Complaint,
     expiring: Complaint,
 }
 
@@ -164,8 +160,7 @@ impl Sink {
             learnt: false,
             told: HashSet::new(),
             complaints: Complaints::default(),
-            save_at: Instant::now(),
-            unsaved: false,
+            bookmark: Bookmark::new(Instant::now()),
         };
         std::thread::Builder::new().name("kafka".into()).spawn(move || sink.run(&stop))
     }
@@ -211,7 +206,7 @@ impl Sink {
             }
             pause = (pause * 2).min(PAUSE.1);
         }
-        self.save();
+        self.bookmark.save(&self.parts.log);
     }
 
     /// Sends by one producer until it ends.
@@ -464,30 +459,13 @@ impl Sink {
             self.parts.delivered(through);
             window.forget(through);
             self.parts.routing.forget(through);
-            self.unsaved = true;
+            self.bookmark.moves();
         } else if let Some(through) = window.dropped_last() {
             // It stays in the log until a record says so in Kafka; who waits for an acknowledgement is not to wait for that.
             self.parts.delivered(through);
         }
-        if self.unsaved && Instant::now() >= self.save_at {
-            self.save();
-        }
+        self.bookmark.keep(&self.parts.log);
         Ok(())
-    }
-
-    fn save(&mut self) {
-        let begun = Instant::now();
-        match self.parts.log.spool().save_acknowledged() {
-            Ok(()) => {
-                self.unsaved = false;
-                self.complaints.saving.is_over();
-            }
-            Err(error) if self.complaints.saving.is_due() => {
-                tracing::warn!("what Kafka has confirmed can't be saved, and may be sent twice: {error}");
-            }
-            Err(_) => {}
-        }
-        self.save_at = Instant::now() + SAVE.max(4 * begun.elapsed());
     }
 
     /// Makes a dead letter of a record. One that can't be kept holds the record back: it stays in the log, and is tried again.

@@ -1,4 +1,5 @@
-//! The cursor file: the ledger, in two slots written in turn, so that one is whole whatever happens to the other.
+//! The cursor file: the ledger, in two slots, of which one is durable and whole whatever happens to the other. What is only
+//! noted goes to the other one, again and again, until that is made durable.
 //!
 //! All numbers are little-endian. The file is two slots of 4096 bytes; the one with the higher generation counts.
 //!
@@ -38,6 +39,7 @@ const _: () = assert!(RANGES + LostRanges::MAX * RANGE <= CRC);
 #[derive(Debug)]
 pub(crate) struct Cursor {
     file: SpoolFile,
+    /// Of the slot that is durable.
     generation: u64,
     failed: bool,
 }
@@ -111,13 +113,29 @@ impl Cursor {
         written
     }
 
+    /// Writes `ledger` without a sync: it outlives this process, and after a power cut what was saved before may count.
+    pub(crate) fn note(&mut self, directory: &Directory, ledger: &Ledger) -> Result<(), SpoolError> {
+        if self.failed {
+            return self.save(directory, ledger);
+        }
+        let noted = self.put(ledger).map(drop);
+        self.failed = noted.is_err();
+        noted
+    }
+
     fn write(&mut self, ledger: &Ledger) -> Result<(), SpoolError> {
-        let generation = self.generation + 1;
-        let slot = generation % 2 * SLOT as u64;
-        self.file.write_at(&encode(ledger, generation), slot).map_err(|source| self.file.failed("write", source))?;
+        let generation = self.put(ledger)?;
         self.file.sync()?;
         self.generation = generation;
         Ok(())
+    }
+
+    /// Writes into the slot that is not the durable one; gives its generation.
+    fn put(&self, ledger: &Ledger) -> Result<u64, SpoolError> {
+        let generation = self.generation + 1;
+        let slot = generation % 2 * SLOT as u64;
+        self.file.write_at(&encode(ledger, generation), slot).map_err(|source| self.file.failed("write", source))?;
+        Ok(generation)
     }
 }
 

@@ -266,18 +266,27 @@ impl DiskLog {
 
     /// Saves the ledger.
     pub(crate) fn save(&mut self) -> Result<(), SpoolError> {
+        let ledger = self.ledger_of_disk();
         let Some(cursor) = &mut self.cursor else { return Ok(()) };
         self.unsaved = true;
-        let mut ledger = self.ledger.clone();
-        // What only waits in memory is not given out yet as far as the disk is concerned.
-        let lost = ledger.lost.last().unwrap_or(0);
-        ledger.next = self.durable.max(lost).max(ledger.acknowledged) + 1;
-        if let Err(error) = cursor.save(&self.directory, &ledger) {
-            self.note(&error);
-            return Err(error);
-        }
+        cursor.save(&self.directory, &ledger).inspect_err(|error| self.failure = Some(Failure::of(error)))?;
         self.unsaved = false;
         Ok(())
+    }
+
+    /// Writes the ledger without a sync.
+    pub(crate) fn jot(&mut self) -> Result<(), SpoolError> {
+        let ledger = self.ledger_of_disk();
+        let Some(cursor) = &mut self.cursor else { return Ok(()) };
+        cursor.note(&self.directory, &ledger).inspect_err(|error| self.failure = Some(Failure::of(error)))
+    }
+
+    /// The ledger as far as the disk is concerned: what only waits in memory is not given out yet.
+    fn ledger_of_disk(&self) -> Ledger {
+        let mut ledger = self.ledger.clone();
+        let lost = ledger.lost.last().unwrap_or(0);
+        ledger.next = self.durable.max(lost).max(ledger.acknowledged) + 1;
+        ledger
     }
 
     /// Notes a failure that is not the caller's business, for the status.

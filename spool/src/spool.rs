@@ -228,6 +228,18 @@ impl Spool {
         }
     }
 
+    /// Keeps what is acknowledged beyond this process's end, without a sync: after a power cut, what was last made durable
+    /// counts.
+    ///
+    /// # Errors
+    /// When the disk fails.
+    pub fn note_acknowledged(&mut self) -> Result<(), SpoolError> {
+        match &mut self.store {
+            Store::Disk(log) => log.jot(),
+            Store::Memory(_) => Ok(()),
+        }
+    }
+
     /// A reader that begins with `number`. For delta records begin at [`Self::last_key_at_or_before`].
     pub fn read_from(&self, number: u64) -> Reader {
         Reader::new(number)

@@ -28,6 +28,8 @@ enum Step {
     FailSyncs(usize),
     Read(usize),
     Acknowledge(u64),
+    /// What is acknowledged is kept beyond the process's end.
+    Note,
     /// The oldest so many, up to the next key, are given up.
     Discard(u64),
     Reopen,
@@ -49,6 +51,7 @@ enum During {
     Nothing,
     Writing,
     Acknowledging,
+    Noting,
     Discarding,
     Opening,
 }
@@ -61,6 +64,7 @@ fn step() -> impl Strategy<Value = Step> {
         1 => (1usize..8).prop_map(Step::FailSyncs),
         3 => (1usize..20).prop_map(Step::Read),
         2 => (0u64..20).prop_map(Step::Acknowledge),
+        2 => Just(Step::Note),
         1 => (0u64..30).prop_map(Step::Discard),
         1 => Just(Step::Reopen),
         2 => (during(), 0usize..30).prop_map(|(during, operations)| Step::Kill { during, operations }),
@@ -75,6 +79,7 @@ fn during() -> impl Strategy<Value = During> {
         Just(During::Writing),
         Just(During::Writing),
         Just(During::Acknowledging),
+        Just(During::Noting),
         Just(During::Discarding),
         Just(During::Opening)
     ]
@@ -95,6 +100,8 @@ struct Life {
     /// What was read of each number; `None` is a loss.
     delivered: BTreeMap<u64, Option<Vec<u8>>>,
     acknowledged: u64,
+    /// What of that outlives the process.
+    noted: u64,
 }
 
 impl Life {
@@ -117,6 +124,7 @@ impl Life {
             promised: BTreeSet::new(),
             delivered: BTreeMap::new(),
             acknowledged: 0,
+            noted: 0,
         }
     }
 
@@ -147,6 +155,12 @@ impl Life {
                 // A disk that fails is no reason not to know.
                 let _ = self.spool().acknowledge(through);
                 assert_eq!(self.spool().acknowledged(), self.acknowledged);
+            }
+            Step::Note => {
+                // A disk that fails takes note later.
+                if self.spool().note_acknowledged().is_ok() {
+                    self.noted = self.acknowledged;
+                }
             }
             Step::Discard(count) => {
                 let spool = self.spool();
@@ -183,6 +197,11 @@ impl Life {
                 self.sync();
             }
             During::Acknowledging => self.take(Step::Acknowledge(1)),
+            During::Noting => {
+                self.take(Step::Note);
+                self.take(Step::Acknowledge(0));
+                self.take(Step::Note);
+            }
             During::Discarding => self.take(Step::Discard(15)),
             During::Opening => {
                 self.spool = None;
@@ -328,13 +347,14 @@ impl Life {
 
     /// Opens the spool, in another directory when there was a power cut, and reads it through.
     fn reopen(&mut self, after: Option<TempDir>) {
+        let cut = after.is_some();
         if let Some(after) = after {
             self.directory = after;
             rehearsal::watch(self.directory.path());
         }
         let (spool, recovery) = Spool::open(self.options(), 2).expect("opened");
         assert_eq!(recovery.fresh_epoch, None);
-        assert!(spool.acknowledged() <= self.acknowledged);
+        assert!((if cut { 0 } else { self.noted }..=self.acknowledged).contains(&spool.acknowledged()));
         assert!(spool.last() >= self.promised.last().copied().unwrap_or(0));
         let begin = spool.last_key_at_or_before(spool.first()).expect("readable").unwrap_or(spool.first());
         self.reader = spool.read_from(begin);
@@ -343,6 +363,7 @@ impl Life {
             assert!(self.promised.is_empty() && self.delivered.is_empty(), "an epoch that promised anything is kept");
         }
         self.acknowledged = spool.acknowledged();
+        self.noted = self.acknowledged;
         self.spool = Some(spool);
         while self.read() {}
         let promised = self.promised.last().copied().unwrap_or(0);
