@@ -23,7 +23,7 @@ pub struct Row {
     pub ratio: Option<f64>,
     /// What is to be reached, in words: `<= 8`.
     pub target: Option<String>,
-    /// Whether the target is reached and the peer is not better.
+    /// Whether the target is reached and the peer, where it is a rival, is not better.
     pub holds: bool,
 }
 
@@ -51,15 +51,20 @@ pub struct Report {
 impl Report {
     /// Adds a figure that no peer has.
     pub fn figure(&mut self, name: &str, unit: &str, ours: f64, target: Target) {
-        self.row(name, unit, ours, None, target);
+        self.row(name, unit, ours, None, target, false);
     }
 
     /// Adds a figure beside a peer's.
     pub fn beside(&mut self, name: &str, unit: &str, ours: f64, peer: &str, theirs: f64, target: Target) {
-        self.row(name, unit, ours, Some((peer, theirs)), target);
+        self.row(name, unit, ours, Some((peer, theirs)), target, true);
     }
 
-    fn row(&mut self, name: &str, unit: &str, ours: f64, peer: Option<(&str, f64)>, target: Target) {
+    /// Adds a figure beside that of one who does only part of the work: a floor rather than a rival.
+    pub fn above(&mut self, name: &str, unit: &str, ours: f64, floor: &str, theirs: f64, target: Target) {
+        self.row(name, unit, ours, Some((floor, theirs)), target, false);
+    }
+
+    fn row(&mut self, name: &str, unit: &str, ours: f64, peer: Option<(&str, f64)>, target: Target, rival: bool) {
         let reached = match target {
             Target::AtMost(limit) => ours <= limit,
             Target::AtLeast(limit) => ours >= limit,
@@ -68,6 +73,7 @@ impl Report {
         };
         let ahead = match (peer, target) {
             (None, _) | (_, Target::Share(_)) => true,
+            _ if !rival => true,
             (Some((_, theirs)), Target::AtMost(_) | Target::Less) => ours <= theirs,
             (Some((_, theirs)), Target::AtLeast(_) | Target::More) => ours >= theirs,
         };
@@ -167,8 +173,10 @@ mod tests {
         report.figure("speed", "1/s", 7.0, Target::AtLeast(8.0));
         report.beside("speed", "1/s", 7.0, "bound", 10.0, Target::Share(0.6));
         report.beside("speed", "1/s", 5.0, "bound", 10.0, Target::Share(0.6));
+        report.above("delay", "ms", 7.0, "floor", 1.0, Target::AtMost(8.0));
+        report.above("delay", "ms", 9.0, "floor", 1.0, Target::AtMost(8.0));
         let holds: Vec<bool> = report.rows().iter().map(|row| row.holds).collect();
-        assert_eq!(holds, [true, false, false, true, false, true, false]);
+        assert_eq!(holds, [true, false, false, true, false, true, false, true, false]);
         assert_eq!(report.rows()[0].ratio, Some(0.35));
     }
 
