@@ -72,10 +72,7 @@ pub(crate) async fn write<T>(
     bind: impl for<'q> Fn(Bound<'q>, &T) -> Bound<'q>,
 ) -> Result<Vec<AnyRow>, StoreError> {
     let mut returned = Vec::new();
-    let mut rest = rows;
-    while !rest.is_empty() {
-        // Powers of two: few different statements, each prepared once.
-        let (part, more) = rest.split_at(AT_ONCE.min(1 << rest.len().ilog2()));
+    for part in parts(rows) {
         let placeholders = placeholders(part.len(), insert.columns);
         let mut sql = format!("INSERT INTO {} VALUES {placeholders}", insert.into);
         if !insert.on_conflict.is_empty() {
@@ -84,9 +81,17 @@ pub(crate) async fn write<T>(
         }
         let query = part.iter().fold(sqlx::query(AssertSqlSafe(sql)), &bind);
         returned.append(&mut query.fetch_all(&mut **transaction).await?);
-        rest = more;
     }
     Ok(returned)
+}
+
+/// `rows` in parts for a statement each. Powers of two: few different statements, each prepared once.
+pub(crate) fn parts<T>(mut rows: &[T]) -> impl Iterator<Item = &[T]> {
+    std::iter::from_fn(move || {
+        let (part, more) = rows.split_at_checked(AT_ONCE.min(1 << rows.len().checked_ilog2()?))?;
+        rows = more;
+        Some(part)
+    })
 }
 
 /// `$7, $8, …`: placeholders for `columns` values, from this one on.

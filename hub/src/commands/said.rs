@@ -1,4 +1,4 @@
-//! What nodes say of their commands: many words, one statement that reads and one for each command that changes.
+//! What nodes say of their commands: many words, one statement that reads and one that writes.
 
 use std::collections::HashMap;
 
@@ -58,11 +58,8 @@ pub(super) async fn store(transaction: &mut Transaction, words: &[&Word]) -> Res
             records.push(command.refused(word)?);
         }
     }
-    for command in commands.values() {
-        if let Some(change) = command.changed {
-            command.write(change, transaction).await?;
-        }
-    }
+    let changed: Vec<_> = commands.values().filter_map(|command| Some((command, command.changed?))).collect();
+    write(transaction, &changed).await?;
     Ok(records)
 }
 
@@ -103,6 +100,35 @@ fn read<'a>(row: &AnyRow) -> Result<(CommandId, Standing<'a>), sqlx::Error> {
     Ok((command_id(&standing.id)?, standing))
 }
 
+async fn write(transaction: &mut Transaction, changed: &[(&Standing<'_>, Change<'_>)]) -> Result<(), StoreError> {
+    for part in rows::parts(changed) {
+        // Both engines name the columns of VALUES so.
+        let sql = format!(
+            "UPDATE commands SET state = said.column2, message = said.column3, refused = said.column4,
+               output_bytes = said.column5, output_dropped = said.column6,
+               delivered_at = COALESCE(delivered_at, said.column7), started_at = COALESCE(started_at, said.column8),
+               ended_at = said.column9, told_at = said.column9
+             FROM (VALUES {}) AS said WHERE id = said.column1",
+            rows::placeholders(part.len(), 9)
+        );
+        let query = part.iter().fold(sqlx::query(AssertSqlSafe(sql)), |query, (command, change)| {
+            let Word { word, at, .. } = change.last;
+            query
+                .bind(command.id.clone())
+                .bind(command.state.as_str())
+                .bind(change.last.message())
+                .bind(i64::from(change.last.is_refusal()))
+                .bind(clamped(word.output_bytes))
+                .bind(clamped(word.output_dropped))
+                .bind(change.delivered_at.millis())
+                .bind(change.started_at.map(Timestamp::millis))
+                .bind(command.told.then_some(at.millis()))
+        });
+        query.execute(&mut **transaction).await?;
+    }
+    Ok(())
+}
+
 impl<'a> Standing<'a> {
     /// Takes a word of its node; says whether that changes anything.
     fn hear(&mut self, said: &'a Word) -> bool {
@@ -116,27 +142,6 @@ impl<'a> Standing<'a> {
         });
         (self.state, self.told) = (next, word.is_end());
         true
-    }
-
-    async fn write(&self, change: Change<'a>, transaction: &mut Transaction) -> Result<(), StoreError> {
-        let Word { word, at, .. } = change.last;
-        sqlx::query(
-            "UPDATE commands SET state = $2, message = $3, refused = $4, output_bytes = $5, output_dropped = $6,
-               delivered_at = COALESCE(delivered_at, $7), started_at = COALESCE(started_at, $8), ended_at = $9, told_at = $9
-             WHERE id = $1",
-        )
-        .bind(&self.id)
-        .bind(self.state.as_str())
-        .bind(change.last.message())
-        .bind(i64::from(change.last.is_refusal()))
-        .bind(clamped(word.output_bytes))
-        .bind(clamped(word.output_dropped))
-        .bind(change.delivered_at.millis())
-        .bind(change.started_at.map(Timestamp::millis))
-        .bind(self.told.then_some(at.millis()))
-        .execute(&mut **transaction)
-        .await?;
-        Ok(())
     }
 
     fn refused(&self, said: &Word) -> Result<Record, sqlx::Error> {
