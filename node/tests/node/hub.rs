@@ -47,8 +47,17 @@ pub(crate) struct Seen {
     pub(crate) snapshots: Vec<BatchBody>,
     pub(crate) clocks: Vec<ClockReading>,
     pub(crate) outcomes: Vec<CommandOutcome>,
+    /// Bytes of batches and of commands' output, in the order in which they came.
+    pub(crate) came: Vec<(Came, usize)>,
     pub(crate) goodbyes: Vec<String>,
     pub(crate) violations: Vec<String>,
+}
+
+/// What came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Came {
+    Telemetry,
+    Output,
 }
 
 /// How it misbehaves.
@@ -179,8 +188,13 @@ impl TestHub {
     }
 
     pub(crate) fn token(&self) -> JoinToken {
+        self.token_at(&self.address())
+    }
+
+    /// A token that says that the hub is at `address`.
+    pub(crate) fn token_at(&self, address: &str) -> JoinToken {
         let pin = self.shared.issuers.lock().expect("whole").root.spki_sha256();
-        let token = JoinToken::generate(&self.address(), pin).expect("a token");
+        let token = JoinToken::generate(address, pin).expect("a token");
         self.shared.tokens.lock().expect("whole").insert(token.secret.to_vec(), None);
         token
     }
@@ -549,10 +563,10 @@ impl Shared {
                             Renewed { certificate_chain: chain, sequence: sequence + 1, ..Renewed::default() };
                         writer.send(&session.renewed(renewed)).await.map_err(text)?;
                     }
-                    HubOutput::Hello(_)
-                    | HubOutput::Unsupported(_)
-                    | HubOutput::Output(_)
-                    | HubOutput::Kafka { .. } => {}
+                    HubOutput::Output(piece) => {
+                        self.note(|seen| seen.came.push((Came::Output, piece.data.len())));
+                    }
+                    HubOutput::Hello(_) | HubOutput::Unsupported(_) | HubOutput::Kafka { .. } => {}
                 }
             }
         }
@@ -575,6 +589,7 @@ impl Shared {
             match upload {
                 Some(upload::Message::Snapshot(body)) => self.note(|seen| seen.snapshots.push(body)),
                 Some(upload::Message::Batch(batch)) => {
+                    self.note(|seen| seen.came.push((Came::Telemetry, batch.body.len())));
                     if self.breaks_now() {
                         connection.close(CloseCode::Internal, "broken off");
                         return Ok(());

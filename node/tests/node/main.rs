@@ -7,3 +7,4 @@ mod enroll;
 mod hub;
 mod recovery;
 mod session;
+mod slow_line;

@@ -4,7 +4,7 @@ use std::time::Duration;
 use hyperfactory_node as node;
 use node::link::{Counted, LinkStatus, TroubleKind};
 use node::{Backlog, Change, Clock, Identity, IdentityStore, Link, LinkOptions, LinkState, Recorder, enroll};
-use pki::Serial;
+use pki::{JoinToken, Serial};
 use protocol::message::{
     ClockState, CommandState, NodeFacts, Pace, Refusal, RefusalCode, RenewalAdvice, Service, ServiceKey, ToNode,
     to_node,
@@ -37,16 +37,24 @@ impl TestNode {
 
     /// A node that enrolled, and whose process starts after `before`.
     pub(crate) async fn start_with(hub: &TestHub, clock: Clock, before: impl FnOnce(&Identity)) -> Self {
+        let recorder = Recorder::new(Backlog::in_memory(SpoolEpoch(42), 1 << 20), 4);
+        Self::start_as(&hub.token(), recorder, |options| {
+            before(&options.identity);
+            options.clock = clock;
+        })
+        .await
+    }
+
+    /// A node that enrolled with `token`, and whose process starts with what `change` makes of its options.
+    pub(crate) async fn start_as(token: &JoinToken, recorder: Recorder, change: impl FnOnce(&mut LinkOptions)) -> Self {
         let directory = tempfile::tempdir().expect("tempdir");
         let store = IdentityStore::directory(directory.path());
         let endpoint = Endpoint::client().expect("a socket");
-        let (token, patience) = (hub.token(), Duration::from_secs(30));
-        let identity = enroll(&endpoint, &store, &token, &applicant(), &Clock::system(), patience).await;
+        let patience = Duration::from_secs(30);
+        let identity = enroll(&endpoint, &store, token, &applicant(), &Clock::system(), patience).await;
         let identity = identity.expect("enrolled");
-        before(&identity);
-        let recorder = Recorder::new(Backlog::in_memory(SpoolEpoch(42), 1 << 20), 4);
         let (tasks, shutdown) = (TaskTracker::new(), CancellationToken::new());
-        let options = LinkOptions {
+        let mut options = LinkOptions {
             endpoint,
             store: store.clone(),
             identity,
@@ -58,8 +66,9 @@ impl TestNode {
             kafka: None,
             logs: None,
             renew: Arc::default(),
-            clock,
+            clock: Clock::system(),
         };
+        change(&mut options);
         let link = Link::start(options, &tasks, shutdown.clone());
         let status = link.status();
         tasks.close();
