@@ -325,16 +325,29 @@ fn a_rollout_says_who_is_meant_before_it_asks_and_has_a_reason() {
 fn what_is_missing_is_said_in_the_words_it_can_be_given_in() {
     let site = Site::start();
     for (arguments, says) in [
-        (&["command", "send", "service.restart", "--all"][..], "service.restart needs --service STACK/SERVICE"),
-        (&["command", "send", "service.restart", "--all", "--service", "web"], "name it STACK/SERVICE"),
-        (&["command", "send", "backup", "--all"], "backup needs --service STACK"),
-        (&["command", "send", "script", "--all"], "script needs --script NAME"),
-        (&["command", "send", "telemetry.interval", "--all"], "telemetry.interval needs --interval PERIOD"),
-        (&["command", "send", "drain"], "which nodes? name them with --node"),
-        (&["command", "send", "drain", "--node", "press", "--all"], "cannot be used with"),
-        (&["command", "send", "drain", "--all"], "no node is meant"),
-        (&["command", "send", "drain", "--all", "--valid-for", "soon"], "--valid-for"),
-        (&["command", "cancel"], "--request"),
+        (
+            &["command", "send", "service.restart", "--reason", "a test", "--all"][..],
+            "service.restart needs --service STACK/SERVICE",
+        ),
+        (
+            &["command", "send", "service.restart", "--reason", "a test", "--all", "--service", "web"],
+            "name it STACK/SERVICE",
+        ),
+        (&["command", "send", "backup", "--reason", "a test", "--all"], "backup needs --service STACK"),
+        (&["command", "send", "script", "--reason", "a test", "--all"], "script needs --script NAME"),
+        (
+            &["command", "send", "telemetry.interval", "--reason", "a test", "--all"],
+            "telemetry.interval needs --interval PERIOD",
+        ),
+        (&["command", "send", "drain", "--reason", "a test"], "which nodes? name them with --node"),
+        (&["command", "send", "drain", "--reason", "a test", "--node", "press", "--all"], "cannot be used with"),
+        (&["command", "send", "drain", "--reason", "a test", "--all"], "no node is meant"),
+        (&["command", "send", "drain", "--reason", "a test", "--all", "--valid-for", "soon"], "--valid-for"),
+        (&["command", "cancel", "--reason", "a test"], "--request"),
+        (&["command", "cancel", "7"], "--reason <WHY>"),
+        (&["command", "send", "drain", "--node", "press"], "--reason <WHY>"),
+        (&["service", "restart", "shop/web", "--node", "press"], "--reason <WHY>"),
+        (&["command", "send", "drain", "--all", "--reason", " "], "say why, for the audit log"),
         (&["rollout", "start", "drain", "--reason", "a test"], "which nodes? name them with --node"),
         (&["rollout", "start", "script", "--all", "--reason", "a test"], "script needs --script NAME"),
         (&["rollout", "list", "--limit", "0"], "--limit"),
@@ -348,7 +361,8 @@ fn what_is_missing_is_said_in_the_words_it_can_be_given_in() {
         arguments.extend(what);
         site.admin(&arguments).fails(2, &[says]);
     }
-    site.admin(&["command", "cancel", "--request", "nothing"]).fails(1, &["there is no request \"nothing\""]);
+    site.admin(&["command", "cancel", "--request", "nothing", "--reason", "a test"])
+        .fails(1, &["there is no request \"nothing\""]);
 }
 
 #[test]
@@ -358,7 +372,7 @@ fn of_a_tenant_that_does_not_exist_no_list_is_empty() {
         &["alert", "list"][..],
         &["node", "list"],
         &["command", "list"],
-        &["command", "send", "drain", "--yes"],
+        &["command", "send", "drain", "--reason", "a test", "--yes"],
         &["rollout", "start", "drain", "--reason", "a test", "--yes"],
         &["logs", "search", "pressure"],
         &["kafka", "access"],

@@ -24,6 +24,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::audit::{self, Actor, Record, action};
 use crate::gateway::Registry;
+use crate::reason::Reason;
 
 pub use clock::SteadyClock;
 pub use request::{NewRequest, RequestError, Requested, Signed};
@@ -31,8 +32,6 @@ pub use request::{NewRequest, RequestError, Requested, Signed};
 use said::Word;
 use writer::{Operation, Outcome, Writer};
 
-/// Longest reason, in characters.
-const REASON: usize = 500;
 /// Changes a slow reader may fall behind; beyond it, it looks again.
 const CHANGES: usize = 1024;
 
@@ -233,13 +232,10 @@ impl Commands {
         &self,
         id: CommandId,
         tenant: Option<&TenantId>,
-        reason: &str,
+        reason: &Reason,
         actor: &Actor,
         now: Timestamp,
     ) -> Result<Command, CancelError> {
-        if reason.chars().count() > REASON {
-            return Err(CancelError::Reason);
-        }
         let command = self.one(id, tenant, now).await?.ok_or(CancelError::Unknown(id))?;
         let mut transaction = self.0.database.within(Some(command.tenant.as_str())).begin_write().await?;
         let row = sqlx::query(
@@ -268,7 +264,8 @@ impl Commands {
                 tenant: Some(command.tenant.clone()),
                 subject: id.to_string(),
                 detail: json!({
-                    "node": command.node.to_string(), "action": command.name, "state": state.as_str(), "reason": reason,
+                    "node": command.node.to_string(), "action": command.name, "state": state.as_str(),
+                    "reason": reason.as_str(),
                 }),
                 remote: None,
             };
@@ -386,9 +383,6 @@ pub enum CancelError {
     /// No such command.
     #[error("there is no command {0}: see `hfctl command list`")]
     Unknown(CommandId),
-    /// The reason is too long.
-    #[error("a reason has at most {REASON} characters")]
-    Reason,
     /// The database failed.
     #[error(transparent)]
     Store(#[from] StoreError),

@@ -23,6 +23,7 @@ pub mod logs;
 pub mod metrics;
 pub mod operators;
 pub mod quickstart;
+pub mod reason;
 pub mod revocation_lists;
 pub mod rollouts;
 pub mod rotation;

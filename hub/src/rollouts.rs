@@ -22,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 use crate::alerts::{Alerts, Change, Finding, Rule};
 use crate::audit::{self, Actor, Record, action};
 use crate::commands::{Commands, NewRequest, RequestError};
+use crate::reason::Reason;
 use crate::telemetry::state::{Fleet, Level};
 use rows::Accepted;
 
@@ -29,8 +30,6 @@ pub use plan::{Act, Cause, Health, Limits, Member, Moment, Position, Standing, S
 pub use waves::{Reach, Waves, WavesError};
 pub use window::{Window, WindowError};
 
-/// Longest reason, characters.
-const REASON: usize = 500;
 /// Longest time to settle, and to soak.
 const LONGEST: Duration = Duration::from_secs(7 * 86_400);
 /// Most windows of one rollout.
@@ -65,7 +64,7 @@ pub struct Rollout {
     /// How the nodes were chosen.
     pub target: Value,
     /// Why.
-    pub reason: String,
+    pub reason: Reason,
     /// Who started it.
     pub started_by: String,
     /// When.
@@ -140,9 +139,6 @@ pub enum RolloutError {
     /// It holds itself.
     #[error("rollout {0} holds itself already: look why, then resume or abort it")]
     Halted(i64),
-    /// No reason, or a long one.
-    #[error("a rollout, and what is done to it, has a reason of 1 to {REASON} characters")]
-    Reason,
     /// A limit makes no sense.
     #[error("{0}")]
     Limits(&'static str),
@@ -191,7 +187,6 @@ impl Rollouts {
             waves.iter().enumerate().flat_map(|(wave, nodes)| nodes.iter().map(move |node| (wave + 1, node))).collect();
         let command = NewRequest { nodes: seats.iter().map(|(_, node)| (*node).clone()).collect(), ..command };
         command.check()?;
-        let reason = reasoned(&command.reason)?;
         check(&limits)?;
         let owner = command.nodes.first().map(|(_, tenant)| tenant.clone());
         let tenant = owner.filter(|owner| command.nodes.iter().all(|(_, tenant)| tenant == owner));
@@ -215,7 +210,7 @@ impl Rollouts {
             priority: command.priority,
             valid_for: command.valid_for,
             target: command.target.clone(),
-            reason: reason.to_owned(),
+            reason: command.reason.clone(),
             started_by: actor.to_string(),
             started_at: now,
             ended_at: None,
@@ -230,7 +225,7 @@ impl Rollouts {
         let detail = json!({
             "action": rollout.name,
             "what": command.action.to_string(),
-            "why": reason,
+            "why": rollout.reason.as_str(),
             "target": rollout.target,
             "nodes": seats.len(),
             "waves": waves.iter().map(Vec::len).collect::<Vec<_>>(),
@@ -285,11 +280,10 @@ impl Rollouts {
         &self,
         id: i64,
         verb: Verb,
-        reason: &str,
+        reason: &Reason,
         actor: &Actor,
         now: Timestamp,
     ) -> Result<Rollout, RolloutError> {
-        let reason = reasoned(reason)?;
         let mut transaction = self.database.begin_write().await?;
         let rollout = rows::take(&mut transaction, id, self.database.tenant()).await?;
         let mut rollout = rollout.ok_or(RolloutError::Unknown(id))?;
@@ -304,7 +298,7 @@ impl Rollouts {
             (Verb::Pause, State::Halted) => return Err(RolloutError::Halted(id)),
             (_, State::Aborted | State::Done) => return Err(RolloutError::Over { id, state }),
         };
-        let mut detail = json!({ "reason": reason, "wave": rollout.position.wave, "state": state.as_str() });
+        let mut detail = json!({ "reason": reason.as_str(), "wave": rollout.position.wave, "state": state.as_str() });
         let (mut nodes, mut records) = (Vec::new(), Vec::new());
         let done = match verb {
             Verb::Pause => action::ROLLOUT_PAUSED,
@@ -316,14 +310,14 @@ impl Rollouts {
                 action::ROLLOUT_RESUMED
             }
             Verb::Abort => {
-                (nodes, records) = self.commands.take_back(&mut transaction, id, reason, actor, now).await?;
+                (nodes, records) = self.commands.take_back(&mut transaction, id, reason.as_str(), actor, now).await?;
                 rollout.ended_at = Some(now);
                 detail["taken_back"] = nodes.len().into();
                 action::ROLLOUT_ABORTED
             }
         };
         rollout.position.state = next;
-        rollout.why = reason.to_owned();
+        rollout.why = reason.to_string();
         (rollout.changed_at, rollout.changed_by) = (now, actor.to_string());
         rows::update(&mut transaction, &rollout).await?;
         records.push(rollout.record(done, actor, detail));
@@ -416,12 +410,6 @@ impl Rollout {
         let (actor, tenant) = (actor.clone(), self.tenant.clone());
         Record { actor, action, tenant, subject: self.id.to_string(), detail, remote: None }
     }
-}
-
-fn reasoned(reason: &str) -> Result<&str, RolloutError> {
-    let reason = reason.trim();
-    let good = (1..=REASON).contains(&reason.chars().count()) && !reason.chars().any(char::is_control);
-    if good { Ok(reason) } else { Err(RolloutError::Reason) }
 }
 
 fn check(limits: &Limits) -> Result<(), RolloutError> {

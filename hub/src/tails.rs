@@ -16,13 +16,12 @@ use tokio::sync::mpsc;
 use crate::audit::{self, Actor, Record, action};
 use crate::gateway::Registry;
 use crate::metrics::Metrics;
+use crate::reason::Reason;
 
 /// Logs that are read at once, of all nodes; one more is told to come back.
 const TAILS: usize = 64;
 /// Batches that wait for one reader, of 32 KiB at most: 32 MiB for all. Over it, lines are left out and counted.
 const BATCHES_BOUND: usize = 16;
-/// Most characters of a reason.
-const REASON: usize = 500;
 /// Most characters of a node's message that are kept.
 const MESSAGE: usize = 500;
 
@@ -106,9 +105,6 @@ pub enum TailsError {
     /// What was asked for makes no sense.
     #[error(transparent)]
     Tail(#[from] TailError),
-    /// The reason is too long.
-    #[error("a reason has at most {REASON} characters")]
-    Reason,
     /// The node has no session here.
     #[error("the node has no session now, and a log is read live or not at all")]
     Offline,
@@ -126,7 +122,7 @@ impl Tails {
         Self(Arc::new(Inner { database, sessions, metrics, open: Mutex::default() }))
     }
 
-    /// Has a node read a service's log. That it was asked for, by whom and why, is in the audit log before the node hears of it.
+    /// Has a node read a service's log. That it was asked for, by whom and why if they say so, is in the audit log before the node hears of it.
     ///
     /// # Errors
     /// [`TailsError`]; nothing is read then.
@@ -134,14 +130,11 @@ impl Tails {
         &self,
         tail: Tail,
         (node, tenant): (NodeId, TenantId),
-        reason: &str,
+        reason: Option<&Reason>,
         actor: &Actor,
         now: Timestamp,
     ) -> Result<Reading, TailsError> {
         let tail = tail.checked()?;
-        if reason.chars().count() > REASON {
-            return Err(TailsError::Reason);
-        }
         if !self.0.sessions.has(node) {
             return Err(TailsError::Offline);
         }
@@ -159,7 +152,7 @@ impl Tails {
                 "grep": tail.grep,
                 "lines": tail.lines,
                 "follow": tail.follow,
-                "reason": reason,
+                "reason": reason.map(Reason::as_str),
             }),
             remote: None,
         };

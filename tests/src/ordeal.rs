@@ -157,7 +157,7 @@ fn post_all(api: &Api, requests: &[Request]) -> Result<Vec<(CommandId, Errand)>>
         let commands = taken["commands"].as_array().context("no commands")?;
         let ids = commands.iter().map(|command| id(&command["id"])).collect::<Result<Vec<_>>>()?;
         for id in ids.iter().take(request.taken_back) {
-            again(|| api.post(&format!("/api/v1/commands/{id}/cancel"), &json!({})))?;
+            again(|| api.post(&format!("/api/v1/commands/{id}/cancel"), &json!({ "reason": "an ordeal" })))?;
         }
         made.extend(ids.into_iter().map(|id| (id, request.errand)));
     }

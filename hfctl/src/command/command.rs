@@ -13,7 +13,7 @@ use settings::Period;
 
 use super::node::find;
 use super::operator_key::read;
-use super::order::{Order, confirm, somebody, what};
+use super::order::{Order, Why, confirm, somebody, what};
 use crate::client::{Client, patiently};
 use crate::failure::Failure;
 use crate::output::{Output, complain, text, time};
@@ -63,9 +63,8 @@ pub(crate) enum Command {
         /// All of this request that are not over.
         #[arg(long)]
         request: Option<String>,
-        /// For the audit log.
-        #[arg(long, default_value = "")]
-        reason: String,
+        #[command(flatten)]
+        why: Why,
     },
 }
 
@@ -77,9 +76,8 @@ pub(crate) struct Send {
     /// Lines of a log.
     #[arg(long)]
     lines: Option<u32>,
-    /// Why, for the audit log.
-    #[arg(long, default_value = "")]
-    reason: String,
+    #[command(flatten)]
+    why: Why,
     /// Sign each command with the operator's private key in this file, for nodes that ask for it.
     #[arg(long, value_name = "FILE")]
     sign_with: Option<PathBuf>,
@@ -122,9 +120,8 @@ pub(crate) struct Target {
     /// Its node, by id or name.
     #[arg(long)]
     node: String,
-    /// Why, for the audit log.
-    #[arg(long, default_value = "")]
-    reason: String,
+    #[command(flatten)]
+    why: Why,
     /// Sign it with the operator's private key in this file, where the node asks for it.
     #[arg(long, value_name = "FILE")]
     sign_with: Option<PathBuf>,
@@ -151,15 +148,8 @@ impl Service {
             valid_for: Period::seconds(60),
             priority: 0,
         };
-        let send = Send {
-            order,
-            lines,
-            reason: target.reason,
-            sign_with: target.sign_with,
-            dry_run: false,
-            yes: true,
-            wait: true,
-        };
+        let send =
+            Send { order, lines, why: target.why, sign_with: target.sign_with, dry_run: false, yes: true, wait: true };
         send.run(client, output)
     }
 }
@@ -188,13 +178,13 @@ impl Command {
                 show(&ended, output)?;
                 succeeded(&ended)
             }
-            Self::Cancel { command: Some(command), reason, .. } => {
-                let cancelled = cancel(client, &command, &reason)?;
+            Self::Cancel { command: Some(command), why, .. } => {
+                let cancelled = cancel(client, &command, &why)?;
                 if output.is_json() { output.json(&cancelled) } else { output.line(&taken_back(&cancelled)) }
             }
-            Self::Cancel { request, reason, .. } => {
+            Self::Cancel { request, why, .. } => {
                 let open = of_request(client, request.as_deref().unwrap_or_default())?;
-                let cancelled = open.iter().map(|command| cancel(client, command, &reason));
+                let cancelled = open.iter().map(|command| cancel(client, command, &why));
                 let cancelled = cancelled.collect::<Result<Vec<Value>, Failure>>()?;
                 if output.is_json() {
                     return output.json(&Value::Array(cancelled));
@@ -218,8 +208,8 @@ fn of_request(client: &Client, request: &str) -> Result<Vec<String>, Failure> {
     Ok(open)
 }
 
-fn cancel(client: &Client, command: &str, reason: &str) -> Result<Value, Failure> {
-    client.post(&format!("commands/{command}/cancel"), &json!({ "reason": reason }))
+fn cancel(client: &Client, command: &str, why: &Why) -> Result<Value, Failure> {
+    client.post(&format!("commands/{command}/cancel"), &json!({ "reason": why.reason }))
 }
 
 fn taken_back(command: &Value) -> String {
@@ -233,7 +223,7 @@ fn taken_back(command: &Value) -> String {
 
 impl Send {
     fn run(self, client: &Client, output: &mut Output) -> Result<(), Failure> {
-        let mut asked = self.order.request(client, &self.reason)?;
+        let mut asked = self.order.request(client, &self.why)?;
         asked["lines"] = json!(self.lines);
         let preview: Value = client.post("commands/preview", &asked)?;
         if self.dry_run {

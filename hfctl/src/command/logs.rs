@@ -70,9 +70,9 @@ struct Live {
     /// Show when each line was written.
     #[arg(long, short)]
     timestamps: bool,
-    /// Why, for the audit log.
-    #[arg(long, default_value = "")]
-    reason: String,
+    /// Why, in one line, for the audit log.
+    #[arg(long, value_name = "WHY")]
+    reason: Option<String>,
 }
 
 impl Live {
@@ -91,7 +91,7 @@ impl Live {
             ("until", self.until.as_deref()),
             ("grep", self.grep.as_deref()),
             ("lines", lines.as_deref()),
-            ("reason", Some(&*self.reason).filter(|reason| !reason.is_empty())),
+            ("reason", self.reason.as_deref()),
         ];
         let mut stream = client.stream(&path, &query, None)?;
         let (mut event, mut line) = (String::new(), String::new());

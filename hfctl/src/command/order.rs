@@ -50,9 +50,17 @@ pub(crate) struct Order {
     pub(crate) priority: u32,
 }
 
+/// Why it is done.
+#[derive(Args)]
+pub(crate) struct Why {
+    /// Why, in one line: it is in the audit log, and shown with what comes of it.
+    #[arg(long, value_name = "WHY")]
+    pub(crate) reason: String,
+}
+
 impl Order {
     /// As the hub takes it.
-    pub(crate) fn request(&self, client: &Client, reason: &str) -> Result<Value, Failure> {
+    pub(crate) fn request(&self, client: &Client, why: &Why) -> Result<Value, Failure> {
         self.check()?;
         let (stack, service) = match self.service.as_deref().map(|named| (named, named.split_once('/'))) {
             Some((_, Some((stack, service)))) => (Some(stack), Some(service)),
@@ -70,7 +78,7 @@ impl Order {
             "interval_ms": self.interval.map(|interval| interval.get().as_millis() as u64),
             "script": self.script,
             "target": { "nodes": nodes, "tenant": self.tenant, "labels": self.labels, "query": self.search, "all": self.all },
-            "reason": reason,
+            "reason": why.reason,
             "valid_for_seconds": self.valid_for.get().as_secs(),
             "priority": self.priority,
         }))

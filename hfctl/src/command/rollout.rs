@@ -6,7 +6,7 @@ use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 use settings::Period;
 
-use super::order::{Order, confirm, somebody, what};
+use super::order::{Order, Why, confirm, somebody, what};
 use crate::client::{Client, patiently};
 use crate::failure::Failure;
 use crate::output::{Output, complain, counted, text, time};
@@ -52,9 +52,8 @@ pub(crate) enum Rollout {
 pub(crate) struct Act {
     /// Its number.
     rollout: i64,
-    /// Why, for the audit log.
-    #[arg(long)]
-    reason: String,
+    #[command(flatten)]
+    why: Why,
 }
 
 /// What to do, where, how fast, and why.
@@ -85,9 +84,8 @@ pub(crate) struct Start {
     /// asked anew in each, while --valid-for lasts.
     #[arg(long = "window", value_name = "WINDOW")]
     windows: Vec<String>,
-    /// Why, for the audit log.
-    #[arg(long)]
-    reason: String,
+    #[command(flatten)]
+    why: Why,
     /// Only say who is meant, in which wave.
     #[arg(long)]
     dry_run: bool,
@@ -128,7 +126,7 @@ impl Rollout {
 impl Act {
     fn run(&self, verb: &str, client: &Client, output: &mut Output) -> Result<(), Failure> {
         let done: Value =
-            client.post(&format!("rollouts/{}/{verb}", self.rollout), &json!({ "reason": self.reason }))?;
+            client.post(&format!("rollouts/{}/{verb}", self.rollout), &json!({ "reason": self.why.reason }))?;
         if output.is_json() {
             return output.json(&done);
         }
@@ -179,7 +177,7 @@ impl Start {
 
     fn request(&self, client: &Client) -> Result<Value, Failure> {
         Ok(json!({
-            "command": self.order.request(client, &self.reason)?,
+            "command": self.order.request(client, &self.why)?,
             "waves": self.waves,
             "rate_per_minute": self.rate,
             "windows": self.windows,

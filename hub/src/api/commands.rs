@@ -25,6 +25,7 @@ use super::select::NodeQuery;
 use crate::access::{Principal, Role};
 use crate::commands::{self, NewRequest, Requested, Signed};
 use crate::labels::{self, Label};
+use crate::reason::Reason;
 use crate::web::App;
 
 /// How long a command may still start when nothing is asked for.
@@ -49,8 +50,9 @@ pub(crate) struct CommandRequest {
     pub(crate) script: Option<String>,
     /// Which nodes.
     pub(crate) target: Target,
-    /// For the audit log, and whoever looks later.
+    /// Why, for the audit log and whoever looks later: one line of 1 to 500 characters.
     #[serde(default)]
+    #[schema(required = true, min_length = 1, max_length = 500)]
     pub(crate) reason: String,
     /// For how long it may still start: 1 to 2,592,000, and an hour unless told otherwise.
     pub(crate) valid_for_seconds: Option<u64>,
@@ -156,6 +158,7 @@ pub(crate) async fn preview(
 ) -> Result<axum::Json<Ordered>, Problem> {
     caller.require(Role::Operator)?;
     let (action, nodes) = (asked.action()?, asked.target.nodes(&app, &caller.0).await?);
+    asked.reason.parse::<Reason>()?;
     let commands = nodes.iter().map(|node| ordered(node, app.state.commands.propose())).collect::<Vec<_>>();
     Ok(axum::Json(Ordered { request: None, what: action.to_string(), nodes: commands.len(), commands }))
 }
@@ -229,8 +232,9 @@ pub(crate) async fn show(
 #[derive(Clone, Debug, Default, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Cancellation {
-    /// For the audit log.
+    /// For the audit log: one line of 1 to 500 characters.
     #[serde(default)]
+    #[schema(required = true, min_length = 1, max_length = 500)]
     reason: String,
 }
 
@@ -248,7 +252,7 @@ pub(crate) async fn cancel(
 ) -> Result<axum::Json<Command>, Problem> {
     caller.require(Role::Operator)?;
     let (commands, tenant) = (&app.state.commands, caller.0.tenant.as_ref());
-    let command = commands.cancel(id, tenant, &asked.reason, &caller.actor(), app.now()).await?;
+    let command = commands.cancel(id, tenant, &asked.reason.parse()?, &caller.actor(), app.now()).await?;
     Ok(axum::Json(resource(&app, &caller.0, command)))
 }
 
@@ -273,7 +277,7 @@ pub(crate) async fn order(
         target: json!(asked.target),
         priority: asked.priority,
         valid_for: asked.valid_for(),
-        reason: asked.reason.trim().to_owned(),
+        reason: asked.reason.parse()?,
         scope: who.tenant.clone(),
         caller: who.token.clone().unwrap_or_else(|| who.name.clone()),
         key,

@@ -16,6 +16,7 @@ use crate::access::{Principal, Role};
 use crate::audit::{self, Record, action};
 use crate::logs;
 use crate::logs::search::{self, Filter, Place};
+use crate::reason::Reason;
 use crate::web::App;
 
 /// Longest name of a project or service, and longest expression.
@@ -55,6 +56,9 @@ pub(crate) struct Search {
     /// leave.
     #[serde(default, deserialize_with = "given")]
     grep: Option<String>,
+    /// Why, for the audit log, if you want to say it: one line of at most 500 characters.
+    #[serde(default)]
+    reason: String,
 }
 
 impl Search {
@@ -64,12 +68,13 @@ impl Search {
     }
 
     /// What it asks for, by the names of the query, as it was written.
-    pub(crate) fn asked(&self) -> [(&'static str, &str); 4] {
+    pub(crate) fn asked(&self) -> [(&'static str, &str); 5] {
         [
             ("text", self.text.as_str()),
             ("grep", self.grep.as_deref().unwrap_or_default()),
             ("since", self.since.as_deref().unwrap_or_default()),
             ("until", self.until.as_deref().unwrap_or_default()),
+            ("reason", self.reason.as_str()),
         ]
     }
 }
@@ -141,8 +146,9 @@ pub(crate) async fn find(
         after: paging.after_id()?.map(|place| read(&place).ok_or_else(bad_cursor)).transpose()?,
         limit: paging.limit()? as usize,
     };
+    let reason = Reason::given(&search.reason)?;
     if filter.after.is_none() {
-        audit::record(&app.state.database, now, record(who, &filter)).await?;
+        audit::record(&app.state.database, now, record(who, &filter, reason.as_ref())).await?;
     }
     let found = search::find(&app.state.database, &filter, search::LONGEST).await?;
     let next_cursor = found.next.map(|Place { at, id }| cursor(&format!("{at}.{id}")));
@@ -150,7 +156,7 @@ pub(crate) async fn find(
 }
 
 /// Once for each search: the pages after the first are the same one's.
-fn record(who: &Principal, filter: &Filter) -> Record {
+fn record(who: &Principal, filter: &Filter, reason: Option<&Reason>) -> Record {
     let time = |at: Option<Timestamp>| at.map(|at| at.to_string());
     let subject = filter.node.map_or_else(|| "logs".to_owned(), |node| node.to_string());
     Record {
@@ -165,6 +171,8 @@ fn record(who: &Principal, filter: &Filter) -> Record {
             "until": time(filter.until),
             "text": filter.text,
             "grep": filter.grep,
+            "stream": filter.error.map(|error| if error { "stderr" } else { "stdout" }),
+            "reason": reason.map(Reason::as_str),
         }),
         remote: None,
     }

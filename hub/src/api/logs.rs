@@ -22,6 +22,7 @@ use super::nodes::unknown;
 use super::problem::Problem;
 use super::resource::Time;
 use crate::access::{Principal, Role};
+use crate::reason::Reason;
 use crate::tails::{End, EndReason, News, Reading};
 use crate::web::App;
 
@@ -48,7 +49,7 @@ pub(crate) struct LogQuery {
     /// Of what each container wrote before, the last lines that are looked at: at most 10,000. 100 unless given, and 10,000
     /// with an expression or a time.
     lines: Option<u32>,
-    /// For the audit log.
+    /// Why, for the audit log, if you want to say it: one line of at most 500 characters.
     #[serde(default)]
     reason: String,
 }
@@ -196,7 +197,8 @@ impl Follower {
         };
         let permit = app.stream()?;
         let of = (node, view.tenant.clone());
-        let reading = app.state.tails.start(tail, of, query.reason.trim(), &who.actor(), now).await?;
+        let reason = Reason::given(&query.reason)?;
+        let reading = app.state.tails.start(tail, of, reason.as_ref(), &who.actor(), now).await?;
         Ok(Self { app, reading, leave, check: Instant::now() + CHECK_EVERY, over: false, permit })
     }
 

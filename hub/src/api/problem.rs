@@ -18,6 +18,7 @@ use crate::kafka_access;
 use crate::labels::LabelError;
 use crate::logs::search::SearchError;
 use crate::operators::OperatorsError;
+use crate::reason::ReasonError;
 use crate::rollouts::{RolloutError, WavesError, WindowError};
 use crate::rotation::RotationError;
 use crate::tails::TailsError;
@@ -258,10 +259,16 @@ impl From<RolloutError> for Problem {
         match error {
             RolloutError::Unknown(_) => Self::not_found(error.to_string()),
             RolloutError::Over { .. } | RolloutError::Halted(_) => Self::conflict(error.to_string()),
-            RolloutError::Reason | RolloutError::Limits(_) => Self::invalid(error.to_string()),
+            RolloutError::Limits(_) => Self::invalid(error.to_string()),
             RolloutError::Request(error) => error.into(),
             RolloutError::Store(error) => error.into(),
         }
+    }
+}
+
+impl From<ReasonError> for Problem {
+    fn from(error: ReasonError) -> Self {
+        Self::invalid(error.to_string())
     }
 }
 
@@ -330,7 +337,6 @@ impl From<CancelError> for Problem {
     fn from(error: CancelError) -> Self {
         match error {
             CancelError::Unknown(_) => Self::not_found(error.to_string()),
-            CancelError::Reason => Self::invalid(error.to_string()),
             CancelError::Store(error) => error.into(),
         }
     }
@@ -342,7 +348,7 @@ impl From<TailsError> for Problem {
             TailsError::Offline => Self::conflict(error.to_string()),
             TailsError::Busy => Self::too_many(error.to_string(), Duration::from_secs(5)),
             TailsError::Store(error) => error.into(),
-            TailsError::Tail(_) | TailsError::Reason => Self::invalid(error.to_string()),
+            TailsError::Tail(_) => Self::invalid(error.to_string()),
         }
     }
 }

@@ -22,6 +22,7 @@ use super::resource::{Node, Page, PresenceState, Rollout, RolloutNode, RolloutPr
 use crate::access::{Principal, Role};
 use crate::commands::NewRequest;
 use crate::labels;
+use crate::reason::Reason;
 use crate::rollouts::{self, Act, Limits, Moment, NewRollout, Participant, Verb, Waiting, Waves, Window};
 use crate::web::App;
 
@@ -69,7 +70,9 @@ pub(crate) struct RolloutRequest {
 #[derive(Clone, Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct RolloutAct {
-    /// For the audit log, and whoever looks at the rollout.
+    /// For the audit log, and whoever looks at the rollout: one line of 1 to 500 characters.
+    #[serde(default)]
+    #[schema(required = true, min_length = 1, max_length = 500)]
     reason: String,
 }
 
@@ -193,7 +196,7 @@ pub(crate) async fn abort(
 
 /// Does something to a rollout, for whoever may.
 pub(crate) async fn act(app: &App, who: &Principal, id: i64, verb: Verb, reason: &str) -> Result<Rollout, Problem> {
-    app.state.rollouts.within(who.tenant.as_ref()).act(id, verb, reason, &who.actor(), app.now()).await?;
+    app.state.rollouts.within(who.tenant.as_ref()).act(id, verb, &reason.parse()?, &who.actor(), app.now()).await?;
     shown(app, who, id).await
 }
 
@@ -201,6 +204,7 @@ pub(crate) async fn act(app: &App, who: &Principal, id: i64, verb: Verb, reason:
 pub(crate) async fn preview(app: &App, who: &Principal, asked: &RolloutRequest) -> Result<RolloutPreview, Problem> {
     asked.limits()?;
     let action = asked.command.action()?;
+    asked.command.reason.parse::<Reason>()?;
     let waves = asked.divided(app, who).await?;
     let wave = |(place, nodes): (usize, &Vec<Arc<Node>>)| WavePreview {
         number: number(place),
@@ -249,7 +253,7 @@ pub(crate) async fn start(
             action: command.action()?,
             priority: command.priority,
             valid_for: command.valid_for(),
-            reason: command.reason.clone(),
+            reason: command.reason.parse()?,
             scope: who.tenant.clone(),
             caller: who.token.clone().unwrap_or_else(|| who.name.clone()),
             key,

@@ -12,9 +12,10 @@ use serde_json::{Value, json};
 use store::sqlx::{self, AssertSqlSafe, Row};
 use store::{StoreError, Transaction};
 
-use super::{Commands, REASON, command_id, unreadable};
+use super::{Commands, command_id, unreadable};
 use crate::audit::{self, Actor, Record, action};
 use crate::gateway::Reserved;
+use crate::reason::Reason;
 use crate::rows::{self, Bound, Insert};
 
 /// Most nodes of one request.
@@ -44,7 +45,7 @@ pub struct NewRequest {
     /// For how long it may still start.
     pub valid_for: Duration,
     /// Why.
-    pub reason: String,
+    pub reason: Reason,
     /// The only tenant the requester acts for.
     pub scope: Option<TenantId>,
     /// Who the requester is, for the key.
@@ -93,9 +94,6 @@ pub enum RequestError {
     /// The time makes no sense.
     #[error("a command is valid for 1 second to 30 days")]
     ValidFor,
-    /// The reason is too long.
-    #[error("a reason has at most {REASON} characters")]
-    Reason,
     /// A node has too much to do already.
     #[error("{0} has {1} commands open already: wait for them, or cancel some")]
     Backlog(NodeId, i64),
@@ -343,9 +341,6 @@ impl NewRequest {
         if !(SHORTEST..=LONGEST).contains(&self.valid_for) {
             return Err(RequestError::ValidFor);
         }
-        if self.reason.chars().count() > REASON {
-            return Err(RequestError::Reason);
-        }
         Ok(())
     }
 
@@ -452,7 +447,7 @@ impl Made<'_> {
             .bind(new.action.name().as_str())
             .bind(signed.map_or_else(|| new.action.to_bytes(), |signed| signed.arguments.clone()))
             .bind(i64::from(new.priority))
-            .bind(new.reason.clone())
+            .bind(new.reason.to_string())
             .bind(self.actor.to_string())
             .bind(if row.handed { State::Delivered } else { State::Queued }.as_str())
             .bind(self.now.millis())
@@ -550,7 +545,7 @@ fn records(new: &NewRequest, request: &str, commands: &[Planned], signer: Option
             detail: json!({
                 "action": new.action.name().as_str(),
                 "what": new.action.to_string(),
-                "why": new.reason,
+                "why": new.reason.as_str(),
                 "target": new.target,
                 "nodes": ours.len(),
                 "commands": named,

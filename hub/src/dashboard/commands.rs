@@ -20,6 +20,7 @@ use crate::api::extract::{Path, Query};
 use crate::api::problem::Problem;
 use crate::api::resource::{Command, CommandDetail, CommandState, Node, NodeDetail, PresenceState, Role};
 use crate::commands::Filter;
+use crate::reason::Reason;
 use crate::rows;
 use crate::web::App;
 
@@ -230,7 +231,7 @@ pub(super) async fn order(
     let Path(id) = id.or_shown(&app)?;
     let Sent { visitor, form } = sent;
     may(&visitor, access::Role::Operator).or_shown(&app)?;
-    let asked = request(id, &form.wanted, said(&form.reason).or_shown(&app)?);
+    let asked = request(id, &form.wanted, &form.reason);
     let (ordered, _) = commands::order(&app, visitor.principal(), &asked, Some(form.once)).await.or_shown(&app)?;
     let command = ordered.commands.into_iter().next().map(|command| command.id);
     let to = command.map_or_else(|| format!("/nodes/{id}"), |command| format!("/commands/{command}"));
@@ -342,17 +343,9 @@ pub(super) async fn cancel(
 ) -> Result<Response, Shown> {
     let Path(id) = id.or_shown(&app)?;
     may(&sent.visitor, access::Role::Operator).or_shown(&app)?;
-    let (who, reason) = (sent.visitor.principal(), said(&sent.form.reason).or_shown(&app)?);
-    app.state.commands.cancel(id, who.tenant.as_ref(), reason, &who.actor(), app.now()).await.or_shown(&app)?;
+    let (who, reason) = (sent.visitor.principal(), sent.form.reason.parse::<Reason>().or_shown(&app)?);
+    app.state.commands.cancel(id, who.tenant.as_ref(), &reason, &who.actor(), app.now()).await.or_shown(&app)?;
     Ok(Redirect::to(&format!("/commands/{id}")).into_response())
-}
-
-/// Why somebody acts.
-pub(super) fn said(reason: &str) -> Result<&str, Problem> {
-    match reason.trim() {
-        "" => Err(Problem::invalid("Say why, for the audit log: go back and fill it in.")),
-        reason => Ok(reason),
-    }
 }
 
 /// The request behind the form.

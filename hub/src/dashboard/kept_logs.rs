@@ -53,7 +53,7 @@ pub(super) async fn page(
 
 /// Where somebody searches.
 pub(super) fn form(node: &str, wanted: &Wanted, asked: &Search) -> Markup {
-    let [(_, text), (_, grep), since, until] = asked.asked();
+    let [(_, text), (_, grep), since, until, (_, reason)] = asked.asked();
     html! {
         form.tools method="get" action={ "/nodes/" (node) "/logs/kept" } data-search {
             input type="hidden" name="stack" value=(wanted.stack);
@@ -66,7 +66,7 @@ pub(super) fn form(node: &str, wanted: &Wanted, asked: &Search) -> Markup {
                 label.visually-hidden for="kept-grep" { "And in which this expression is found" }
                 input #kept-grep type="text" name="grep" value=(grep) maxlength="256" placeholder="and (a regular expression)" autocomplete="off" spellcheck="false";
             }
-            (time("kept", since, "Nothing before")) (time("kept", until, "Nothing after")) (times())
+            (time("kept", since, "Nothing before")) (time("kept", until, "Nothing after")) (times()) (why("kept", reason))
             button type="submit" { "Search" }
         }
     }
@@ -85,6 +85,17 @@ pub(super) fn time(form: &str, (name, value): (&str, &str), says: &str) -> Marku
         div.time {
             label.visually-hidden for=(id) { (says) ": a time, in UTC unless it says otherwise, or how long ago" }
             input id=(id) type="text" name=(name) value=(value) list="times" maxlength="40" placeholder={ (name) " 02:10" } autocomplete="off" spellcheck="false";
+        }
+    }
+}
+
+/// A field for the reason, which may be left out.
+pub(super) fn why(form: &str, value: &str) -> Markup {
+    let id = format!("{form}-reason");
+    html! {
+        div {
+            label.visually-hidden for=(id) { "Why, for the audit log; may be left out" }
+            input id=(id) type="text" name="reason" value=(value) maxlength="500" placeholder="Why (for the audit log)" autocomplete="off";
         }
     }
 }

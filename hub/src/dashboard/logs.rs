@@ -75,6 +75,7 @@ fn view(node: &Node, wanted: &Wanted) -> Markup {
                         kbd { "/" }
                     }
                     (kept_logs::time("logs", ("since", ""), "Nothing before")) (kept_logs::time("logs", ("until", ""), "Nothing after, and not on"))
+                    (kept_logs::why("logs", ""))
                     button type="submit" { "Read" }
                     button #logs-pause type="button" aria-pressed="false" { "Pause" }
                     button #logs-end type="button" { "To the end" }

@@ -97,7 +97,8 @@ pub(crate) struct Shown {
 
 impl IntoResponse for Shown {
     fn into_response(self) -> Response {
-        let mut response = lost(&self.app, self.problem.status(), self.problem.title, &self.problem.detail);
+        let detail = session::capital(&self.problem.detail);
+        let mut response = lost(&self.app, self.problem.status(), self.problem.title, &detail);
         let (mut problem, _) = self.problem.into_response().into_parts();
         if let Some(denial) = problem.extensions.remove::<Denial>() {
             response.extensions_mut().insert(denial);

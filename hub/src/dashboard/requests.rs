@@ -5,7 +5,7 @@ use axum::response::{IntoResponse, Redirect, Response};
 use maud::{Markup, html};
 use serde::Deserialize;
 
-use super::commands::{said, standing};
+use super::commands::standing;
 use super::format::{self, Clock};
 use super::layout::{Section, Viewer, crumbs, csrf};
 use super::pages::{Asked, framed, may, still};
@@ -17,6 +17,7 @@ use crate::api::extract::{Path, Query};
 use crate::api::problem::Problem;
 use crate::api::resource::{Command, CommandState};
 use crate::commands::Filter;
+use crate::reason::Reason;
 use crate::web::App;
 use protocol::command;
 
@@ -212,7 +213,7 @@ pub(super) async fn cancel(
     let Sent { visitor, form } = sent;
     may(&visitor, access::Role::Operator).or_shown(&app)?;
     let (who, actor) = (visitor.principal(), visitor.principal().actor());
-    let reason = said(&form.reason).or_shown(&app)?;
+    let reason = form.reason.parse::<Reason>().or_shown(&app)?;
     let mut before = None;
     loop {
         let filter = Filter {
@@ -226,7 +227,7 @@ pub(super) async fn cancel(
         before = listed.last().map(|command| command.id.to_string());
         let last = listed.len() < AT_ONCE as usize;
         for command in listed.into_iter().filter(|command| command.state.is_open() && command.cancelled_by.is_none()) {
-            let taken = app.state.commands.cancel(command.id, who.tenant.as_ref(), reason, &actor, app.now()).await;
+            let taken = app.state.commands.cancel(command.id, who.tenant.as_ref(), &reason, &actor, app.now()).await;
             taken.or_shown(&app)?;
         }
         if last {

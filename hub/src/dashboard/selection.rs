@@ -12,7 +12,7 @@ use protocol::message::Service;
 use protocol::{NodeId, TenantId};
 use serde::Deserialize;
 
-use super::commands::{VALID_FOR, consequence, said};
+use super::commands::{VALID_FOR, consequence};
 use super::format;
 use super::layout::{Section, Viewer, csrf};
 use super::pages::{framed, may, unknown};
@@ -332,7 +332,7 @@ pub(super) async fn order(State(app): State<App>, sent: Sent<Fields>) -> Result<
     let Sent { visitor, form: fields } = sent;
     may(&visitor, access::Role::Operator).or_shown(&app)?;
     let chosen = chosen(&app, visitor.principal(), &fields).or_shown(&app)?;
-    let (reason, once) = (said(fields.one("reason")).or_shown(&app)?, fields.one("once").to_owned());
+    let (reason, once) = (fields.one("reason"), fields.one("once").to_owned());
     let asked = Wanted::read(&fields).request(&chosen, reason, fields.one("expected").parse().ok());
     let (ordered, _) = commands::order(&app, visitor.principal(), &asked, Some(once)).await.or_shown(&app)?;
     let to = ordered.request.map_or_else(|| "/".to_owned(), |request| format!("/requests/{request}"));

@@ -15,6 +15,7 @@ use super::{Access, KafkaAccess, Row, State, Step};
 use crate::alerts::{Change, Finding, Rule};
 use crate::audit::{self, Actor, Record, action};
 use crate::commands::{NewRequest, RequestError};
+use crate::reason::Reason;
 use crate::telemetry::state::Level;
 
 /// How often it is looked.
@@ -196,17 +197,17 @@ impl KafkaAccess {
 }
 
 fn request(row: &Row, agent: NodeId) -> NewRequest {
-    let reason = match row.topics.is_empty() {
+    let reason = Reason::own(match row.topics.is_empty() {
         true => "the bridge is no longer trusted",
         false => "what the bridge may do at its brokers is to be so",
-    };
+    });
     NewRequest {
         nodes: vec![(agent, row.tenant.clone())],
         target: json!({ "bridge": row.bridge.to_string() }),
         action: Action::KafkaAcl { bridge: row.bridge, topics: row.topics.clone() },
         priority: PRIORITY,
         valid_for: VALID_FOR,
-        reason: reason.to_owned(),
+        reason,
         scope: Some(row.tenant.clone()),
         caller: "system".to_owned(),
         key: None,

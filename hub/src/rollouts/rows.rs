@@ -57,7 +57,7 @@ pub(super) async fn insert(
     .bind(i64::from(rollout.priority))
     .bind(seconds(rollout.valid_for))
     .bind(rollout.target.to_string())
-    .bind(&rollout.reason)
+    .bind(rollout.reason.to_string())
     .bind(&rollout.started_by)
     .bind(rollout.started_at.millis())
     .bind(&rollout.waves)
@@ -286,7 +286,7 @@ fn read(row: &AnyRow) -> Result<Rollout, sqlx::Error> {
         priority: number(row.try_get("priority")?),
         valid_for: lasting("valid_for")?,
         target: serde_json::from_str(&row.try_get::<String, _>("target")?).unwrap_or_default(),
-        reason: row.try_get("reason")?,
+        reason: parsed(row.try_get("reason")?)?,
         started_by: row.try_get("started_by")?,
         started_at: Timestamp::from_millis(row.try_get("started_at")?),
         ended_at: time("ended_at")?,

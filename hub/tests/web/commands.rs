@@ -68,7 +68,7 @@ on_both_engines! {
         assert_eq!(site.get(&format!("{PATH}?node={mill}&state=queued"), &operator).await.ids().len(), 1);
         let one = site.get(&format!("{PATH}/{}", ids[0]), &operator).await.json();
         assert_eq!((&one["state"], &one["reason"], &one["output"]), (&json!("queued"), &json!("it hangs"), &json!("")));
-        let cancelled = site.post(&format!("{PATH}/{}/cancel", ids[0]), &operator, json!({})).await;
+        let cancelled = site.post(&format!("{PATH}/{}/cancel", ids[0]), &operator, json!({ "reason": "not now" })).await;
         assert_eq!((cancelled.status, &cancelled.json()["state"]), (StatusCode::OK, &json!("cancelled")));
     }
 
@@ -133,11 +133,46 @@ on_both_engines! {
         let theirs = made["commands"].as_array().expect("commands").iter().find(|one| one["tenant"] == "zeta");
         let theirs = theirs.expect("zeta's")["id"].as_str().expect("an id");
         says(&site.get(&format!("{PATH}/{theirs}"), &operator).await, 404, "no command");
-        says(&site.post(&format!("{PATH}/{theirs}/cancel"), &operator, json!({})).await, 404, "no command");
-        says(&site.post(&format!("{PATH}/{theirs}/cancel"), &viewer, json!({})).await, 403, "operator");
+        says(&site.post(&format!("{PATH}/{theirs}/cancel"), &operator, json!({ "reason": "x" })).await, 404, "no command");
+        says(&site.post(&format!("{PATH}/{theirs}/cancel"), &viewer, json!({ "reason": "x" })).await, 403, "operator");
         let revoke = json!({ "reason": "unspecified" });
         site.post(&format!("/api/v1/nodes/{press}/revoke"), &operator, revoke).await;
         says(&site.post(PATH, &operator, restart(target())).await, 409, "revoked");
+    }
+
+    async fn without_a_reason_nothing_is_asked_for_or_taken_back(test: TestDatabase) {
+        let site = Site::open(test).await;
+        site.tenant("acme").await;
+        let press = site.node("acme", "press").await;
+        let operator = site.token(Role::Operator, Some("acme")).await;
+        let asked = site.post(PATH, &operator, restart(json!({ "nodes": [press.to_string()] }))).await.json();
+        let cancel = format!("{PATH}/{}/cancel", asked["commands"][0]["id"].as_str().expect("an id"));
+        let because = |reason: Option<String>, mut body: Value| {
+            body.as_object_mut().expect("an object").remove("reason");
+            if let Some(reason) = reason {
+                body["reason"] = json!(reason);
+            }
+            body
+        };
+        for reason in [None, Some(String::new()), Some(" \t".into()), Some("two\nlines".into()), Some("x".repeat(501))] {
+            for (path, body) in [
+                (PATH, restart(json!({ "all": true }))),
+                (&format!("{PATH}/preview"), restart(json!({ "all": true }))),
+                (&cancel, json!({})),
+            ] {
+                says(&site.post(path, &operator, because(reason.clone(), body)).await, 422, "`reason` is one line of 1 to 500");
+            }
+        }
+        let commands = site.get(PATH, &operator).await.json();
+        let states: Vec<&Value> = commands["items"].as_array().expect("items").iter().map(|one| &one["state"]).collect();
+        assert_eq!(states, ["queued"]);
+        let audit = site.get("/api/v1/audit?action=command.", &operator).await.json();
+        assert_eq!(audit["items"].as_array().map(Vec::len), Some(1), "{audit}");
+        let openapi = site.get("/api/v1/openapi.json", &operator).await.json();
+        for schema in ["CommandRequest", "Cancellation", "RolloutAct"] {
+            let required = &openapi["components"]["schemas"][schema]["required"];
+            assert!(required.as_array().is_some_and(|required| required.contains(&json!("reason"))), "{schema}: {required}");
+        }
     }
 
     async fn the_dashboard_says_what_will_happen_before_it_does_it(test: TestDatabase) {
@@ -208,7 +243,7 @@ on_both_engines! {
         for number in 0..NODES {
             site.node("acme", &format!("press-{number}")).await;
         }
-        let asked = json!({ "action": "drain", "target": { "all": true } });
+        let asked = json!({ "action": "drain", "reason": "a move", "target": { "all": true } });
         let made = site.post(PATH, &site.token(Role::Operator, None).await, asked).await.json();
         assert_eq!(made["nodes"], json!(NODES));
         let request = format!("/requests/{}", made["request"].as_str().expect("an id"));
@@ -232,7 +267,7 @@ on_both_engines! {
         let fleet = browser.get("/").await.body;
         let boxes = |page: &str| page.matches(r#"name="node""#).count();
         let operator = site.token(Role::Operator, None).await;
-        let asked = json!({ "action": "drain", "target": { "nodes": [bridge.to_string()] } });
+        let asked = json!({ "action": "drain", "reason": "a move", "target": { "nodes": [bridge.to_string()] } });
         let refused = site.post("/api/v1/commands", &operator, asked).await;
         assert!(refused.status == 409 && refused.body.contains("is a bridge"), "{}", refused.body);
         let page = browser.get(&format!("/nodes/{bridge}")).await.body;

@@ -76,18 +76,22 @@ on_both_engines! {
         let second = get(&format!("limit=2&cursor={cursor}")).await;
         assert_eq!((texts(&first).len(), texts(&second)), (2, vec!["pressure 7 bar".to_owned()]));
         assert_eq!(second.json().get("next_cursor"), None);
-        for wrong in ["grep=((", "stream=both", "node=press", "since=yesterday", "stack=%00", "text=1+2+3+4+5+6+7+8+9"] {
+        for wrong in ["grep=((", "stream=both", "node=press", "since=yesterday", "stack=%00", "text=1+2+3+4+5+6+7+8+9", "reason=two%0Alines"] {
             let answer = get(wrong).await;
             assert!(answer.status == 422, "{wrong}: {} {}", answer.status, answer.body);
         }
         assert_eq!(get("cursor=nonsense").await.status, 400);
 
+        get("text=lost&stream=stdout&reason=line+2+stands+still").await;
         let audit = site.get("/api/v1/audit?action=logs.searched", &operator).await.json();
         let searched: Vec<&Value> = audit["items"].as_array().expect("a list").iter().collect();
         // Once for each search that made sense, and not for a page after the first.
         assert!(searched.iter().any(|entry| entry["detail"]["text"] == "pressure"), "{searched:?}");
         let pages = searched.iter().filter(|entry| entry["detail"]["text"] == "" && entry["detail"]["grep"].is_null());
         assert_eq!(pages.count(), 2, "{searched:?}");
+        let said = ["text", "stream", "reason"].map(|field| searched[0]["detail"][field].as_str().expect("text").to_owned());
+        assert_eq!(said, ["lost", "stdout", "line 2 stands still"]);
+        assert!(searched[1]["detail"]["reason"].is_null(), "{searched:?}");
     }
 
     async fn the_dashboard_finds_kept_lines_and_escapes_them(test: TestDatabase) {
@@ -102,6 +106,10 @@ on_both_engines! {
         let page = operator.get(&format!("{address}&text=pressure&grep=&since=")).await.body;
         assert!(page.contains("&lt;b&gt;pressure&lt;/b&gt; lost") && !page.contains("all is well"), "{page}");
         assert!(page.contains("value=\"pressure\""), "what was asked for stays there: {page}");
+        let why = operator.get(&format!("{address}&text=pressure&reason=a+leak")).await.body;
+        assert!(why.contains("name=\"reason\" value=\"a leak\""), "{why}");
+        let audit = operator.get("/audit?action=logs.searched").await.body;
+        assert!(audit.contains("reason: a leak"), "{audit}");
         let none = operator.get(&format!("{address}&text=%22%3E%3Cscript%3E")).await.body;
         assert!(none.contains("Nothing found") && !none.contains("<script>"), "{none}");
         assert!(page.contains("3 batches of this node's lines"), "{page}");

@@ -34,6 +34,7 @@ on_both_engines! {
         says(&site.get(&path(node, "?lines=10001"), &operator).await, 422, "10,000");
         says(&site.get(&path(node, &format!("?grep={}", "x".repeat(300))), &operator).await, 422, "256");
         says(&site.get(&path(node, &format!("?reason={}", "x".repeat(501))), &operator).await, 422, "500");
+        says(&site.get(&path(node, "?reason=two%0Alines"), &operator).await, 422, "one line");
         let audit = site.get("/api/v1/audit?action=tail.", &site.token(Role::Admin, None).await).await;
         assert_eq!(audit.ids(), [""; 0], "nothing was read");
     }

@@ -106,8 +106,13 @@ on_both_engines! {
         assert_eq!(answer.status, StatusCode::NOT_FOUND);
         let answer = site.post(&format!("{PATH}/{of_both}/abort"), &viewer, reason()).await;
         assert_eq!(answer.status, StatusCode::FORBIDDEN);
-        let answer = site.post(&format!("{PATH}/{of_both}/abort"), &admin, json!({ "reason": "" })).await;
-        assert_eq!(answer.status, StatusCode::UNPROCESSABLE_ENTITY);
+        for verb in ["pause", "resume", "abort"] {
+            for silent in [json!({}), json!({ "reason": "" }), json!({ "reason": "x".repeat(501) })] {
+                let answer = site.post(&format!("{PATH}/{of_both}/{verb}"), &admin, silent).await;
+                assert_eq!(answer.status, StatusCode::UNPROCESSABLE_ENTITY, "{verb}: {}", answer.body);
+                assert!(answer.body.contains("say why"), "{}", answer.body);
+            }
+        }
     }
 
     async fn the_dashboard_says_who_is_meant_and_shows_the_waves_as_they_move(test: TestDatabase) {

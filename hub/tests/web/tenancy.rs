@@ -58,7 +58,7 @@ async fn whoever_is_bound_to_a_tenant_works_on_bound_connections_alone() {
         assert_eq!(owner.execute(sql).await.expect("a row").rows_affected(), 1);
     }
     owner.close().await.expect("closed");
-    let asked = json!({"action": "drain", "target": {"nodes": [node.to_string()]}});
+    let asked = json!({"action": "drain", "reason": "x", "target": {"nodes": [node.to_string()]}});
     let made = site.post("/api/v1/commands", &bound, asked.clone()).await;
     assert_eq!(made.status, StatusCode::CREATED, "{}", made.body);
     let command = made.json()["commands"][0]["id"].as_str().expect("an id").to_owned();
@@ -124,7 +124,7 @@ async fn whoever_is_bound_to_a_tenant_works_on_bound_connections_alone() {
     let made = site.post("/api/v1/rollouts", &bound, rolled).await;
     assert_eq!(made.status, StatusCode::CREATED, "{}", made.body);
     assert_eq!(abort(&made.json()["id"].to_string()).await.status, StatusCode::OK);
-    let cancelled = site.post(&format!("/api/v1/commands/{command}/cancel"), &bound, json!({})).await;
+    let cancelled = site.post(&format!("/api/v1/commands/{command}/cancel"), &bound, json!({"reason": "x"})).await;
     assert_eq!(
         (cancelled.status, &cancelled.json()["state"]),
         (StatusCode::OK, &json!("cancelled")),

@@ -131,6 +131,7 @@ impl Site {
         json!({
             "action": "script",
             "script": errand.as_str(),
+            "reason": "an ordeal",
             "target": { "tenant": TENANT },
             "expected_nodes": self.nodes,
             "valid_for_seconds": valid_for.as_secs(),

@@ -388,7 +388,7 @@ fn a_hub_alone_cannot_have_done_what_takes_an_operators_signature() -> Result<()
     let service = format!("{}/web", site.project.name());
     let restart = |file: &std::path::Path| {
         let file = file.to_str().context("a path")?;
-        hfctl(&["service", "restart", &service, "--node", &site.node, "--sign-with", file])
+        hfctl(&["service", "restart", &service, "--node", &site.node, "--reason", "a test", "--sign-with", file])
     };
     let strange = restart(&bob)?;
     let said = String::from_utf8_lossy(&strange.stderr).into_owned();

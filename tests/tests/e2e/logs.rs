@@ -322,6 +322,7 @@ async fn a_log_is_followed_paused_and_searched_on_the_dashboard_by_keys() -> Res
     let last = browser.find(By::Css("#logs-lines li:last-child")).await?.text().await?;
     assert_eq!(last, "The end of the log.");
     browser.find(By::Id("logs-until")).await?.clear().await?;
+    browser.find(By::Id("logs-reason")).await?.send_keys("line 2 stands still").await?;
     keys("/").await?;
     browser.find(By::Id("logs-grep")).await?.send_keys("pressure l".to_owned() + Key::Enter).await?;
     shows(&browser, "logs-state", "1 line").await?;
@@ -334,6 +335,7 @@ async fn a_log_is_followed_paused_and_searched_on_the_dashboard_by_keys() -> Res
     }
     // What is kept of it is searched from here: nothing, for its agent ships nothing.
     keys("s").await?;
+    browser.find(By::Id("kept-reason")).await?.send_keys("it stood still").await?;
     browser.find(By::Id("kept-text")).await?.send_keys("pressure".to_owned() + Key::Enter).await?;
     shows(&browser, "view", "Nothing found").await?;
     browser.find(By::Tag("body")).await?.send_keys("/").await?;
@@ -346,6 +348,9 @@ async fn a_log_is_followed_paused_and_searched_on_the_dashboard_by_keys() -> Res
     }
     let complaints = browser.complaints().await?;
     ensure!(complaints.is_empty(), "{complaints:?}");
-    assert!(site.entries("tail.started")?.len() >= 2 && site.entries("logs.searched")?.len() == 1);
+    let (read, searched) = (site.entries("tail.started")?, site.entries("logs.searched")?);
+    let why = |entry: &Value| entry["detail"]["reason"].as_str().map(str::to_owned);
+    assert!(read.len() >= 2 && why(&read[0]).as_deref() == Some("line 2 stands still"), "{read:?}");
+    assert_eq!((searched.len(), why(&searched[0]).as_deref()), (1, Some("it stood still")), "{searched:?}");
     browser.quit().await
 }

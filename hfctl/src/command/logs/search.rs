@@ -38,6 +38,9 @@ pub(crate) struct Search {
     /// Only lines in which this regular expression is found too.
     #[arg(long, value_name = "EXPRESSION")]
     grep: Option<String>,
+    /// Why, in one line, for the audit log.
+    #[arg(long, value_name = "WHY")]
+    reason: Option<String>,
     /// At most so many lines.
     #[arg(long, short = 'n', value_name = "LINES", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..))]
     lines: u32,
@@ -72,6 +75,7 @@ impl Search {
             ("until", self.until.as_deref()),
             ("text", Some(&*words).filter(|words| !words.is_empty())),
             ("grep", self.grep.as_deref()),
+            ("reason", self.reason.as_deref()),
         ];
         let mut found = client.list("logs", &query, Some(self.lines))?;
         found.reverse();

@@ -206,7 +206,7 @@ impl From<&rollouts::Rollout> for Rollout {
             tenant: rollout.tenant.as_ref().map(ToString::to_string),
             action: rollout.name.clone(),
             what: rollout.what(),
-            reason: rollout.reason.clone(),
+            reason: rollout.reason.to_string(),
             started_by: rollout.started_by.clone(),
             started_at: Time(rollout.started_at),
             ended_at: rollout.ended_at.map(Time),

@@ -110,7 +110,7 @@ on_both_engines! {
             action: Action::Drain,
             priority: 0,
             valid_for: Duration::from_secs(60),
-            reason: "it is late".into(),
+            reason: "it is late".parse().unwrap(),
             scope: None,
             caller: "ann".into(),
             key: None,

@@ -40,7 +40,7 @@ impl Hub {
 
     async fn read(&self, number: u8) -> Result<Reading, TailsError> {
         let of = (self.node, "acme".parse::<TenantId>().unwrap());
-        self.tails.start(tail(number), of, "a test", &Actor::operator("ann"), NOW).await
+        self.tails.start(tail(number), of, Some(&"a test".parse().unwrap()), &Actor::operator("ann"), NOW).await
     }
 
     fn told(&self) -> Vec<TailId> {

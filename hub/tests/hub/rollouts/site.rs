@@ -157,7 +157,7 @@ impl Site {
                 action: Action::ServiceRestart { stack: "shop".into(), service: "web".into() },
                 priority: 0,
                 valid_for: seconds(3_600),
-                reason: "a new image".into(),
+                reason: "a new image".parse().expect("a reason"),
                 scope: None,
                 caller: "ann".into(),
                 key: None,
@@ -204,7 +204,7 @@ impl Site {
     }
 
     pub(super) async fn act(&self, id: i64, verb: Verb) -> Result<Rollout, RolloutError> {
-        self.open().await.rollouts.act(id, verb, "looked at it", &ann(), self.now()).await
+        self.open().await.rollouts.act(id, verb, &"looked at it".parse().expect("a reason"), &ann(), self.now()).await
     }
 
     pub(super) async fn actions(&self) -> Vec<String> {

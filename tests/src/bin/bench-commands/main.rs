@@ -127,7 +127,7 @@ async fn commands(hub: &Hub, stores: &[IdentityStore], arguments: &Arguments) ->
     let mut taken = Vec::with_capacity(arguments.commands);
     for _ in 0..arguments.commands {
         let node = ids.get(rand::rng().random_range(0..ids.len())).context("no nodes")?;
-        let asked = json!({ "action": "drain", "target": { "nodes": [node] } });
+        let asked = json!({ "action": "drain", "reason": "a benchmark", "target": { "nodes": [node] } });
         let (made, began) = ask(hub, asked).await?;
         let id: CommandId = made["commands"][0]["id"].as_str().context("no command")?.parse()?;
         let at = all(&mut arrivals, HashSet::from([id])).await?;
@@ -135,7 +135,7 @@ async fn commands(hub: &Hub, stores: &[IdentityStore], arguments: &Arguments) ->
     }
     // Only the nodes that are connected are named; a body holds a thousand of them.
     let few: Vec<&String> = ids.iter().take(1_000).collect();
-    let asked = json!({ "action": "drain", "target": { "nodes": few } });
+    let asked = json!({ "action": "drain", "reason": "a benchmark", "target": { "nodes": few } });
     let (made, began) = ask(hub, asked).await?;
     let made = made["commands"].as_array().context("no commands")?;
     let made = made.iter().map(|command| Ok(command["id"].as_str().context("no id")?.parse()?));

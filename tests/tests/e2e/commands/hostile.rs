@@ -80,7 +80,7 @@ fn a_hub_that_forges_replays_or_sends_elsewhere_what_was_signed_is_refused_and_t
     hfctl(&["operator-key", "register", file, "--name", "ann"])?;
     let since = site.engine_time()?;
     let service = format!("{}/web", site.project.name());
-    hfctl(&["service", "restart", &service, "--node", &site.node, "--sign-with", file])?;
+    hfctl(&["service", "restart", &service, "--node", &site.node, "--reason", "a test", "--sign-with", file])?;
     let listed = site.hub.api().get(&format!("/api/v1/commands?node={}", site.node))?.ok()?;
     let genuine = listed["items"][0]["id"].as_str().context("no command")?.to_owned();
     ensure!(site.restarts("web", &since)? == 1);
