@@ -4,6 +4,7 @@
 use axum::extract::State;
 use axum::response::{IntoResponse, Redirect, Response};
 use maud::{Markup, html};
+use protocol::id::IdError;
 use protocol::{CommandId, NodeId};
 use serde::Deserialize;
 
@@ -17,6 +18,7 @@ use super::{OrShown as _, Shown};
 use crate::access::{self, Principal};
 use crate::api::commands::{self, CommandRequest, Target};
 use crate::api::extract::{Path, Query};
+use crate::api::list::bad_cursor;
 use crate::api::problem::Problem;
 use crate::api::resource::{Command, CommandDetail, CommandState, Node, NodeDetail, PresenceState, Role};
 use crate::commands::Filter;
@@ -24,8 +26,9 @@ use crate::reason::Reason;
 use crate::rows;
 use crate::web::App;
 
-/// Commands shown on a node's page.
+/// Commands shown on a node's page, and on a page of older ones.
 const OF_NODE: u32 = 20;
+const ON_A_PAGE: u32 = 100;
 /// How long a command of the dashboard may still start.
 pub(super) const VALID_FOR: u64 = 600;
 
@@ -63,8 +66,11 @@ pub(super) fn stack_actions(node: &NodeDetail, stack: &str) -> Markup {
     }
 }
 
+/// Commands of a node, newest first, and the one that the page of older ones begins before.
+pub(super) type Listed = (Vec<Command>, Option<String>);
+
 /// The newest commands of a node.
-pub(super) fn history(node: &NodeDetail, commands: &[Command], viewer: &Viewer, clock: Clock) -> Markup {
+pub(super) fn history(node: &NodeDetail, listed: &Listed, viewer: &Viewer, clock: Clock) -> Markup {
     if is_bridge(node) {
         return html! { section #commands hidden {} };
     }
@@ -80,29 +86,63 @@ pub(super) fn history(node: &NodeDetail, commands: &[Command], viewer: &Viewer, 
                     }
                 }
             }
-            @if commands.is_empty() {
-                p.quiet { "Nothing has been asked of this node, or it is too long ago to be kept." }
-            } @else {
-                div.card.wrap {
-                    table.cards {
-                        caption.visually-hidden { "Commands, newest first" }
-                        thead { tr { th scope="col" { "What" } th scope="col" { "State" } th scope="col" { "By" } th scope="col" { "Asked for" } th scope="col" { "What came of it" } } }
-                        tbody {
-                            @for command in commands {
-                                tr id={ "c-" (command.id) } {
-                                    th scope="row" { a href={ "/commands/" (command.id) } { (format::sentence("", &command.what)) } }
-                                    td.wide { (standing(command.state, command.refused)) }
-                                    td data-name="By" { (super::audit::actor(&command.requested_by)) @if !command.reason.is_empty() { span.sub { (command.reason) } } }
-                                    td data-name="Asked for" { (clock.ago(command.created_at)) }
-                                    td.wide.said { (command.message) }
-                                }
+            (table(&node.node.id, listed, None, clock))
+        }
+    }
+}
+
+/// `keys`: the id that its rows have for the keyboard.
+fn table(node: &str, (commands, older): &Listed, keys: Option<&str>, clock: Clock) -> Markup {
+    html! {
+        @if commands.is_empty() {
+            p.quiet { "Nothing has been asked of this node, or it is too long ago to be kept." }
+        } @else {
+            div.card.wrap {
+                table.cards {
+                    caption.visually-hidden { "Commands, newest first" }
+                    thead { tr { th scope="col" { "What" } th scope="col" { "State" } th scope="col" { "By" } th scope="col" { "Asked for" } th scope="col" { "What came of it" } } }
+                    tbody id=[keys] {
+                        @for command in commands {
+                            tr id={ "c-" (command.id) } {
+                                th scope="row" { a href={ "/commands/" (command.id) } { (format::sentence("", &command.what)) } }
+                                td.wide { (standing(command.state, command.refused)) }
+                                td data-name="By" { (super::audit::actor(&command.requested_by)) @if !command.reason.is_empty() { span.sub { (command.reason) } } }
+                                td data-name="Asked for" { (clock.ago(command.created_at)) }
+                                td.wide.said { (command.message) }
                             }
                         }
                     }
                 }
+                @if let Some(before) = older { p.more { a href={ "/nodes/" (node) "/commands?before=" (before) } { "Older" } } }
             }
         }
     }
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+pub(super) struct Before {
+    before: Option<String>,
+}
+
+/// `GET /nodes/{node}/commands`: what it was told, a page at a time.
+pub(super) async fn list(
+    State(app): State<App>,
+    visitor: Visitor,
+    id: Asked<Path<NodeId>>,
+    asked: Asked<Query<Before>>,
+) -> Result<Response, Shown> {
+    let (Path(id), Query(Before { before })) = (id.or_shown(&app)?, asked.or_shown(&app)?);
+    let (node, _) = app.roster.node(visitor.principal(), id).ok_or_else(unknown).or_shown(&app)?;
+    let before = before.map(|id| id.parse()).transpose().map_err(|_: IdError| bad_cursor()).or_shown(&app)?;
+    let listed = listed(&app, visitor.principal(), id, before, ON_A_PAGE).await.or_shown(&app)?;
+    let content = html! {
+        div #view {
+            (crumbs_of(&node.tenant, (&node.id, &node.name), &[]))
+            div.head { div { h1 { "Commands " span.quiet { "of " (node.name) } } p { "What it was told, the newest first." } } }
+            (table(&node.id, &listed, Some("rows"), still(&app)))
+        }
+    };
+    framed(&app, &visitor, &format!("Commands of {}", node.name), Section::Fleet, None, &content).await
 }
 
 /// How a command stands. `refused`: by its node's own policy.
@@ -122,9 +162,30 @@ pub(super) fn standing(state: CommandState, refused: bool) -> Markup {
 }
 
 /// The newest commands of a node, for whoever sees it.
-pub(super) async fn of_node(app: &App, who: &Principal, node: NodeId) -> Result<Vec<Command>, Problem> {
-    let filter = Filter { tenant: who.tenant.clone(), node: Some(node), limit: OF_NODE, ..Filter::default() };
-    Ok(commands::resources(app, who, app.state.commands.list(&filter, app.now()).await?))
+pub(super) async fn of_node(app: &App, who: &Principal, node: NodeId) -> Result<Listed, Problem> {
+    listed(app, who, node, None, OF_NODE).await
+}
+
+async fn listed(
+    app: &App,
+    who: &Principal,
+    node: NodeId,
+    before: Option<CommandId>,
+    limit: u32,
+) -> Result<Listed, Problem> {
+    let filter = Filter {
+        tenant: who.tenant.clone(),
+        node: Some(node),
+        before: before.map(|id| id.to_string()),
+        // One more tells whether there is more.
+        limit: limit + 1,
+        ..Filter::default()
+    };
+    let mut read = commands::resources(app, who, app.state.commands.list(&filter, app.now()).await?);
+    let more = read.len() > limit as usize;
+    read.truncate(limit as usize);
+    let older = read.last().filter(|_| more).map(|last| last.id.clone());
+    Ok((read, older))
 }
 
 #[derive(Clone, Debug, Deserialize)]

@@ -48,6 +48,7 @@ pub(crate) fn router() -> Router<App> {
         .route("/nodes/{node}/revoke", post(trust::revoke))
         .route("/nodes/{node}/remove", post(trust::remove))
         .route("/nodes/{node}/command", get(commands::ask).post(commands::order))
+        .route("/nodes/{node}/commands", get(commands::list))
         .route("/nodes/{node}/logs", get(logs::page))
         .route("/nodes/{node}/logs/live", get(logs::live))
         .route("/nodes/{node}/logs/kept", get(kept_logs::page))

@@ -28,7 +28,7 @@ use crate::api::certificate_policies::CertificatePolicy;
 use crate::api::extract::{Path, Query, require, require_all, require_tenant};
 use crate::api::list::Window;
 use crate::api::problem::Problem;
-use crate::api::resource::{Alert, AuditEntry, Command, Coverage, Node, NodeCounts, NodeDetail, Tenant, Time, Token};
+use crate::api::resource::{Alert, AuditEntry, Coverage, Node, NodeCounts, NodeDetail, Tenant, Time, Token};
 use crate::api::rotations::{self, Rotation};
 use crate::api::select::{NodeQuery, Selected};
 use crate::audit::{self, Filter};
@@ -227,7 +227,7 @@ pub(super) struct Seen {
     pub(super) detail: NodeDetail,
     pub(super) coverage: Vec<Coverage>,
     pub(super) alerts: Vec<Alert>,
-    pub(super) commands: Vec<Command>,
+    pub(super) commands: commands::Listed,
 }
 
 impl Seen {

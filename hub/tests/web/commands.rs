@@ -236,6 +236,35 @@ on_both_engines! {
         assert!(stranger.get(&command).await.body.contains("it hangs"), "to be seen");
     }
 
+    async fn all_that_a_node_was_told_is_there_page_by_page(test: TestDatabase) {
+        const COMMANDS: usize = 125;
+        let site = Site::open(test).await;
+        site.tenant("acme").await;
+        let (press, other) = (site.node("acme", "press").await, site.node("acme", "mill").await);
+        let operator = site.token(Role::Operator, None).await;
+        for _ in 0..COMMANDS {
+            let asked = json!({ "action": "drain", "reason": "a move", "target": { "nodes": [press.to_string()] } });
+            assert_eq!(site.post(PATH, &operator, asked).await.status, StatusCode::CREATED);
+        }
+        let browser = Browser::sign_in(&site, Role::Viewer, Some("acme")).await;
+        let (mut page, mut seen, mut sizes) = (format!("/nodes/{press}"), Vec::new(), Vec::new());
+        loop {
+            let shown = browser.get(&page).await;
+            assert_eq!(shown.status, StatusCode::OK, "{}", shown.body);
+            let ids = shown.body.split("<tr id=\"c-").skip(1).filter_map(|rest| rest.split('"').next());
+            let ids: Vec<String> = ids.map(str::to_owned).collect();
+            sizes.push(ids.len());
+            seen.extend(ids);
+            let older = format!("/nodes/{press}/commands?before=");
+            let Some(at) = shown.body.find(&format!("href=\"{older}")) else { break };
+            page = shown.body[at + 6..].split('"').next().expect("a link").to_owned();
+        }
+        assert_eq!(sizes, [20, 100, 5]);
+        assert!(seen.is_sorted_by(|a, b| a > b), "newest first, each once");
+        assert!(!browser.get(&format!("/nodes/{other}")).await.body.contains("commands?before="));
+        assert_eq!(browser.get(&format!("/nodes/{press}/commands?before=x")).await.status, StatusCode::BAD_REQUEST);
+    }
+
     async fn of_a_large_request_all_is_taken_back(test: TestDatabase) {
         const NODES: usize = 101;
         let site = Site::open(test).await;
