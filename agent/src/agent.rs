@@ -41,8 +41,6 @@ pub const SOFTWARE: &str = concat!("hyperfactory-agent ", env!("CARGO_PKG_VERSIO
 const DRAIN: Duration = Duration::from_secs(10);
 /// How long the first session waits for the engine's services, so that the hub does not take them for gone.
 const ENGINE: Duration = Duration::from_secs(5);
-/// Samples that may be missed before the service manager's watchdog is left to starve.
-const MISSED: u32 = 4;
 
 /// Where the running agent listens; written to `endpoints.json` in the state directory.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -99,7 +97,7 @@ pub async fn run(config: Config, recent: Recent, stop: CancellationToken) -> Res
     let (follower, mut followed) = Follower::new(address.clone(), recorder.clone());
     let (interval, intervals) = watch::channel(config.interval.get());
     let hierarchies = Hierarchies::of_this_host();
-    let sampler = Sampler::new(intervals, clock.clone(), recorder.clone(), followed.clone(), hierarchies);
+    let sampler = Sampler::new(intervals.clone(), clock.clone(), recorder.clone(), followed.clone(), hierarchies);
     sources.spawn(follower.run(sources_stop.clone()));
     sources.spawn(sampler.run(sources_stop.clone()));
     let _ = tokio::time::timeout(ENGINE, followed.wait_for(|followed| followed.settled)).await;
@@ -149,7 +147,7 @@ pub async fn run(config: Config, recent: Recent, stop: CancellationToken) -> Res
 
     let vitals = Vitals {
         software: SOFTWARE.into(),
-        interval: config.interval.get(),
+        interval: intervals.clone(),
         pulse: recorder.pulse(),
         link: link.status(),
         counters: link.counters(),
@@ -171,12 +169,7 @@ pub async fn run(config: Config, recent: Recent, stop: CancellationToken) -> Res
             }
         }
     });
-    services.spawn(service::attend(
-        recorder.pulse(),
-        config.interval.get() * MISSED,
-        link.status(),
-        sources_stop.clone(),
-    ));
+    services.spawn(service::attend(recorder.pulse(), intervals, link.status(), sources_stop.clone()));
     service::ready();
 
     tokio::select! {

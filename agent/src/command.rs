@@ -107,16 +107,10 @@ impl Carrier {
         connected.map(|engine| engine.with_timeout(service::LONGEST)).map_err(|trouble| failed(trouble.to_string()))
     }
 
-    /// Only finer than configured: the service manager and the probes count on samples that often.
+    /// The service manager and the probes know the interval as it is now.
     fn measure_every(&self, interval: Duration) -> Ending {
-        let configured = self.config.interval.get();
-        if interval > configured {
-            let configured = configured.as_secs_f64();
-            return failed(format!(
-                "this agent is configured to measure every {configured} s; to have it measure less often, set interval in \
-                 agent.toml"
-            ));
-        }
+        // The last sample may be older than the new interval has them be.
+        self.recorder.pulse().beat();
         self.interval.send_replace(interval);
         succeeded(&format!("measuring every {} s until the agent restarts", interval.as_secs_f64()))
     }

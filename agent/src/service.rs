@@ -10,6 +10,9 @@ use tokio::sync::watch;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
+/// Samples that may be missed before the service manager's watchdog is left to starve.
+const MISSED: u32 = 4;
+
 /// Tells the service manager that the agent works.
 pub fn ready() {
     notify(&[NotifyState::Ready]);
@@ -25,7 +28,7 @@ pub fn stopping() {
 /// A process whose sampling hangs is no longer alive: the watchdog is left to starve, and the manager restarts it.
 pub async fn attend(
     pulse: Arc<Pulse>,
-    longest_silence: Duration,
+    interval: watch::Receiver<Duration>,
     mut link: watch::Receiver<LinkStatus>,
     stop: CancellationToken,
 ) {
@@ -41,7 +44,8 @@ pub async fn attend(
             biased;
             () = stop.cancelled() => return,
             _ = feeding.tick() => {
-                if is_alive(&pulse, longest_silence) {
+                let interval = *interval.borrow();
+                if is_alive(&pulse, interval) {
                     notify(&[NotifyState::Watchdog]);
                 } else {
                     tracing::error!(
@@ -61,8 +65,8 @@ pub async fn attend(
     }
 }
 
-fn is_alive(pulse: &Pulse, longest_silence: Duration) -> bool {
-    pulse.age() <= longest_silence
+fn is_alive(pulse: &Pulse, interval: Duration) -> bool {
+    pulse.age() <= interval * MISSED
 }
 
 fn notify(state: &[NotifyState<'_>]) {
@@ -78,12 +82,13 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn the_watchdog_is_fed_only_while_samples_are_taken() {
         let pulse = Pulse::default();
-        let longest = Duration::from_secs(45);
-        tokio::time::advance(longest).await;
-        assert!(is_alive(&pulse, longest));
+        let interval = Duration::from_secs(15);
+        tokio::time::advance(interval * MISSED).await;
+        assert!(is_alive(&pulse, interval));
         tokio::time::advance(Duration::from_millis(10)).await;
-        assert!(!is_alive(&pulse, longest));
+        assert!(!is_alive(&pulse, interval));
+        assert!(is_alive(&pulse, interval * 2), "as the hub may have it");
         pulse.beat();
-        assert!(is_alive(&pulse, longest));
+        assert!(is_alive(&pulse, interval));
     }
 }

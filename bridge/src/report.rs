@@ -98,7 +98,7 @@ impl Report {
         let brokers = watch::Sender::default();
         let vitals = Vitals {
             software: SOFTWARE.into(),
-            interval: config.interval.get(),
+            interval: watch::Sender::new(config.interval.get()).subscribe(),
             pulse: recorder.pulse(),
             link: link.status(),
             counters: link.counters(),

@@ -59,8 +59,8 @@ impl Pulse {
 pub struct Vitals {
     /// For example `hyperfactory-agent 0.1.0`.
     pub software: String,
-    /// The sampling interval.
-    pub interval: Duration,
+    /// The sampling interval, as it is now.
+    pub interval: watch::Receiver<Duration>,
     /// The sampling loop's pulse.
     pub pulse: Arc<Pulse>,
     /// The link's state.
@@ -78,14 +78,14 @@ pub struct Vitals {
 impl Vitals {
     /// Whether the sampling loop is alive, or why not.
     fn health(&self) -> Result<(), String> {
-        let (age, most) = (self.pulse.age(), self.interval * MISSED_SAMPLES);
-        if age <= most {
+        let (age, interval) = (self.pulse.age(), *self.interval.borrow());
+        if age <= interval * MISSED_SAMPLES {
             return Ok(());
         }
         Err(format!(
             "the last sample is {} s old, the interval is {} s: sampling hangs; restart the service and look at its log",
             age.as_secs(),
-            self.interval.as_secs_f32(),
+            interval.as_secs_f32(),
         ))
     }
 

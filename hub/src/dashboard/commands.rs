@@ -37,8 +37,12 @@ const OF_SERVICE: [(&str, &str); 3] =
     [("service.restart", "Restart"), ("service.start", "Start"), ("service.stop", "Stop")];
 
 /// What can be done to a node, with the word on its link. A new certificate is asked for below, with the rest of its trust.
-const OF_THE_NODE: [(&str, &str); 3] =
-    [("diagnostics", "Diagnostics"), ("drain", "Hand over telemetry"), ("script", "Run a script")];
+const OF_THE_NODE: [(&str, &str); 4] = [
+    ("diagnostics", "Diagnostics"),
+    ("telemetry.interval", "Measure more or less often"),
+    ("drain", "Hand over telemetry"),
+    ("script", "Run a script"),
+];
 
 /// Links to what can be done to a service, for whoever may.
 pub(super) fn service_actions(node: &NodeDetail, stack: &str, service: &str, running: bool) -> Markup {
@@ -197,6 +201,9 @@ pub(super) struct Wanted {
     service: String,
     #[serde(default)]
     script: String,
+    /// Seconds, as they are written.
+    #[serde(default)]
+    interval: String,
 }
 
 /// `GET /nodes/{node}/command`: says what will happen, and asks.
@@ -212,6 +219,7 @@ pub(super) async fn ask(
     let what = match wanted.action.as_str() {
         // Which one, the form asks.
         "script" if wanted.script.is_empty() => "run a script".to_owned(),
+        "telemetry.interval" if wanted.interval.is_empty() => "measure at another interval".to_owned(),
         _ => request(id, &wanted, "").action().or_shown(&app)?.to_string(),
     };
     let content = form(&node, &wanted, &what, &rows::uuid(app.now()), &visitor.viewer());
@@ -237,7 +245,8 @@ fn form(node: &Node, wanted: &Wanted, what: &str, once: &str, viewer: &Viewer) -
                 @if wanted.action == "script" {
                     div { label for="script" { "Script, as the node's owner has named it" } input #script name="script" value=(wanted.script) required maxlength="100" autocomplete="off" autofocus; }
                 }
-                div { label for="why" { "Why, for the audit log" } input #why name="reason" required maxlength="500" autocomplete="off" autofocus[wanted.action != "script"]; }
+                @if wanted.action == "telemetry.interval" { (interval(&wanted.interval)) }
+                div { label for="why" { "Why, for the audit log" } input #why name="reason" required maxlength="500" autocomplete="off" autofocus[!matches!(wanted.action.as_str(), "script" | "telemetry.interval")]; }
                 div.actions {
                     button type="submit" { (what) }
                     a href={ "/nodes/" (node.id) } { "Leave it" }
@@ -247,8 +256,24 @@ fn form(node: &Node, wanted: &Wanted, what: &str, once: &str, viewer: &Viewer) -
     }
 }
 
+/// The field for the time between two samples, with the bounds that agents have.
+pub(super) fn interval(value: &str) -> Markup {
+    html! {
+        div { label for="interval" { "Seconds between two samples, 0.1 to 3600" } input #interval type="number" name="interval" value=(value) min="0.1" max="3600" step="0.1" required autocomplete="off" autofocus; }
+    }
+}
+
+/// What such a field holds, in ms; what is no number is none that an agent takes.
+pub(super) fn millis(interval: &str) -> Option<u64> {
+    let seconds = Some(interval.trim()).filter(|text| !text.is_empty())?;
+    Some(seconds.parse::<f64>().map_or(0, |seconds| (seconds * 1e3).round() as u64))
+}
+
 pub(super) fn consequence(action: &str) -> &'static str {
     match action {
+        "telemetry.interval" => {
+            "It measures so often until its agent restarts, and then as its owner has configured. The shorter the time, the more goes over its line."
+        }
         "service.restart" => {
             "Each of its containers is stopped as its Compose file says, and started again. Until it is up, nobody is served by it."
         }
@@ -417,7 +442,7 @@ fn request(node: NodeId, wanted: &Wanted, reason: &str) -> CommandRequest {
         stack: given(&wanted.stack),
         service: given(&wanted.service),
         lines: None,
-        interval_ms: None,
+        interval_ms: millis(&wanted.interval),
         script: given(&wanted.script),
         target: Target { nodes: vec![node.to_string()], ..Target::default() },
         reason: reason.to_owned(),

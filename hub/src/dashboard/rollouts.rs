@@ -32,7 +32,7 @@ const NODES: usize = 1_000;
 const ON_A_PAGE: u32 = 100;
 
 /// What can be rolled out, with the words for it.
-pub(super) const ACTIONS: [(&str, &str); 8] = [
+pub(super) const ACTIONS: [(&str, &str); 9] = [
     ("service.restart", "Restart a service"),
     ("service.start", "Start a service"),
     ("service.stop", "Stop a service"),
@@ -41,6 +41,7 @@ pub(super) const ACTIONS: [(&str, &str); 8] = [
     ("certificate.renew", "Renew certificates"),
     ("drain", "Hand over telemetry"),
     ("diagnostics", "Diagnostics"),
+    ("telemetry.interval", "Measure more or less often"),
 ];
 
 #[derive(Clone, Copy, Debug, Default, Deserialize)]

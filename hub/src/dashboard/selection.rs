@@ -12,7 +12,7 @@ use protocol::message::Service;
 use protocol::{NodeId, TenantId};
 use serde::Deserialize;
 
-use super::commands::{VALID_FOR, consequence};
+use super::commands::{VALID_FOR, consequence, interval, millis};
 use super::format;
 use super::layout::{Section, Viewer, csrf};
 use super::pages::{framed, may, unknown};
@@ -96,11 +96,14 @@ struct Wanted<'a> {
     /// `stack/service`, or a stack.
     of: &'a str,
     script: &'a str,
+    /// Seconds, as they are written.
+    interval: &'a str,
 }
 
 impl<'a> Wanted<'a> {
     fn read(fields: &'a Fields) -> Self {
-        Self { action: fields.one("action"), of: fields.one("of"), script: fields.one("script").trim() }
+        let [action, of, script, interval] = ["action", "of", "script", "interval"].map(|name| fields.one(name).trim());
+        Self { action, of, script, interval }
     }
 
     fn service(&self) -> bool {
@@ -111,6 +114,7 @@ impl<'a> Wanted<'a> {
     fn is_open(&self) -> bool {
         match self.action {
             "script" => self.script.is_empty(),
+            "telemetry.interval" => self.interval.is_empty(),
             "backup" => self.of.is_empty(),
             _ => self.service() && self.of.is_empty(),
         }
@@ -119,8 +123,11 @@ impl<'a> Wanted<'a> {
     /// The form of a rollout of the same.
     fn rollout(&self) -> String {
         let (stack, service) = self.of.split_once('/').unwrap_or((self.of, ""));
-        let [action, stack, service, script] = [self.action, stack, service, self.script].map(format::escaped);
-        format!("/rollouts/new?change=1&action={action}&stack={stack}&service={service}&script={script}")
+        let [action, stack, service, script, interval] =
+            [self.action, stack, service, self.script, self.interval].map(format::escaped);
+        format!(
+            "/rollouts/new?change=1&action={action}&stack={stack}&service={service}&script={script}&interval={interval}"
+        )
     }
 
     fn request(&self, nodes: &[Chosen], reason: &str, expected_nodes: Option<usize>) -> CommandRequest {
@@ -131,7 +138,7 @@ impl<'a> Wanted<'a> {
             stack: given(stack),
             service: given(service),
             lines: None,
-            interval_ms: None,
+            interval_ms: millis(self.interval),
             script: given(self.script),
             target: Target { nodes: nodes.iter().map(|(node, _)| node.id.clone()).collect(), ..Target::default() },
             reason: reason.to_owned(),
@@ -205,7 +212,7 @@ fn carried(wanted: &Wanted<'_>, chosen: &[Chosen], viewer: &Viewer) -> Markup {
     }
 }
 
-/// Asks to which service, stack or script.
+/// Asks to which service, stack or script, or how often.
 fn missing(wanted: &Wanted<'_>, chosen: &[Chosen], error: Option<&str>, viewer: &Viewer) -> Markup {
     let word = ACTIONS.iter().find(|(action, _)| *action == wanted.action).map_or(wanted.action, |(_, word)| *word);
     let known = known(chosen, wanted.service());
@@ -217,6 +224,8 @@ fn missing(wanted: &Wanted<'_>, chosen: &[Chosen], error: Option<&str>, viewer: 
                 (carried(wanted, chosen, viewer))
                 @if wanted.action == "script" {
                     div { label for="script" { "Script, as the nodes' owners have named it" } input #script name="script" value=(wanted.script) required maxlength="100" autocomplete="off" autofocus; }
+                } @else if wanted.action == "telemetry.interval" {
+                    (interval(wanted.interval))
                 } @else if known.is_empty() {
                     p { "None of them has a service now." }
                 } @else {
@@ -228,7 +237,7 @@ fn missing(wanted: &Wanted<'_>, chosen: &[Chosen], error: Option<&str>, viewer: 
                     }
                 }
                 div.actions {
-                    @if wanted.action == "script" || !known.is_empty() { button type="submit" { "Show what will happen" } }
+                    @if matches!(wanted.action, "script" | "telemetry.interval") || !known.is_empty() { button type="submit" { "Show what will happen" } }
                     a href="/" { "Leave it" }
                 }
             }
@@ -296,6 +305,7 @@ fn confirm(wanted: &Wanted<'_>, what: &str, chosen: &[Chosen], once: &str, visit
                 (carried(wanted, chosen, &viewer))
                 input type="hidden" name="of" value=(wanted.of);
                 input type="hidden" name="script" value=(wanted.script);
+                input type="hidden" name="interval" value=(wanted.interval);
                 input type="hidden" name="expected" value=(chosen.len());
                 input type="hidden" name="once" value=(once);
                 p { (consequence(wanted.action)) " All of them are told at once." }

@@ -229,6 +229,24 @@ on_both_engines! {
         assert_eq!(sent.status, StatusCode::SEE_OTHER, "{}", sent.body);
         assert!(browser.get(sent.header("location")).await.body.contains("Run the script count"));
 
+        // How often it measures, within what agents take.
+        let often = format!("/nodes/{node}/command?action=telemetry.interval");
+        assert!(page.contains(&often), "{page}");
+        let asked = browser.get(&often).await.body;
+        assert!(asked.contains("name=\"interval\"") && asked.contains("min=\"0.1\" max=\"3600\""), "{asked}");
+        let measure = async |interval: &str, once: &str| {
+            let fields = [("action", "telemetry.interval"), ("interval", interval), ("once", once), ("reason", "a meter")];
+            browser.post(&often, &format!("/nodes/{node}/command"), &fields).await
+        };
+        let sent = measure("0.5", "3").await;
+        assert_eq!(sent.status, StatusCode::SEE_OTHER, "{}", sent.body);
+        assert!(browser.get(sent.header("location")).await.body.contains("Measure every 0.5 s"));
+        for wrong in ["0.01", "3601", "-1", "often", ""] {
+            assert_eq!(measure(wrong, "4").await.status, StatusCode::UNPROCESSABLE_ENTITY, "{wrong:?}");
+        }
+        let audit = browser.get("/audit?action=command.requested").await.body;
+        assert!(audit.contains("telemetry.interval") && audit.contains("a meter"), "{audit}");
+
         let viewer = Browser::sign_in(&site, Role::Viewer, Some("acme")).await;
         assert!(!viewer.get(&format!("/nodes/{node}")).await.body.contains("command?action="));
         assert_eq!(viewer.get(&form).await.status, StatusCode::FORBIDDEN);
@@ -327,6 +345,12 @@ on_both_engines! {
         ] {
             assert!(said.contains(part), "{part} is not in {said}");
         }
+        let often = post("/selection", &with(&[("action", "telemetry.interval")])).await.body;
+        assert!(often.contains("name=\"interval\"") && often.contains("Show what will happen"), "{often}");
+        let often = post("/selection", &with(&[("action", "telemetry.interval"), ("interval", "60")])).await.body;
+        assert!(often.contains("Measure every 60 s until the agent restarts on 2 nodes?"), "{often}");
+        let never = post("/selection", &with(&[("action", "telemetry.interval"), ("interval", "3601")])).await.body;
+        assert!(never.contains("use 100 ms to an hour") && never.contains("value=\"3601\""), "{never}");
         assert_eq!(site.get(PATH, &site.token(Role::Viewer, None).await).await.ids(), [""; 0], "nothing is done so far");
 
         // All that pass the filter, also those that are not ticked.

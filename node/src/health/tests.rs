@@ -11,6 +11,7 @@ use crate::link::{LinkState, Trouble, TroubleKind};
 struct Probed {
     address: SocketAddr,
     pulse: Arc<Pulse>,
+    interval: watch::Sender<Duration>,
     link: watch::Sender<LinkStatus>,
     spool: watch::Sender<SpoolStatus>,
     logs: watch::Sender<SpoolStatus>,
@@ -34,9 +35,10 @@ impl Probed {
         let (link, spool) = (watch::Sender::new(up()), watch::Sender::new(SpoolStatus::default()));
         let logs = watch::Sender::new(SpoolStatus::default());
         let brokers = watch::Sender::new(BridgeStatus::default());
+        let interval = watch::Sender::new(Duration::from_secs(10));
         let vitals = Vitals {
             software: "hyperfactory-agent test".into(),
-            interval: Duration::from_secs(10),
+            interval: interval.subscribe(),
             pulse: Arc::clone(&pulse),
             link: link.subscribe(),
             counters,
@@ -49,7 +51,7 @@ impl Probed {
             (server.local_addr().expect("bound"), TaskTracker::new(), CancellationToken::new());
         tasks.spawn(server.serve(shutdown.clone()));
         tasks.close();
-        Self { address, pulse, link, spool, logs, bridge: brokers, tasks, shutdown }
+        Self { address, pulse, interval, link, spool, logs, bridge: brokers, tasks, shutdown }
     }
 
     async fn get(&self, path: &str) -> (u16, String) {
@@ -100,6 +102,11 @@ async fn a_frozen_sampling_loop_shows_although_the_process_answers() {
     assert_eq!(status, 503);
     assert!(reason.contains("31 s old") && reason.contains("restart"), "{reason}");
     assert_eq!(probed.get("/readyz").await.0, 503);
+    // The hub has it measure less often.
+    probed.interval.send_replace(Duration::from_secs(60));
+    assert_eq!(probed.get("/healthz").await.0, 200);
+    probed.interval.send_replace(Duration::from_secs(10));
+    assert_eq!(probed.get("/healthz").await.0, 503);
     probed.pulse.beat();
     assert_eq!(probed.get("/healthz").await.0, 200);
     probed.stop().await;
@@ -203,7 +210,7 @@ async fn a_port_that_is_taken_is_an_error_that_names_the_key_to_change() {
     let probed = Probed::start().await;
     let vitals = Vitals {
         software: String::new(),
-        interval: Duration::from_secs(1),
+        interval: probed.interval.subscribe(),
         pulse: Arc::default(),
         link: probed.link.subscribe(),
         counters: Arc::default(),

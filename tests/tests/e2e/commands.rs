@@ -137,9 +137,13 @@ fn everyday(hub: Hub, name: &str) -> Result<()> {
     let backup = site.comes_to(&backup, "succeeded")?;
     assert!(backup["output"].as_str().is_some_and(|said| said.contains("3 tables")), "{backup}");
 
-    for (action, more) in
-        [("drain", json!({})), ("telemetry.interval", json!({ "interval_ms": 200 })), ("certificate.renew", json!({}))]
-    {
+    // More often than configured, and less often.
+    for (action, more) in [
+        ("drain", json!({})),
+        ("telemetry.interval", json!({ "interval_ms": 200 })),
+        ("telemetry.interval", json!({ "interval_ms": 5_000 })),
+        ("certificate.renew", json!({})),
+    ] {
         let id = site.ask(action, None, more)?;
         site.comes_to(&id, "succeeded").with_context(|| action.to_owned())?;
     }

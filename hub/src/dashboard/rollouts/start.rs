@@ -14,7 +14,7 @@ use crate::api::extract::Query;
 use crate::api::problem::Problem;
 use crate::api::resource::RolloutPreview;
 use crate::api::rollouts::{self, RolloutRequest};
-use crate::dashboard::commands::consequence;
+use crate::dashboard::commands::{consequence, millis};
 use crate::dashboard::layout::{Section, Viewer, csrf};
 use crate::dashboard::pages::{Asked, framed, may, tenant_list};
 use crate::dashboard::selection::{Chosen, absent, of_whom};
@@ -31,6 +31,8 @@ pub(in crate::dashboard) struct Wanted {
     stack: String,
     service: String,
     script: String,
+    /// Seconds, as they are written.
+    interval: String,
     tenant: String,
     labels: String,
     query: String,
@@ -47,12 +49,13 @@ pub(in crate::dashboard) struct Wanted {
 
 impl Wanted {
     /// Each field by its name.
-    fn fields(&self) -> [(&'static str, &str); 16] {
+    fn fields(&self) -> [(&'static str, &str); 17] {
         [
             ("action", &self.action),
             ("stack", &self.stack),
             ("service", &self.service),
             ("script", &self.script),
+            ("interval", &self.interval),
             ("tenant", &self.tenant),
             ("labels", &self.labels),
             ("query", &self.query),
@@ -86,7 +89,7 @@ impl Wanted {
                 stack: given(&self.stack),
                 service: given(&self.service),
                 lines: None,
-                interval_ms: None,
+                interval_ms: millis(&self.interval),
                 script: given(&self.script),
                 target: Target {
                     nodes: Vec::new(),
@@ -191,7 +194,7 @@ fn form(wanted: &Wanted, error: Option<&str>, tenants: &[String]) -> Markup {
                     @for (action, word) in ACTIONS { option value=(action) selected[wanted.action == action] { (word) } }
                 } }
                 div.two { (field("stack", "Stack, for services and backups", "")) (field("service", "Service", "")) }
-                (field("script", "Script, as the nodes' owners have named it", ""))
+                div.two { (field("script", "Script, as the nodes' owners have named it", "")) (field("interval", "Seconds between two samples, 0.1 to 3600", "")) }
                 div.two {
                     div { label for="tenant" { "Of tenant" } select #tenant name="tenant" {
                         option value="" { "all that you see" }
