@@ -50,7 +50,11 @@ impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Socket(path) => write!(f, "unix://{}", path.display()),
-            Self::Tcp(host) => write!(f, "tcp://{host}"),
+            // What is said of the engine goes to the hub; who asks it with which password does not.
+            Self::Tcp(host) => match host.rsplit_once('@') {
+                Some((_, host)) => write!(f, "tcp://…@{host}"),
+                None => write!(f, "tcp://{host}"),
+            },
         }
     }
 }
@@ -168,6 +172,7 @@ mod tests {
             ("/run/docker.sock", "unix:///run/docker.sock"),
             ("tcp://10.0.0.1:2375", "tcp://10.0.0.1:2375"),
             ("http://engine:2375", "tcp://engine:2375"),
+            ("tcp://ops:s3cret@engine:2375", "tcp://…@engine:2375"),
         ] {
             assert_eq!(text.parse::<Address>().unwrap().to_string(), shown);
         }

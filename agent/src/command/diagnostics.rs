@@ -1,5 +1,8 @@
 //! What helps to find a fault from afar, as text: versions, configuration, checks, the engine, the last lines of the log.
-//! No secret is in it: the configuration prints none, and of containers only names, states and images are told.
+//! No secret is in it: the configuration prints none, of containers only names, states and images are told, and what looks
+//! like one all the same is hidden.
+
+mod secrets;
 
 use std::collections::HashMap;
 use std::fmt::Write;
@@ -10,6 +13,7 @@ use super::{Carrier, service};
 use crate::agent::SOFTWARE;
 use crate::check;
 use crate::container::PROJECT_LABEL;
+use secrets::Secrets;
 
 pub(super) async fn gather(carrier: &Carrier) -> String {
     let mut text = String::new();
@@ -22,7 +26,10 @@ pub(super) async fn gather(carrier: &Carrier) -> String {
     section(&mut text, "checks", &checks);
     section(&mut text, "containers", &containers(carrier).await);
     section(&mut text, "log", &carrier.recent.text());
-    text
+    match Secrets::new() {
+        Ok(secrets) => secrets.hide(&text),
+        Err(error) => format!("nothing is put out, for secrets could not be told from the rest: {error}\n"),
+    }
 }
 
 fn section(text: &mut String, name: &str, body: &str) {

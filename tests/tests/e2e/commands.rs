@@ -1,5 +1,6 @@
 //! Commands to real services on a real engine: done once, however often something is killed, and told truly.
 
+mod bundle;
 mod hostile;
 
 use anyhow::{Context, Result, ensure};
