@@ -1,6 +1,5 @@
 //! A Mosquitto, and who publishes and listens there.
 
-use std::net::TcpListener;
 use std::ops::RangeInclusive;
 use std::process::Command;
 use std::sync::Arc;
@@ -8,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use hyperfactory_tests::rig::free_port;
 use rumqttc::{AsyncClient, Event, EventLoop, MqttOptions, Packet, QoS};
 use tempfile::TempDir;
 
@@ -22,9 +22,7 @@ pub(crate) struct Mosquitto {
 
 impl Mosquitto {
     pub(crate) fn start() -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        // Free a moment ago; nobody else takes it in between on a machine of tests.
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let (folder, port) = (tempfile::tempdir().unwrap(), free_port());
         let data = folder.path().join("data");
         std::fs::create_dir(&data).unwrap();
         let settings = format!(

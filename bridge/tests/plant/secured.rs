@@ -1,9 +1,9 @@
 //! A Mosquitto that speaks TLS alone, and asks for a password.
 
-use std::net::TcpListener;
 use std::path::PathBuf;
 use std::process::Command;
 
+use hyperfactory_tests::rig::free_port;
 use rdkafka::mocking::MockCluster;
 use tempfile::TempDir;
 
@@ -32,8 +32,7 @@ impl Secured {
         std::fs::write(nothing, "").unwrap();
         let mut command = Command::new("mosquitto_passwd");
         assert!(command.args(["-b", "-c"]).arg(&passwords).args(["bridge", "right"]).status().unwrap().success());
-        // Free a moment ago; nobody else takes it in between on a machine of tests.
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let port = free_port();
         let secured = format!(
             "listener {port} 127.0.0.1\nallow_anonymous false\npassword_file {}\ncertfile {}\nkeyfile {}\n",
             passwords.display(),

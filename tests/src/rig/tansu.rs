@@ -1,7 +1,7 @@
 //! A Kafka broker of a test's own: tansu, which keeps in SQLite what it has acknowledged, and so outlives being killed. It speaks
 //! no TLS that asks for certificates: a [`super::Front`] does that before it.
 
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::process::Command;
 use std::time::Duration;
 
@@ -12,12 +12,11 @@ use rdkafka::client::DefaultClientContext;
 use rustix::process::Signal;
 use tempfile::TempDir;
 
+use super::port::free_port;
 use super::process::Process;
 use super::wait::{SOON, until};
 
 const HOST: &str = "127.0.0.1";
-/// Below those that the kernel hands out by itself: a port stays the broker's while it is down.
-const PORTS: std::ops::Range<u16> = 12_000..20_000;
 /// How long one attempt to make a topic may take.
 const ANSWER: Duration = Duration::from_secs(5);
 
@@ -31,13 +30,8 @@ pub struct Tansu {
 impl Tansu {
     /// Starts one without topics.
     pub fn start() -> Result<Self> {
-        let address = loop {
-            let address = format!("{HOST}:{}", rand::random_range(PORTS));
-            if TcpListener::bind(&address).is_ok() {
-                break address;
-            }
-        };
-        let mut tansu = Self { folder: tempfile::tempdir()?, address, process: None };
+        let mut tansu =
+            Self { folder: tempfile::tempdir()?, address: format!("{HOST}:{}", free_port()), process: None };
         tansu.start_again()?;
         Ok(tansu)
     }

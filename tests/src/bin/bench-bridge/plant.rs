@@ -1,7 +1,7 @@
 //! The MQTT end: a Mosquitto of our own, and a publisher that costs little beside what is measured.
 
 use std::io::{Read as _, Write as _};
-use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, TcpStream};
 use std::path::Path;
 use std::process::Command;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -9,7 +9,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use hyperfactory_tests::rig::{Process, SOON, until};
+use hyperfactory_tests::rig::{Process, SOON, free_port, until};
 
 use crate::message::{payload, topic};
 
@@ -29,7 +29,7 @@ pub(crate) struct Mosquitto {
 impl Mosquitto {
     /// Starts one that keeps every message of a session, and lets as many fly as ours asks operators to set.
     pub(crate) fn start(folder: &Path) -> Result<Self> {
-        let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port();
+        let port = free_port();
         let settings = format!(
             "listener {port} 127.0.0.1\nallow_anonymous true\npersistence false\nmax_queued_messages 0\n\
              max_inflight_messages 1000\nset_tcp_nodelay true\nlog_type error\n"
