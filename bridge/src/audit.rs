@@ -15,6 +15,7 @@ use rdkafka::{Message, Offset, TopicPartitionList};
 
 use crate::config::KafkaConfig;
 use crate::header;
+use crate::plain::plain;
 use crate::producer::{client, client_with};
 
 /// How long brokers may take to answer.
@@ -84,12 +85,14 @@ impl Ledger {
             let ranges = stream.missing();
             let (missing, dropped) = (sum(&ranges), sum(&gaps) - sum(&ranges));
             let Stream { records, doubled, disordered, .. } = stream;
-            let class = stream.class.as_ref().map_or_else(String::new, |class| format!(" of class {class}"));
+            let class = stream.class.as_ref().map_or_else(String::new, |class| format!(" of class {}", plain(class)));
             let dropped = if dropped > 0 { format!("{dropped} dropped as configured, ") } else { String::new() };
             let _ = writeln!(
                 text,
-                "{bridge} {epoch}: {records} records{class}, numbers to {last}: {missing} missing, {dropped}{doubled} \
-                 doubled, {disordered} out of order"
+                "{} {}: {records} records{class}, numbers to {last}: {missing} missing, {dropped}{doubled} \
+                 doubled, {disordered} out of order",
+                plain(bridge),
+                plain(epoch)
             );
             for (first, last) in ranges.iter().take(MOST_LISTED) {
                 let _ = writeln!(text, "  missing {first} to {last}: see the bridge's log dump --dead-letters");

@@ -12,6 +12,7 @@ use serde_json::value::RawValue;
 
 use crate::config::Config;
 use crate::mapping::{Arrival, Made, Mapped, Mapping};
+use crate::plain::plain;
 use crate::route::{Routes, Target};
 use crate::sparkplug::Tables;
 use crate::uns;
@@ -103,7 +104,7 @@ fn show(text: &mut String, mqtt: &str, target: &Target, made: Option<(&Made, &[u
     let payload = String::from_utf8_lossy(made.payload.as_deref().unwrap_or(came)).into_owned();
     let shown: String = payload.chars().take(SHOWN).collect();
     let more = if shown.len() < payload.len() { " …" } else { "" };
-    let _ = writeln!(text, "  payload: {}{more}", shown.replace(char::is_control, "\u{fffd}"));
+    let _ = writeln!(text, "  payload: {}{more}", plain(&shown));
 }
 
 /// A message as `mosquitto_sub -F %J` prints it.
@@ -161,7 +162,7 @@ impl Findings {
 
     fn tell(&self, text: &mut String, level: &str, what: &str) {
         if let Some(first) = &self.first {
-            let _ = writeln!(text, "{level}  {} {what}, the first: {first}", self.count);
+            let _ = writeln!(text, "{level}  {} {what}, the first: {}", self.count, plain(first));
         }
     }
 }
@@ -282,13 +283,15 @@ impl Keys {
     fn lint(&self, text: &mut String) {
         let meet = self.topics.iter().filter(|(_, topics)| topics.len() > 1);
         for (key, topics) in meet.take(FINDINGS) {
-            let topics = topics.iter().map(String::as_str).collect::<Vec<_>>().join(", ");
+            let topics = topics.iter().map(|topic| plain(topic)).collect::<Vec<_>>().join(", ");
+            let key = plain(key);
             let _ = writeln!(text, "warn  {topics}: by the usual rule all have the key {key}; here each has its own");
         }
         let changed = self.topics.values().flatten();
         for topic in changed.filter(|topic| uns::changed_levels(topic).next().is_some()).take(FINDINGS) {
             let levels = uns::changed_levels(topic).map(|level| format!("{level:?}")).collect::<Vec<_>>().join(", ");
             let key = uns::key(topic).unwrap_or_default();
+            let topic = plain(topic);
             let _ = writeln!(text, "warn  {topic}: {levels} has characters that no key may have; its key is {key}");
         }
     }

@@ -24,6 +24,7 @@ mod latest;
 pub mod log;
 pub mod mapping;
 pub mod pace;
+mod plain;
 pub mod producer;
 pub mod receipts;
 pub mod record;

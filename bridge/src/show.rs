@@ -8,6 +8,7 @@ use spool::{Entry, LostRange, LostReason, Spool};
 use crate::class::{self, Class};
 use crate::config::Config;
 use crate::dead_letter::DeadLetters;
+use crate::plain::plain;
 use crate::record::Record;
 use crate::route::Routes;
 
@@ -112,25 +113,25 @@ pub fn dump(
     for class in there(config)? {
         // Numbers are per class.
         let name = if class.name.is_empty() { String::new() } else { format!("{} ", class.name) };
-        let mut tell = |text: String| {
+        let mut tell = |line: String| {
             if shown.is_ok() {
-                shown = out(&text);
+                shown = out(&(plain(&line) + "\n"));
             }
         };
         if dead_letters {
             let mut letters = DeadLetters::look(class.dead_letter_dir, config.dead_letter_size.bytes())?;
             letters.each(|letter| {
                 tell(match letter {
-                    Ok(letter) => format!("{name}{} {}: {}\n", letter.sequence, line(&letter.record), letter.reason),
-                    Err(range) => format!("{name}gone: dead letters {range}\n"),
+                    Ok(letter) => format!("{name}{} {}: {}", letter.sequence, line(&letter.record), letter.reason),
+                    Err(range) => format!("{name}gone: dead letters {range}"),
                 });
             })?;
         } else {
             let (mut spool, _) = Spool::look(class.options())?;
             walk(&mut spool, |entry| {
                 tell(match entry {
-                    Entry::Record { sequence, bytes, .. } => format!("{name}{sequence} {}\n", line(&bytes)),
-                    Entry::Lost(range) => format!("{name}lost {range}\n"),
+                    Entry::Record { sequence, bytes, .. } => format!("{name}{sequence} {}", line(&bytes)),
+                    Entry::Lost(range) => format!("{name}lost {range}"),
                 });
             })?;
         }
@@ -173,5 +174,50 @@ fn line(bytes: &[u8]) -> String {
             )
         }
         Err(why) => why.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use protocol::Timestamp;
+
+    use super::*;
+    use crate::dead_letter::DeadLetter;
+    use crate::record::Notes;
+
+    #[test]
+    fn what_others_wrote_stays_within_its_line_and_does_not_steer_the_terminal() {
+        let folder = tempfile::tempdir().unwrap();
+        let config = Config { state_dir: folder.path().to_owned(), ..Config::default() };
+        let record = Record {
+            mqtt: "m",
+            topic: "a\u{1b}[2J\n2 b",
+            payload: b"\x1b[2J\n",
+            received: Timestamp::from_millis(0),
+            qos: 1,
+            retained: false,
+            duplicate: false,
+            notes: Notes::default(),
+        };
+        let class = Class::all(&config).remove(0);
+        let (mut spool, _) = Spool::open(class.options(), 1).unwrap();
+        spool.append(&record.encoded(), true).unwrap();
+        spool.sync().unwrap();
+        let (mut letters, _) = DeadLetters::open(class.dead_letter_dir, 1 << 20).unwrap();
+        letters.put(&DeadLetter { sequence: 1, reason: "no\u{7}".into(), record: record.encoded() }).unwrap();
+        letters.sync().unwrap();
+        drop((spool, letters));
+        let dumped = |dead_letters: bool| {
+            let mut text = String::new();
+            dump(&config, dead_letters, |line| {
+                text += line;
+                Ok(())
+            })
+            .unwrap();
+            text
+        };
+        let line = "1 1970-01-01T00:00:00.000Z m a\\u{1b}[2J\\n2 b 5 bytes \"\\u{1b}[2J\\n\"";
+        assert_eq!(dumped(false), format!("{line}\n"));
+        assert_eq!(dumped(true), format!("{line}: no\\u{{7}}\n"));
     }
 }
