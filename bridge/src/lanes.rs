@@ -287,25 +287,14 @@ impl Logs {
 mod tests {
     use super::*;
     use crate::class::{ClassConfig, Overflow};
-    use crate::config::{Config, RouteConfig};
+    use crate::config::Config;
+    use crate::lanes::ways::tests::ways;
     use crate::record::Notes;
-    use crate::route::Routes;
     use protocol::Timestamp;
     use settings::Size;
 
     const TRENDS: Option<&str> = Some("trends");
     const STATES: Option<&str> = Some("states");
-
-    fn ways(routes: &[(&str, Option<&str>)]) -> Ways {
-        let route = |(from, class): &(&str, Option<&str>)| RouteConfig {
-            from: Some((*from).into()),
-            to: Some("x".into()),
-            class: class.map(str::to_owned),
-            ..RouteConfig::default()
-        };
-        let config = Config { route: routes.iter().map(route).collect(), ..Config::default() };
-        Ways::of("m", &Routes::new(&config.route).unwrap(), &config)
-    }
 
     fn lanes(names: &[&str]) -> Lanes {
         let class = |name: &str| ClassConfig {

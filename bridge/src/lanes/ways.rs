@@ -90,11 +90,12 @@ impl WaysFile {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::config::RouteConfig;
 
-    fn ways(routes: &[(&str, Option<&str>)]) -> Ways {
+    /// Those of routes by their filters and classes.
+    pub(in crate::lanes) fn ways(routes: &[(&str, Option<&str>)]) -> Ways {
         let route = |(from, class): &(&str, Option<&str>)| RouteConfig {
             from: Some((*from).into()),
             to: Some("x".into()),
