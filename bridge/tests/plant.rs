@@ -8,6 +8,8 @@ mod broker;
 mod classes;
 #[path = "plant/delivered.rs"]
 mod delivered;
+#[path = "plant/handshake.rs"]
+mod handshake;
 #[path = "plant/hub.rs"]
 mod hub;
 #[path = "plant/mapping.rs"]

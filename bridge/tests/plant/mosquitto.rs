@@ -78,6 +78,13 @@ impl Mosquitto {
         self.process.take().unwrap().kill();
     }
 
+    /// What it has saved is gone, with all its sessions.
+    pub(crate) fn lose_disk(&self) {
+        for file in std::fs::read_dir(self.folder.path().join("data")).unwrap() {
+            std::fs::remove_file(file.unwrap().path()).unwrap();
+        }
+    }
+
     /// Starts it again.
     pub(crate) fn start_again(&mut self) {
         self.up();
@@ -219,14 +226,15 @@ fn serve(mut events: EventLoop, acknowledged: &std::sync::atomic::AtomicU64) {
     });
 }
 
-/// Publishes numbers exactly once, some thousands a second, through whatever becomes of Mosquitto.
+/// Publishes numbers through whatever becomes of Mosquitto.
 pub(crate) struct Load {
     stop: Arc<AtomicBool>,
     threads: Vec<JoinHandle<()>>,
 }
 
 impl Load {
-    pub(crate) fn start(mosquitto: &Mosquitto, topic: &'static str) -> Self {
+    /// To each topic in turn a number that is higher than the one before it, of this quality of service.
+    pub(crate) fn start(mosquitto: &Mosquitto, topics: &'static [(&'static str, QoS)], pace: Duration) -> Self {
         let (client, mut events) = AsyncClient::new(MqttOptions::new("load", "127.0.0.1", mosquitto.port), 100);
         let stop = Arc::new(AtomicBool::new(false));
         let is_over = |stop: &Arc<AtomicBool>| {
@@ -245,13 +253,15 @@ impl Load {
             });
         });
         let publish = std::thread::spawn(move || {
-            let mut number = 1u64;
-            while !publishing() {
-                match client.try_publish(topic, QoS::ExactlyOnce, false, number.to_string()) {
-                    Ok(()) => number += 1,
-                    Err(_) => std::thread::sleep(Duration::from_millis(1)),
+            for (number, (topic, qos)) in (1u64..).zip(topics.iter().cycle()) {
+                // While Mosquitto is away there is no room.
+                while !publishing() && client.try_publish(*topic, *qos, false, number.to_string()).is_err() {
+                    std::thread::sleep(Duration::from_millis(1));
                 }
-                std::thread::sleep(Duration::from_micros(200));
+                if publishing() {
+                    return;
+                }
+                std::thread::sleep(pace);
             }
         });
         Self { stop, threads: vec![serve, publish] }

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use rdkafka::mocking::MockCluster;
 use rdkafka::types::RDKafkaRespErr;
+use rumqttc::QoS;
 
 use super::ROUTES;
 use crate::delivered::Delivered;
@@ -67,14 +68,9 @@ fn what_the_bridge_accepted_outlives_a_mosquitto_that_falls_back_to_an_older_sna
     cluster.create_topic("machines", 1, 1).unwrap();
     let mut mosquitto = Mosquitto::start_with(|settings| settings + "autosave_interval 1\n");
     let tap = Tap::before(mosquitto.port());
-    let routes = format!(
-        "[[mqtt]]\nname = \"tapped\"\naddress = \"127.0.0.1:{}\"\nqos = 2\n\
-         [[route]]\nfrom = \"machines/#\"\nto = \"machines\"\nmqtt = \"tapped\"\n",
-        tap.port()
-    );
-    let mut bridge = Bridge::start(&mosquitto, &cluster.bootstrap_servers(), &routes);
+    let mut bridge = Bridge::start(&mosquitto, &cluster.bootstrap_servers(), &tap.routes("qos = 2"));
     bridge.subscribed(1);
-    let load = Load::start(&mosquitto, "machines/a");
+    let load = Load::start(&mosquitto, &[("machines/a", QoS::ExactlyOnce)], Duration::from_micros(200));
     for kill in 1..=6 {
         let before = tap.accepted().len();
         until("a thousand messages and a snapshot", || (tap.accepted().len() > before + 1000).then_some(()));
@@ -87,8 +83,7 @@ fn what_the_bridge_accepted_outlives_a_mosquitto_that_falls_back_to_an_older_sna
     bridge.stop();
     // What Mosquitto lost by itself, nobody has; what it sent and the bridge took is there.
     assert!(bridge.times("resumed=true") >= 6, "Mosquitto knew the session each time");
-    let accepted: Vec<_> =
-        tap.accepted().iter().map(|number| ("machines/a".to_owned(), number.parse().unwrap())).collect();
+    let accepted: Vec<_> = tap.accepted().into_iter().collect();
     bridge.start_again();
     Delivered::wait_for(&cluster, &["machines"], &accepted);
 }
