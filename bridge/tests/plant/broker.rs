@@ -8,14 +8,17 @@ use rdkafka::mocking::MockCluster;
 use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
 use tempfile::TempDir;
 
+use rumqttc::QoS;
+
 use crate::ROUTES;
 use crate::delivered::Delivered;
-use crate::mosquitto::{Mosquitto, Publisher};
-use crate::rig::Bridge;
+use crate::mosquitto::{Load, Mosquitto, Publisher};
+use crate::rig::{Bridge, until};
+use crate::tap::Tap;
 use crate::tls::Plane;
 
-/// Kills of the bridge, and as many of the Kafka broker.
-const KILLS: u64 = 15;
+/// Kills of the bridge that one Kafka broker sees.
+const PART: u64 = 25;
 
 /// Between messages: tansu looks at every record of a partition for each answer, so that a few thousand are many.
 const PACE: Duration = Duration::from_millis(10);
@@ -32,14 +35,18 @@ struct Plant {
 
 impl Plant {
     fn start() -> Self {
-        let (tansu, mosquitto, plane) = (Tansu::start().unwrap(), Mosquitto::start(), Plane::of("acme"));
+        Self::with(Mosquitto::start(), ROUTES)
+    }
+
+    fn with(mosquitto: Mosquitto, routes: &str) -> Self {
+        let (tansu, plane) = (Tansu::start().unwrap(), Plane::of("acme"));
         tansu.create_topic("machines", 4).unwrap();
         let front = Front::before(tansu.address(), plane.server()).unwrap();
         let folder = tempfile::tempdir().unwrap();
         let [ca, certificate, key] = ["ca.pem", "kafka.pem", "kafka.key"].map(|name| folder.path().join(name));
         plane.write_authority(&ca);
         plane.write_client(NodeId::new(std::time::SystemTime::now().into(), [7; 10]), &certificate, &key);
-        let routes = format!("ca = {ca:?}\ncertificate = {certificate:?}\nkey = {key:?}\n{ROUTES}");
+        let routes = format!("ca = {ca:?}\ncertificate = {certificate:?}\nkey = {key:?}\n{routes}");
         let bridge = Bridge::with_mqtt("keep-alive = \"1s\"", &mosquitto, front.address(), &routes);
         bridge.subscribed(1);
         Self { bridge, tansu, front, mosquitto, plane, certificates: folder }
@@ -51,28 +58,88 @@ impl Plant {
         delivered.assert_complete_and_in_order(published);
         let twice = delivered.twice();
         assert!(twice.iter().all(|record| record.duplicate), "MQTT alone may bring a message twice: {twice:?}");
+        self.is_whole();
+    }
+
+    /// The bridge's own account of it is so, too; gives the audit's report.
+    fn is_whole(&mut self) -> String {
         assert_eq!(self.front.certificates(), 1, "all came by way of TLS");
         self.bridge.stop();
         let (report, whole) = self.bridge.audit(&["machines"]);
         assert!(whole, "{report}");
         assert_eq!(self.bridge.dead_letters(), "");
+        report
     }
 }
 
 #[test]
-fn kills_of_bridge_and_broker_lose_nothing_and_reorder_nothing() {
-    let mut plant = Plant::start();
-    let topics = ["machines/a", "machines/b", "machines/c"];
-    let publisher = Publisher::start(&plant.mosquitto, &topics, PACE);
-    for kill in 0..KILLS {
+fn kills_of_the_bridge_and_both_brokers_lose_nothing_and_reorder_nothing() {
+    kills(15);
+}
+
+#[test]
+#[ignore = "takes half an hour: cargo nextest run --workspace --run-ignored only -E 'test(thousand_kills)'; fewer kills by \
+            HYPERFACTORY_TEST_KILLS=100"]
+fn a_thousand_kills_of_the_bridge_and_hundreds_of_both_brokers_lose_nothing_and_reorder_nothing() {
+    let count = std::env::var("HYPERFACTORY_TEST_KILLS").map_or(1000, |count| count.parse().unwrap());
+    (0..count).step_by(PART as usize).for_each(|done| kills(PART.min(count - done)));
+}
+
+/// Kills the bridge so often in the middle of its work, and each time also the one or the other broker, or both.
+fn kills(count: u64) {
+    const TOPICS: [(&str, QoS); 3] =
+        [("machines/a", QoS::AtLeastOnce), ("machines/b", QoS::ExactlyOnce), ("machines/c", QoS::AtLeastOnce)];
+    // What it has not saved, it loses when it is killed.
+    let mosquitto = Mosquitto::start_with(|settings| settings + "autosave_interval 1\n");
+    let tap = Tap::before(mosquitto.port());
+    let mut plant = Plant::with(mosquitto, &tap.routes("qos = 2"));
+    let load = Load::start(&plant.mosquitto, &TOPICS, PACE);
+    let mut brokers = [0, 0];
+    for kill in 0..count {
+        if kill % 5 == 0 {
+            let before = tap.accepted().len();
+            until("messages that are accepted", || (tap.accepted().len() > before + 50).then_some(()));
+        }
+        // From before it is connected to well into its work.
         std::thread::sleep(Duration::from_millis(kill * 37 % 300));
+        let [kafka, mqtt] = [kill % 3 != 1, kill % 3 != 0];
+        if kafka {
+            plant.tansu.kill().unwrap();
+        }
+        if mqtt {
+            plant.mosquitto.kill();
+        }
+        std::thread::sleep(Duration::from_millis(kill * 61 % 200));
         plant.bridge.kill();
+        if mqtt {
+            plant.mosquitto.start_again();
+        }
         plant.bridge.start_again();
-        std::thread::sleep(Duration::from_millis(kill * 61 % 500));
-        plant.tansu.kill().unwrap();
-        plant.tansu.start_again().unwrap();
+        std::thread::sleep(Duration::from_millis(kill * 83 % 200));
+        if kafka {
+            plant.tansu.start_again().unwrap();
+        }
+        brokers = [brokers[0] + u64::from(kafka), brokers[1] + u64::from(mqtt)];
     }
-    plant.ends_well(&publisher.finish());
+    load.finish();
+    let accepted: Vec<_> = tap.accepted().into_iter().collect();
+    let delivered = Delivered::wait_for(&plant.tansu, &["machines"], &accepted);
+    delivered.assert_in_order();
+    // MQTT alone may bring a message twice: as it says, or when Mosquitto has lost that it sent it.
+    let (times, sent) = (delivered.times(), tap.sent());
+    let doubled: Vec<_> = times.iter().filter(|(message, times)| Some(*times) > sent.get(message)).collect();
+    assert!(doubled.is_empty(), "{doubled:?}");
+    let report = plant.is_whole();
+    let [kafka, mqtt] = brokers;
+    #[expect(clippy::print_stderr, reason = "how much was tried is what a long test is read for")]
+    {
+        eprint!(
+            "{count} kills of the bridge, {kafka} of Kafka's broker, {mqtt} of Mosquitto; {} messages acknowledged, {} of them \
+             twice by MQTT; {report}",
+            accepted.len(),
+            delivered.twice().len()
+        );
+    }
 }
 
 #[test]

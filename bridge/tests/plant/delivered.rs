@@ -154,6 +154,15 @@ impl Delivered {
         self.once().filter(|record| !seen.insert((record.mqtt_topic.clone(), record.number))).cloned().collect()
     }
 
+    /// How often each message came, but for records that came twice, and those that say themselves that they may be repetitions.
+    pub(crate) fn times(&self) -> BTreeMap<(String, u64), usize> {
+        let mut times = BTreeMap::new();
+        for record in self.once().filter(|record| !record.duplicate) {
+            *times.entry((record.mqtt_topic.clone(), record.number)).or_default() += 1;
+        }
+        times
+    }
+
     /// The numbers that came of an MQTT topic, each record once, in their order.
     pub(crate) fn numbers(&self, topic: &str) -> Vec<u64> {
         self.once().filter(|record| record.mqtt_topic == topic).map(|record| record.number).collect()
