@@ -16,6 +16,8 @@ mod hub;
 mod mapping;
 #[path = "plant/mosquitto.rs"]
 mod mosquitto;
+#[path = "plant/power.rs"]
+mod power;
 #[path = "plant/promises.rs"]
 mod promises;
 #[path = "plant/records.rs"]
