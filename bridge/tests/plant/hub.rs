@@ -1,14 +1,10 @@
 //! A bridge whose Kafka certificate comes from a real hub, and brokers that judge it by that hub's roots and lists.
 
-use std::sync::Arc;
 use std::time::Duration;
 
-use hyperfactory_tests::rig::{Front, Hub};
-use pki::{CertificateDer, PrivateKey, pem};
+use hyperfactory_tests::rig::{Front, Hub, kafka_server, kafka_server_that_trusts};
+use pki::{CertificateDer, pem};
 use rdkafka::mocking::MockCluster;
-use rustls::RootCertStore;
-use rustls::pki_types::PrivateKeyDer;
-use rustls::server::WebPkiClientVerifier;
 use serde_json::{Value, json};
 
 use crate::delivered::Delivered;
@@ -90,39 +86,9 @@ fn hub() -> Hub {
     hub
 }
 
-/// What a broker shows and asks for that has a new certificate, the roots and the revocation lists from the hub.
+/// What a broker shows and asks for by what the hub says now.
 fn broker(hub: &Hub) -> rustls::ServerConfig {
-    let mut roots = RootCertStore::empty();
-    let bundle = String::from_utf8(hub.api().download("/pki/acme/kafka-root.pem").unwrap()).unwrap();
-    roots.add_parsable_certificates(pem::read_certificates(&bundle).unwrap());
-    let authorities = hub.api().get("/api/v1/authorities?tenant=acme").unwrap().ok().unwrap();
-    let lists = authorities.as_array().unwrap().iter().filter(|one| one["kind"] == "kafka");
-    let lists = lists.map(|one| hub.api().download(one["revocation_list"].as_str().unwrap()).unwrap());
-    broker_that_trusts(hub, roots, lists.collect())
-}
-
-/// One that has its own certificate from the hub, and takes clients of these roots.
-fn broker_that_trusts(hub: &Hub, roots: RootCertStore, lists: Vec<Vec<u8>>) -> rustls::ServerConfig {
-    let key = PrivateKey::generate().unwrap();
-    let request = CertificateDer::from(key.certificate_request().unwrap());
-    let request = pem::certificates([&request]).replace("CERTIFICATE", "CERTIFICATE REQUEST");
-    let issued = post(
-        hub,
-        "/api/v1/tenants/acme/kafka/server-certificate",
-        &json!({ "certificate_request": request, "ip_addresses": ["127.0.0.1"] }),
-    );
-    let leaf = pem::read_certificates(issued["certificate"].as_str().unwrap()).unwrap();
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let clients = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider))
-        .with_crls(lists.into_iter().map(Into::into))
-        .build()
-        .unwrap();
-    rustls::ServerConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_client_cert_verifier(clients)
-        .with_single_cert(leaf, PrivateKeyDer::Pkcs8(key.to_pkcs8().to_vec().into()))
-        .unwrap()
+    kafka_server(hub, "acme").unwrap()
 }
 
 #[test]
@@ -200,7 +166,7 @@ fn a_broker_that_refuses_the_bridge_is_told_and_a_rehearsal_changes_nothing_unle
     assert_eq!(front.certificates(), shown + 1);
 
     let strangers = tls::Plane::of("other").roots();
-    front.replace(broker_that_trusts(&plant.hub, strangers, Vec::new()));
+    front.replace(kafka_server_that_trusts(&plant.hub, "acme", strangers, Vec::new()).unwrap());
     let before = plant.certificates();
     let (said, well) = rehearse(&plant);
     assert!(!well && said.contains("the brokers don't take it") && said.contains("in use is one until"), "{said}");

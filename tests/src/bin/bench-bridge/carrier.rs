@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use hyperfactory_tests::rig::{Process, SOON, Usage, binary, until};
 use rustix::process::Signal;
 
@@ -34,17 +34,41 @@ impl Carrier {
     /// Starts it between the two, with its state in `folder`.
     pub(crate) fn start(&self, folder: &Path, mosquitto: &Mosquitto, kafka: &Kafka) -> Result<Running> {
         let command = match self {
-            Self::Ours => ours(folder, mosquitto, kafka)?,
+            Self::Ours => {
+                let mut command = ours(folder, mosquitto, kafka.brokers(), "")?;
+                command.arg("run");
+                command
+            }
             Self::MqBridge => mq_bridge(folder, mosquitto, kafka)?,
             Self::Subscriber => subscriber(mosquitto, kafka)?,
         };
-        let mut running = Running { command, log: folder.join("bridge.log"), process: None };
-        running.start_again()?;
-        Ok(running)
+        Running::start(command, folder)
     }
 }
 
 impl Running {
+    /// Ours, enrolled at a hub with this token, that has its certificates from there.
+    pub(crate) fn enrolled(folder: &Path, mosquitto: &Mosquitto, brokers: &str, token: &str) -> Result<Self> {
+        let more = "interval = \"1s\"\nhealth-listen = \"127.0.0.1:0\"\n";
+        let command = || ours(folder, mosquitto, brokers, more);
+        let enrolled = command()?.args(["enroll", "--token", token]).output()?;
+        ensure!(enrolled.status.success(), "{}", String::from_utf8_lossy(&enrolled.stderr));
+        let mut command = command()?;
+        command.arg("run");
+        Self::start(command, folder)
+    }
+
+    fn start(command: Command, folder: &Path) -> Result<Self> {
+        let mut running = Self { command, log: folder.join("bridge.log"), process: None };
+        running.start_again()?;
+        Ok(running)
+    }
+
+    /// What it has said so far.
+    pub(crate) fn said(&self) -> Result<String> {
+        Ok(std::fs::read_to_string(&self.log)?)
+    }
+
     /// Starts it after [`Self::kill`] or [`Self::stop`].
     pub(crate) fn start_again(&mut self) -> Result<()> {
         self.process = Some(Process::start_group(&mut self.command, &self.log)?);
@@ -85,19 +109,19 @@ impl Running {
     }
 }
 
-fn ours(folder: &Path, mosquitto: &Mosquitto, kafka: &Kafka) -> Result<Command> {
+/// Without a verb yet.
+fn ours(folder: &Path, mosquitto: &Mosquitto, brokers: &str, more: &str) -> Result<Command> {
     let file = folder.join("bridge.toml");
     std::fs::write(
         &file,
         format!(
-            "name = \"bench\"\nlog-size = \"64GiB\"\n[[mqtt]]\nname = \"plant\"\naddress = \"127.0.0.1:{}\"\n[kafka]\nbrokers = [{:?}]\n\
+            "name = \"bench\"\nlog-size = \"64GiB\"\n{more}[[mqtt]]\nname = \"plant\"\naddress = \"127.0.0.1:{}\"\n[kafka]\nbrokers = [{brokers:?}]\n\
              [[route]]\nfrom = {FILTER:?}\nto = {KAFKA_TOPIC:?}\n",
-            mosquitto.port(),
-            kafka.brokers()
+            mosquitto.port()
         ),
     )?;
     let mut command = Command::new(binary("hyperfactory-bridge")?);
-    command.arg("--config").arg(file).arg("--state-dir").arg(folder.join("state")).arg("run");
+    command.arg("--config").arg(file).arg("--state-dir").arg(folder.join("state"));
     Ok(command)
 }
 

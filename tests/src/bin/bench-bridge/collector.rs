@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail, ensure};
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
@@ -32,6 +32,9 @@ pub(crate) struct Collected {
     pub(crate) unmarked: HashMap<u64, u32>,
     /// Milliseconds from publishing to here, with the message's number.
     pub(crate) late: Vec<(u64, f64)>,
+    /// The longest time between two records.
+    pub(crate) stall: Duration,
+    last: Option<Instant>,
     marks: HashSet<(Vec<u8>, Vec<u8>)>,
 }
 
@@ -86,6 +89,8 @@ impl Collected {
         self.records += 1;
         let Some((number @ 1.., published)) = record.payload().and_then(message::parse) else { return };
         *self.times.entry(number).or_default() += 1;
+        let now = Instant::now();
+        self.stall = self.last.replace(now).map_or(self.stall, |last| self.stall.max(now - last));
         self.late.push((number, message::now().saturating_sub(published) as f64 / 1e6));
         let header = |name: &str| {
             record

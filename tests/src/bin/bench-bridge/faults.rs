@@ -81,7 +81,7 @@ fn toll(collector: Collector, kafka: &Kafka, published: u64, catch_up: Option<f6
 
 /// Waits until all that was published is there, or nothing comes any more; then a little, for what comes twice. Gives
 /// how many came a second, from the first that came on.
-fn wait_for(collector: &Collector, published: u64) -> Option<f64> {
+pub(crate) fn wait_for(collector: &Collector, published: u64) -> Option<f64> {
     let before = collector.messages();
     let (mut first, mut last) = (None, (Instant::now(), before));
     while last.1 < published && last.0.elapsed() < QUIET {

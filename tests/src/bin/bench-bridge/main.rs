@@ -8,6 +8,7 @@ mod forward;
 mod kafka;
 mod message;
 mod plant;
+mod rotate;
 mod waiting;
 mod work;
 
@@ -42,13 +43,17 @@ struct Arguments {
     /// Seconds that the broker hangs.
     #[arg(long, default_value_t = 20)]
     hang: u64,
+    /// Seconds of messages while certificates are rotated.
+    #[arg(long, default_value_t = 180)]
+    rotating: u64,
     /// Bytes of the log that waits.
     #[arg(long, default_value_t = 10_000_000_000)]
     waiting: u64,
     /// Ours alone.
     #[arg(long)]
     alone: bool,
-    /// What to measure: drain, live, kills, hang; and waiting, which takes as much disk as the log that waits, for ours.
+    /// What to measure: drain, live, kills, hang; and for ours waiting, which takes as much disk as the log that waits, and
+    /// rotate.
     #[arg(long, value_delimiter = ',', default_values = ["drain", "live", "kills", "hang"])]
     only: Vec<String>,
     #[command(subcommand)]
@@ -80,6 +85,7 @@ struct Figures {
     kills: Option<Toll>,
     hang: Option<Toll>,
     waiting: Option<waiting::Waiting>,
+    rotations: Option<rotate::Rotations>,
 }
 
 fn main() -> Result<()> {
@@ -115,6 +121,10 @@ fn measure(carrier: &Carrier, arguments: &Arguments) -> Result<Figures> {
     }
     if wanted("waiting") && matches!(carrier, Carrier::Ours) {
         figures.waiting = Some(waiting::measure(arguments.waiting).context("a log that waits")?);
+    }
+    if wanted("rotate") && matches!(carrier, Carrier::Ours) {
+        let rotations = rotate::measure(arguments.rate, arguments.rotating).context("rotations")?;
+        figures.rotations = Some(rotations);
     }
     Ok(figures)
 }
@@ -156,6 +166,16 @@ fn tabulate(ours: &Figures, peers: &[(&str, Figures)], rate: u64, waiting: u64) 
     row(&of("memory while it is sent"), "MiB", Target::AtMost(64.0), &|of| {
         of.waiting.map(|waiting| waiting.sending_mib)
     });
+    let of = |what: &str| at(&format!("rotations of both certificates: {what}"));
+    row(&of("done"), "rotations", Target::AtLeast(20.0), &|of| of.rotations.map(|rotations| rotations.count));
+    row(&of("time without a record"), "ms", Target::AtMost(1000.0), &|of| {
+        of.rotations.map(|rotations| rotations.stall)
+    });
+    row(&of("published to in Kafka, latest"), "ms", Target::AtMost(1000.0), &|of| {
+        of.rotations.map(|rotations| rotations.latest)
+    });
+    row(&of("lost"), "messages", Target::AtMost(0.0), &|of| of.rotations.map(|rotations| rotations.lost));
+    row(&of("doubled"), "messages", Target::AtMost(0.0), &|of| of.rotations.map(|rotations| rotations.doubled));
     report
 }
 

@@ -85,6 +85,11 @@ impl Mosquitto {
 pub(crate) struct Pacing(JoinHandle<Result<u64>>);
 
 impl Pacing {
+    /// Whether all is published.
+    pub(crate) fn is_over(&self) -> bool {
+        self.0.is_finished()
+    }
+
     /// How many were published, once Mosquitto has them.
     pub(crate) fn finish(self) -> Result<u64> {
         let Ok(sent) = self.0.join() else { bail!("the publisher ended badly") };

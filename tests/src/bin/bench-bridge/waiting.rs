@@ -37,8 +37,7 @@ pub(crate) fn measure(bytes: u64) -> Result<Waiting> {
     kafka.hang()?;
     let begun = Instant::now();
     let mut bridge = Carrier::Ours.start(folder.path(), &mosquitto, &kafka)?;
-    let said = folder.path().join("bridge.log");
-    until("the subscription", SOON, || Ok(std::fs::read_to_string(&said)?.contains(" subscribed").then_some(())))?;
+    until("the subscription", SOON, || Ok(bridge.said()?.contains(" subscribed").then_some(())))?;
     let ready = begun.elapsed().as_secs_f64();
     let rss_mib = watch(&mut bridge)?;
     kafka.go_on()?;
