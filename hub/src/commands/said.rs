@@ -12,7 +12,7 @@ use store::{StoreError, Transaction};
 
 use super::{clamped, command_id, state, unreadable};
 use crate::audit::{Actor, Record, action};
-use crate::rows;
+use crate::rows::{self, Bound};
 
 /// A node's word on a command.
 pub(super) struct Word {
@@ -80,7 +80,7 @@ async fn standing<'a>(
         rows::placeholders(1, ids.len()),
         rows::for_update(transaction)
     );
-    let query = ids.iter().fold(sqlx::query(AssertSqlSafe(sql)), |query, id| query.bind(id.to_string()));
+    let query = ids.iter().fold(statement(transaction, sql), |query, id| query.bind(id.to_string()));
     let rows = query.fetch_all(&mut **transaction).await?;
     Ok(rows.iter().map(read).collect::<Result<_, sqlx::Error>>()?)
 }
@@ -100,6 +100,11 @@ fn read<'a>(row: &AnyRow) -> Result<(CommandId, Standing<'a>), sqlx::Error> {
     Ok((command_id(&standing.id)?, standing))
 }
 
+/// On PostgreSQL, planned anew each time: a plan that it made while there were few commands, and kept, reads all of them.
+fn statement<'q>(transaction: &Transaction, sql: String) -> Bound<'q> {
+    sqlx::query(AssertSqlSafe(sql)).persistent(transaction.backend_name() != "PostgreSQL")
+}
+
 async fn write(transaction: &mut Transaction, changed: &[(&Standing<'_>, Change<'_>)]) -> Result<(), StoreError> {
     for part in rows::parts(changed) {
         // Both engines name the columns of VALUES so.
@@ -111,7 +116,7 @@ async fn write(transaction: &mut Transaction, changed: &[(&Standing<'_>, Change<
              FROM (VALUES {}) AS said WHERE id = said.column1",
             rows::placeholders(part.len(), 9)
         );
-        let query = part.iter().fold(sqlx::query(AssertSqlSafe(sql)), |query, (command, change)| {
+        let query = part.iter().fold(statement(transaction, sql), |query, (command, change)| {
             let Word { word, at, .. } = change.last;
             query
                 .bind(command.id.clone())
