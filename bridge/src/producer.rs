@@ -1,6 +1,7 @@
 //! A Kafka producer whose reports are gathered, and the settings that make it lose and reorder nothing.
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -26,8 +27,15 @@ const LOOK: Duration = Duration::from_secs(2);
 const TRY_FOR: Duration = Duration::from_secs(10);
 const TRY_AGAIN: Duration = Duration::from_millis(500);
 
+/// By what it is seen that a certificate was replaced: a client reads its files once.
+type Stamp = Vec<Option<(SystemTime, u64)>>;
+
 /// A producer.
-pub struct Producer(BaseProducer<Reports>);
+pub struct Producer {
+    client: BaseProducer<Reports>,
+    /// Of the files that it has read.
+    stamp: Stamp,
+}
 
 /// A record on its way out.
 #[derive(Debug)]
@@ -55,6 +63,7 @@ struct Reports {
     standing: Standing,
     gathered: Mutex<Vec<Report>>,
     complaint: Mutex<Option<String>>,
+    ready: AtomicBool,
 }
 
 impl Producer {
@@ -63,6 +72,8 @@ impl Producer {
     /// # Errors
     /// When certificate or key can't be read, or don't fit each other.
     pub fn new(config: &KafkaConfig, bridge: &str) -> Result<Self, KafkaError> {
+        // Before they are read: what is replaced meanwhile is seen as new.
+        let stamp = stamp(config);
         let mut settings = client(config)?;
         settings
             .set("client.id", format!("hyperfactory-bridge-{bridge}"))
@@ -83,7 +94,17 @@ impl Producer {
             // By these it is seen that a connection is up, also while there is nothing to deliver.
             .set("statistics.interval.ms", LOOK.as_millis().to_string());
         let reports = Reports { standing: config.standing.clone(), ..Reports::default() };
-        BaseProducer::from_config_and_context(&settings, reports).map(Self)
+        Ok(Self { client: BaseProducer::from_config_and_context(&settings, reports)?, stamp })
+    }
+
+    /// Whether the certificate that it shows is still the one in the files.
+    pub fn is_current(&self, config: &KafkaConfig) -> bool {
+        self.stamp == stamp(config)
+    }
+
+    /// Whether it is known that it can send; that comes by [`Self::poll`], a little later than it is so.
+    pub fn is_ready(&self) -> bool {
+        self.client.context().ready.load(Ordering::Relaxed)
     }
 
     /// Hands over a record; its report comes by [`Self::poll`].
@@ -95,7 +116,7 @@ impl Producer {
         // The number travels as a pointer's worth of bits; it is not followed.
         let opaque = usize::try_from(sequence).unwrap_or(usize::MAX);
         let record = BaseRecord::with_opaque_to(topic, opaque).key(key).payload(payload).timestamp(timestamp);
-        self.0
+        self.client
             .send(record.headers(headers))
             .map_err(|(error, _)| error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Fail))
     }
@@ -103,10 +124,10 @@ impl Producer {
     /// Gives the reports that came. It does not wait: what librdkafka is told to wait is cut to whole milliseconds, and the
     /// last one before the end is spent asking without a pause.
     pub fn poll(&self) -> Vec<Report> {
-        let gathered = || self.0.context().gathered.lock().unwrap_or_else(PoisonError::into_inner);
+        let gathered = || self.client.context().gathered.lock().unwrap_or_else(PoisonError::into_inner);
         loop {
             let before = gathered().len();
-            self.0.poll(Duration::ZERO);
+            self.client.poll(Duration::ZERO);
             if gathered().len() == before {
                 return std::mem::take(&mut *gathered());
             }
@@ -115,12 +136,12 @@ impl Producer {
 
     /// What it complained of last, if that is new.
     pub fn complaint(&self) -> Option<String> {
-        self.0.context().complaint.lock().unwrap_or_else(PoisonError::into_inner).take()
+        self.client.context().complaint.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
     /// Lets go of what has not been sent yet: it is reported as [`RDKafkaErrorCode::PurgeQueue`].
     pub fn purge(&self) {
-        self.0.purge(PurgeConfig::default().queue());
+        self.client.purge(PurgeConfig::default().queue());
     }
 }
 
@@ -132,6 +153,10 @@ impl ClientContext for Reports {
     fn stats(&self, statistics: Statistics) {
         if statistics.brokers.values().any(|broker| broker.state == "UP") {
             self.standing.connected();
+        }
+        // Without an id from the brokers it sends nothing.
+        if statistics.eos.is_some_and(|eos| eos.producer_id >= 0) {
+            self.ready.store(true, Ordering::Relaxed);
         }
     }
 
@@ -250,8 +275,7 @@ fn plain(config: &KafkaConfig) -> ClientConfig {
     settings
 }
 
-/// By what it is seen that a certificate was replaced: a client reads its files once.
-pub fn certificate_stamp(config: &KafkaConfig) -> Vec<Option<(SystemTime, u64)>> {
+fn stamp(config: &KafkaConfig) -> Stamp {
     let stamp = |path: PathBuf| {
         let metadata = std::fs::metadata(path).ok()?;
         Some((metadata.modified().ok()?, metadata.len()))

@@ -16,7 +16,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime};
 
 use protocol::Timestamp;
-use rdkafka::error::RDKafkaErrorCode;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use spool::{Entry, LostRange, SpoolError};
 use tokio_util::sync::CancellationToken;
 
@@ -30,7 +30,7 @@ use crate::header;
 use crate::lanes::Lane;
 use crate::log::Log;
 use crate::pace::Pace;
-use crate::producer::{Outgoing, Producer, certificate_stamp};
+use crate::producer::{Outgoing, Producer};
 use crate::receipts::Receipts;
 use crate::record::Record;
 use crate::route::Target;
@@ -54,6 +54,8 @@ const BEHIND: Duration = Duration::from_secs(5);
 const TELL_BEHIND: Duration = Duration::from_secs(60);
 /// How often the certificate's files are looked at.
 const LOOK: Duration = Duration::from_secs(1);
+/// How long the producer with another certificate may take to connect while the one before goes on.
+const SUCCEED: Duration = Duration::from_secs(10);
 /// What is said of a record whose payload did not fit the log.
 const CUT: &str =
     "larger than its log takes, so that the beginning of its payload alone is kept: see log-size and class.size";
@@ -128,8 +130,8 @@ impl Parts {
 enum End {
     /// The bridge is told to stop.
     Stopped,
-    /// Another certificate is there.
-    Rotated,
+    /// Another certificate is there, and a producer that shows it.
+    Rotated(Producer),
     /// What it has not sent yet is too old.
     Expired,
     /// It does not work any more, or gave a batch up.
@@ -166,11 +168,11 @@ impl Sink {
     }
 
     fn run(mut self, stop: &CancellationToken) {
-        let mut pause = PAUSE.0;
+        let (mut pause, mut successor) = (PAUSE.0, None);
         while !stop.is_cancelled() {
             self.expire();
             let before = self.parts.counters.delivered.now();
-            let end = match Producer::new(&self.parts.config, &self.parts.bridge) {
+            let end = match successor.take().map_or_else(|| self.producer(), Ok) {
                 Ok(producer) => {
                     self.parts.counters.producers.add(1);
                     self.pump(&producer, stop)
@@ -182,8 +184,9 @@ impl Sink {
             };
             match end {
                 End::Stopped => break,
-                End::Rotated => {
+                End::Rotated(producer) => {
                     tracing::info!("the certificate for Kafka was replaced; going on with the new one");
+                    successor = Some(producer);
                     continue;
                 }
                 End::Expired => {
@@ -209,6 +212,10 @@ impl Sink {
         self.bookmark.save(&self.parts.log);
     }
 
+    fn producer(&self) -> Result<Producer, KafkaError> {
+        Producer::new(&self.parts.config, &self.parts.bridge)
+    }
+
     /// Sends by one producer until it ends.
     fn pump(&mut self, producer: &Producer, stop: &CancellationToken) -> End {
         let reader = {
@@ -216,17 +223,32 @@ impl Sink {
             spool.read_from(spool.first())
         };
         let mut window = Window::new(reader);
-        let (mut groups, stamp, mut looked) = (0, certificate_stamp(&self.parts.config), Instant::now());
+        let (mut groups, mut looked) = (0, Instant::now());
+        // Connects while this one goes on: records would wait for it otherwise.
+        let mut successor: Option<(Producer, Instant)> = None;
         let mut ending: Option<(End, Instant)> = None;
         loop {
             if ending.is_none() && looked.elapsed() > LOOK {
                 looked = Instant::now();
                 self.expire();
-                if certificate_stamp(&self.parts.config) != stamp {
-                    ending = Some((End::Rotated, Instant::now()));
-                } else if self.is_late(&window) {
+                if !successor.as_ref().map_or(producer, |(next, _)| next).is_current(&self.parts.config) {
+                    match self.producer() {
+                        Ok(next) => successor = Some((next, Instant::now())),
+                        Err(error) => tracing::warn!(%error, "no producer can be made with the new certificate yet"),
+                    }
+                }
+                if self.is_late(&window) {
                     producer.purge();
                     ending = Some((End::Expired, Instant::now()));
+                }
+            }
+            if let Some((next, since)) = successor.take_if(|_| ending.is_none()) {
+                // It has nothing to report yet but how it connects.
+                let _ = next.poll();
+                if next.is_ready() || since.elapsed() > SUCCEED {
+                    ending = Some((End::Rotated(next), Instant::now()));
+                } else {
+                    successor = Some((next, since));
                 }
             }
             self.parts.routing.hear();

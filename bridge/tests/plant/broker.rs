@@ -183,6 +183,27 @@ fn a_broker_that_hangs_and_a_line_that_is_slow_and_cut_lose_nothing() {
 }
 
 #[test]
+fn records_go_on_while_another_certificate_is_not_let_in() {
+    let mut plant = Plant::start();
+    let publish = |plant: &Plant, numbers| Publisher::publish(&plant.mosquitto, "machines/a", numbers);
+    let published = [("machines/a".to_owned(), publish(&plant, 1..=20))];
+    Delivered::wait(&plant.tansu, &["machines"], &published);
+    let bridge = NodeId::new(std::time::SystemTime::now().into(), [7; 10]);
+    let [certificate, key] = ["kafka.pem", "kafka.key"].map(|name| plant.certificates.path().join(name));
+    Plane::of("other").write_client(bridge, &certificate, &key);
+    until("a certificate that is turned away", || (!plant.front.refused().is_empty()).then_some(()));
+    // By the connection that there is.
+    let published = [("machines/a".to_owned(), publish(&plant, 21..=40))];
+    Delivered::wait(&plant.tansu, &["machines"], &published);
+    plant.plane.write_client(bridge, &certificate, &key);
+    until("a certificate that is taken", || (plant.front.certificates() == 2).then_some(()));
+    let published = [("machines/a".to_owned(), publish(&plant, 41..=60))];
+    Delivered::wait(&plant.tansu, &["machines"], &published).assert_complete_and_in_order(&published);
+    plant.bridge.stop();
+    assert_eq!(plant.bridge.dead_letters(), "");
+}
+
+#[test]
 fn the_audit_reads_by_the_certificate_of_a_consumer() {
     let mut plant = Plant::start();
     let published = [("machines/a".to_owned(), Publisher::publish(&plant.mosquitto, "machines/a", 1..=50))];

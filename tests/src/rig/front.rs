@@ -123,6 +123,8 @@ impl Drop for Front {
 }
 
 async fn serve(shared: &Shared, socket: tokio::net::TcpStream, broker: &str, names: &(Vec<u8>, Vec<u8>)) {
+    // A frame is several writes; it is not to wait for acknowledgements between them.
+    let _ = socket.set_nodelay(true);
     let acceptor = TlsAcceptor::from(Arc::clone(&lock(&shared.tls)));
     let client = match acceptor.accept(socket).await {
         Ok(client) => client,
@@ -131,6 +133,7 @@ async fn serve(shared: &Shared, socket: tokio::net::TcpStream, broker: &str, nam
     let shown = client.get_ref().1.peer_certificates().and_then(<[_]>::first).map(|shown| shown.to_vec());
     lock(&shared.clients).extend(shown);
     let Ok(server) = tokio::net::TcpStream::connect(broker).await else { return };
+    let _ = server.set_nodelay(true);
     let (from_client, to_client) = tokio::io::split(client);
     let (from_server, to_server) = tokio::io::split(server);
     tokio::select! {
