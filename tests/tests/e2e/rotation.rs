@@ -1,10 +1,11 @@
 //! Rotations of a real hub's authorities, with real sessions: the drill, and kill -9 at every step.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use hyperfactory_tests::drill::{self, Outcome};
-use hyperfactory_tests::fleet::{self, Fleet, Options, Tokens};
+use hyperfactory_tests::fleet::{self, Fleet, Options, SimulatedNode, Tokens};
 use hyperfactory_tests::rig::{Hub, Postgres, SOON, until};
 use serde_json::{Value, json};
 use tokio::runtime::{Builder, Runtime};
@@ -125,7 +126,14 @@ fn killed_at_every_step(database: Option<&str>) -> Result<()> {
     runtime.block_on(fleet::enroll(&stores, &Tokens::from_api(api, vec!["acme".into()])))?;
     let options = Options { series: 30, ..Options::default() };
     let fleet = runtime.block_on(async { Fleet::start(&options, &stores) })?;
-    let all_up = |what: &str| until(what, SOON * 4, || Ok((fleet.up() == NODES).then_some(())));
+    let all_up = |what: &str| {
+        until(what, SOON * 4, || Ok((fleet.up() == NODES).then_some(()))).with_context(|| {
+            let of = |node: &Arc<SimulatedNode>| {
+                format!("{:?}, before: {:?}", node.link().map(|link| link.borrow().state.clone()), node.take_troubles())
+            };
+            fleet.nodes().iter().map(of).collect::<Vec<_>>().join("; ")
+        })
+    };
     all_up("the nodes")?;
     // One is away all the time.
     fleet.nodes()[0].set_there(false);
