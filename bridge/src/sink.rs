@@ -92,6 +92,7 @@ struct Complaints {
     burying: Complaint,
     noting: Complaint,
     expiring: Complaint,
+    succeeding: Complaint,
 }
 
 /// What the sink works with.
@@ -233,8 +234,14 @@ impl Sink {
                 self.expire();
                 if !successor.as_ref().map_or(producer, |(next, _)| next).is_current(&self.parts.config) {
                     match self.producer() {
-                        Ok(next) => successor = Some((next, Instant::now())),
-                        Err(error) => tracing::warn!(%error, "no producer can be made with the new certificate yet"),
+                        Ok(next) => {
+                            self.complaints.succeeding.is_over();
+                            successor = Some((next, Instant::now()));
+                        }
+                        Err(error) if self.complaints.succeeding.is_due() => {
+                            tracing::warn!(%error, "the new certificate for Kafka is of no use, going on with the old one: look at kafka.ca, kafka.certificate and kafka.key");
+                        }
+                        Err(_) => {}
                     }
                 }
                 if self.is_late(&window) {

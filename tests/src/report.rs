@@ -34,7 +34,7 @@ pub enum Target {
     AtMost(f64),
     /// No less than this; more is better.
     AtLeast(f64),
-    /// No less than this part of the peer's figure, which is a bound rather than a rival; more is better.
+    /// No less than this part of the floor's figure; more is better.
     Share(f64),
     /// No number to reach; less is better.
     Less,
@@ -72,10 +72,10 @@ impl Report {
             Target::Less | Target::More => true,
         };
         let ahead = match (peer, target) {
-            (None, _) | (_, Target::Share(_)) => true,
+            (None, _) => true,
             _ if !rival => true,
             (Some((_, theirs)), Target::AtMost(_) | Target::Less) => ours <= theirs,
-            (Some((_, theirs)), Target::AtLeast(_) | Target::More) => ours >= theirs,
+            (Some((_, theirs)), Target::AtLeast(_) | Target::Share(_) | Target::More) => ours >= theirs,
         };
         self.rows.push(Row {
             name: name.to_owned(),
@@ -171,8 +171,8 @@ mod tests {
         report.beside("memory", "MB", 7.0, "other", 6.0, Target::AtMost(8.0));
         report.beside("speed", "1/s", 7.0, "other", 6.0, Target::More);
         report.figure("speed", "1/s", 7.0, Target::AtLeast(8.0));
-        report.beside("speed", "1/s", 7.0, "bound", 10.0, Target::Share(0.6));
-        report.beside("speed", "1/s", 5.0, "bound", 10.0, Target::Share(0.6));
+        report.above("speed", "1/s", 7.0, "bound", 10.0, Target::Share(0.6));
+        report.above("speed", "1/s", 5.0, "bound", 10.0, Target::Share(0.6));
         report.above("delay", "ms", 7.0, "floor", 1.0, Target::AtMost(8.0));
         report.above("delay", "ms", 9.0, "floor", 1.0, Target::AtMost(8.0));
         let holds: Vec<bool> = report.rows().iter().map(|row| row.holds).collect();

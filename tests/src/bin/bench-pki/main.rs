@@ -65,7 +65,7 @@ fn main() -> Result<()> {
     if wanted("crypto") {
         let floor = crypto::floor()?;
         let ours = crypto::issued_per_second(spend)?;
-        report.beside(
+        report.above(
             "a request checked and its certificate signed",
             "1/s of a core",
             ours,
