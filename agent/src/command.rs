@@ -2,6 +2,7 @@
 
 mod diagnostics;
 mod script;
+mod secrets;
 pub(crate) mod service;
 
 use std::sync::Arc;

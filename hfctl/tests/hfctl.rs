@@ -172,7 +172,8 @@ fn a_login_is_tried_stored_for_this_user_alone_and_used() {
 #[test]
 fn a_login_that_does_not_work_is_not_stored() {
     let site = Site::start();
-    let other = format!("{}A", site.admin.get(..site.admin.len() - 1).expect("a token"));
+    let (most, last) = site.admin.split_at(site.admin.len() - 1);
+    let other = format!("{most}{}", if last == "A" { "E" } else { "A" });
     site.login(&other).fails(3, &["does not take the token", "hfctl login"]);
     site.login("hfj_abc").fails(2, &["this is a join token"]);
     site.login("").fails(2, &["nothing was given"]);

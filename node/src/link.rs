@@ -192,7 +192,7 @@ impl Actor {
     }
 
     /// Recovers from a certificate that the hub takes no more.
-    async fn come_back(&self, outdated: &Trouble) -> Ending {
+    async fn come_back(&mut self, outdated: &Trouble) -> Ending {
         tracing::info!(hub = self.options.identity.hub, "recovering: {outdated}");
         let recovered = tokio::select! {
             biased;
@@ -202,6 +202,11 @@ impl Actor {
         match recovered {
             Ok(identity) => Ending::Renewed(Box::new(identity)),
             Err(Failure { trouble, retry_after }) => {
+                if trouble.kind == TroubleKind::Unissued
+                    && let Some(trouble) = self.go_back(&trouble).await
+                {
+                    return Ending::Trouble { trouble, retry_after: None, lasted: Duration::ZERO };
+                }
                 let message = format!("{outdated}; not recovered yet: {trouble}");
                 let trouble = Trouble { kind: trouble.kind, message };
                 Ending::Trouble { trouble, retry_after, lasted: Duration::ZERO }
@@ -280,7 +285,7 @@ fn of_dial(error: &DialError) -> Trouble {
 fn least_delay(kind: TroubleKind) -> Duration {
     match kind {
         TroubleKind::Displaced => AFTER_DISPLACED,
-        TroubleKind::Refused | TroubleKind::Revoked | TroubleKind::Frozen => AFTER_REFUSED,
+        TroubleKind::Refused | TroubleKind::Revoked | TroubleKind::Frozen | TroubleKind::Unissued => AFTER_REFUSED,
         TroubleKind::Address
         | TroubleKind::Unreachable
         | TroubleKind::Trust

@@ -2,18 +2,16 @@
 //! No secret is in it: the configuration prints none, of containers only names, states and images are told, and what looks
 //! like one all the same is hidden.
 
-mod secrets;
-
 use std::collections::HashMap;
 use std::fmt::Write;
 
 use bollard::query_parameters::ListContainersOptions;
 
+use super::secrets::Secrets;
 use super::{Carrier, service};
 use crate::agent::SOFTWARE;
 use crate::check;
 use crate::container::PROJECT_LABEL;
-use secrets::Secrets;
 
 pub(super) async fn gather(carrier: &Carrier) -> String {
     let mut text = String::new();

@@ -21,6 +21,7 @@ use settings::Period;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
+use super::secrets::Secrets;
 use super::{failed, succeeded, unknown};
 use crate::container::{Key, PROJECT_LABEL, SERVICE_LABEL};
 
@@ -285,7 +286,7 @@ fn read(summary: ContainerSummary) -> Option<(Key, Container)> {
 /// The engine was told to do something, and this came of it: a no is a no, and silence may be anything.
 fn of_error(container: &str, error: &EngineError) -> Ending {
     match error {
-        EngineError::DockerResponseServerError { message, .. } => failed(format!("{container}: {message}")),
+        EngineError::DockerResponseServerError { message, .. } => failed(format!("{container}: {}", shown(message))),
         error => unknown(format!("{container}: the engine was told, and did not answer ({error})")),
     }
 }
@@ -293,9 +294,14 @@ fn of_error(container: &str, error: &EngineError) -> Ending {
 /// The engine was asked something, which changes nothing.
 fn of_question(what: &str, error: &EngineError) -> Ending {
     match error {
-        EngineError::DockerResponseServerError { message, .. } => failed(format!("{what}: {message}")),
+        EngineError::DockerResponseServerError { message, .. } => failed(format!("{what}: {}", shown(message))),
         error => failed(format!("{what}: the engine does not answer: {error}")),
     }
+}
+
+/// What the engine says, which may repeat a container's command or environment.
+fn shown(message: &str) -> String {
+    Secrets::new().map_or_else(|_| "the engine refused; see its log".to_owned(), |secrets| secrets.hide(message))
 }
 
 #[cfg(test)]

@@ -256,7 +256,8 @@ impl Enrollment {
         Ok(issued.is_fresh(now).then_some(issued))
     }
 
-    /// A node is away for so long, and comes back so often, and no more.
+    /// A node is away for so long, and comes back so often, and no more. A key counts once, however many authorities
+    /// have answered it: a rotation may come between an answer that is lost and the next.
     async fn within_bounds(
         &self,
         transaction: &mut Transaction,
@@ -278,7 +279,8 @@ impl Enrollment {
             ));
         }
         let recent = sqlx::query(
-            "SELECT COUNT(*), MIN(issued_at) FROM certificates WHERE node = $1 AND recovered = 1 AND issued_at > $2",
+            "SELECT COUNT(DISTINCT spki_sha256), MIN(issued_at) FROM certificates
+             WHERE node = $1 AND recovered = 1 AND issued_at > $2",
         )
         .bind(node.to_string())
         .bind(now.minus(within).millis())
@@ -353,7 +355,7 @@ async fn former(transaction: &mut Transaction, request: &RecoverRequest, node: N
     .await?;
     let Some(row) = row else {
         let message = "this hub has issued no certificate of this node for this key: enroll the node with a new token";
-        return Err(refused(RefusalCode::NodeUnknown, message.into()));
+        return Err(refused(RefusalCode::CertificateUnknown, message.into()));
     };
     let number = |column| Ok::<_, sqlx::Error>(row.try_get::<Option<i64>, _>(column)?.unwrap_or(0).cast_unsigned());
     let former = Former {

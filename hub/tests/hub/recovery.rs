@@ -189,7 +189,7 @@ on_both_engines! {
         assert_eq!(challenge(foreign).await, RefusalCode::NodeUnknown);
         // One node's key under another's id, be it of this tenant or another.
         let borrowed = RecoverRequest { node_id: other.request(&key()).node_id, ..good.request(&key()) };
-        assert_eq!(challenge(borrowed).await, RefusalCode::NodeUnknown);
+        assert_eq!(challenge(borrowed).await, RefusalCode::CertificateUnknown);
         assert_eq!(challenge(RecoverRequest { sequence: 2, ..good.request(&key()) }).await, RefusalCode::Malformed);
         assert_eq!(challenge(RecoverRequest { node_id: vec![1], ..good.request(&key()) }).await, RefusalCode::Malformed);
         assert_eq!(challenge(RecoverRequest { versions: None, ..good.request(&key()) }).await, RefusalCode::Version);

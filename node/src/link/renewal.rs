@@ -192,11 +192,10 @@ impl Actor {
         }
     }
 
-    /// Goes back to the credential before a renewal when the hub does not accept the new one; says so if it did.
+    /// Goes back to the credential before a renewal, if there is one; says so if it did. Only for what shows that the hub
+    /// never used the new one: it may have, and its Welcome been lost, and who then comes with the old one is taken for a
+    /// copy of this node.
     pub(super) async fn go_back(&mut self, trouble: &Trouble) -> Option<Trouble> {
-        if !matches!(trouble.kind, TroubleKind::Trust | TroubleKind::Revoked | TroubleKind::Outdated) {
-            return None;
-        }
         self.options.identity.credential = self.options.identity.previous.take()?;
         self.save("the identity file holds a certificate that the hub does not accept").await;
         self.publish_certificate();

@@ -105,7 +105,10 @@ impl Actor {
             Ok(opened) => opened,
             Err(failure) => {
                 connection.close(CloseCode::Done, "");
-                let went_back = self.go_back(&failure.trouble).await;
+                let went_back = match failure.trouble.kind {
+                    TroubleKind::Trust => self.go_back(&failure.trouble).await,
+                    _ => None,
+                };
                 return ending(went_back.map_or(failure, Failure::from), Duration::ZERO);
             }
         };
@@ -431,6 +434,7 @@ pub(super) fn of_refusal(refusal: &Refusal) -> Failure {
         RefusalCode::Busy | RefusalCode::Internal => TroubleKind::Busy,
         RefusalCode::NodeRevoked | RefusalCode::NodeUnknown | RefusalCode::RecoveryOver => TroubleKind::Revoked,
         RefusalCode::CertificateReplaced => TroubleKind::Outdated,
+        RefusalCode::CertificateUnknown => TroubleKind::Unissued,
         RefusalCode::NodeFrozen => TroubleKind::Frozen,
         _ => TroubleKind::Refused,
     };

@@ -114,6 +114,8 @@ pub enum TroubleKind {
     Trust,
     /// The hub takes this node's certificate no more; the node recovers by itself.
     Outdated,
+    /// The hub knows no such certificate of this node, as when its database is of a time before.
+    Unissued,
     /// Two nodes have one key; an operator has to decide.
     Frozen,
     /// Another process connected with this node's identity.

@@ -77,9 +77,11 @@ pub(crate) struct Script {
     /// Calls even a new certificate due.
     pub(crate) always_due: bool,
     pub(crate) refuse_session: Option<Refusal>,
+    /// Uses a renewed certificate for a session and is cut off for this long before the node hears of it.
+    pub(crate) lose_welcome: Option<Duration>,
+    /// Knows no certificate after the first, as one whose database is of a time before.
+    pub(crate) forget_renewed: bool,
     pub(crate) denied: Vec<Serial>,
-    /// Puts what it renews on the denylist.
-    pub(crate) deny_renewed: bool,
 }
 
 /// What a test has the hub do in every session.
@@ -126,6 +128,10 @@ struct Shared {
 struct Ahead(AtomicI64);
 
 impl Ahead {
+    fn go_ahead(&self, by: Duration) {
+        self.0.store(i64::try_from(by.as_millis()).expect("short"), Ordering::SeqCst);
+    }
+
     fn now(&self) -> Timestamp {
         now().plus(Duration::from_millis(self.0.load(Ordering::SeqCst).unsigned_abs()))
     }
@@ -201,7 +207,7 @@ impl TestHub {
 
     /// Sets the hub's clock ahead.
     pub(crate) fn ahead(&self, by: Duration) {
-        self.shared.clock.0.store(i64::try_from(by.as_millis()).expect("short"), Ordering::SeqCst);
+        self.shared.clock.go_ahead(by);
     }
 
     /// The list of roots as the hub sends it.
@@ -360,9 +366,7 @@ impl Shared {
     }
 
     fn answer(&self, request: EnrollRequest) -> enroll_reply::Reply {
-        let refused = |code: RefusalCode, message: &str| {
-            enroll_reply::Reply::Refusal(Refusal { code: code.into(), message: message.into(), retry_after_ms: 0 })
-        };
+        let refused = |code, message| enroll_reply::Reply::Refusal(refusal(code, message));
         let Ok(requested) = verify_request(&request.certificate_request) else {
             return refused(RefusalCode::Malformed, "bad request");
         };
@@ -416,7 +420,9 @@ impl Shared {
         self.note(|seen| seen.recoveries.push((request.clone(), holds)));
         let requested = verify_request(&request.certificate_request).map_err(|error| error.to_string())?;
         let script = self.script();
-        let answer = match script.refuse_recovery {
+        let forgotten = (script.forget_renewed && sequence > 1)
+            .then(|| refusal(RefusalCode::CertificateUnknown, "no certificate of this node for this key"));
+        let answer = match script.refuse_recovery.or(forgotten) {
             Some(refusal) => recover_reply::Reply::Refusal(refusal),
             None => {
                 let chain = {
@@ -475,7 +481,10 @@ impl Shared {
         };
         self.note(|seen| seen.trusts.push((hello.roots.clone(), String::new())));
         let script = self.script();
-        if let Some(refusal) = script.refuse_session {
+        let renewed = self.leaves.lock().expect("whole").get(&identity.spki_sha256).is_some_and(|leaf| leaf.1 > 1);
+        let forgotten = (script.forget_renewed && renewed)
+            .then(|| refusal(RefusalCode::CertificateReplaced, "no certificate that is in use"));
+        if let Some(refusal) = script.refuse_session.or(forgotten) {
             let _ = writer.send(&session.refuse(refusal)).await;
             connection.closed().await;
             return Ok(());
@@ -487,6 +496,11 @@ impl Shared {
         let id = SessionId::new(now(), rand::random());
         let welcome = session.welcome(id, inbox.position(), "0.1.0-test", renew_at, now()).ok_or("no welcome")?;
         self.note(|seen| seen.sessions.push(identity.clone()));
+        if renewed && let Some(long) = self.script.lock().expect("whole").lose_welcome.take() {
+            self.clock.go_ahead(long);
+            connection.close(CloseCode::Internal, "lost");
+            return Ok(());
+        }
         let orders = self.orders.subscribe();
         let Ok(()) = writer.send(&welcome).await else { return Ok(()) };
         tokio::select! {
@@ -544,12 +558,8 @@ impl Shared {
                             let again = || self.issue(&requested, identity.node, sequence + 1);
                             renewals.entry(requested.spki_sha256()).or_insert_with(again).clone()
                         };
-                        let issued = self.seen.borrow().issued[&requested.spki_sha256()];
                         let lose = {
                             let mut script = self.script.lock().expect("whole");
-                            if script.deny_renewed {
-                                script.denied.push(issued);
-                            }
                             let lose = script.lose_renew_replies > 0;
                             script.lose_renew_replies = script.lose_renew_replies.saturating_sub(1);
                             script.renew_now = lose || script.always_due;
@@ -620,6 +630,10 @@ impl Shared {
             }
         }
     }
+}
+
+pub(crate) fn refusal(code: RefusalCode, message: &str) -> Refusal {
+    Refusal { code: code.into(), message: message.into(), retry_after_ms: 0 }
 }
 
 pub(crate) fn command() -> ToNode {

@@ -5,15 +5,11 @@ use std::time::Duration;
 use hyperfactory_node as node;
 use node::link::{LinkStatus, TroubleKind};
 use node::{Clock, Identity};
-use protocol::message::{Refusal, RefusalCode, ToNode, Trust, to_node};
+use protocol::message::{RefusalCode, ToNode, Trust, to_node};
 use protocol::{NodeId, Timestamp};
 
-use crate::hub::{DAY, Order, TestHub, now};
+use crate::hub::{DAY, Order, TestHub, now, refusal};
 use crate::session::TestNode;
-
-fn refusal(code: RefusalCode, message: &str) -> Refusal {
-    Refusal { code: code.into(), message: message.into(), retry_after_ms: 0 }
-}
 
 fn saved(node: &TestNode) -> Identity {
     node.store.load().expect("readable").expect("there")
@@ -49,6 +45,26 @@ async fn a_node_whose_certificate_has_ended_comes_back_by_itself_with_a_new_key(
     let files = std::fs::read_dir(path.parent().expect("a directory")).expect("listed");
     assert_eq!(files.count(), 1, "the waiting key is gone");
     assert!(node.stop().await.certificate_not_after > before.not_after);
+    hub.stop().await;
+}
+
+#[tokio::test]
+async fn a_node_that_never_heard_that_its_renewed_certificate_was_used_comes_back_by_that_one() {
+    let hub = TestHub::start();
+    hub.script(|script| {
+        script.renew_now = true;
+        script.lose_welcome = Some(DAY * 8);
+    });
+    let mut node = TestNode::start(&hub).await;
+    let seen = hub.until("a third session", |seen| seen.sessions.len() == 3).await;
+    // The hub has retired the one before: a proof by it would be by a copy of the node.
+    let [(request, true)] = &seen.recoveries[..] else { panic!("{:?}", seen.recoveries) };
+    assert_eq!((request.spki_sha256.as_slice(), request.sequence), (&seen.sessions[1].spki_sha256[..], 2));
+    node.until("up", LinkStatus::is_up).await;
+    let now = saved(&node);
+    assert_eq!((now.credential.sequence(), now.previous.is_none()), (3, true));
+    assert_eq!(seen.sessions[2].serial, now.credential.subject().serial);
+    node.stop().await;
     hub.stop().await;
 }
 

@@ -64,7 +64,8 @@ fn a_diagnostics_bundle_holds_none_of_the_secrets_of_its_machine() -> Result<()>
         Ok((inspected["State"]["Health"]["Status"] == "unhealthy").then_some(()))
     })?;
     let start = site.ask("service.start", Some("broken"), json!({}))?;
-    site.comes_to(&start, "failed")?;
+    let refused = site.comes_to(&start, "failed")?.to_string();
+    ensure!(refused.contains("/no/such/program") && !refused.contains(PLANTED), "{refused}");
 
     let web = site.project.name().to_owned() + "-web-1";
     let text = site.bundle(&["told by the hub to gather diagnostics", "(unhealthy)", &web])?;

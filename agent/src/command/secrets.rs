@@ -1,5 +1,5 @@
-//! What in a text looks like a secret. Nothing that goes into a bundle should hold one: this is for what does all the same,
-//! such as an engine's address with a password in it, or an engine's error that repeats a container's command.
+//! What in a text looks like a secret. Nothing that goes to the hub but logs should hold one: this is for what does all the
+//! same, such as an engine's address with a password in it, or an engine's error that repeats a container's command.
 
 use regex::Regex;
 
