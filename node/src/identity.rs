@@ -28,7 +28,7 @@ pub struct Identity {
     pub roots: Vec<CertificateDer<'static>>,
     /// The key and certificates in use.
     pub credential: Arc<Credential>,
-    /// The ones before a renewal, kept until a session came up with the new ones.
+    /// The ones before these, kept until the next take their place: all that a hub knows whose database is of a time before.
     pub previous: Option<Arc<Credential>>,
 }
 

@@ -129,8 +129,8 @@ impl Registry {
             return Err(Refusal {
                 code: RefusalCode::CertificateReplaced.into(),
                 message: format!(
-                    "certificate {} of node {} was replaced by a newer one: this is an old copy of the node's state; \
-                     enroll it with a new token",
+                    "certificate {} of node {} is none that is in use here: a newer one has been used, or this hub's \
+                     database is of a time before it; the node asks by itself which it is",
                     identity.serial, identity.node
                 ),
                 retry_after_ms: 0,

@@ -52,7 +52,7 @@ impl Actor {
                 }
             };
             let next = renewed(identity, key, recovered.certificate_chain, sequence)?;
-            let next = Identity { roots, previous: None, ..next };
+            let next = Identity { roots, ..next };
             store.save(&next)?;
             store.forget_pending(Pending::Renew)?;
             Ok(next)

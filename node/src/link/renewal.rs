@@ -185,29 +185,18 @@ impl Renewal {
 }
 
 impl Actor {
-    /// Lets go of the credential before a renewal: a session is up with the new one.
-    pub(super) async fn retire_previous(&mut self) {
-        if self.options.identity.previous.take().is_some() {
-            self.save("the old key stays in the identity file until the next renewal").await;
-        }
-    }
-
-    /// Goes back to the credential before a renewal, if there is one; says so if it did. Only for what shows that the hub
-    /// never used the new one: it may have, and its Welcome been lost, and who then comes with the old one is taken for a
-    /// copy of this node.
+    /// Goes back to the certificate before the newest, if there is one; says so if it did. Only for a hub that says that it
+    /// knows no such certificate: any other may have used it, be it that its Welcome was lost, and takes who comes with the
+    /// one before for a copy of this node.
     pub(super) async fn go_back(&mut self, trouble: &Trouble) -> Option<Trouble> {
         self.options.identity.credential = self.options.identity.previous.take()?;
-        self.save("the identity file holds a certificate that the hub does not accept").await;
-        self.publish_certificate();
-        let message = format!("going back to the certificate before the renewal: {trouble}");
-        Some(Trouble::new(TroubleKind::Trust, message))
-    }
-
-    async fn save(&self, otherwise: &str) {
         let (store, identity) = (self.options.store.clone(), self.options.identity.clone());
         if let Err(error) = on_disk(move || Ok(store.save(&identity)?)).await {
-            tracing::warn!("{error}; {otherwise}");
+            tracing::warn!("{error}; the identity file holds a certificate that the hub does not know");
         }
+        self.publish_certificate();
+        let message = format!("going back to the certificate before: {trouble}");
+        Some(Trouble::new(TroubleKind::Outdated, message))
     }
 }
 

@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use pki::Distrust;
 use protocol::message::{Refusal, RefusalCode, SpoolRange, ToHub, ToNode, to_hub};
 use protocol::session::{Held, NodeOutput, NodeSession, Welcomed};
 use protocol::{Timestamp, frame, version};
@@ -105,15 +104,11 @@ impl Actor {
             Ok(opened) => opened,
             Err(failure) => {
                 connection.close(CloseCode::Done, "");
-                let went_back = match failure.trouble.kind {
-                    TroubleKind::Trust => self.go_back(&failure.trouble).await,
-                    _ => None,
-                };
-                return ending(went_back.map_or(failure, Failure::from), Duration::ZERO);
+                return ending(failure, Duration::ZERO);
             }
         };
         let up_since = Instant::now();
-        self.came_up(&connection, &welcomed).await;
+        self.came_up(&connection, &welcomed);
 
         let (mut stream, mut shipment) = match self.streams(&connection, &welcomed, held.logs).await {
             Ok(streams) => streams,
@@ -209,7 +204,7 @@ impl Actor {
         Ok((stream, shipment))
     }
 
-    async fn came_up(&mut self, connection: &Connection, welcomed: &Welcomed) {
+    fn came_up(&self, connection: &Connection, welcomed: &Welcomed) {
         self.counters.session();
         self.options.recorder.clock_measured(welcomed.clock);
         self.status.send_modify(|status| status.clock = Some(welcomed.clock));
@@ -225,7 +220,6 @@ impl Actor {
             clock_offset_ms = welcomed.clock.offset_ms,
             "session up"
         );
-        self.retire_previous().await;
     }
 
     /// Drives the control stream until the session ends; gives the new identity when the certificate was renewed.
@@ -418,12 +412,7 @@ pub(super) fn of_closed(closed: &Closed) -> Trouble {
              with a join token of its own",
         ),
         (CloseCode::Revoked, true) => Trouble::new(TroubleKind::Revoked, text()),
-        (CloseCode::Refused, true)
-            if matches!(closed.distrust, Some(Distrust::NotValidNow | Distrust::ForeignRoot)) =>
-        {
-            Trouble::new(TroubleKind::Outdated, text())
-        }
-        (CloseCode::Refused, true) => Trouble::new(TroubleKind::Trust, text()),
+        (CloseCode::Refused, true) if closed.distrust.is_some() => Trouble::new(TroubleKind::Outdated, text()),
         (CloseCode::Draining, true) => Trouble::new(TroubleKind::Goodbye, text()),
         _ => Trouble::new(TroubleKind::Broken, closed.to_string()),
     }

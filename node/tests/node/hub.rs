@@ -498,7 +498,8 @@ impl Shared {
         self.note(|seen| seen.sessions.push(identity.clone()));
         if renewed && let Some(long) = self.script.lock().expect("whole").lose_welcome.take() {
             self.clock.go_ahead(long);
-            connection.close(CloseCode::Internal, "lost");
+            // As a refusal would be whose words were lost: it says nothing of the certificate.
+            connection.close(CloseCode::Refused, "lost");
             return Ok(());
         }
         let orders = self.orders.subscribe();

@@ -7,6 +7,7 @@ use node::link::{LinkStatus, TroubleKind};
 use node::{Clock, Identity};
 use protocol::message::{RefusalCode, ToNode, Trust, to_node};
 use protocol::{NodeId, Timestamp};
+use transport::CloseCode;
 
 use crate::hub::{DAY, Order, TestHub, now, refusal};
 use crate::session::TestNode;
@@ -62,8 +63,27 @@ async fn a_node_that_never_heard_that_its_renewed_certificate_was_used_comes_bac
     assert_eq!((request.spki_sha256.as_slice(), request.sequence), (&seen.sessions[1].spki_sha256[..], 2));
     node.until("up", LinkStatus::is_up).await;
     let now = saved(&node);
-    assert_eq!((now.credential.sequence(), now.previous.is_none()), (3, true));
+    assert_eq!((now.credential.sequence(), now.previous.map(|before| before.sequence())), (3, Some(2)));
     assert_eq!(seen.sessions[2].serial, now.credential.subject().serial);
+    node.stop().await;
+    hub.stop().await;
+}
+
+#[tokio::test]
+async fn a_hub_whose_database_is_of_a_time_before_has_the_node_back_by_the_certificate_of_then() {
+    let hub = TestHub::start();
+    hub.script(|script| script.renew_now = true);
+    let mut node = TestNode::start(&hub).await;
+    hub.until("a session after the renewal", |seen| seen.sessions.len() == 2).await;
+    node.until("up", LinkStatus::is_up).await;
+    hub.script(|script| script.forget_renewed = true);
+    hub.order(Order::Close(CloseCode::Internal, "restored"));
+    let seen = hub.until("a session by the one before", |seen| seen.sessions.len() == 3).await;
+    assert_eq!(seen.sessions[2], seen.sessions[0]);
+    let [(request, true)] = &seen.recoveries[..] else { panic!("{:?}", seen.recoveries) };
+    assert_eq!(request.sequence, 2, "the newest first: the hub may know it");
+    node.until("up", LinkStatus::is_up).await;
+    assert_eq!(saved(&node).credential.sequence(), 1);
     node.stop().await;
     hub.stop().await;
 }

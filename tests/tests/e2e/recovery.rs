@@ -1,7 +1,11 @@
-//! A node that was away past its certificate's end, and a copy of its disk that turns up later.
+//! A node that was away past its certificate's end, a copy of its disk that turns up later, and a hub whose disk is of
+//! yesterday.
+
+use std::fs;
 
 use anyhow::{Context, Result, ensure};
 use hyperfactory_tests::rig::{Agent, Hub, SOON, until};
+use serde_json::json;
 
 fn online(hub: &Hub) -> Result<String> {
     until("the node's session", SOON, || {
@@ -67,5 +71,39 @@ fn an_agent_that_was_away_for_three_weeks_comes_back_by_itself_and_a_copy_of_its
         let open = alerts["items"].as_array().is_some_and(|all| all.iter().any(|one| one["rule"] == "node.cloned"));
         Ok((!open).then_some(()))
     })?;
+    Ok(())
+}
+
+#[test]
+fn a_hub_that_is_restored_from_before_a_renewal_has_its_agent_back_without_anybodys_help() -> Result<()> {
+    let (mut hub, backup) = (Hub::start()?, tempfile::tempdir()?);
+    hub.tenant("acme")?;
+    let agent = Agent::create()?.set("interval", "1s").join(&hub, "acme")?;
+    let id = online(&hub)?;
+    let serial = |hub: &Hub| Ok::<_, anyhow::Error>(hub.node(&id)?["certificate"]["serial"].clone());
+    let first = serial(&hub)?;
+    hub.stop()?;
+    for file in fs::read_dir(hub.state_dir())? {
+        let file = file?;
+        fs::copy(file.path(), backup.path().join(file.file_name()))?;
+    }
+    hub.restart()?;
+    online(&hub)?;
+    hub.api().post("/api/v1/renewals", &json!({ "all": true, "within_seconds": 1, "reason": "drill" }))?.ok()?;
+    until("a session after the renewal", SOON, || Ok((serial(&hub)? != first).then_some(())))?;
+    hub.stop()?;
+
+    for file in fs::read_dir(hub.state_dir())? {
+        fs::remove_file(file?.path())?;
+    }
+    for file in fs::read_dir(backup.path())? {
+        let file = file?;
+        fs::copy(file.path(), hub.state_dir().join(file.file_name()))?;
+    }
+    hub.restart()?;
+    assert_eq!(online(&hub)?, id);
+    assert_eq!(serial(&hub)?, first);
+    assert_eq!((audited(&hub, "node.enrolled")?, audited(&hub, "node.frozen")?), (1, 0));
+    drop(agent);
     Ok(())
 }
