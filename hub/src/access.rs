@@ -309,8 +309,10 @@ impl Access {
     pub async fn session(&self, cookie: &str, now: Timestamp) -> Result<Session, AccessError> {
         let secret = Secret::parse(Purpose::Session, cookie).ok_or(AccessError::Invalid)?;
         let row = sqlx::query(
+            // A token may be revoked while a session is being opened with it.
             "SELECT name, role, tenant, api_token, expires_at FROM web_sessions
-             WHERE secret_hash = $1 AND expires_at > $2",
+             WHERE secret_hash = $1 AND expires_at > $2 AND (api_token IS NULL OR EXISTS
+               (SELECT 1 FROM api_tokens WHERE api_tokens.id = web_sessions.api_token AND revoked_at IS NULL))",
         )
         .bind(secret.hash())
         .bind(now.millis())

@@ -3,7 +3,7 @@
 use hyperfactory_hub::access::{Access, AccessError, Grant, Role, SESSION_LIFETIME};
 use hyperfactory_hub::audit::{Actor, action};
 use protocol::TenantId;
-use store::on_both_engines;
+use store::{on_both_engines, sqlx};
 
 use crate::setup::{HERE, NOW, World, acme, at, seconds};
 
@@ -26,7 +26,7 @@ on_both_engines! {
         let principal = access.authenticate(&admin, HERE, NOW).await.expect("let in");
         assert!(principal.may(Role::Admin) && principal.sees(&other) && principal.sees_all());
         // What stands in the database opens nothing.
-        let hashes: Vec<Vec<u8>> = store::sqlx::query_scalar("SELECT secret_hash FROM api_tokens")
+        let hashes: Vec<Vec<u8>> = sqlx::query_scalar("SELECT secret_hash FROM api_tokens")
             .fetch_all(world.database.reader())
             .await
             .expect("hashes");
@@ -54,6 +54,32 @@ on_both_engines! {
         assert!(matches!(access.revoke_api_token("nope", &Actor::system(), NOW).await, Err(AccessError::Unknown(_))));
         assert_eq!(access.list_api_tokens().await.expect("tokens").len(), 2);
         assert_eq!(world.audited(action::API_TOKEN_REVOKED).await.len(), 1);
+        world.close().await;
+    }
+
+    async fn a_session_that_is_opened_while_its_token_is_revoked_opens_nothing(database: TestDatabase) {
+        let world = World::new(database).await;
+        let access = Access::new(world.database.clone());
+        let (info, token) =
+            access.create_api_token(grant(Role::Operator, None), &Actor::system(), NOW).await.expect("made");
+        let browser = access.sign_in(&token, HERE, NOW).await.expect("signed in");
+        let read = "SELECT secret_hash, expires_at FROM web_sessions";
+        let session: (Vec<u8>, i64) = sqlx::query_as(read).fetch_one(world.database.reader()).await.expect("a row");
+        access.revoke_api_token(&info.id, &Actor::operator("root"), at(1)).await.expect("revoked");
+        // Who has found the token good before that writes its session after it.
+        let mut transaction = world.database.begin_write().await.expect("begun");
+        sqlx::query(
+            "INSERT INTO web_sessions (secret_hash, name, role, created_at, expires_at, api_token)
+             VALUES ($1, 'ann', 'operator', 0, $2, $3)",
+        )
+        .bind(session.0)
+        .bind(session.1)
+        .bind(&info.id)
+        .execute(&mut *transaction)
+        .await
+        .expect("written");
+        transaction.commit().await.expect("committed");
+        assert!(matches!(access.session(&browser.cookie, at(2)).await, Err(AccessError::Invalid)));
         world.close().await;
     }
 
