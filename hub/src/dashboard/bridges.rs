@@ -12,14 +12,15 @@ use super::layout::Section;
 use super::pages::{framed, still};
 use super::session::Visitor;
 use crate::access::Principal;
-use crate::api::resource::{Bridge, KafkaAccess, KafkaAccessState, KafkaState, Kind, Node, PresenceState, Route};
+use crate::api::resource::{Bridge, KafkaAccess, KafkaAccessState, KafkaState, Kind, Node, PresenceState, Route, Time};
 use crate::web::App;
 
 /// A certificate that ends within so many days should have been renewed.
 const FEW_DAYS: i64 = 14;
 const DAY_MS: i64 = 86_400_000;
-/// While a bridge's session is so young by its last record, its data is news.
-const NEWS_MS: i64 = 600_000;
+/// A bridge that enrolled so lately is new, and its data is news when its last record is so near to its session's start.
+const NEW_MS: i64 = DAY_MS;
+const NEWS_MS: u64 = 600_000;
 /// Bridges whose news is told above the others.
 const MOST_NEWS: usize = 3;
 
@@ -73,7 +74,8 @@ pub(super) fn view(bridges: &[Arc<Node>], clock: Clock) -> Markup {
 /// A bridge that is new here: whether its first data has come.
 fn news(node: &Node, clock: Clock) -> Option<Markup> {
     let since = node.presence.since.filter(|_| node.presence.state == PresenceState::Online)?;
-    let routes = &node.bridge.as_ref()?.routes;
+    let bridge = node.bridge.as_ref()?;
+    let routes = &bridge.routes;
     let newest = routes.iter().filter(|route| route.last_at.is_some()).max_by_key(|route| route.last_at.map(|at| at.0));
     let link = html! { a href={ "/nodes/" (node.id) } { (node.name) } };
     match newest {
@@ -85,7 +87,12 @@ fn news(node: &Node, clock: Clock) -> Option<Markup> {
             }
         }),
         Some(route) => {
-            let at = route.last_at.filter(|at| at.0.millis() - since.0.millis() < NEWS_MS)?;
+            let new = clock.now.millis() - node.enrolled_at.0.millis() < NEW_MS;
+            // A record has its time before the brokers have it.
+            let arrives = bridge.kafka == KafkaState::Connected && bridge.delivered.is_some_and(|count| count > 0.0);
+            // The bridge's clock may be behind the hub's.
+            let near = |at: &Time| at.0.millis().abs_diff(since.0.millis()) < NEWS_MS;
+            let at = route.last_at.filter(|at| new && arrives && near(at))?;
             Some(html! {
                 div.note.ok {
                     (format::mark("ok"))

@@ -1,18 +1,20 @@
 //! The dashboard as a browser without a script sees it, and its live streams.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::body::Body;
 use axum::http::{Method, Request, StatusCode};
 use hyperfactory_hub::access::Role;
 use hyperfactory_hub::audit::{self, action};
 use hyperfactory_hub::kafka_access::{Access, State};
-use protocol::NodeKind;
+use hyperfactory_hub::telemetry::state::Member;
 use protocol::message::{KafkaState, ServiceHealth};
+use protocol::{NodeId, NodeKind};
 use serde_json::Value;
 use store::on_both_engines;
 
-use crate::{Answer, Site};
+use crate::{Answer, Site, now};
 
 /// A browser that is signed in.
 pub(crate) struct Browser<'a> {
@@ -336,7 +338,7 @@ on_both_engines! {
         live.until("come with its first session").await;
         for node in [cologne, others] {
             site.connect(node);
-            site.tell_of_brokers(node, KafkaState::Connected, "");
+            site.tell_of_brokers(node, KafkaState::Connected, "", 61, 5);
         }
         let update = live.until("Connected").await;
         let view = html(&update, "view").expect("the list");
@@ -348,8 +350,10 @@ on_both_engines! {
         assert!(page.contains("in 30 d") && page.contains("1 min ago"), "{page}");
         assert!(!view.contains("others-plant") && !view.contains(&agent.to_string()), "{view}");
 
-        site.tell_of_brokers(cologne, KafkaState::Refused, "certificate revoked");
-        assert!(html(&live.until("Refused").await, "view").expect("the list").contains("ertificate revoked"));
+        site.tell_of_brokers(cologne, KafkaState::Refused, "certificate revoked", 61, 5);
+        let update = live.until("Refused").await;
+        let view = html(&update, "view").expect("the list");
+        assert!(view.contains("ertificate revoked") && !view.contains("First data from"), "{view}");
         let may = Access { topics: vec!["cologne.*".into()], state: State::Refused, message: "no superuser".into(), tries: 1 };
         site.fleet.kafka_access(cologne, Arc::new(may));
         let update = live.until("o superuser").await;
@@ -366,5 +370,29 @@ on_both_engines! {
         assert_eq!((&node["bridge"]["kafka"], &node["bridge"]["pending"]), (&"refused".into(), &1240.0.into()), "{node}");
         let class = &node["bridge"]["classes"][0];
         assert_eq!((&class["overflow"], &class["dropped"]), (&"drop-oldest".into(), &4321.into()), "{node}");
+    }
+
+    async fn the_first_data_of_a_bridge_is_news_when_it_is_in_kafka_and_no_other_is(test: TestDatabase) {
+        let site = Site::open(test).await;
+        let acme = site.tenant("acme").await;
+        let browser = Browser::sign_in(&site, Role::Viewer, None).await;
+        let cologne = site.node_of(NodeKind::Bridge, "acme", "cologne").await;
+        site.connect(cologne);
+        let news = async || browser.get("/bridges").await.body.matches("First data from").count();
+        site.tell_of_brokers(cologne, KafkaState::Unreachable, "no way there", 1, 5);
+        assert_eq!(news().await, 0, "brokers are away");
+        site.tell_of_brokers(cologne, KafkaState::Connected, "", 1, 0);
+        assert_eq!(news().await, 0, "it was handed over, and not confirmed");
+        site.tell_of_brokers(cologne, KafkaState::Connected, "", 1, 5);
+        assert_eq!(news().await, 1);
+        site.tell_of_brokers(cologne, KafkaState::Connected, "", 5 * 86_400, 5);
+        assert_eq!(news().await, 0, "a quiet plant's, after the hub started again");
+
+        let old = NodeId::new(now(), [7; 10]);
+        let enrolled_at = now().minus(Duration::from_secs(2 * 86_400));
+        site.fleet.enrolled(Member { node: old, tenant: acme, kind: NodeKind::Bridge, name: "old".into(), enrolled_at });
+        site.connect(old);
+        site.tell_of_brokers(old, KafkaState::Connected, "", 1, 5);
+        assert_eq!(news().await, 0, "what comes from an old one is no first");
     }
 }

@@ -236,8 +236,9 @@ impl Site {
         );
     }
 
-    /// Has a bridge report how it stands with its brokers, and its figures.
-    fn tell_of_brokers(&self, node: NodeId, kafka: KafkaState, message: &str) {
+    /// Has a bridge report how it stands with its brokers, how many seconds ago a record went to them and how many they have
+    /// confirmed, and its other figures.
+    fn tell_of_brokers(&self, node: NodeId, kafka: KafkaState, message: &str, last: u64, delivered: i64) {
         let ago = |seconds| now().minus(Duration::from_secs(seconds));
         let route = |from: &str, last_ms| RouteStatus { from: from.into(), to: "machines".into(), last_ms };
         let bridge = BridgeStatus {
@@ -245,7 +246,7 @@ impl Site {
             message: message.into(),
             certificate_not_after_ms: now().plus(Duration::from_secs(30 * 86_400 + 60)).millis(),
             certificate_trouble: String::new(),
-            routes: vec![route("machines/#", ago(61).millis()), route("spare/#", 0)],
+            routes: vec![route("machines/#", ago(last).millis()), route("spare/#", 0)],
             classes: vec![ClassStatus {
                 name: "trends".into(),
                 overflow: "drop-oldest".into(),
@@ -257,6 +258,7 @@ impl Site {
             (metrics::BRIDGE_PENDING, 1_240),
             (metrics::BRIDGE_BYTES, 3_072),
             (metrics::BRIDGE_LAG, 125_000),
+            (metrics::BRIDGE_DELIVERED, delivered),
             (metrics::BRIDGE_FILTERED, 77),
             (metrics::BRIDGE_UNMAPPED, 0),
         ];

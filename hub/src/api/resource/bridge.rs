@@ -29,6 +29,8 @@ pub struct Bridge {
     pub received_per_second: Option<f64>,
     /// Records that Kafka confirmed a second.
     pub delivered_per_second: Option<f64>,
+    /// Records that Kafka confirmed, since it started.
+    pub delivered: Option<f64>,
     /// Messages that the steps of its routes let go no further, since it started.
     pub filtered: Option<f64>,
     /// Messages that it passed on as they came although their route declares what to do with them, since it started.
@@ -153,6 +155,7 @@ impl Bridge {
             lag_seconds: value(metrics::BRIDGE_LAG).map(|lag| lag / 1000.0),
             received_per_second: rate(metrics::BRIDGE_RECEIVED),
             delivered_per_second: rate(metrics::BRIDGE_DELIVERED),
+            delivered: value(metrics::BRIDGE_DELIVERED),
             filtered: value(metrics::BRIDGE_FILTERED),
             unmapped: value(metrics::BRIDGE_UNMAPPED),
             births_wanted: value(metrics::BRIDGE_BIRTHS_WANTED),
