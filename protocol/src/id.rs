@@ -233,21 +233,12 @@ impl Timestamp {
         let (clock, fraction) = clock.split_once('.').unwrap_or((clock, "0"));
         let mut clock = clock.splitn(3, ':').map(|part| part.parse::<i64>().ok());
         let (hour, minute, second) = (clock.next()??, clock.next()??, clock.next()??);
-        let offset = match zone.strip_prefix(['+', '-']).and_then(|offset| offset.split_once(':')) {
-            Some((hours, minutes)) => {
-                let minutes = hours.parse::<i64>().ok()?.checked_mul(60)?.checked_add(minutes.parse().ok()?)?;
-                if zone.starts_with('-') { -minutes } else { minutes }
-            }
-            None => 0,
-        };
+        let offset = offset(zone)?;
         let millis: i64 = format!("{fraction:0<3}").get(..3)?.parse().ok()?;
         if !(1970..=9999).contains(&year) || !(1..=12).contains(&month) || !(1..=31).contains(&day) {
             return None;
         }
         if !(0..=23).contains(&hour) || !(0..=59).contains(&minute) || !(0..=60).contains(&second) {
-            return None;
-        }
-        if !(-1440..=1440).contains(&offset) {
             return None;
         }
         // Hinnant, "chrono-Compatible Low-Level Date Algorithms": days_from_civil, for years after 0.
@@ -282,6 +273,24 @@ impl Timestamp {
     /// Time passed since `earlier`; zero when `earlier` is later.
     pub fn since(self, earlier: Self) -> Duration {
         Duration::from_millis(self.0.saturating_sub(earlier.0).max(0) as u64)
+    }
+}
+
+/// Minutes east of Greenwich: `Z` or `±HH:MM`.
+fn offset(zone: &str) -> Option<i64> {
+    let &[sign, tens, hours, b':', tens_of_minutes, minutes] = zone.as_bytes() else {
+        return (zone == "Z").then_some(0);
+    };
+    let number = |tens: u8, ones: u8| {
+        let digit = |byte: u8| char::from(byte).to_digit(10).map(i64::from);
+        Some(digit(tens)? * 10 + digit(ones)?)
+    };
+    let hours = number(tens, hours).filter(|hours| *hours <= 23)?;
+    let minutes = hours * 60 + number(tens_of_minutes, minutes).filter(|minutes| *minutes <= 59)?;
+    match sign {
+        b'+' => Some(minutes),
+        b'-' => Some(-minutes),
+        _ => None,
     }
 }
 
@@ -390,6 +399,14 @@ mod tests {
             ("2000-02-29T00:60:00Z", None),
             ("2000-02-29T9223372036854775807:00:00Z", None),
             ("2000-02-29T00:00:00+9223372036854775:00", None),
+            ("2000-02-29T05:34:56.789-07:00", Some(951_827_696_789)),
+            ("2000-02-29T13:34:56+0100", None),
+            ("2000-02-29T13:34:56+01", None),
+            ("2000-02-29T13:34:56+1:00", None),
+            ("2000-02-29T13:34:56++1:00", None),
+            ("2000-02-29T13:34:56+24:00", None),
+            ("2000-02-29T13:34:56+01:60", None),
+            ("2000-02-29T13:34:56Z01:00", None),
             ("2000-02-29", None),
             ("", None),
         ];

@@ -263,7 +263,9 @@ fn written(text: &str, now: Timestamp) -> Option<Timestamp> {
         return in_full(&text);
     }
     let at = in_full(&format!("{}T{text}", now.to_string().get(..10)?))?;
-    Some(if at > now { at.minus(DAY) } else { at })
+    // With a zone, UTC's day may be another one than it was there.
+    let day = i64::try_from(DAY.as_millis()).ok()?;
+    Some(Timestamp::from_millis(now.millis() - (now.millis() - at.millis()).rem_euclid(day)))
 }
 
 #[cfg(test)]
@@ -282,6 +284,17 @@ mod tests {
             assert_eq!(of(said), Ok(Some(now)), "{said}");
         }
         assert_eq!(of("12:01"), Ok(Some(now.minus(DAY - Duration::from_secs(60)))), "yesterday's");
+        let at = |now, said| {
+            moment("since", Some(said), Timestamp::parse(now).expect("a time")).map_err(|problem| problem.detail)
+        };
+        for (now, said, meant) in [
+            ("2026-11-23T23:45:00Z", "00:30:00+01:00", "2026-11-23T23:30:00Z"),
+            ("2026-11-23T23:15:00Z", "00:30:00+01:00", "2026-11-22T23:30:00Z"),
+            ("2026-11-23T00:30:00Z", "23:45:00-02:00", "2026-11-22T01:45:00Z"),
+            ("2026-11-23T02:00:00Z", "23:45:00-02:00", "2026-11-23T01:45:00Z"),
+        ] {
+            assert_eq!(at(now, said), Ok(Timestamp::parse(meant)), "{said} at {now}");
+        }
         for wrong in ["yesterday", "2026-11-23", "24:00", "12", "2026-11-23T99999999999999999:00:00Z"] {
             assert!(of(wrong).unwrap_err().contains("10m"), "{wrong}");
         }
