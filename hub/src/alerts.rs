@@ -131,6 +131,20 @@ impl Alerts {
         self.list_all(&Filter { limit: filter.limit.min(1000), ..filter.clone() }).await
     }
 
+    /// How many are open: of a tenant, or of the fleet. Without their order, which has a list read down the whole table.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn open(&self, tenant: Option<&TenantId>) -> Result<usize, StoreError> {
+        let tenant = tenant.map(TenantId::as_str);
+        let open: i64 =
+            sqlx::query_scalar("SELECT COUNT(*) FROM alerts WHERE closed_at IS NULL AND ($1 = '' OR tenant = $1)")
+                .bind(tenant.unwrap_or_default())
+                .fetch_one(&mut *self.database.within(tenant).read().await?)
+                .await?;
+        Ok(usize::try_from(open).unwrap_or(0))
+    }
+
     /// What opens and closes from now on.
     pub fn changes(&self) -> broadcast::Receiver<Change> {
         self.changes.subscribe()

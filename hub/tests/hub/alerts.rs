@@ -62,6 +62,14 @@ on_both_engines! {
         assert_eq!(world.fleet.node(node).expect("the node").attention.level, Level::Critical);
         let other = Filter { tenant: Some("other".parse().expect("an id")), ..Filter::default() };
         assert!(alerts.list(&other).await.expect("a list").is_empty());
+        let count = async |alerts: &Alerts| {
+            let mut counts = Vec::new();
+            for tenant in [None, open.tenant.as_ref(), other.tenant.as_ref()] {
+                counts.push(alerts.open(tenant).await.expect("a count"));
+            }
+            counts
+        };
+        assert_eq!(count(&alerts).await, [1, 1, 0]);
 
         // The hub starts again: it is the same alert, not a second one.
         stop.cancel();
@@ -74,6 +82,7 @@ on_both_engines! {
         let Change::Closed(closed) = changes.recv().await.expect("a change") else { panic!("closed") };
         assert_eq!((closed.rule, closed.at), (Rule::NodeLost, at(70)));
         assert!(alerts.list(&open).await.expect("a list").is_empty());
+        assert_eq!(count(&alerts).await, [0, 0, 0]);
         let all = alerts.list(&Filter { node: Some(node), ..Filter::default() }).await.expect("a list");
         assert_eq!((all.len(), all[0].opened_at, all[0].closed_at), (1, at(40), Some(at(70))));
         world.close().await;
