@@ -170,22 +170,29 @@ impl Commands {
     /// # Errors
     /// When the database does not answer.
     pub async fn list(&self, filter: &Filter, now: Timestamp) -> Result<Vec<Command>, StoreError> {
-        let sql = format!(
-            "SELECT {COLUMNS} FROM commands
-             WHERE ($1 = '' OR tenant = $1) AND ($2 = '' OR node = $2) AND ($3 = '' OR state = $3)
-               AND ($4 = '' OR request = $4) AND ($5 = '' OR id < $5)
-             ORDER BY id DESC LIMIT $6"
-        );
         let tenant = filter.tenant.as_ref().map(TenantId::as_str);
-        let rows = sqlx::query(sqlx::AssertSqlSafe(sql))
-            .bind(tenant.unwrap_or_default())
-            .bind(filter.node.map_or(String::new(), |node| node.to_string()))
-            .bind(filter.state.map_or("", State::as_str))
-            .bind(filter.request.clone().unwrap_or_default())
-            .bind(filter.before.clone().unwrap_or_default())
-            .bind(i64::from(filter.limit.min(1000)))
-            .fetch_all(&mut *self.0.database.within(tenant).read().await?)
-            .await?;
+        // What is asked for alone is written: SQLite uses no index for what may be empty. A node and a request are found by
+        // theirs, and then it is seen whose they are.
+        let found = filter.node.is_some() || filter.request.is_some();
+        let asked = [
+            (if found { "tenant || '' =" } else { "tenant =" }, tenant.map(str::to_owned)),
+            ("node =", filter.node.map(|node| node.to_string())),
+            ("state =", filter.state.map(|state| state.as_str().to_owned())),
+            ("request =", filter.request.clone()),
+            ("id <", filter.before.clone()),
+        ];
+        let (mut conditions, mut values) = (String::new(), Vec::new());
+        for (condition, value) in asked {
+            if let Some(value) = value.filter(|value| !value.is_empty()) {
+                values.push(value);
+                let word = if values.len() == 1 { "WHERE" } else { "AND" };
+                conditions.push_str(&format!("{word} {condition} ${} ", values.len()));
+            }
+        }
+        let limit = filter.limit.min(1000);
+        let sql = format!("SELECT {COLUMNS} FROM commands {conditions}ORDER BY id DESC LIMIT {limit}");
+        let query = values.into_iter().fold(sqlx::query(sqlx::AssertSqlSafe(sql)), |query, value| query.bind(value));
+        let rows = query.fetch_all(&mut *self.0.database.within(tenant).read().await?).await?;
         let shift = self.shift(now);
         Ok(rows.iter().map(|row| read(row, shift)).collect::<Result<_, sqlx::Error>>()?)
     }

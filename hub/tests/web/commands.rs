@@ -65,7 +65,20 @@ on_both_engines! {
         let next = first.json()["next_cursor"].as_str().expect("a next page").to_owned();
         let second = site.get(&format!("{PATH}?limit=1&cursor={next}"), &operator).await;
         assert_eq!([first.ids(), second.ids()].concat(), ids);
-        assert_eq!(site.get(&format!("{PATH}?node={mill}&state=queued"), &operator).await.ids().len(), 1);
+        let request = made.json()["request"].as_str().expect("an id").to_owned();
+        let before = format!("limit=1&cursor={next}");
+        for (which, count) in [
+            (format!("node={mill}"), 1),
+            (format!("node={mill}&state=queued"), 1),
+            (format!("node={mill}&state=failed"), 0),
+            (format!("request={request}"), 2),
+            (format!("request={request}&tenant=acme&node={press}&state=queued"), 1),
+            (format!("request={request}&state=queued&{before}"), 1),
+            ("request=another".into(), 0),
+            ("tenant=acme&request=".into(), 2),
+        ] {
+            assert_eq!(site.get(&format!("{PATH}?{which}"), &operator).await.ids().len(), count, "{which}");
+        }
         let one = site.get(&format!("{PATH}/{}", ids[0]), &operator).await.json();
         assert_eq!((&one["state"], &one["reason"], &one["output"]), (&json!("queued"), &json!("it hangs"), &json!("")));
         let cancelled = site.post(&format!("{PATH}/{}/cancel", ids[0]), &operator, json!({ "reason": "not now" })).await;
