@@ -26,8 +26,8 @@ pub struct Roots {
     newest_issues: bool,
     /// Nodes' intermediates that are trusted no more.
     retired: HashSet<i64>,
-    /// The last step of a rotation, of whatever authority: another one may mean other certificates.
-    pub(crate) step: i64,
+    /// How many steps rotations have taken, of whatever authority: another one may mean other certificates.
+    pub(crate) steps: i64,
 }
 
 impl Roots {
@@ -74,12 +74,13 @@ impl Roots {
         .fetch_all(&mut **transaction)
         .await?;
         let retired = rows::retired(transaction).await?;
-        let step: i64 =
-            sqlx::query_scalar("SELECT COALESCE(MAX(id), 0) FROM rotation_steps").fetch_one(&mut **transaction).await?;
+        // Not the highest number: PostgreSQL gives numbers out before commits, and a lower one may be seen later.
+        let steps: i64 =
+            sqlx::query_scalar("SELECT COUNT(*) FROM rotation_steps").fetch_one(&mut **transaction).await?;
         let [trusted, links] =
             [roots, links].map(|ders| ders.into_iter().map(CertificateDer::from).collect::<Vec<_>>());
         let pins = trusted.iter().map(pki::trust::pin).collect::<Result<_, _>>().map_err(AuthoritiesError::Root)?;
-        Ok(Self { trusted, links, pins, newest_issues, retired, step })
+        Ok(Self { trusted, links, pins, newest_issues, retired, steps })
     }
 }
 
@@ -104,7 +105,7 @@ impl Authorities {
         let roots = Roots::load(&mut transaction, now).await?;
         self.0.roots.send_if_modified(|known| {
             // Of two that look at once, the one that read earlier may come later.
-            let changed = roots.step > known.step || (roots.step == known.step && !known.same(&roots));
+            let changed = roots.steps > known.steps || (roots.steps == known.steps && !known.same(&roots));
             if changed {
                 *known = Arc::new(roots);
             }

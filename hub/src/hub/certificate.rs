@@ -51,7 +51,7 @@ pub(super) async fn keep_certified(
             follow(&authorities).await;
         }
         let now_trusted = roots.borrow_and_update().clone();
-        if now_trusted.step != told.step {
+        if now_trusted.steps != told.steps {
             behind = true;
             gateway.registry.kafka(&"a step of a rotation".into());
         }

@@ -9,7 +9,8 @@ use hyperfactory_hub::rotation::{Direction, Phase, Rotation, RotationError, Wish
 use pki::{CertificateDer, NodeIdentity, Role, ServerNames};
 use protocol::message::{RefusalCode, RenewRequest};
 use protocol::{NodeKind, TenantId, Timestamp};
-use store::on_both_engines;
+use store::testing::TestDatabase;
+use store::{Engine, on_both_engines, sqlx};
 
 use crate::audit::{owner, verified};
 use crate::recovery::{State, recover};
@@ -433,4 +434,30 @@ on_both_engines! {
         again.close().await;
         world.close().await;
     }
+}
+
+/// Numbers are given out before commits: of two steps at once, the one with the lower may be seen later.
+#[tokio::test]
+async fn a_step_that_is_committed_after_a_later_one_is_seen_too() {
+    let database = TestDatabase::create(Engine::Postgres).await;
+    let world = World::new(&database).await;
+    let state = enrolled(&world, "plant").await;
+    let other: TenantId = "other".parse().expect("a tenant");
+    world.tenants.create(&other, "Other", &ann(), NOW).await.expect("a tenant");
+    let (first, second) = (begin(&world, Role::Nodes(acme())).await, begin(&world, Role::Nodes(other)).await);
+    let mut slow = world.database.begin_write().await.expect("a transaction");
+    let step = "INSERT INTO rotation_steps (rotation, tenant, phase, at, by_whom, left_behind)
+        VALUES ($1, 'acme', 'retire', 0, 'ann', 0)";
+    sqlx::query(step).bind(first.id).execute(&mut *slow).await.expect("a step");
+    let retired =
+        "UPDATE authorities SET state = 'retired' WHERE kind = 'nodes' AND tenant = 'acme' AND state = 'active'";
+    sqlx::query(retired).execute(&mut *slow).await.expect("retired");
+    to(&world, &second, Phase::Trust).await;
+    world.enrollment.authorize(&state.identity).expect("not retired yet");
+    slow.commit().await.expect("committed");
+    world.authorities.look(NOW).await.expect("a look");
+    let refusal = world.enrollment.authorize(&state.identity).expect_err("retired");
+    assert_eq!(refusal.code(), RefusalCode::CertificateReplaced);
+    world.close().await;
+    database.remove().await;
 }
