@@ -8,14 +8,15 @@ use std::time::{Duration, Instant};
 use sqlx::any::{AnyArguments, AnyConnectOptions, AnyPoolOptions};
 use sqlx::pool::PoolConnection;
 use sqlx::query::Query;
-use sqlx::sqlite::{SqliteConnectOptions, SqlitePool};
+use sqlx::sqlite::SqliteConnectOptions;
 use sqlx::{Any, AnyConnection, AnyPool, AssertSqlSafe, ConnectOptions, Connection, Executor};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::error::{StoreError, is_away, is_damage};
+use crate::long::{self, LongReaders};
 use crate::migrate::{self, Migration};
-use crate::{long, tenancy};
+use crate::tenancy;
 
 /// An open transaction; dropped without a commit, it is rolled back.
 pub type Transaction = sqlx::Transaction<'static, sqlx::Any>;
@@ -55,8 +56,8 @@ struct Inner {
     options: AnyConnectOptions,
     readers: AnyPool,
     writers: AnyPool,
-    /// Of SQLite: a statement of these can be ended.
-    long_readers: Option<SqlitePool>,
+    /// For what may take long: nothing else waits for these.
+    long_readers: LongReaders,
     migrated: Migrated,
     /// Transactions that are being begun.
     begins: TaskTracker,
@@ -130,9 +131,8 @@ impl Database {
         })
     }
 
-    /// Connections whose statements can be ended, where the engine does not do so itself.
-    pub(crate) fn long_readers(&self) -> Option<&SqlitePool> {
-        self.inner.long_readers.as_ref()
+    pub(crate) fn long_readers(&self) -> &LongReaders {
+        &self.inner.long_readers
     }
 
     /// Starts a write transaction, waiting for the one writer where the engine has one.
@@ -181,12 +181,12 @@ impl Database {
     pub async fn begin_read(&self) -> Result<Transaction, StoreError> {
         let statement = match self.inner.engine {
             Engine::Sqlite => "BEGIN",
-            Engine::Postgres => "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY",
+            Engine::Postgres => POSTGRES_READ,
         };
         Ok(self.begin(&self.inner.readers, statement).await?)
     }
 
-    async fn begin(&self, pool: &AnyPool, statement: &'static str) -> Result<Transaction, sqlx::Error> {
+    pub(crate) async fn begin(&self, pool: &AnyPool, statement: &'static str) -> Result<Transaction, sqlx::Error> {
         let pool = pool.clone();
         let statement = match (&self.tenant, self.inner.engine) {
             // One message to the server, so that narrowing costs no way there and back.
@@ -226,8 +226,9 @@ impl Database {
     /// Ends all connections, waiting for those in use.
     pub async fn close(&self) {
         self.inner.readers.close().await;
-        if let Some(long_readers) = &self.inner.long_readers {
-            long_readers.close().await;
+        match &self.inner.long_readers {
+            LongReaders::Sqlite(pool) => pool.close().await,
+            LongReaders::Postgres(pool) => pool.close().await,
         }
         self.inner.writers.close().await;
         self.inner.begins.close();
@@ -299,7 +300,7 @@ async fn open_sqlite(path: &Path) -> Result<Inner, StoreError> {
         .connect_with(options.clone())
         .await
         .map_err(failed)?;
-    let long_readers = Some(long::pool(SqliteConnectOptions::new().filename(path), ACQUIRE_TIMEOUT));
+    let long_readers = LongReaders::sqlite(SqliteConnectOptions::new().filename(path), ACQUIRE_TIMEOUT);
     Ok(Inner {
         engine: Engine::Sqlite,
         location,
@@ -333,28 +334,30 @@ async fn open_postgres(url: &str) -> Result<Inner, StoreError> {
         .connect_with(options.clone())
         .await
         .map_err(failed)?;
-    let readers = pool(POSTGRES_READERS, &migrated, Look::Rested)
-        .after_connect(|connection, _| {
+    let reading = |connections| {
+        pool(connections, &migrated, Look::Rested).after_connect(|connection, _| {
             Box::pin(async {
                 connection.execute(tenancy::CONNECTED).await?;
                 connection.execute(POSTGRES_READER).await.map(drop)
             })
         })
-        .connect_with(options.clone())
-        .await
-        .map_err(failed)?;
+    };
+    let readers = reading(POSTGRES_READERS).connect_with(options.clone()).await.map_err(failed)?;
+    let long_readers = LongReaders::Postgres(reading(long::READERS).connect_lazy_with(options.clone()));
     Ok(Inner {
         engine: Engine::Postgres,
         location,
         options,
         readers,
         writers,
-        long_readers: None,
+        long_readers,
         migrated,
         begins: TaskTracker::new(),
     })
 }
 
+/// Sees the database as it is now, whatever is written meanwhile.
+pub(crate) const POSTGRES_READ: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
 const POSTGRES_READER: &str = "SET default_transaction_read_only = on";
 
 /// How a pool looks at a connection before it gives it away; one that is not good is replaced.

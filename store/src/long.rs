@@ -6,18 +6,34 @@ use std::time::{Duration, Instant};
 use sqlx::any::AnyRow;
 use sqlx::query::Query;
 use sqlx::sqlite::{SqliteConnectOptions, SqlitePool, SqlitePoolOptions};
-use sqlx::{Any, AssertSqlSafe, ConnectOptions, Encode, IntoArguments, Sqlite, Type};
+use sqlx::{Any, AnyPool, AssertSqlSafe, ConnectOptions, Encode, IntoArguments, Sqlite, Type};
 use tokio::time::timeout_at;
 
+use crate::database::POSTGRES_READ;
 use crate::{Database, StoreError};
 
-/// Long reads of a SQLite database at once; whoever comes then waits, until its deadline. Their connections are their own, so
-/// that nothing else waits for them.
-const SQLITE_LONG_READERS: u32 = 2;
+/// Long reads at once; whoever comes then waits, until its deadline.
+pub(crate) const READERS: u32 = 2;
 /// Steps of SQLite's machine between two looks at the clock: microseconds, unless the disk is slow.
 const LOOK_AFTER: i32 = 1_000;
 /// What engines say of a statement that was ended: SQLITE_INTERRUPT, and query_canceled (PostgreSQL manual, appendix A).
 const ENDED: [&str; 2] = ["9", "57014"];
+
+/// Connections of long reads. They are their own, so that nothing else waits for them, and opened when they are wanted.
+pub(crate) enum LongReaders {
+    /// A statement of these can be ended.
+    Sqlite(SqlitePool),
+    /// The server ends statements itself.
+    Postgres(AnyPool),
+}
+
+impl LongReaders {
+    pub(crate) fn sqlite(options: SqliteConnectOptions, wait: Duration) -> Self {
+        let options = options.busy_timeout(wait).pragma("query_only", "ON").pragma("cache_size", "-256");
+        let pool = SqlitePoolOptions::new().max_connections(READERS).acquire_timeout(wait);
+        Self::Sqlite(pool.connect_lazy_with(options.disable_statement_logging()))
+    }
+}
 
 impl Database {
     /// The rows of a statement that may take long, its values bound as text; `None` when it was ended at `deadline`. SQLite
@@ -31,13 +47,12 @@ impl Database {
         values: Vec<String>,
         deadline: Instant,
     ) -> Result<Option<Vec<AnyRow>>, StoreError> {
-        let left = deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() {
+        if deadline <= Instant::now() {
             return Ok(None);
         }
         let rows = match self.long_readers() {
-            Some(pool) => sqlite(pool, sql, values, deadline).await,
-            None => self.postgres(sql, values, left).await,
+            LongReaders::Sqlite(pool) => sqlite(pool, sql, values, deadline).await,
+            LongReaders::Postgres(pool) => self.postgres(pool, sql, values, deadline).await,
         };
         match rows {
             Err(StoreError::Statement(error) | StoreError::Unavailable(error)) if is_ended(&error) => Ok(None),
@@ -47,11 +62,15 @@ impl Database {
 
     async fn postgres(
         &self,
+        pool: &AnyPool,
         sql: String,
         values: Vec<String>,
-        left: Duration,
+        deadline: Instant,
     ) -> Result<Option<Vec<AnyRow>>, StoreError> {
-        let mut transaction = self.begin_read().await?;
+        let begun = timeout_at(deadline.into(), self.begin(pool, POSTGRES_READ)).await;
+        let Ok(begun) = begun else { return Ok(None) };
+        let mut transaction = begun?;
+        let left = deadline.saturating_duration_since(Instant::now());
         // 0 would be no bound.
         let bound = format!("SET LOCAL statement_timeout = {}", left.as_millis().max(1));
         sqlx::query(AssertSqlSafe(bound)).execute(&mut *transaction).await?;
@@ -75,13 +94,6 @@ async fn sqlite(
     let rows = bound_to::<Sqlite>(sql, values).fetch_all(&mut *connection).await?;
     drop(waits);
     Ok(Some(rows.iter().map(AnyRow::try_from).collect::<Result<_, sqlx::Error>>()?))
-}
-
-/// A pool that opens its connections when they are wanted.
-pub(crate) fn pool(options: SqliteConnectOptions, wait: Duration) -> SqlitePool {
-    let options = options.busy_timeout(wait).pragma("query_only", "ON").pragma("cache_size", "-256");
-    let pool = SqlitePoolOptions::new().max_connections(SQLITE_LONG_READERS).acquire_timeout(wait);
-    pool.connect_lazy_with(options.disable_statement_logging())
 }
 
 fn bound_to<D: sqlx::Database>(sql: String, values: Vec<String>) -> Query<'static, D, D::Arguments>

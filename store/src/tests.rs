@@ -452,3 +452,48 @@ async fn a_read_of_sqlite_that_nobody_waits_for_any_more_is_ended() {
     opened.close().await;
     test.remove().await;
 }
+
+#[tokio::test]
+async fn reads_of_postgresql_that_take_long_leave_connections_to_others() {
+    let test = TestDatabase::create(Engine::Postgres).await;
+    let opened = test.open().await;
+    opened.migrate(&[FIRST]).await.expect("tables");
+    let mut holder = opened.begin_write().await.expect("a transaction");
+    sqlx::query("LOCK TABLE notes IN ACCESS EXCLUSIVE MODE").execute(&mut *holder).await.expect("the table");
+    let mut reads = JoinSet::new();
+    let mut read = || {
+        let opened = opened.clone();
+        let sql = "SELECT text FROM notes".to_owned();
+        reads.spawn(async move { opened.read_until(sql, Vec::new(), in_time(Duration::from_secs(60))).await })
+    };
+    // As many as there are connections, and some whose callers go away: their statements go on all the same.
+    for number in 0..12 {
+        let read = read();
+        while waiting(&mut holder).await < (number + 1).min(2) {
+            sleep(Duration::from_millis(10)).await;
+        }
+        if number < 4 {
+            read.abort();
+        }
+    }
+    let asked = tokio::time::timeout(Duration::from_secs(10), sqlx::query("SELECT 1").fetch_one(opened.reader()));
+    asked.await.expect("a connection").expect("an answer");
+    holder.rollback().await.expect("let go");
+    let mut answered = 0;
+    while let Some(read) = reads.join_next().await {
+        if let Ok(rows) = read {
+            assert!(rows.expect("no failure").is_some(), "each has its turn");
+            answered += 1;
+        }
+    }
+    assert_eq!(answered, 8);
+    opened.close().await;
+    test.remove().await;
+}
+
+/// How many wait for the table. `pg_stat_activity` tells the hub's role nothing of it.
+async fn waiting(holder: &mut Transaction) -> i64 {
+    let sql = "SELECT COUNT(*) FROM pg_locks WHERE relation = 'notes'::regclass AND NOT granted
+        AND database = (SELECT oid FROM pg_database WHERE datname = current_database())";
+    sqlx::query_scalar(sql).fetch_one(&mut **holder).await.expect("a count")
+}
