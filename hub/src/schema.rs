@@ -10,6 +10,7 @@ pub const MIGRATIONS: &[Migration] = &[
     Migration { version: 2, name: "kept logs", sql: logs::LOGS },
     Migration { version: 3, name: "access at Kafka brokers", sql: KAFKA_ACCESS },
     Migration { version: 4, name: "what rollouts know of their nodes", sql: ROLLOUT_NODES },
+    Migration { version: 5, name: "kept logs once", sql: logs::ONCE },
 ];
 
 const ROLLOUT_NODES: &str = "

@@ -84,6 +84,7 @@ impl Apply for Writer {
         let mut lines = Vec::with_capacity(batches.iter().map(|(_, row)| row.lines.len()).sum());
         for (accepted, row) in &batches {
             let stream = &accepted.delivery.stream;
+            // Without a row of its own it was stored before, and this hub did not know.
             let Some(batch) = ids.get(&(accepted.stream, row.sequence as i64)) else { continue };
             let node = stream.node.to_string();
             let places: Vec<Option<i64>> =
@@ -142,7 +143,7 @@ pub(super) static TABLES: Tables = tables!("log_" and "");
 const BATCHES: Insert = Insert {
     into: "log_batches (stream, sequence, tenant, received_at, bytes)",
     columns: 5,
-    on_conflict: "(id) DO NOTHING RETURNING id, stream, sequence",
+    on_conflict: "(stream, sequence) DO NOTHING RETURNING id, stream, sequence",
 };
 
 const SOURCES: Insert = Insert {

@@ -90,3 +90,15 @@ LANGUAGE sql STABLE SECURITY DEFINER SET search_path FROM CURRENT AS $$
 $$;
 {END}
 ";
+
+/// A hub that does not know what is stored, because the answer to its commit was lost or another hub stored it, stores nothing
+/// twice. What was stored twice before stays once; 4,096 as in [`LOGS`].
+pub(super) const ONCE: &str = "
+CREATE INDEX log_batches_again ON log_batches (stream, sequence);
+DELETE FROM log_lines WHERE id / 4096 IN (SELECT again.id FROM log_batches AS once
+    JOIN log_batches AS again ON again.stream = once.stream AND again.sequence = once.sequence AND again.id > once.id);
+DELETE FROM log_batches WHERE id IN (SELECT again.id FROM log_batches AS once
+    JOIN log_batches AS again ON again.stream = once.stream AND again.sequence = once.sequence AND again.id > once.id);
+DROP INDEX log_batches_again;
+CREATE UNIQUE INDEX log_batches_sequence ON log_batches (stream, sequence);
+";

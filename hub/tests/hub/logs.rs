@@ -130,6 +130,21 @@ on_both_engines! {
         world.close().await;
     }
 
+    async fn what_is_stored_already_is_not_stored_again_whatever_a_hub_remembers(database: TestDatabase) {
+        let world = World::new(database).await;
+        let (node, _) = world.node().await;
+        // Two hubs, neither of which knows of what the other stores.
+        let (one, two) = (Logs::start(&world.database).await, Logs::start(&world.database).await);
+        let (mut one, mut two) = (one.open(&acme(), node).await, two.open(&acme(), node).await);
+        let number = |number: u64| batch(number, vec![source("web")], vec![line(number as i64, &format!("line {number}"))]);
+        assert_eq!(deliver(&mut one, [number(1), number(2)]).await, acknowledge(2));
+        assert_eq!(deliver(&mut two, [number(1), number(2), number(3)]).await, acknowledge(3));
+        assert_eq!(texts(&world.database, Filter::default()).await, ["line 3", "line 2", "line 1"]);
+        let coverage = hyperfactory_hub::logs::coverage(&world.database, node).await.expect("coverage").remove(0);
+        assert!(coverage.is_complete() && coverage.stored == 3, "{coverage:?}");
+        world.close().await;
+    }
+
     async fn what_is_lost_or_can_not_be_read_is_on_record_with_its_reason(database: TestDatabase) {
         let world = World::new(database).await;
         let (node, _) = world.node().await;
