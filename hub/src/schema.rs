@@ -11,6 +11,7 @@ pub const MIGRATIONS: &[Migration] = &[
     Migration { version: 3, name: "access at Kafka brokers", sql: KAFKA_ACCESS },
     Migration { version: 4, name: "what rollouts know of their nodes", sql: ROLLOUT_NODES },
     Migration { version: 5, name: "kept logs once", sql: logs::ONCE },
+    Migration { version: 6, name: "kept logs by age", sql: logs::AGE },
 ];
 
 const ROLLOUT_NODES: &str = "

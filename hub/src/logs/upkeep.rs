@@ -1,17 +1,20 @@
-//! Kept lines go when their time is over, or when their tenant has too many: the oldest first, a few batches at a time.
+//! Kept lines go when their time is over, or when their tenant has too many: the oldest first, a few at a time.
 
+use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use protocol::Timestamp;
-use store::sqlx::{self, Row};
+use store::sqlx::{self, AssertSqlSafe, Row};
 use store::{Database, StoreError};
 use tokio_util::sync::CancellationToken;
 
 use super::writer::LINES;
-use crate::upkeep;
+use crate::{rows, upkeep};
 
-/// Batches deleted in one transaction: half a MiB of lines, for whose words the one writer is held a moment.
-const STEP: i64 = 4;
+/// Bytes of lines deleted in one transaction: for their words, the one writer is held a moment.
+const STEP_BYTES: i64 = 512 * 1024;
+/// Batches deleted in one transaction, where they are small: each may take a statement.
+const STEP_BATCHES: i64 = 128;
 
 /// How much is kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,6 +32,15 @@ pub struct Upkeep {
     bounds: Bounds,
 }
 
+/// What a tenant has to lose.
+struct Due {
+    tenant: String,
+    /// The newest batch whose time is over.
+    through: i64,
+    /// Bytes over the bound.
+    over: i64,
+}
+
 impl Upkeep {
     /// Upkeep of the lines in `database`.
     pub fn new(database: Database, bounds: Bounds) -> Self {
@@ -37,66 +49,100 @@ impl Upkeep {
 
     /// Works until `stop`. What fails is tried again the next time.
     pub async fn keep(self, clock: impl Fn() -> Timestamp + Send, stop: CancellationToken) {
-        while upkeep::round("kept logs", async { self.run_once(clock()).await }, &stop).await {}
+        while upkeep::round("kept logs", async { self.run_once(clock()).await.map(drop) }, &stop).await {}
     }
 
-    /// Deletes all that is to go now.
+    /// Deletes all that is to go now, of each tenant in its turn; gives how many transactions it took.
     ///
     /// # Errors
     /// When the database does not answer.
-    pub async fn run_once(&self, now: Timestamp) -> Result<(), StoreError> {
-        let tenants = sqlx::query("SELECT tenant, CAST(SUM(bytes) AS BIGINT) FROM log_batches GROUP BY tenant")
-            .fetch_all(self.database.reader())
-            .await?;
-        let most = i64::try_from(self.bounds.bytes).unwrap_or(i64::MAX);
-        for row in &tenants {
-            let (tenant, bytes): (String, i64) = (row.try_get(0)?, row.try_get(1)?);
-            let mut over = bytes.saturating_sub(most);
-            while self.step(&tenant, now.minus(self.bounds.retention), &mut over).await? {
+    pub async fn run_once(&self, now: Timestamp) -> Result<usize, StoreError> {
+        let mut due = self.due(now.minus(self.bounds.retention)).await?;
+        let mut steps = 0;
+        while let Some(mut next) = due.pop_front() {
+            if self.step(&mut next).await? {
+                steps += 1;
+                due.push_back(next);
                 tokio::time::sleep(upkeep::PAUSE).await;
             }
         }
-        Ok(())
+        Ok(steps)
     }
 
-    /// Deletes a tenant's oldest batches, while they are from before `horizon` or its bytes are `over`; says whether there
-    /// may be more of them.
-    async fn step(&self, tenant: &str, horizon: Timestamp, over: &mut i64) -> Result<bool, StoreError> {
-        let oldest = sqlx::query(
-            "SELECT id, stream, sequence, received_at, bytes FROM log_batches WHERE tenant = $1 ORDER BY id LIMIT $2",
+    async fn due(&self, horizon: Timestamp) -> Result<VecDeque<Due>, StoreError> {
+        let most = i64::try_from(self.bounds.bytes).unwrap_or(i64::MAX);
+        // Batches have their numbers as they came. One that has its time from a clock that was ahead goes with those after it.
+        let rows = sqlx::query(
+            "SELECT tenant, bytes, COALESCE((SELECT id FROM log_batches AS old
+                 WHERE old.tenant = sums.tenant AND old.received_at < $1 ORDER BY old.received_at DESC, old.id DESC LIMIT 1), 0)
+             FROM (SELECT tenant, CAST(SUM(bytes) AS BIGINT) AS bytes FROM log_batches GROUP BY tenant) AS sums",
         )
-        .bind(tenant)
-        .bind(STEP)
+        .bind(horizon.millis())
         .fetch_all(self.database.reader())
         .await?;
-        let mut doomed = Vec::with_capacity(oldest.len());
+        let due = |row: &sqlx::any::AnyRow| {
+            let over = row.try_get::<i64, _>(1)?.saturating_sub(most);
+            Ok(Due { tenant: row.try_get(0)?, through: row.try_get(2)?, over })
+        };
+        Ok(rows.iter().map(due).collect::<Result<_, sqlx::Error>>()?)
+    }
+
+    /// Deletes some of a tenant's oldest batches; says whether there were any to delete.
+    async fn step(&self, due: &mut Due) -> Result<bool, StoreError> {
+        let oldest =
+            sqlx::query("SELECT id, bytes, stream, sequence FROM log_batches WHERE tenant = $1 ORDER BY id LIMIT $2")
+                .bind(&due.tenant)
+                .bind(STEP_BATCHES)
+                .fetch_all(self.database.reader())
+                .await?;
+        let (mut doomed, mut streams, mut bytes) = (Vec::with_capacity(oldest.len()), BTreeMap::new(), 0);
         for row in &oldest {
-            let (id, stream, sequence): (i64, i64, i64) = (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
-            if row.try_get::<i64, _>(3)? >= horizon.millis() && *over <= 0 {
+            let id: i64 = row.try_get(0)?;
+            if (id > due.through && due.over <= 0) || bytes >= STEP_BYTES {
                 break;
             }
-            *over = over.saturating_sub(row.try_get(4)?);
-            doomed.push((id, stream, sequence));
+            let size: i64 = row.try_get(1)?;
+            bytes += size;
+            due.over = due.over.saturating_sub(size);
+            doomed.push(id);
+            streams.insert(row.try_get::<i64, _>(2)?, row.try_get::<i64, _>(3)?);
         }
-        if doomed.is_empty() {
-            return Ok(false);
-        }
+        let Some(last) = doomed.last() else { return Ok(false) };
+        let streams: Vec<(i64, i64)> = streams.into_iter().collect();
         let mut transaction = self.database.begin_write().await?;
-        for (id, stream, sequence) in &doomed {
+        // Between them are other tenants' lines.
+        for run in doomed.chunk_by(|one, next| one + 1 == *next) {
             sqlx::query("DELETE FROM log_lines WHERE id >= $1 AND id < $2")
-                .bind(id * LINES)
-                .bind((id + 1) * LINES)
+                .bind(run[0] * LINES)
+                .bind((run[0] + run.len() as i64) * LINES)
                 .execute(&mut *transaction)
                 .await?;
-            sqlx::query("DELETE FROM log_batches WHERE id = $1").bind(id).execute(&mut *transaction).await?;
-            for statement in [
-                "DELETE FROM log_lost_ranges WHERE stream = $1 AND last_sequence <= $2",
-                "UPDATE log_streams SET deleted_through = $2 WHERE id = $1 AND deleted_through < $2",
-            ] {
-                sqlx::query(statement).bind(stream).bind(sequence).execute(&mut *transaction).await?;
-            }
+        }
+        sqlx::query("DELETE FROM log_batches WHERE tenant = $1 AND id <= $2")
+            .bind(&due.tenant)
+            .bind(last)
+            .execute(&mut *transaction)
+            .await?;
+        for part in rows::parts(&streams) {
+            // Both engines name the columns of VALUES so.
+            let moved = format!(
+                "UPDATE log_streams SET deleted_through = gone.column2 FROM (VALUES {}) AS gone
+                 WHERE id = gone.column1 AND deleted_through < gone.column2",
+                rows::placeholders(part.len(), 2)
+            );
+            let moved = part.iter().fold(sqlx::query(AssertSqlSafe(moved)), |query, (stream, sequence)| {
+                query.bind(*stream).bind(*sequence)
+            });
+            moved.execute(&mut *transaction).await?;
+            let lost = format!(
+                "DELETE FROM log_lost_ranges WHERE stream IN {}
+                   AND last_sequence <= (SELECT deleted_through FROM log_streams WHERE id = stream)",
+                rows::placeholders(1, part.len())
+            );
+            let lost = part.iter().fold(sqlx::query(AssertSqlSafe(lost)), |query, (stream, _)| query.bind(*stream));
+            lost.execute(&mut *transaction).await?;
         }
         transaction.commit().await?;
-        Ok(doomed.len() as i64 == STEP)
+        Ok(true)
     }
 }

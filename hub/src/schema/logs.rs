@@ -102,3 +102,8 @@ DELETE FROM log_batches WHERE id IN (SELECT again.id FROM log_batches AS once
 DROP INDEX log_batches_again;
 CREATE UNIQUE INDEX log_batches_sequence ON log_batches (stream, sequence);
 ";
+
+/// For upkeep: a tenant's batches by age, and their bytes without a look at the rows.
+pub(super) const AGE: &str = "
+CREATE INDEX log_batches_age ON log_batches (tenant, received_at, id, bytes);
+";
