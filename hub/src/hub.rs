@@ -170,11 +170,13 @@ impl Hub {
         storing.spawn(publisher.keep(now, stop_storing.clone()));
         storing.spawn(Upkeep::new(database.clone(), config.retention.get()).keep(now, stop_storing.clone()));
         let bounds = logs::Bounds { retention: config.logs_retention.get(), bytes: config.logs_size.bytes() };
-        if let Some(endpoint) = config.loki()? {
+        let loki = config.loki()?;
+        let missed = loki.is_some().then(|| Arc::clone(&metrics));
+        storing.spawn(logs::Upkeep::new(database.clone(), bounds, missed).keep(now, stop_storing.clone()));
+        if let Some(endpoint) = loki {
             let pusher = logs::Pusher::new(database.clone(), Arc::clone(&metrics), endpoint)?;
             storing.spawn(pusher.keep(stop_storing.clone()));
         }
-        storing.spawn(logs::Upkeep::new(database.clone(), bounds).keep(now, stop_storing.clone()));
 
         let shown_http = https.as_ref().map(|https| https.shown().current());
         let http = web::base_url(config, listener.local_addr()?, shown_http.as_deref())?;

@@ -50,6 +50,8 @@ pub struct Metrics {
     pub loki_pushed: IntCounter,
     /// Log lines that it refused, and that are left out there.
     pub loki_refused: IntCounter,
+    /// Log lines that were deleted before it had them.
+    pub loki_missed: IntCounter,
     /// Pushes that failed, and were made again.
     pub loki_failures: IntCounter,
     /// How long certificates still last.
@@ -108,6 +110,10 @@ impl Metrics {
             loki_refused: counter(
                 "hyperfactory_hub_loki_lines_refused_total",
                 "Log lines that loki-url refused and that are left out there.",
+            )?,
+            loki_missed: counter(
+                "hyperfactory_hub_loki_lines_missed_total",
+                "Log lines that were deleted before loki-url had them.",
             )?,
             loki_failures: counter(
                 "hyperfactory_hub_loki_failures_total",

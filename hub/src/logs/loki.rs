@@ -1,6 +1,7 @@
 //! Pushes kept lines on to a Loki, or what takes its push API: each at least once, in the order in which they came.
 //!
-//! How far it has pushed stands in the database. It begins with what comes after it is first turned on.
+//! How far it has pushed stands in the database. It begins with what comes after it is first turned on. What upkeep deletes
+//! before it is pushed is passed over; upkeep counts it.
 
 mod push;
 
@@ -9,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use store::sqlx::{self, Row};
-use store::{Database, StoreError};
+use store::{Database, StoreError, Transaction};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -22,6 +23,7 @@ pub use push::{Endpoint, LokiError};
 
 /// The row of `hub_settings` that says how far it has pushed: a batch's number.
 const SETTING: &str = "loki.through";
+const THROUGH: &str = "SELECT value FROM hub_settings WHERE name = $1";
 /// How often it looks for new lines when there are none.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// Batches in one push: half a MiB of lines at most.
@@ -53,6 +55,14 @@ struct Entry {
     labels: Arc<Labels>,
     at: i64,
     text: String,
+}
+
+/// Lines of one push.
+#[derive(Default)]
+struct Pushed {
+    taken: u64,
+    /// Left out there.
+    refused: u64,
 }
 
 impl Pusher {
@@ -100,14 +110,17 @@ impl Pusher {
             .map_err(StoreError::from)?;
         let (Some(first), Some(last)) = (batches.first(), batches.last()) else { return Ok(false) };
         let entries = self.entries(*first, *last).await?;
-        self.push(entries).await?;
+        let Pushed { taken, refused } = self.push(entries).await?;
         self.save(*last).await?;
+        // Not before: what breaks off is pushed again from its beginning.
+        self.metrics.loki_pushed.inc_by(taken);
+        self.metrics.loki_refused.inc_by(refused);
         Ok(true)
     }
 
     /// Pushes entries; halves what is refused until the refused stand alone, and leaves those out.
-    async fn push(&self, entries: Vec<Entry>) -> Result<(), PushError> {
-        let mut refusals = 0;
+    async fn push(&self, entries: Vec<Entry>) -> Result<Pushed, PushError> {
+        let (mut pushed, mut refusals) = (Pushed::default(), 0);
         let mut parts = vec![entries];
         while let Some(mut part) = parts.pop() {
             if part.is_empty() {
@@ -115,7 +128,7 @@ impl Pusher {
             }
             let count = part.len() as u64;
             match self.target.push(body(&part)).await {
-                Answer::Taken => self.metrics.loki_pushed.inc_by(count),
+                Answer::Taken => pushed.taken += count,
                 Answer::NotNow(why) => return Err(PushError::NotNow(why)),
                 Answer::Refused(_) if part.len() > 1 && refusals < MOST_REFUSED => {
                     refusals += 1;
@@ -125,7 +138,7 @@ impl Pusher {
                 }
                 Answer::Refused(why) => {
                     refusals += 1;
-                    self.metrics.loki_refused.inc_by(count);
+                    pushed.refused += count;
                     let of = part.first().map(|entry| Arc::clone(&entry.labels));
                     tracing::warn!(
                         lines = count,
@@ -136,15 +149,13 @@ impl Pusher {
                 }
             }
         }
-        Ok(())
+        Ok(pushed)
     }
 
     /// How far it has pushed; the first time, everything that is there counts as pushed.
     async fn through(&self) -> Result<Option<i64>, StoreError> {
-        let through: Option<String> = sqlx::query_scalar("SELECT value FROM hub_settings WHERE name = $1")
-            .bind(SETTING)
-            .fetch_optional(self.database.reader())
-            .await?;
+        let through: Option<String> =
+            sqlx::query_scalar(THROUGH).bind(SETTING).fetch_optional(self.database.reader()).await?;
         if let Some(through) = through {
             return Ok(through.parse().ok());
         }
@@ -198,6 +209,12 @@ impl Pusher {
         }
         Ok(entries)
     }
+}
+
+/// How far lines have been pushed; `None`: nowhere yet.
+pub(super) async fn through(transaction: &mut Transaction) -> Result<Option<i64>, StoreError> {
+    let through: Option<String> = sqlx::query_scalar(THROUGH).bind(SETTING).fetch_optional(&mut **transaction).await?;
+    Ok(through.and_then(|through| through.parse().ok()))
 }
 
 /// A push's JSON (Loki's HTTP API, "Ingest logs").

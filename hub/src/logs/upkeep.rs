@@ -1,6 +1,7 @@
 //! Kept lines go when their time is over, or when their tenant has too many: the oldest first, a few at a time.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
 use std::time::Duration;
 
 use protocol::Timestamp;
@@ -8,7 +9,9 @@ use store::sqlx::{self, AssertSqlSafe, Row};
 use store::{Database, StoreError};
 use tokio_util::sync::CancellationToken;
 
+use super::loki;
 use super::writer::LINES;
+use crate::metrics::Metrics;
 use crate::{rows, upkeep};
 
 /// Bytes of lines deleted in one transaction: for their words, the one writer is held a moment.
@@ -30,6 +33,7 @@ pub struct Bounds {
 pub struct Upkeep {
     database: Database,
     bounds: Bounds,
+    loki: Option<Arc<Metrics>>,
 }
 
 /// What a tenant has to lose.
@@ -42,9 +46,9 @@ struct Due {
 }
 
 impl Upkeep {
-    /// Upkeep of the lines in `database`.
-    pub fn new(database: Database, bounds: Bounds) -> Self {
-        Self { database, bounds }
+    /// Upkeep of the lines in `database`. Where they are pushed on to a Loki, `loki` counts those that go before.
+    pub fn new(database: Database, bounds: Bounds, loki: Option<Arc<Metrics>>) -> Self {
+        Self { database, bounds, loki }
     }
 
     /// Works until `stop`. What fails is tried again the next time.
@@ -58,13 +62,19 @@ impl Upkeep {
     /// When the database does not answer.
     pub async fn run_once(&self, now: Timestamp) -> Result<usize, StoreError> {
         let mut due = self.due(now.minus(self.bounds.retention)).await?;
-        let mut steps = 0;
+        let (mut steps, mut missed) = (0, 0);
         while let Some(mut next) = due.pop_front() {
-            if self.step(&mut next).await? {
-                steps += 1;
+            if let Some(more) = self.step(&mut next).await? {
+                (steps, missed) = (steps + 1, missed + more);
                 due.push_back(next);
                 tokio::time::sleep(upkeep::PAUSE).await;
             }
+        }
+        if missed > 0 {
+            tracing::warn!(
+                lines = missed,
+                "log lines went by logs-retention or logs-size before loki-url had them: see why it is behind"
+            );
         }
         Ok(steps)
     }
@@ -87,8 +97,9 @@ impl Upkeep {
         Ok(rows.iter().map(due).collect::<Result<_, sqlx::Error>>()?)
     }
 
-    /// Deletes some of a tenant's oldest batches; says whether there were any to delete.
-    async fn step(&self, due: &mut Due) -> Result<bool, StoreError> {
+    /// Deletes some of a tenant's oldest batches; gives how many of their lines a Loki has missed. `None`: there are none to
+    /// delete.
+    async fn step(&self, due: &mut Due) -> Result<Option<u64>, StoreError> {
         let oldest =
             sqlx::query("SELECT id, bytes, stream, sequence FROM log_batches WHERE tenant = $1 ORDER BY id LIMIT $2")
                 .bind(&due.tenant)
@@ -107,16 +118,24 @@ impl Upkeep {
             doomed.push(id);
             streams.insert(row.try_get::<i64, _>(2)?, row.try_get::<i64, _>(3)?);
         }
-        let Some(last) = doomed.last() else { return Ok(false) };
+        let Some(last) = doomed.last() else { return Ok(None) };
         let streams: Vec<(i64, i64)> = streams.into_iter().collect();
         let mut transaction = self.database.begin_write().await?;
+        let pushed = match &self.loki {
+            Some(_) => loki::through(&mut transaction).await?,
+            None => None,
+        };
+        let (pushed, mut missed) = (pushed.unwrap_or(i64::MAX), 0);
         // Between them are other tenants' lines.
-        for run in doomed.chunk_by(|one, next| one + 1 == *next) {
-            sqlx::query("DELETE FROM log_lines WHERE id >= $1 AND id < $2")
+        for run in doomed.chunk_by(|one, next| one + 1 == *next && *one != pushed) {
+            let deleted = sqlx::query("DELETE FROM log_lines WHERE id >= $1 AND id < $2")
                 .bind(run[0] * LINES)
                 .bind((run[0] + run.len() as i64) * LINES)
                 .execute(&mut *transaction)
                 .await?;
+            if run[0] > pushed {
+                missed += deleted.rows_affected();
+            }
         }
         sqlx::query("DELETE FROM log_batches WHERE tenant = $1 AND id <= $2")
             .bind(&due.tenant)
@@ -143,6 +162,9 @@ impl Upkeep {
             lost.execute(&mut *transaction).await?;
         }
         transaction.commit().await?;
-        Ok(true)
+        if let Some(metrics) = &self.loki {
+            metrics.loki_missed.inc_by(missed);
+        }
+        Ok(Some(missed))
     }
 }

@@ -327,7 +327,7 @@ on_both_engines! {
         let kept = async || texts(&world.database, Filter { node: Some(node), ..words("number") }).await;
         let upkeep = async |retention: u64, bytes: u64, now: u64| {
             let bounds = Bounds { retention: seconds(retention), bytes };
-            Upkeep::new(world.database.clone(), bounds).run_once(at(now)).await.expect("kept up");
+            Upkeep::new(world.database.clone(), bounds, None).run_once(at(now)).await.expect("kept up");
         };
         upkeep(100, 1_000, 20).await;
         assert_eq!(kept().await.len(), 10, "nothing is over its bounds");
@@ -356,7 +356,7 @@ on_both_engines! {
         deliver(&mut two, (1..=2).map(small)).await;
         deliver(&mut one, (501..=1_000).map(small)).await;
         let bounds = Bounds { retention: seconds(10), bytes: 1_000_000 };
-        let steps = Upkeep::new(world.database.clone(), bounds).run_once(at(60)).await.expect("kept up");
+        let steps = Upkeep::new(world.database.clone(), bounds, None).run_once(at(60)).await.expect("kept up");
         assert!(steps < 10, "{steps} transactions");
         assert_eq!(texts(&world.database, words("small")).await, [""; 0]);
         for (node, through) in nodes.iter().zip([1_000, 2]) {

@@ -7,7 +7,7 @@ use axum::Router;
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
 use axum::routing::post;
-use hyperfactory_hub::logs::{Endpoint, Pusher};
+use hyperfactory_hub::logs::{Bounds, Endpoint, Pusher, Upkeep};
 use hyperfactory_hub::metrics::Metrics;
 use protocol::message::LogLine;
 use serde_json::Value;
@@ -19,7 +19,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::logs::{Logs, batch, deliver, line, source};
-use crate::setup::{World, acme};
+use crate::setup::{NOW, World, acme};
 
 /// Long enough for a slow machine.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -135,12 +135,26 @@ impl Pushing {
         self.tasks.join_next().await.expect("the task").expect("ended");
     }
 
-    /// What a counter has come to.
     fn counted(&self, name: &str) -> u64 {
-        let text = self.metrics.text();
-        let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
-        value.unwrap_or_else(|| panic!("no {name}")).parse().expect("a number")
+        counted(&self.metrics, name)
     }
+
+    /// Waits until lines are counted, which is a moment after it is written down how far it has pushed.
+    async fn until_counted(&self) {
+        let counted = tokio::time::timeout(PATIENCE, async {
+            while self.counted("hyperfactory_hub_loki_lines_total") == 0 {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        });
+        assert!(counted.await.is_ok(), "never counted");
+    }
+}
+
+/// What a counter has come to.
+fn counted(metrics: &Metrics, name: &str) -> u64 {
+    let text = metrics.text();
+    let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    value.unwrap_or_else(|| panic!("no {name}")).parse().expect("a number")
 }
 
 /// A world in which a pusher has begun, with its first line taken.
@@ -202,7 +216,31 @@ on_both_engines! {
         loki.until("the fourth", |loki| loki.texts().len() >= 4).await;
         until_through(&world, "3").await;
         assert_eq!(loki.texts()[3..], ["three"]);
+        pushing.until_counted().await;
         assert_eq!(pushing.counted("hyperfactory_hub_loki_lines_total"), 1);
+        pushing.stop().await;
+        world.close().await;
+    }
+
+    async fn what_is_deleted_before_it_is_pushed_is_counted(database: TestDatabase) {
+        let (world, _logs, mut intake, loki, url, directory, _tasks) = begun(database).await;
+        let token = directory.path().join("token");
+        let pushing = Pushing::start(&world.database, &url, &token);
+        until_through(&world, "1").await;
+        pushing.stop().await;
+        deliver(&mut intake, [batch(2, vec![source("web")], vec![line(1, "one"), line(2, "two")])]).await;
+        deliver(&mut intake, [batch(3, vec![source("web")], vec![line(3, "three")])]).await;
+        // Room for the newest alone.
+        let metrics = Arc::new(Metrics::new().expect("metrics"));
+        let bounds = Bounds { retention: Duration::from_secs(3_600), bytes: 5 };
+        let upkeep = Upkeep::new(world.database.clone(), bounds, Some(Arc::clone(&metrics)));
+        upkeep.run_once(NOW).await.expect("kept up");
+        assert_eq!(counted(&metrics, "hyperfactory_hub_loki_lines_missed_total"), 2);
+        let pushing = Pushing::start(&world.database, &url, &token);
+        until_through(&world, "3").await;
+        assert_eq!(loki.texts(), ["three"]);
+        upkeep.run_once(NOW.plus(Duration::from_secs(7_200))).await.expect("kept up");
+        assert_eq!(counted(&metrics, "hyperfactory_hub_loki_lines_missed_total"), 2, "it has that one");
         pushing.stop().await;
         world.close().await;
     }
@@ -227,11 +265,40 @@ async fn what_is_put_off_is_pushed_again_and_what_is_refused_stops_nothing() {
     let pushing = Pushing::start(&world.database, &url, &token);
     loki.until("all that can be", |loki| loki.texts().len() >= 4).await;
     assert_eq!(loki.texts(), ["a", "b", "c", "d"]);
+    until_through(&world, "2").await;
+    pushing.until_counted().await;
     assert_eq!(pushing.counted("hyperfactory_hub_loki_lines_refused_total"), 1);
     assert_eq!(pushing.counted("hyperfactory_hub_loki_failures_total"), 2);
     deliver(&mut intake, [batch(3, vec![source("web")], vec![line(9, "e")])]).await;
     loki.until("what comes after", |loki| loki.texts().len() >= 5).await;
     assert_eq!(loki.texts()[4..], ["e"]);
+    pushing.stop().await;
+    world.close().await;
+}
+
+#[tokio::test]
+async fn what_is_pushed_again_counts_once() {
+    let database = TestDatabase::create(Engine::Sqlite).await;
+    let (world, _logs, mut intake, loki, url, directory, _tasks) = begun(&database).await;
+    let token = directory.path().join("token");
+    let pushing = Pushing::start(&world.database, &url, &token);
+    until_through(&world, "1").await;
+    let mut broken = false;
+    loki.mood(move |pushed| {
+        if pushed.iter().any(|taken| taken.text == "bad") {
+            return Some(StatusCode::BAD_REQUEST);
+        }
+        // It breaks off once, after the refusal.
+        let now = pushed.iter().any(|taken| taken.text == "d") && !broken;
+        broken |= now;
+        now.then_some(StatusCode::SERVICE_UNAVAILABLE)
+    });
+    let lines = ["a", "b", "bad", "c", "d"].iter().zip(1..).map(|(text, after)| line(after, text)).collect();
+    deliver(&mut intake, [batch(2, vec![source("web")], lines)]).await;
+    until_through(&world, "2").await;
+    pushing.until_counted().await;
+    assert_eq!(pushing.counted("hyperfactory_hub_loki_lines_total"), 4);
+    assert_eq!(pushing.counted("hyperfactory_hub_loki_lines_refused_total"), 1);
     pushing.stop().await;
     world.close().await;
 }
