@@ -14,9 +14,9 @@ use store::sqlx::{self, Row, any::AnyRow};
 use store::{Database, StoreError, Transaction};
 
 use crate::audit::{self, Actor, Record, action};
-use limiter::Limiter;
 use secret::{Purpose, Secret};
 
+pub(crate) use limiter::Limiter;
 pub use principal::{Principal, Role};
 
 /// How long a browser stays signed in.
@@ -428,8 +428,9 @@ impl Access {
         remote: IpAddr,
         now: Timestamp,
     ) -> Result<AccessError, AccessError> {
-        let (error, audited) = self.limiter.failed(remote, now);
-        if !audited {
+        let failed = self.limiter.failed(remote, now);
+        let error = failed.wait.map_or(AccessError::Invalid, |retry_after| AccessError::TooMany { retry_after });
+        if !failed.audited {
             return Ok(error);
         }
         let record = Record {

@@ -16,6 +16,7 @@ mod revocation;
 mod tokens;
 mod trusting;
 
+use std::net::IpAddr;
 use std::sync::{Arc, Weak};
 
 use pki::NodeIdentity;
@@ -27,9 +28,11 @@ use store::sqlx::{self, Row};
 use store::{Database, StoreError};
 use tokio_util::sync::CancellationToken;
 
+use crate::access::Limiter;
 use crate::audit::{self, Actor, Record, action};
 use crate::authorities::{Authorities, Roots};
 use crate::gateway::Registry as Sessions;
+use crate::metrics::Metrics;
 use crate::telemetry::state::{Certificate, Fleet};
 use failure::{Failure, internal, malformed, refused};
 use group::Writer;
@@ -65,6 +68,9 @@ struct Inner {
     /// Where certificates are asked for.
     submitter: Submitter<Writer>,
     trusting: Submitter<trusting::Writer>,
+    /// Refusals of those who have shown neither a token nor a key.
+    strangers: Limiter,
+    metrics: Arc<Metrics>,
 }
 
 impl Enrollment {
@@ -79,6 +85,7 @@ impl Enrollment {
         fleet: Fleet,
         settings: Settings,
         sessions: Arc<Sessions>,
+        metrics: Arc<Metrics>,
         stop: CancellationToken,
     ) -> Result<(Self, impl Future<Output = ()> + Send + use<>), StoreError> {
         let registry = Registry::load(&database).await?;
@@ -91,7 +98,19 @@ impl Enrollment {
             let writer = Writer(Weak::clone(inner));
             let (submitter, task) = group_commit(database.clone(), writer, group::LIMITS, stop);
             issuing = Some(task);
-            Inner { database, authorities, fleet, settings, registry, sessions, submitter, trusting }
+            let strangers = Limiter::default();
+            Inner {
+                database,
+                authorities,
+                fleet,
+                settings,
+                registry,
+                sessions,
+                submitter,
+                trusting,
+                strangers,
+                metrics,
+            }
         });
         Ok((Self(inner), async move {
             if let Some(issuing) = issuing {
@@ -197,6 +216,15 @@ impl Enrollment {
         let issued_at = Certificate::from(identity).issued_at;
         let regular = terms.renew_at(issued_at, identity.not_after, pki::renewal::jitter(&identity.serial));
         self.0.registry.advice(identity).map_or(regular, |advised| advised.min(regular))
+    }
+
+    /// The refusal of somebody who has shown neither a token nor a key: of a flood, the start alone is audited.
+    async fn refuse_stranger(&self, refusal: Refusal, record: Record, remote: IpAddr, now: Timestamp) -> Refusal {
+        if self.0.strangers.failed(remote, now).audited {
+            return self.refuse(refusal, record, now).await;
+        }
+        self.0.metrics.refusals_unaudited.inc();
+        refusal
     }
 
     /// The refusal, once it is in the audit log. Until then the node is told to come back.

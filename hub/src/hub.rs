@@ -128,9 +128,16 @@ impl Hub {
         let stop_storing = CancellationToken::new();
         let storing = TaskTracker::new();
         storing.spawn(database.clone().keep(stop_storing.clone()));
-        let (enrollment, issuing) =
-            Enrollment::open(database.clone(), authorities, fleet.clone(), settings, sessions, stop_storing.clone())
-                .await?;
+        let (enrollment, issuing) = Enrollment::open(
+            database.clone(),
+            authorities,
+            fleet.clone(),
+            settings,
+            sessions,
+            Arc::clone(&metrics),
+            stop_storing.clone(),
+        )
+        .await?;
         storing.spawn(issuing);
         let _ = list.set(enrollment.clone());
 

@@ -19,6 +19,8 @@ pub struct Metrics {
     pub retries: IntCounter,
     /// Enrollments put off by the rate limit.
     pub enrollments_limited: IntCounter,
+    /// Refusals of strangers that are not in the audit log.
+    pub refusals_unaudited: IntCounter,
     /// Sessions ended by another one of the same node.
     pub displaced: IntCounter,
     /// Connections to the HTTP side.
@@ -128,6 +130,10 @@ impl Metrics {
             enrollments_limited: counter(
                 "hyperfactory_hub_enrollments_limited_total",
                 "Enrollments put off by the rate limit.",
+            )?,
+            refusals_unaudited: counter(
+                "hyperfactory_hub_refusals_unaudited_total",
+                "Refusals of strangers who wanted to enroll or recover that were too many for the audit log.",
             )?,
             displaced: counter(
                 "hyperfactory_hub_sessions_displaced_total",

@@ -1,4 +1,4 @@
-//! Tells an address that fails again and again to stop, and keeps it from filling the audit log.
+//! Tells an address that fails again and again to stop, and keeps it from filling the audit log, which nobody can shorten.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -6,8 +6,6 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use protocol::Timestamp;
-
-use super::AccessError;
 
 /// Failures that cost nothing yet.
 const FREE: u32 = 10;
@@ -20,8 +18,9 @@ const ADDRESSES: usize = 4096;
 /// Failures that are audited within the window, whoever fails: somebody with many addresses does not fill the log.
 const AUDITED: u32 = 1000;
 
+/// The failures of those who have shown nothing that would make them somebody.
 #[derive(Default)]
-pub(super) struct Limiter {
+pub(crate) struct Limiter {
     failures: Mutex<Known>,
 }
 
@@ -47,10 +46,18 @@ impl Failures {
     }
 }
 
+/// What a failure calls for.
+pub(crate) struct Failed {
+    /// It is one too many: the address is to stop for so long. A valid credential is never turned away, so that nobody can be
+    /// locked out by a neighbour behind the same address.
+    pub(crate) wait: Option<Duration>,
+    /// It is to be audited.
+    pub(crate) audited: bool,
+}
+
 impl Limiter {
-    /// Notes a failure; gives the answer to it, and whether it is to be audited. A valid credential is never turned
-    /// away, so that nobody can be locked out by a neighbour behind the same address.
-    pub(super) fn failed(&self, remote: IpAddr, now: Timestamp) -> (AccessError, bool) {
+    /// Notes a failure.
+    pub(crate) fn failed(&self, remote: IpAddr, now: Timestamp) -> Failed {
         let mut known = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
         let Known { of: failures, audited } = &mut *known;
         if failures.len() >= ADDRESSES {
@@ -61,10 +68,10 @@ impl Limiter {
         }
         let failed = failures.entry(network(remote)).or_insert(Failures { since: now, count: 0 });
         if failed.count(now) > FREE {
-            return (AccessError::TooMany { retry_after: WINDOW.saturating_sub(now.since(failed.since)) }, false);
+            return Failed { wait: Some(WINDOW.saturating_sub(now.since(failed.since))), audited: false };
         }
         let all = audited.get_or_insert(Failures { since: now, count: 0 });
-        (AccessError::Invalid, all.count(now) <= AUDITED)
+        Failed { wait: None, audited: all.count(now) <= AUDITED }
     }
 }
 

@@ -35,7 +35,8 @@ impl Enrollment {
     /// node that never saw the reply, it gives the same certificate again.
     ///
     /// # Errors
-    /// What to tell the node. Every refusal is in the audit log, without the secret.
+    /// What to tell the node. Every refusal is in the audit log, without the secret; but of those who flood the hub with secrets
+    /// that are none, the first.
     pub async fn enroll(&self, request: EnrollRequest, remote: IpAddr, now: Timestamp) -> Result<Enrolled, Refusal> {
         let mut tries = 0;
         loop {
@@ -49,6 +50,7 @@ impl Enrollment {
                 Failure::Group(GroupError::Store(error)) if error.is_duplicate() && tries < 5 => {}
                 Failure::Refused(refusal) => {
                     let tenant = self.token_tenant(&request.secret).await;
+                    let is_stranger = tenant.is_none();
                     let record = Record {
                         actor: Actor::anonymous(),
                         action: action::ENROLLMENT_REFUSED,
@@ -61,7 +63,11 @@ impl Enrollment {
                         }),
                         remote: Some(remote),
                     };
-                    return Err(self.refuse(refusal, record, now).await);
+                    return Err(if is_stranger {
+                        self.refuse_stranger(refusal, record, remote, now).await
+                    } else {
+                        self.refuse(refusal, record, now).await
+                    });
                 }
                 error => return Err(internal(&error, "enroll")),
             }

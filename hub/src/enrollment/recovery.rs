@@ -75,7 +75,7 @@ impl Enrollment {
     /// Looks whether the one who asks may prove to be this node. Nothing is computed for one that is kept out.
     ///
     /// # Errors
-    /// What to tell it. Every refusal is in the audit log.
+    /// What to tell it. The refusal is in the audit log, unless it is one of a flood.
     pub async fn challenge(&self, request: RecoverRequest, remote: IpAddr, now: Timestamp) -> Result<Asked, Refusal> {
         let node = NodeId::from_bytes(&request.node_id).ok();
         match self.try_challenge(&request, node, now).await {
@@ -91,7 +91,8 @@ impl Enrollment {
     /// one. `exporter` is the connection's value for [`pki::recovery::EXPORTER_LABEL`].
     ///
     /// # Errors
-    /// What to tell the node. Every refusal is in the audit log. A node that turns out to have been copied is frozen.
+    /// What to tell the node. The refusal is in the audit log, unless it is one of a flood without a good proof. A node that
+    /// turns out to have been copied is frozen.
     pub async fn recover(
         &self,
         asked: Asked,
@@ -328,6 +329,7 @@ impl Enrollment {
         now: Timestamp,
     ) -> Refusal {
         let Failure::Refused(refusal) = failure else { return internal(&failure, "recover") };
+        let is_stranger = actor == Actor::anonymous();
         let record = Record {
             actor,
             action: action::RECOVERY_REFUSED,
@@ -336,7 +338,11 @@ impl Enrollment {
             detail: json!({ "reason": refusal.message, "code": refusal.code().as_str_name() }),
             remote: Some(remote),
         };
-        self.refuse(refusal, record, now).await
+        if is_stranger {
+            self.refuse_stranger(refusal, record, remote, now).await
+        } else {
+            self.refuse(refusal, record, now).await
+        }
     }
 }
 

@@ -209,6 +209,28 @@ on_both_engines! {
         world.close().await;
     }
 
+    async fn strangers_do_not_fill_the_audit_log(database: TestDatabase) {
+        let world = World::new(database).await;
+        let token = world.token(NodeKind::Agent, None).await;
+        let stranger = HERE;
+        let neighbour = "192.0.2.8".parse().expect("an address");
+        for number in 0..50u8 {
+            let unknown = JoinToken::new("hub.example:7443", token.root_pin, [number; 32]).expect("a token");
+            let refusal = world.enrollment.enroll(request(&unknown, &key()), stranger, NOW).await.expect_err("refused");
+            assert_eq!(refusal.code(), RefusalCode::TokenUnknown);
+        }
+        assert_eq!(world.audited(action::ENROLLMENT_REFUSED).await.len(), 10);
+        assert_eq!(world.metrics.refusals_unaudited.get(), 40);
+        // Whoever has a token that is one is on record, and so is whoever comes from elsewhere, or later.
+        world.enroll(&token, &key(), at(3600)).await.expect_err("expired");
+        let unknown = JoinToken::new("hub.example:7443", token.root_pin, [99; 32]).expect("a token");
+        for (remote, now) in [(neighbour, NOW), (stranger, at(300))] {
+            world.enrollment.enroll(request(&unknown, &key()), remote, now).await.expect_err("refused");
+        }
+        assert_eq!(world.audited(action::ENROLLMENT_REFUSED).await.len(), 13);
+        world.close().await;
+    }
+
     async fn names_come_from_the_token_or_the_host_and_are_unique(database: TestDatabase) {
         let world = World::new(database).await;
         let mut names = Vec::new();

@@ -198,6 +198,22 @@ on_both_engines! {
         world.close().await;
     }
 
+    async fn strangers_do_not_fill_the_audit_log(database: TestDatabase) {
+        let world = World::new(database).await;
+        let state = State::enrolled(&world, NOW).await;
+        for number in 0..50 {
+            let unknown = RecoverRequest { node_id: vec![number; 16], ..state.request(&key()) };
+            let refusal = world.enrollment.challenge(unknown, HERE, after(30)).await.expect_err("refused");
+            assert_eq!(refusal.code(), RefusalCode::NodeUnknown);
+        }
+        assert_eq!(world.audited(action::RECOVERY_REFUSED).await.len(), 10);
+        // Whoever proves to be a node is on record.
+        let same = recover(&world, &state, &state.key, after(30)).await;
+        assert_eq!(code(same), RefusalCode::Malformed, "the old key again");
+        assert_eq!(world.audited(action::RECOVERY_REFUSED).await.len(), 11);
+        world.close().await;
+    }
+
     async fn a_proof_is_good_for_its_key_its_challenge_its_connection_and_its_request(database: TestDatabase) {
         let world = World::new(database).await;
         let (state, thief, new) = (State::enrolled(&world, NOW).await, key(), key());

@@ -8,6 +8,7 @@ use hyperfactory_hub::audit::{self, Actor, Entry, Filter};
 use hyperfactory_hub::authorities::Authorities;
 use hyperfactory_hub::enrollment::{Enrollment, NewToken, RecoveryBounds, Settings};
 use hyperfactory_hub::keys::{Keys, Master};
+use hyperfactory_hub::metrics::Metrics;
 use hyperfactory_hub::rotation::{Direction, Phase, Rotation, RotationError, Rotations, Wish};
 use hyperfactory_hub::schema::MIGRATIONS;
 use hyperfactory_hub::telemetry::state::Fleet;
@@ -45,6 +46,7 @@ pub(crate) struct World {
     pub(crate) rotations: Rotations,
     pub(crate) tenants: Tenants,
     pub(crate) enrollment: Enrollment,
+    pub(crate) metrics: Arc<Metrics>,
     _tasks: JoinSet<()>,
 }
 
@@ -78,15 +80,23 @@ impl World {
         let fleet = Fleet::load(&database, now).await.expect("a fleet");
         let settings = Settings { address: "hub.example:7443".into(), recovery: RecoveryBounds::default() };
         let (door, stop) = (database.clone(), CancellationToken::new());
-        let (enrollment, issuing) =
-            Enrollment::open(door, authorities.clone(), fleet.clone(), settings, Arc::default(), stop)
-                .await
-                .expect("a door");
+        let metrics = Arc::new(Metrics::new().expect("metrics"));
+        let (enrollment, issuing) = Enrollment::open(
+            door,
+            authorities.clone(),
+            fleet.clone(),
+            settings,
+            Arc::default(),
+            Arc::clone(&metrics),
+            stop,
+        )
+        .await
+        .expect("a door");
         let mut tasks = JoinSet::new();
         tasks.spawn(issuing);
         let tenants = Tenants::new(database.clone(), authorities.clone());
         let rotations = Rotations::new(database.clone(), authorities.clone());
-        Self { database, fleet, authorities, rotations, tenants, enrollment, _tasks: tasks }
+        Self { database, fleet, authorities, rotations, tenants, enrollment, metrics, _tasks: tasks }
     }
 
     pub(crate) async fn token(&self, kind: NodeKind, name: Option<&str>) -> JoinToken {

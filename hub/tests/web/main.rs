@@ -104,6 +104,7 @@ impl Site {
             fleet.clone(),
             settings,
             Arc::default(),
+            Arc::new(Metrics::new().expect("metrics")),
             stop.clone(),
         )
         .await
