@@ -16,6 +16,7 @@ use tokio::sync::broadcast;
 use tokio_util::sync::CancellationToken;
 
 use crate::authorities::Authorities;
+use crate::rows;
 use crate::telemetry::state::{Fleet, Level};
 
 pub use evaluator::{Change, Evaluator, Finding};
@@ -332,17 +333,31 @@ impl Watcher {
         }
     }
 
-    /// Writes what is not written yet; what fails is tried again at the next look.
+    /// Writes what is not written yet; what fails is tried again at the next look. Of what the database refuses, fewer are
+    /// tried until the culprit stands alone, and that one is left out: others do not wait for it.
     async fn write(&mut self) {
+        let mut most = AT_ONCE;
         while !self.unwritten.is_empty() {
-            let few = self.unwritten.len().min(AT_ONCE);
+            let few = self.unwritten.len().min(most);
             let changes = self.unwritten.make_contiguous();
-            if let Err(error) = self.alerts.write(&changes[..few]).await {
-                tracing::warn!(%error, waiting = changes.len(), "alerts could not be written");
-                return;
+            match self.alerts.write(&changes[..few]).await {
+                Ok(()) => {
+                    let written = self.unwritten.drain(..few).collect();
+                    self.alerts.announce(written);
+                    most = AT_ONCE;
+                }
+                Err(StoreError::Statement(_)) if few > 1 => most = few / 2,
+                Err(error @ StoreError::Statement(_)) => {
+                    let (error, change) = (rows::chain(&error), &changes[0]);
+                    tracing::error!(error, ?change, "an alert's change is left out: the database does not take it");
+                    self.unwritten.pop_front();
+                    most = AT_ONCE;
+                }
+                Err(error) => {
+                    tracing::warn!(%error, waiting = changes.len(), "alerts could not be written");
+                    return;
+                }
             }
-            let written = self.unwritten.drain(..few).collect();
-            self.alerts.announce(written);
         }
     }
 }

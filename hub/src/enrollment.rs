@@ -33,6 +33,7 @@ use crate::audit::{self, Actor, Record, action};
 use crate::authorities::{Authorities, Roots};
 use crate::gateway::Registry as Sessions;
 use crate::metrics::Metrics;
+use crate::rows;
 use crate::telemetry::state::{Certificate, Fleet};
 use failure::{Failure, internal, malformed, refused};
 use group::Writer;
@@ -201,12 +202,13 @@ impl Enrollment {
     /// # Errors
     /// When it could not be stored; what it said before then counts.
     pub async fn trusting(&self, node: NodeId, roots: &[[u8; 32]], trouble: &str) -> Result<(), GroupError> {
-        if !self.0.registry.trusts_anew(node, roots, trouble) {
+        let trouble = rows::text(trouble);
+        if !self.0.registry.trusts_anew(node, roots, &trouble) {
             return Ok(());
         }
-        let word = trusting::Word { node, roots: roots.concat(), trouble: trouble.to_owned() };
+        let word = trusting::Word { node, roots: roots.concat(), trouble: trouble.clone() };
         self.0.trusting.submit(word).await?;
-        self.0.registry.trusting(node, roots, trouble);
+        self.0.registry.trusting(node, roots, &trouble);
         Ok(())
     }
 

@@ -35,7 +35,7 @@ pub struct OperatorKey {
 #[derive(Debug, thiserror::Error)]
 pub enum OperatorsError {
     /// Not a name.
-    #[error("a key has a name of 1 to {NAME} characters: say whose it is")]
+    #[error("a key has a name of 1 to {NAME} printable characters: say whose it is")]
     Name,
     /// It is there already.
     #[error("this key is registered already")]
@@ -67,7 +67,7 @@ pub async fn register(
     now: Timestamp,
 ) -> Result<OperatorKey, OperatorsError> {
     let name = name.trim();
-    if !(1..=NAME).contains(&name.chars().count()) {
+    if !(1..=NAME).contains(&name.chars().count()) || name.chars().any(char::is_control) {
         return Err(OperatorsError::Name);
     }
     let id = rows::uuid(now);

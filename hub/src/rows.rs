@@ -1,4 +1,4 @@
-//! What the modules over the tables share: new row ids, statements over many rows, columns that say one of few things, errors on one line.
+//! What the modules over the tables share: new row ids, text that a column takes, statements over many rows, columns that say one of few things, errors on one line.
 
 use std::str::FromStr;
 
@@ -11,6 +11,11 @@ use store::{StoreError, Transaction};
 /// A UUIDv7 as hyphenated text.
 pub(crate) fn uuid(now: Timestamp) -> String {
     SessionId::new(now, rand::random()).to_string()
+}
+
+/// What a node says, as a column of text takes it on both engines: PostgreSQL has no text with the character U+0000.
+pub(crate) fn text(said: &str) -> String {
+    said.replace('\0', "\u{fffd}")
 }
 
 /// What follows a SELECT whose rows are kept from others until the transaction ends. SQLite has one writer, who holds

@@ -9,6 +9,7 @@ use protocol::{NodeId, TenantId, Timestamp};
 
 use super::rules::{self, Judgement};
 use super::{Policy, Rule};
+use crate::rows;
 use crate::telemetry::state::{Attention, Level, NodeView, Reason, Services, service_name};
 
 /// Restarts remembered of one service.
@@ -382,7 +383,7 @@ impl Look<'_> {
 }
 
 fn named(service: Service) -> Option<(String, Service)> {
-    Some((service_name(service.key.as_ref()?), service))
+    Some((rows::text(&service_name(service.key.as_ref()?)), service))
 }
 
 #[cfg(test)]

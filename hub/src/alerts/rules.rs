@@ -5,6 +5,7 @@ use protocol::message::{EngineState, KafkaState, Service, ServiceHealth, Service
 
 use super::Policy;
 use crate::kafka_access::State;
+use crate::rows;
 use crate::telemetry::state::{Certificate, Level, NodeView, Presence};
 use crate::words::words;
 
@@ -83,8 +84,9 @@ pub(super) enum Judgement {
     Unclear,
 }
 
+/// Much of a message is a node's words.
 fn wrong(level: Level, message: String) -> Judgement {
-    Judgement::Wrong { level, message, since: None }
+    Judgement::Wrong { level, message: rows::text(&message), since: None }
 }
 
 pub(super) fn node_lost(view: &NodeView, started_at: Timestamp) -> Judgement {

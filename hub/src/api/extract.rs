@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use axum::extract::rejection::{JsonRejection, PathRejection, QueryRejection};
 use axum::extract::{ConnectInfo, FromRequest, FromRequestParts, Request};
 use axum::http::request::Parts;
-use axum::http::{StatusCode, header};
+use axum::http::{StatusCode, Uri, header};
 use protocol::TenantId;
 use serde::de::DeserializeOwned;
 
@@ -40,12 +40,20 @@ pub(crate) struct Query<T>(pub(crate) T);
 impl<T: DeserializeOwned> FromRequestParts<App> for Query<T> {
     type Rejection = Problem;
 
-    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Problem> {
-        axum::extract::Query::from_request_parts(parts, app)
-            .await
-            .map(|axum::extract::Query(value)| Self(value))
-            .map_err(|error: QueryRejection| Problem::malformed(plain(&error.body_text())))
+    async fn from_request_parts(parts: &mut Parts, _: &App) -> Result<Self, Problem> {
+        query(&parts.uri).map(Self)
     }
+}
+
+/// The query of an address.
+pub(crate) fn query<T: DeserializeOwned>(uri: &Uri) -> Result<T, Problem> {
+    // PostgreSQL has no text with it, and nothing is called so.
+    if uri.query().is_some_and(|query| query.contains("%00")) {
+        return Err(Problem::invalid("No part of a query has the character U+0000."));
+    }
+    axum::extract::Query::try_from_uri(uri)
+        .map(|axum::extract::Query(value)| value)
+        .map_err(|error: QueryRejection| Problem::malformed(plain(&error.body_text())))
 }
 
 /// A part of the path, read as what it should be.
@@ -60,6 +68,9 @@ impl<T: std::str::FromStr<Err: std::fmt::Display> + Send> FromRequestParts<App> 
             axum::extract::Path::from_request_parts(parts, app)
                 .await
                 .map_err(|error: PathRejection| Problem::malformed(plain(&error.body_text())))?;
+        if text.contains('\0') {
+            return Err(Problem::not_found("Nothing has the character U+0000 in its name."));
+        }
         text.parse().map(Self).map_err(|error: T::Err| Problem::not_found(error.to_string()))
     }
 }

@@ -119,9 +119,7 @@ pub(crate) async fn find(
     let tenant = Caller(who.clone()).scope(app, search.tenant.as_deref()).await?;
     let now = app.now();
     let short = |what: &str, text: &Option<String>| match text {
-        Some(text) if text.len() > LONGEST || text.contains('\0') => {
-            Err(Problem::invalid(format!("{what} has at most {LONGEST} bytes, and none of them is 0.")))
-        }
+        Some(text) if text.len() > LONGEST => Err(Problem::invalid(format!("{what} has at most {LONGEST} bytes."))),
         _ => Ok(()),
     };
     short("stack", &search.stack)?;

@@ -165,7 +165,7 @@ impl<'a> Standing<'a> {
 
 impl Word {
     fn message(&self) -> String {
-        self.word.message.chars().take(MAX_MESSAGE).collect()
+        rows::text(&self.word.message).chars().take(MAX_MESSAGE).collect()
     }
 
     fn is_refusal(&self) -> bool {

@@ -16,7 +16,6 @@ use futures_util::stream;
 use maud::Markup;
 use protocol::{CommandId, NodeId, NodeKind, TenantId};
 use serde::Deserialize;
-use serde::de::DeserializeOwned;
 use serde_json::json;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::sync::broadcast::{self, error::RecvError};
@@ -33,6 +32,7 @@ use super::{
     alerts, audit, bridges, commands, fleet, history, join, layout, node, requests, rollouts, rotation, tenants,
 };
 use crate::alerts::Change;
+use crate::api::extract::query as read;
 use crate::api::follow::{Follow, follow};
 use crate::api::problem::Problem;
 use crate::api::resource::{CommandState, Token};
@@ -133,12 +133,6 @@ pub(super) async fn stream(State(app): State<App>, visitor: Result<Visitor, Away
 
 pub(super) fn once(event: &'static str) -> Response {
     Sse::new(stream::iter([Ok::<_, Infallible>(Event::default().event(event).data(""))])).into_response()
-}
-
-fn read<T: DeserializeOwned>(uri: &Uri) -> Result<T, Problem> {
-    axum::extract::Query::<T>::try_from_uri(uri)
-        .map(|query| query.0)
-        .map_err(|error| Problem::malformed(error.body_text()))
 }
 
 impl Watched {

@@ -247,7 +247,7 @@ async fn insert_node(transaction: &mut Transaction, member: &Member, software: &
         .bind(member.tenant.as_str())
         .bind(member.kind.as_str())
         .bind(&member.name)
-        .bind(software.chars().take(100).collect::<String>())
+        .bind(rows::text(software).chars().take(100).collect::<String>())
         .bind(member.enrolled_at.millis())
         .execute(&mut **transaction)
         .await?;

@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::writer::{BatchRow, LineRow, Source, TABLES, Writer};
 use crate::metrics::Metrics;
+use crate::rows;
 use crate::streams::{Delivery, IngestError, LostRow, Stream, Streams, TakesIn, storable};
 
 /// Packed batches taken in before a commit, and their bytes: what a session may make the hub hold beside the transport's
@@ -206,18 +207,13 @@ fn unpack(sequence: u64, body: &[u8]) -> Option<BatchRow> {
             source,
             at: line.at_ns,
             error: line.error,
-            text: shown(&line.text),
+            text: rows::text(&String::from_utf8_lossy(&line.text)),
             cut: line.cut.into(),
             dropped: i64::try_from(line.dropped).unwrap_or(i64::MAX),
             until: if line.dropped > 0 { line.until_ns.max(line.at_ns) } else { line.at_ns },
         });
     }
     Some(BatchRow { sequence, sources, lines })
-}
-
-/// As a database takes it: what is no text is replaced, and so is the one character that PostgreSQL has none for.
-fn shown(text: &[u8]) -> String {
-    String::from_utf8_lossy(text).replace('\0', "\u{fffd}")
 }
 
 #[cfg(test)]

@@ -16,6 +16,7 @@ use protocol::{NodeId, NodeKind, SessionId, TenantId, Timestamp};
 use tokio::sync::broadcast;
 
 use crate::kafka_access::Access;
+use crate::rows;
 
 pub(crate) use latest::scaled;
 pub use latest::{Latest, Sample};
@@ -164,7 +165,7 @@ impl Fleet {
             view.session = None;
             view.last_seen = Some(now);
             view.presence = match ended {
-                Ended::Goodbye(reason) => Presence::Left { since: now, reason },
+                Ended::Goodbye(reason) => Presence::Left { since: now, reason: rows::text(&reason) },
                 Ended::Lost => Presence::Lost { since: now },
             };
         });

@@ -2,16 +2,17 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::Duration;
 
-use hyperfactory_hub::alerts::{Alerts, Change, Filter, Policy, Rule};
-use hyperfactory_hub::telemetry::state::{Ended, Level};
-use protocol::message::NodeFacts;
-use protocol::{SessionId, Timestamp};
+use hyperfactory_hub::alerts::{Alert, Alerts, Change, Filter, Policy, Rule};
+use hyperfactory_hub::telemetry::state::{Ended, Level, Member, Report, Services};
+use protocol::message::{NodeFacts, Service, ServiceHealth, ServiceKey, ServiceState};
+use protocol::{NodeId, NodeKind, SessionId, Timestamp};
 use store::on_both_engines;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::setup::{NOW, World, acme, at};
+use crate::setup::{NOW, World, acme, at, seconds, service};
 
 /// A clock that stands until it is set.
 #[derive(Clone)]
@@ -42,6 +43,32 @@ pub(crate) async fn start(world: &World, clock: &Clock, policy: Policy) -> (Aler
     (alerts, stop, tasks)
 }
 
+fn session(number: u8) -> SessionId {
+    SessionId::new(NOW, [number; 10])
+}
+
+fn connect(world: &World, node: NodeId, number: u8) {
+    let remote = "192.0.2.7:4000".parse().expect("an address");
+    world.fleet.session_opened(node, session(number), remote, NodeFacts::default(), NOW);
+}
+
+async fn short() {
+    tokio::time::sleep(Duration::from_millis(10)).await;
+}
+
+/// The alerts, once there are so many.
+async fn listed(alerts: &Alerts, count: usize) -> Vec<Alert> {
+    let listed = tokio::time::timeout(seconds(30), async {
+        loop {
+            match alerts.list(&Filter::default()).await.expect("a list") {
+                listed if listed.len() == count => break listed,
+                _ => short().await,
+            }
+        }
+    });
+    listed.await.expect("as many as there should be")
+}
+
 on_both_engines! {
     async fn a_lost_node_is_an_alert_until_it_is_back(database: TestDatabase) {
         let world = World::new(database).await;
@@ -49,7 +76,7 @@ on_both_engines! {
         let clock = Clock::at(NOW);
         let (alerts, stop, mut tasks) = start(&world, &clock, Policy::default()).await;
         let mut changes = alerts.changes();
-        let session = SessionId::new(NOW, [1; 10]);
+        let session = session(1);
         let remote = "192.0.2.7:4000".parse().expect("an address");
         world.fleet.session_opened(node, session, remote, NodeFacts::default(), at(0));
         world.fleet.session_closed(node, session, Ended::Lost, at(10));
@@ -85,6 +112,60 @@ on_both_engines! {
         assert_eq!(count(&alerts).await, [0, 0, 0]);
         let all = alerts.list(&Filter { node: Some(node), ..Filter::default() }).await.expect("a list");
         assert_eq!((all.len(), all[0].opened_at, all[0].closed_at), (1, at(40), Some(at(70))));
+        world.close().await;
+    }
+
+    async fn what_a_node_says_holds_up_no_alert(database: TestDatabase) {
+        let world = World::new(database).await;
+        let ((ill, _), (lost, _)) = (world.node().await, world.node().await);
+        let clock = Clock::at(NOW);
+        let (alerts, _stop, _tasks) = start(&world, &clock, Policy::default()).await;
+        connect(&world, ill, 1);
+        connect(&world, lost, 2);
+        let service = Service {
+            key: Some(ServiceKey { stack: "shop".into(), service: "a\0b".into(), number: 1 }),
+            health: ServiceHealth::Unhealthy.into(),
+            health_output: "a\0b".into(),
+            ..service("web", ServiceState::Running)
+        };
+        let report = Report { current: true, complete: true, services: Services::new(vec![service]), ..Report::default() };
+        world.fleet.report(ill, vec![report], NOW);
+        world.fleet.session_closed(lost, session(2), Ended::Lost, at(10));
+        clock.set(at(40));
+        let lost = async { while alerts.list(&Filter::default()).await.expect("a list").is_empty() { short().await } };
+        tokio::time::timeout(seconds(30), lost).await.expect("the lost node is an alert");
+        // The service may have been looked at only now.
+        clock.set(at(80));
+        let both = listed(&alerts, 2).await;
+        let ill = both.iter().find(|alert| alert.rule == "service.unhealthy").expect("the ill one");
+        assert_eq!((&*ill.subject, &*ill.message), ("shop/a\u{fffd}b/1", "its health check fails: a\u{fffd}b"));
+        world.close().await;
+    }
+
+    async fn an_alert_that_can_not_be_written_holds_up_no_other(database: TestDatabase) {
+        let world = World::new(database).await;
+        let clock = Clock::at(NOW);
+        let (alerts, _stop, _tasks) = start(&world, &clock, Policy::default()).await;
+        let mut nodes = Vec::new();
+        for number in 0..3 {
+            nodes.push(match number {
+                // The database knows of no such node.
+                1 => {
+                    let node = NodeId::new(NOW, [9; 10]);
+                    let name = "nobody".to_owned();
+                    world.fleet.enrolled(Member { node, tenant: acme(), kind: NodeKind::Agent, name, enrolled_at: NOW });
+                    node
+                }
+                _ => world.node().await.0,
+            });
+        }
+        for (node, number) in nodes.iter().zip(1..) {
+            connect(&world, *node, number);
+            world.fleet.session_closed(*node, session(number), Ended::Lost, at(10));
+        }
+        clock.set(at(40));
+        let written = listed(&alerts, 2).await;
+        assert!(written.iter().all(|alert| alert.rule == "node.lost" && alert.node != Some(nodes[1])), "{written:?}");
         world.close().await;
     }
 

@@ -220,6 +220,17 @@ on_both_engines! {
         world.close().await;
     }
 
+    async fn a_word_with_a_character_that_no_text_has_is_stored_all_the_same(database: TestDatabase) {
+        let world = World::new(database).await;
+        let (node, _) = world.node().await;
+        let desk = Desk::open(&world, 0);
+        let id = desk.ask(node).await;
+        desk.deliver(node).await;
+        desk.says(node, id, CommandState::Refused, "a\0b").await;
+        assert_eq!(desk.one(id).await.message, "a\u{fffd}b");
+        world.close().await;
+    }
+
     async fn what_a_nodes_policy_refuses_has_failed_and_is_audited(database: TestDatabase) {
         let world = World::new(database).await;
         let (node, _) = world.node().await;

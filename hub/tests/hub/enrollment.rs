@@ -10,7 +10,7 @@ use hyperfactory_hub::tenants::TenantError;
 use pki::JoinToken;
 use protocol::NodeKind;
 use protocol::message::{RefusalCode, VersionRange};
-use store::on_both_engines;
+use store::{on_both_engines, sqlx};
 use tokio::task::JoinSet;
 
 use crate::audit::{owner, verified};
@@ -206,6 +206,20 @@ on_both_engines! {
         assert!(!log.contains(&secret) && !log.contains(&data_encoding::HEXLOWER.encode(&token.secret)));
         // None of it used the token up.
         world.enroll(&token, &key(), NOW).await.expect("still good");
+        world.close().await;
+    }
+
+    async fn what_a_node_says_of_itself_may_have_any_character(database: TestDatabase) {
+        let world = World::new(database).await;
+        let token = world.token(NodeKind::Agent, None).await;
+        let strange = "a\0b".to_owned();
+        let request = protocol::message::EnrollRequest { name: strange.clone(), software: strange, ..request(&token, &key()) };
+        let enrolled = world.enrollment.enroll(request, HERE, NOW).await.expect("enrolled");
+        let identity = identity(&enrolled.certificate_chain);
+        world.enrollment.trusting(identity.node, &[], "a\0b").await.expect("stored");
+        let said = sqlx::query_as::<_, (String, String, String)>("SELECT name, software, roots_trouble FROM nodes");
+        let (name, software, trouble) = said.fetch_one(world.database.reader()).await.expect("the node");
+        assert_eq!((&*name, &*software, &*trouble), ("a-b", "a\u{fffd}b", "a\u{fffd}b"));
         world.close().await;
     }
 

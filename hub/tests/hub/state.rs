@@ -151,6 +151,20 @@ on_both_engines! {
         world.close().await;
     }
 
+    async fn a_goodbye_with_a_character_that_no_text_has_keeps_no_state_from_being_copied(database: TestDatabase) {
+        let world = World::new(database).await;
+        let ((strange, _), (other, _)) = (world.node().await, world.node().await);
+        open(&world.fleet, strange, FIRST, at(0));
+        open(&world.fleet, other, SECOND, at(0));
+        world.fleet.session_closed(strange, session(FIRST), Ended::Goodbye("a\0b".into()), at(1));
+        world.fleet.persist(&world.database, at(2), true).await.expect("written");
+        let again = Fleet::load(&world.database, at(3)).await.expect("read");
+        let left = Presence::Left { since: at(1), reason: "a\u{fffd}b".into() };
+        assert_eq!(again.node(strange).expect("the node").presence, left);
+        assert_eq!(again.node(other).expect("the node").presence, Presence::Lost { since: at(0) });
+        world.close().await;
+    }
+
     async fn figures_alone_are_copied_lazily(database: TestDatabase) {
         let world = World::new(database).await;
         let (node, _) = world.node().await;

@@ -50,6 +50,11 @@ on_both_engines! {
             (404, Method::GET, "/api/v1/commands?tenant=nobody"),
             (404, Method::GET, "/api/v1/audit?tenant=nobody"),
             (404, Method::GET, "/api/v1/logs?tenant=nobody"),
+            // The one character that PostgreSQL has no text with.
+            (422, Method::GET, "/api/v1/audit?action=a%00b"),
+            (422, Method::GET, "/api/v1/commands?request=%00"),
+            (404, Method::DELETE, "/api/v1/api-tokens/%00"),
+            (404, Method::POST, "/api/v1/operator-keys/%00/revoke"),
         ];
         for (status, method, path) in cases {
             let answer = site.call(method.clone(), path, &admin, None).await;
@@ -79,6 +84,25 @@ on_both_engines! {
             assert_problem(&answer, status, body.get(..40).unwrap_or(body));
         }
         assert!(site.get("/api/v1/tenants", &admin).await.ids().is_empty(), "nothing was made");
+    }
+
+    async fn a_character_that_no_text_has_is_refused(test: TestDatabase) {
+        let site = Site::open(test).await;
+        let admin = site.token(Role::Admin, None).await;
+        let public = pki::OperatorKey::generate().expect("a key").public().to_string();
+        site.tenant("acme").await;
+        let bodies = [
+            ("/api/v1/operator-keys", json!({ "name": "a\0b", "public_key": public })),
+            ("/api/v1/tenants", json!({ "id": "other", "name": "a\0b" })),
+            ("/api/v1/tenants", json!({ "id": "a\0b" })),
+            ("/api/v1/tokens", json!({ "tenant": "acme", "kind": "agent", "name": "a\0b" })),
+            ("/api/v1/api-tokens", json!({ "name": "a\0b", "role": "viewer" })),
+            ("/api/v1/rotations", json!({ "kind": "root", "reason": "a\0b" })),
+        ];
+        for (path, body) in bodies {
+            let answer = site.post(path, &admin, body.clone()).await;
+            assert_problem(&answer, 422, &format!("{path} {body}"));
+        }
     }
 
     async fn a_token_that_is_none_is_refused(test: TestDatabase) {
