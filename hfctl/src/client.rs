@@ -142,19 +142,31 @@ impl Client {
     }
 
     /// `POST path` with a JSON body, for what must not be done twice: when the hub does not answer, it is asked once more for the same.
-    pub(crate) fn post_once<T: DeserializeOwned>(&self, path: &str, body: &Value) -> Result<T, Failure> {
+    /// `list` shows what was done, for whoever gets no answer then either.
+    pub(crate) fn post_once<T: DeserializeOwned>(&self, path: &str, body: &Value, list: &str) -> Result<T, Failure> {
         let key = once();
-        let send = || {
+        let mut arrived = false;
+        let mut send = || {
             let request =
                 self.request(Request::post(self.address(path, &[]))).header("content-type", "application/json");
             let request = request.header("idempotency-key", &key).body(body.to_string());
-            Ok::<_, Failure>(self.agent.run(request.map_err(|error| bad_url(&self.url, &error))?))
+            let answer = self.agent.run(request.map_err(|error| bad_url(&self.url, &error))?);
+            arrived |= may_have_arrived(&answer);
+            self.read(self.check(answer)?)
         };
-        let mut answer = send()?;
-        if answer.is_err() {
-            answer = send()?;
-        }
-        self.read(self.check(answer)?)
+        let answer = match send() {
+            Err(Failure::Away(_)) => send(),
+            answer => answer,
+        };
+        answer.map_err(|failure| match failure {
+            Failure::Away(why) if arrived => {
+                let why = why.trim_end_matches('.');
+                Failure::Away(format!(
+                    "{why}. It may have been asked for all the same: look at {list} before you ask again"
+                ))
+            }
+            other => other,
+        })
     }
 
     /// `POST path` with a JSON body, where the answer says no more than that it is done.
@@ -327,6 +339,15 @@ pub(crate) fn insecure(url: &str, error: &rustls::Error) -> String {
         ),
         rustls::Error::InvalidMessage(_) => format!("{url} does not speak HTTPS: is its address http://…?"),
         other => format!("no secure connection to {url}: {other}"),
+    }
+}
+
+/// Whether the hub may have done what it was asked for.
+fn may_have_arrived(answer: &Result<Response<Body>, ureq::Error>) -> bool {
+    match answer {
+        Err(ureq::Error::Io(error)) => error.kind() != std::io::ErrorKind::ConnectionRefused,
+        Err(ureq::Error::Timeout(during)) => !matches!(during, ureq::Timeout::Resolve | ureq::Timeout::Connect),
+        _ => true,
     }
 }
 

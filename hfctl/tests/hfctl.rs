@@ -2,20 +2,26 @@
 
 #![allow(clippy::expect_used, clippy::panic, reason = "a test that meets what it does not expect has failed")]
 
-use std::io::{BufRead as _, BufReader, ErrorKind, Write as _};
-use std::net::TcpListener;
+use std::io::{BufRead as _, BufReader, ErrorKind, Read as _, Write as _};
+use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use hub::access::{Grant, Role};
 use hub::audit::Actor;
 use hub::config::{Config, HttpTls};
+use hub::enrollment::{Enrollment, NewToken};
 use hub::hub::{Hub, now};
 use hub::web::{HttpAuthority, http_authority};
+use pki::PrivateKey;
+use protocol::message::EnrollRequest;
+use protocol::{NodeKind, version};
 use serde_json::Value;
 use tempfile::TempDir;
+use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
 /// A hub, tokens for it, and the home of a person who has never used it.
@@ -26,6 +32,8 @@ struct Site {
     /// Of a hub with a certificate of its own.
     authority: Option<HttpAuthority>,
     home: TempDir,
+    enrollment: Enrollment,
+    runtime: Handle,
     shutdown: CancellationToken,
     running: Option<JoinHandle<()>>,
 }
@@ -58,12 +66,36 @@ impl Site {
                     Some(HttpTls::Own) => Some(http_authority(&config, hub.domain()).await.expect("an authority")),
                     _ => None,
                 };
-                ready.send((hub.endpoints().http.clone(), tokens, authority)).expect("somebody waits");
+                let inside = (hub.enrollment().clone(), Handle::current());
+                ready.send((hub.endpoints().http.clone(), tokens, authority, inside)).expect("somebody waits");
                 hub.run(told).await.expect("it ends well");
             });
         });
-        let (url, (admin, viewer), authority) = started.recv().expect("it starts");
-        Self { url, admin, viewer, authority, home, shutdown, running: Some(running) }
+        let (url, (admin, viewer), authority, (enrollment, runtime)) = started.recv().expect("it starts");
+        Self { url, admin, viewer, authority, home, enrollment, runtime, shutdown, running: Some(running) }
+    }
+
+    /// Enrolls an agent with a real token and key.
+    fn node(&self, tenant: &str, name: &str) {
+        let key = PrivateKey::generate().expect("a key");
+        let new = NewToken {
+            tenant: tenant.parse().expect("a tenant id"),
+            kind: NodeKind::Agent,
+            name: Some(name.into()),
+            valid_for: Duration::from_secs(600),
+        };
+        self.runtime.block_on(async {
+            let (_, token) = self.enrollment.create_token(new, &Actor::system(), now()).await.expect("a join token");
+            let request = EnrollRequest {
+                versions: Some(version::SPOKEN),
+                secret: token.secret.to_vec(),
+                certificate_request: key.certificate_request().expect("a request"),
+                kind: protocol::message::NodeKind::Agent.into(),
+                name: "host".into(),
+                software: "test".into(),
+            };
+            self.enrollment.enroll(request, [127, 0, 0, 1].into(), now()).await.expect("enrolled");
+        });
     }
 
     /// `hfctl` in this home, without anything else from the environment.
@@ -320,6 +352,56 @@ fn a_rollout_says_who_is_meant_before_it_asks_and_has_a_reason() {
     site.admin(&["rollout", "abort", "7", "--reason", "a test"]).fails(1, &["there is no rollout 7"]);
     let none = site.admin(&["rollout", "list"]);
     assert!(none.code == 0 && none.err.contains("no rollouts"), "{none:?}");
+}
+
+#[test]
+fn a_command_whose_answer_is_lost_is_done_once_and_said_to_be_possible() {
+    let site = Site::start();
+    site.admin(&["tenant", "create", "acme"]).ok();
+    site.node("acme", "press");
+    let send = ["command", "send", "drain", "--all", "--yes", "--reason", "a test"];
+    let commands = || site.admin(&["command", "list"]).ok().lines().filter(|line| line.contains("press")).count();
+    site.with(&losing(&site.url, 1), &site.admin, &send).ok();
+    assert_eq!(commands(), 1);
+    site.with(&losing(&site.url, 2), &site.admin, &send).fails(1, &["may have been asked for", "hfctl command list"]);
+    assert_eq!(commands(), 2);
+    let rollout = ["rollout", "start", "drain", "--all", "--yes", "--reason", "a test"];
+    site.with(&losing(&site.url, 2), &site.admin, &rollout)
+        .fails(1, &["may have been asked for", "hfctl rollout list"]);
+    assert_eq!(site.admin(&["rollout", "list"]).ok().lines().filter(|line| line.contains("operator:admin")).count(), 1);
+}
+
+/// The address of a way to a hub, on which the first `count` answers to what is sent under a key are lost.
+fn losing(url: &str, mut count: usize) -> String {
+    let hub = url.strip_prefix("http://").expect("an address").to_owned();
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = format!("http://{}", listener.local_addr().expect("an address"));
+    std::thread::spawn(move || {
+        for client in listener.incoming() {
+            let mut client = BufReader::new(client.expect("a connection"));
+            let (mut head, mut length, mut keyed) = (String::new(), 0, false);
+            while !head.ends_with("\r\n\r\n") && client.read_line(&mut head).expect("a line") > 0 {
+                let line = head.trim_end().rsplit('\n').next().unwrap_or_default().to_ascii_lowercase();
+                keyed |= line.starts_with("idempotency-key:");
+                if let Some(value) = line.strip_prefix("content-length:") {
+                    length = value.trim().parse().expect("a length");
+                }
+            }
+            let mut body = vec![0; length];
+            client.read_exact(&mut body).expect("a body");
+            let mut to_hub = TcpStream::connect(&hub).expect("a connection");
+            let once = head.replacen("\r\n", "\r\nconnection: close\r\n", 1);
+            to_hub.write_all(&[once.as_bytes(), &body].concat()).expect("sent");
+            let mut answer = Vec::new();
+            to_hub.read_to_end(&mut answer).expect("an answer");
+            if keyed && count > 0 {
+                count -= 1;
+            } else {
+                client.get_mut().write_all(&answer).expect("answered");
+            }
+        }
+    });
+    address
 }
 
 #[test]

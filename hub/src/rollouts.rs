@@ -186,7 +186,6 @@ impl Rollouts {
         let seats: Vec<rows::Seat<'_>> =
             waves.iter().enumerate().flat_map(|(wave, nodes)| nodes.iter().map(move |node| (wave + 1, node))).collect();
         let command = NewRequest { nodes: seats.iter().map(|(_, node)| (*node).clone()).collect(), ..command };
-        command.check()?;
         check(&limits)?;
         let owner = command.nodes.first().map(|(_, tenant)| tenant.clone());
         let tenant = owner.filter(|owner| command.nodes.iter().all(|(_, tenant)| tenant == owner));
@@ -201,6 +200,7 @@ impl Rollouts {
                 };
             }
         }
+        command.check()?;
         let count = u32::try_from(waves.len()).unwrap_or(u32::MAX);
         let mut rollout = Rollout {
             id: 0,

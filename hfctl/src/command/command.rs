@@ -238,7 +238,7 @@ impl Send {
         if let Some(file) = &self.sign_with {
             asked["signed"] = self.signed(&read(file)?, &preview)?;
         }
-        let ordered: Value = client.post_once("commands", &asked)?;
+        let ordered: Value = client.post_once("commands", &asked, "hfctl command list")?;
         if !self.wait {
             return if output.is_json() { output.json(&ordered) } else { told(&ordered, output) };
         }

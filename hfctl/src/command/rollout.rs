@@ -168,7 +168,7 @@ impl Start {
         }
         asked["preview"] = json!(false);
         asked["command"]["expected_nodes"] = preview["nodes"].clone();
-        let started: Value = client.post_once("rollouts", &asked)?;
+        let started: Value = client.post_once("rollouts", &asked, "hfctl rollout list")?;
         if self.wait {
             return watch(client, &text(&started, "/id"), output);
         }

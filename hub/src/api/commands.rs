@@ -23,7 +23,7 @@ use super::problem::Problem;
 use super::resource::{Command, CommandDetail, CommandState, Kind, Node, Ordered, OrderedCommand, Page, PresenceState};
 use super::select::NodeQuery;
 use crate::access::{Principal, Role};
-use crate::commands::{self, NewRequest, Requested, Signed};
+use crate::commands::{self, NewRequest, RequestError, Requested, Signed};
 use crate::labels::{self, Label};
 use crate::reason::Reason;
 use crate::web::App;
@@ -264,13 +264,7 @@ pub(crate) async fn order(
     key: Option<String>,
 ) -> Result<(Ordered, bool), Problem> {
     let action = asked.action()?;
-    let nodes = asked.target.nodes(app, who).await?;
-    if let Some(expected) = asked.expected_nodes.filter(|expected| *expected != nodes.len()) {
-        return Err(Problem::conflict(format!(
-            "{expected} nodes were expected to be meant, and {} are by now: look at the preview again. Nothing was done.",
-            nodes.len()
-        )));
-    }
+    let (nodes, refused) = unless_done(asked.nodes(app, who).await, key.as_deref())?;
     let fingerprint = serde_json::to_vec(asked).map_err(|error| Problem::internal(&error))?;
     let new = NewRequest {
         nodes: nodes.iter().map(|node| meant(node)).collect::<Result<_, Problem>>()?,
@@ -286,7 +280,11 @@ pub(crate) async fn order(
         action,
     };
     let what = new.action.to_string();
-    let Requested { id, commands, replayed } = app.state.commands.request(new, &who.actor(), app.now()).await?;
+    let requested = app.state.commands.request(new, &who.actor(), app.now()).await;
+    let Requested { id, commands, replayed } = requested.map_err(|error| match (error, refused) {
+        (RequestError::Nobody, Some(refused)) => refused,
+        (error, _) => error.into(),
+    })?;
     let commands: Vec<OrderedCommand> = commands
         .into_iter()
         .map(|(id, node)| match app.roster.node(who, node) {
@@ -302,6 +300,19 @@ pub(crate) async fn order(
         })
         .collect();
     Ok((Ordered { request: Some(id), what, nodes: commands.len(), commands }, replayed))
+}
+
+/// Who is meant. What is refused by now may have been done under `key` when it was asked for first: then nobody is meant, which
+/// is refused in the end unless the rows say that it was.
+pub(super) fn unless_done<T>(
+    meant: Result<Vec<T>, Problem>,
+    key: Option<&str>,
+) -> Result<(Vec<T>, Option<Problem>), Problem> {
+    match meant {
+        Ok(meant) => Ok((meant, None)),
+        Err(refused) if key.is_some() => Ok((Vec::new(), Some(refused))),
+        Err(refused) => Err(refused),
+    }
 }
 
 /// One command with its output, if it is there for `who`.
@@ -338,6 +349,23 @@ pub(super) fn meant(node: &Node) -> Result<(NodeId, TenantId), Problem> {
 }
 
 impl CommandRequest {
+    /// The nodes that are meant, as many as were expected.
+    async fn nodes(&self, app: &App, who: &Principal) -> Result<Vec<Arc<Node>>, Problem> {
+        let nodes = self.target.nodes(app, who).await?;
+        self.expects(nodes.len())?;
+        Ok(nodes)
+    }
+
+    /// Refuses another number of nodes than was expected.
+    pub(super) fn expects(&self, count: usize) -> Result<(), Problem> {
+        match self.expected_nodes.filter(|expected| *expected != count) {
+            Some(expected) => Err(Problem::conflict(format!(
+                "{expected} nodes were expected to be meant, and {count} are by now: look at the preview again. Nothing was done."
+            ))),
+            None => Ok(()),
+        }
+    }
+
     /// For how long it may still start.
     pub(crate) fn valid_for(&self) -> Duration {
         Duration::from_secs(self.valid_for_seconds.unwrap_or(VALID_FOR))

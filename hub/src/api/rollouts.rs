@@ -13,17 +13,17 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use utoipa::ToSchema;
 
-use super::commands::{CommandRequest, meant};
+use super::commands::{CommandRequest, meant, unless_done};
 use super::extract::{Caller, Json, Path, Query};
 use super::idempotency::IdempotencyKey;
 use super::list::{Paging, slice};
 use super::problem::Problem;
 use super::resource::{Node, Page, PresenceState, Rollout, RolloutNode, RolloutPreview, Time, Wave, WavePreview};
 use crate::access::{Principal, Role};
-use crate::commands::NewRequest;
+use crate::commands::{NewRequest, RequestError};
 use crate::labels;
 use crate::reason::Reason;
-use crate::rollouts::{self, Act, Limits, Moment, NewRollout, Participant, Verb, Waiting, Waves, Window};
+use crate::rollouts::{self, Act, Limits, Moment, NewRollout, Participant, RolloutError, Verb, Waiting, Waves, Window};
 use crate::web::App;
 
 /// What holds a rollout back unless told otherwise.
@@ -232,13 +232,7 @@ pub(crate) async fn start(
             "A rollout's commands are made later, and can't be signed ahead: leave signed out.",
         ));
     }
-    let waves = asked.divided(app, who).await?;
-    let count: usize = waves.iter().map(Vec::len).sum();
-    if let Some(expected) = command.expected_nodes.filter(|expected| *expected != count) {
-        return Err(Problem::conflict(format!(
-            "{expected} nodes were expected to be meant, and {count} are by now: look at the preview again. Nothing was done."
-        )));
-    }
+    let (waves, refused) = unless_done(asked.waves(app, who).await, key.as_deref())?;
     let fingerprint = serde_json::to_vec(asked).map_err(|error| Problem::internal(&error))?;
     let new = NewRollout {
         waves: waves
@@ -262,8 +256,12 @@ pub(crate) async fn start(
         },
     };
     let rollouts = app.state.rollouts.within(who.tenant.as_ref());
-    let id = rollouts.start(new, &who.actor(), app.now()).await?.id;
-    shown(app, who, id).await
+    let started = rollouts.start(new, &who.actor(), app.now()).await;
+    let started = started.map_err(|error| match (error, refused) {
+        (RolloutError::Request(RequestError::Nobody), Some(refused)) => refused,
+        (error, _) => error.into(),
+    })?;
+    shown(app, who, started.id).await
 }
 
 /// One rollout as it is shown.
@@ -342,6 +340,13 @@ impl RolloutRequest {
             most_failed: self.max_failed_percent.unwrap_or(MOST),
             most_regressed: self.max_regressed_percent.unwrap_or(MOST),
         })
+    }
+
+    /// The nodes that are meant, by wave, as many as were expected.
+    async fn waves(&self, app: &App, who: &Principal) -> Result<Vec<Vec<Arc<Node>>>, Problem> {
+        let waves = self.divided(app, who).await?;
+        self.command.expects(waves.iter().map(Vec::len).sum())?;
+        Ok(waves)
     }
 
     /// The nodes that are meant, by wave. Those that are there come first: a wave of nodes that are not shows nothing.

@@ -153,7 +153,6 @@ impl Commands {
     }
 
     async fn ask(&self, new: &NewRequest, actor: &Actor, now: Timestamp) -> Result<Requested, RequestError> {
-        new.check()?;
         let places = self.places(new);
         let database = self.0.database.within(new.scope.as_ref().map(TenantId::as_str));
         let requested = match at_once::write(&database, new, &places, actor, now).await? {
@@ -201,10 +200,11 @@ impl Commands {
         actor: &Actor,
         now: Timestamp,
     ) -> Result<(Requested, Vec<Record>), RequestError> {
-        new.check()?;
+        // What was asked for before is told again, whether or not it could be asked for by now.
         if let Some(requested) = asked_before(transaction, new).await? {
             return Ok((requested, Vec::new()));
         }
+        new.check()?;
         let steady = places.steady;
         let signer = match &new.signed {
             Some(signed) => Some(judge(transaction, new, signed, steady).await?),

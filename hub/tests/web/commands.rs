@@ -1,7 +1,6 @@
 //! Commands over the API and from the dashboard: who may ask for what, and what is said before it is done.
 
-use axum::body::Body;
-use axum::http::{Method, Request, StatusCode};
+use axum::http::{Method, StatusCode};
 use hyperfactory_hub::access::Role;
 use protocol::NodeKind;
 use protocol::message::ServiceHealth;
@@ -41,13 +40,7 @@ on_both_engines! {
         assert_eq!((online("press"), online("mill")), (json!(true), json!(false)));
         assert_eq!(site.get(PATH, &operator).await.ids(), [""; 0], "a preview does nothing");
 
-        let ask = async |key: &str, body: Value| {
-            let request = Request::post(PATH)
-                .header("authorization", format!("Bearer {operator}"))
-                .header("content-type", "application/json")
-                .header("idempotency-key", key);
-            site.send(request.body(Body::from(body.to_string())).expect("a request")).await
-        };
+        let ask = async |key: &str, body: Value| site.post_keyed(PATH, &operator, key, body).await;
         let mut expecting = restart(json!({ "tenant": "acme" }));
         expecting["expected_nodes"] = json!(3);
         says(&ask("k0", expecting.clone()).await, 409, "Nothing was done");
@@ -83,6 +76,43 @@ on_both_engines! {
         assert_eq!((&one["state"], &one["reason"], &one["output"]), (&json!("queued"), &json!("it hangs"), &json!("")));
         let cancelled = site.post(&format!("{PATH}/{}/cancel", ids[0]), &operator, json!({ "reason": "not now" })).await;
         assert_eq!((cancelled.status, &cancelled.json()["state"]), (StatusCode::OK, &json!("cancelled")));
+    }
+
+    async fn what_was_done_is_told_again_whoever_would_be_meant_by_now(test: TestDatabase) {
+        let site = Site::open(test).await;
+        site.tenant("acme").await;
+        let (press, mill) = (site.node("acme", "press").await, site.node("acme", "mill").await);
+        let operator = site.token(Role::Operator, Some("acme")).await;
+        let mut counted = restart(json!({ "tenant": "acme" }));
+        counted["expected_nodes"] = json!(2);
+        let asked = [
+            ("counted", counted),
+            ("named", restart(json!({ "nodes": [press.to_string(), mill.to_string()] }))),
+            ("one", restart(json!({ "nodes": [press.to_string()] }))),
+            ("found", restart(json!({ "query": "press" }))),
+        ];
+        let mut made = Vec::new();
+        for (key, body) in &asked {
+            let answer = site.post_keyed(PATH, &operator, key, body.clone()).await;
+            assert_eq!(answer.status, StatusCode::CREATED, "{key}: {}", answer.body);
+            made.push(answer.json());
+        }
+        for name in ["oven", "kiln"] {
+            site.node("acme", name).await;
+        }
+        let revoke = json!({ "reason": "unspecified" });
+        site.post(&format!("/api/v1/nodes/{press}/revoke"), &operator, revoke).await;
+        for ((key, body), made) in asked.iter().zip(&made) {
+            let again = site.post_keyed(PATH, &operator, key, body.clone()).await;
+            assert_eq!(again.status, StatusCode::CREATED, "{key}: {}", again.body);
+            assert_eq!((again.json()["request"].clone(), again.header("idempotency-replayed")), (made["request"].clone(), "true"));
+            assert_eq!(again.json()["commands"], made["commands"], "{key}");
+            says(&site.post(PATH, &operator, body.clone()).await, if *key == "found" { 422 } else { 409 }, "");
+        }
+        // Under another key it is another request, and under the same key another request is none.
+        says(&site.post_keyed(PATH, &operator, "new", asked[0].1.clone()).await, 409, "Nothing was done");
+        says(&site.post_keyed(PATH, &operator, "counted", asked[1].1.clone()).await, 422, "Idempotency-Key");
+        assert_eq!(site.get(PATH, &operator).await.ids().len(), 6);
     }
 
     async fn nodes_are_meant_by_their_labels(test: TestDatabase) {

@@ -295,6 +295,15 @@ impl Site {
         self.call(Method::POST, path, bearer, Some(body)).await
     }
 
+    /// With an Idempotency-Key.
+    async fn post_keyed(&self, path: &str, bearer: &str, key: &str, body: Value) -> Answer {
+        let request = Request::post(path)
+            .header("authorization", format!("Bearer {bearer}"))
+            .header("content-type", "application/json")
+            .header("idempotency-key", key);
+        self.send(request.body(Body::from(body.to_string())).expect("a request")).await
+    }
+
     /// A stream of server-sent events.
     async fn stream(&self, path: &str, headers: &[(&str, &str)]) -> Events {
         let mut request = Request::builder().uri(path);

@@ -62,6 +62,37 @@ on_both_engines! {
         assert_eq!(acts, ["rollout.aborted", "rollout.resumed", "rollout.paused", "rollout.started"]);
     }
 
+    async fn one_that_was_started_is_told_again_whoever_would_be_meant_by_now(test: TestDatabase) {
+        let site = Site::open(test).await;
+        site.tenant("acme").await;
+        let (press, mill) = (site.node("acme", "press").await, site.node("acme", "mill").await);
+        let operator = site.token(Role::Operator, Some("acme")).await;
+        let asked = |target: Value| json!({ "waves": ["100%"], "command": restart(target)["command"] });
+        let mut counted = asked(json!({ "tenant": "acme" }));
+        counted["command"]["expected_nodes"] = json!(2);
+        let named = asked(json!({ "nodes": [press.to_string(), mill.to_string()] }));
+        let all = [("counted", counted), ("named", named), ("found", asked(json!({ "query": "press" })))];
+        let mut started = Vec::new();
+        for (key, body) in &all {
+            let answer = site.post_keyed(PATH, &operator, key, body.clone()).await;
+            assert_eq!(answer.status, StatusCode::CREATED, "{key}: {}", answer.body);
+            started.push(answer.json()["id"].clone());
+        }
+        for name in ["oven", "kiln"] {
+            site.node("acme", name).await;
+        }
+        site.post(&format!("/api/v1/nodes/{press}/revoke"), &operator, json!({ "reason": "unspecified" })).await;
+        for ((key, body), id) in all.iter().zip(&started) {
+            let again = site.post_keyed(PATH, &operator, key, body.clone()).await;
+            assert_eq!((again.status, &again.json()["id"]), (StatusCode::CREATED, id), "{key}: {}", again.body);
+        }
+        let another = site.post_keyed(PATH, &operator, "new", all[0].1.clone()).await;
+        assert!(another.status == 409 && another.body.contains("Nothing was done"), "{}", another.body);
+        let reused = site.post_keyed(PATH, &operator, "counted", all[1].1.clone()).await;
+        assert!(reused.status == 422 && reused.body.contains("Idempotency-Key"), "{}", reused.body);
+        assert_eq!(site.get(PATH, &operator).await.ids().len(), 3);
+    }
+
     async fn who_may_not_and_what_makes_no_sense_is_refused(test: TestDatabase) {
         let site = Site::open(test).await;
         for tenant in ["acme", "zeta"] {

@@ -17,7 +17,8 @@ const COMMAND: usize = SPAN + 3;
 const LINK: usize = COMMAND + COMMANDS.columns;
 
 /// Writes the request, its command and its audit record. `None`: nothing was written, because that takes more than one
-/// statement, or the first look was not enough: the key was used, the node has much to do, another was audited meanwhile.
+/// statement, or the first look was not enough: the key was used, the node has much to do, another was audited meanwhile; or it
+/// can't be asked for, unless its key says that it was.
 pub(super) async fn write(
     database: &Database,
     new: &NewRequest,
@@ -25,7 +26,7 @@ pub(super) async fn write(
     actor: &Actor,
     now: Timestamp,
 ) -> Result<Option<Requested>, RequestError> {
-    if database.engine() == Engine::Sqlite || new.nodes.len() > 1 || new.signed.is_some() {
+    if database.engine() == Engine::Sqlite || new.nodes.len() > 1 || new.signed.is_some() || new.check().is_err() {
         return Ok(None);
     }
     let (id, commands) = (rows::uuid(now), new.planned(places));
