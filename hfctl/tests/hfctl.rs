@@ -288,6 +288,31 @@ fn certificate_policy_is_shown_set_and_taken_back() {
 }
 
 #[test]
+fn what_is_advised_after_a_reset_sets_nothing_anew() {
+    let site = Site::start();
+    site.admin(&["tenant", "create", "acme"]).ok();
+    site.admin(&["policy", "set", "agent", "--tenant", "acme", "--lifetime", "30d"]).ok();
+    site.node("acme", "press");
+    let policy = || {
+        let shown = site.admin(&["policy", "show", "--tenant", "acme"]).ok();
+        shown.lines().find(|line| line.starts_with("agent ")).expect("the kind").to_owned()
+    };
+    let reset = site.admin(&["policy", "reset", "agent", "--tenant", "acme"]);
+    let before = policy();
+    let (said, command) = reset.err.trim_end().split_once(": hfctl ").expect("a command");
+    assert!(said.contains("1 nodes have certificates that end later"), "{reset:?}");
+    let words: Vec<&str> = command.split('"').collect();
+    let [options, reason, ""] = words.as_slice() else { panic!("{command}") };
+    let mut arguments: Vec<&str> = options.split_whitespace().collect();
+    arguments.push(reason);
+    assert!(site.admin(&arguments).ok().starts_with("1 nodes renew their certificates until"), "{command}");
+    assert_eq!(policy(), before);
+    // After a set, it may be set again.
+    let set = site.admin(&["policy", "set", "agent", "--tenant", "acme", "--lifetime", "2d"]);
+    assert!(set.err.contains("hfctl policy set agent --tenant acme --renew-within 6h"), "{set:?}");
+}
+
+#[test]
 fn a_mass_renewal_says_how_many_nodes_it_is_for() {
     let site = Site::start();
     site.admin(&["tenant", "create", "acme"]).ok();

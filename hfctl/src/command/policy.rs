@@ -95,12 +95,14 @@ impl Policy {
                         "renew_within_seconds": renew_within.map(|within| within.get().as_secs()),
                     }),
                 )?;
-                said(&set, &kind, tenant.as_deref(), output)
+                let whose = tenant.map_or_else(String::new, |tenant| format!(" --tenant {tenant}"));
+                said(&set, &kind, &format!("policy set {kind}{whose} --renew-within 6h"), output)
             }
             Self::Reset { kind, tenant } => {
                 let path = format!("certificate-policies/{kind}");
                 let set: Value = client.reset(&path, &[("tenant", tenant.as_deref())])?;
-                said(&set, &kind, tenant.as_deref(), output)
+                let whose = tenant.map_or_else(|| "--all".to_owned(), |tenant| format!("--tenant {tenant}"));
+                said(&set, &kind, &format!("cert renew {whose} --within 6h --reason \"the policy was reset\""), output)
             }
         }
     }
@@ -122,8 +124,8 @@ fn period(value: &Value, path: &str) -> String {
     seconds.map_or_else(|| "-".into(), |seconds| Period(Duration::from_secs(seconds)).to_string())
 }
 
-/// What goes now, and what is left to do.
-fn said(set: &Value, kind: &str, tenant: Option<&str>, output: &mut Output) -> Result<(), Failure> {
+/// What goes now, and what is left to do: `to_renew` is the command for nodes whose certificates end later.
+fn said(set: &Value, kind: &str, to_renew: &str, output: &mut Output) -> Result<(), Failure> {
     if output.is_json() {
         return output.json(set);
     }
@@ -132,13 +134,9 @@ fn said(set: &Value, kind: &str, tenant: Option<&str>, output: &mut Output) -> R
     let longer = set.pointer("/outlived_by").and_then(Value::as_u64).unwrap_or(0);
     match set.get("advised") {
         Some(told) => output.line(&advised(told))?,
-        None if longer > 0 => {
-            let tenant = tenant.map_or_else(String::new, |tenant| format!(" --tenant {tenant}"));
-            complain(&format!(
-                "{longer} nodes have certificates that end later than new ones would; to have them renewed: hfctl policy set \
-                 {kind}{tenant} --renew-within 6h"
-            ));
-        }
+        None if longer > 0 => complain(&format!(
+            "{longer} nodes have certificates that end later than new ones would; to have them renewed: hfctl {to_renew}"
+        )),
         None => {}
     }
     Ok(())
