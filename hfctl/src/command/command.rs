@@ -22,6 +22,9 @@ use crate::output::{Output, complain, text, time};
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// Nodes that are named before they are only counted.
 const NAMED: usize = 10;
+/// Most commands that are signed at once: a hub takes requests of up to 64 KiB, and each needs some 200 bytes, and 40 more where
+/// its node is named.
+const SIGNED: usize = 250;
 
 #[derive(Subcommand)]
 pub(crate) enum Command {
@@ -78,7 +81,7 @@ pub(crate) struct Send {
     lines: Option<u32>,
     #[command(flatten)]
     why: Why,
-    /// Sign each command with the operator's private key in this file, for nodes that ask for it.
+    /// Sign each command with the operator's private key in this file, for nodes that ask for it: at most 250 nodes at once.
     #[arg(long, value_name = "FILE")]
     sign_with: Option<PathBuf>,
     /// Only say who is meant.
@@ -266,6 +269,12 @@ impl Send {
 impl Send {
     /// Signs what was asked for, as it is understood here: of the hub, only the ids are taken.
     fn signed(&self, key: &OperatorKey, preview: &Value) -> Result<Value, Failure> {
+        let meant = preview["commands"].as_array().map_or(0, Vec::len);
+        if meant > SIGNED {
+            return Err(Failure::Usage(format!(
+                "{meant} nodes are meant, and at most {SIGNED} commands are signed at once: narrow it down"
+            )));
+        }
         let arguments = self.action()?.to_bytes();
         let now: Timestamp = SystemTime::now().into();
         let not_after = now.plus(self.order.valid_for.get());
@@ -451,6 +460,41 @@ fn show(command: &Value, output: &mut Output) -> Result<(), Failure> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn as_many_as_may_be_signed_at_once_fit_in_a_request() {
+        let key = OperatorKey::generate().expect("a key");
+        let send = Send {
+            order: Order {
+                action: "drain".into(),
+                service: None,
+                interval: None,
+                script: None,
+                nodes: Vec::new(),
+                tenant: None,
+                labels: Vec::new(),
+                search: None,
+                all: true,
+                valid_for: Period::seconds(60),
+                priority: 0,
+            },
+            lines: None,
+            why: Why { reason: "\u{1F3ED}".repeat(500) },
+            sign_with: None,
+            dry_run: false,
+            yes: true,
+            wait: false,
+        };
+        let node = "019ab0c2-7f00-7000-8000-000000000000";
+        let preview = |count| json!({ "commands": vec![json!({ "node": node, "id": node, "name": "press" }); count] });
+        let signed = send.signed(&key, &preview(SIGNED)).expect("signed");
+        // Named one by one they take the most.
+        let target = json!({ "nodes": vec![node; SIGNED] });
+        let asked = json!({ "action": "drain", "reason": send.why.reason, "target": target, "signed": signed });
+        assert!(asked.to_string().len() < 64 * 1024 - 1024, "{}", asked.to_string().len());
+        let refused = send.signed(&key, &preview(SIGNED + 1)).expect_err("too many");
+        assert!(refused.to_string().starts_with("251 nodes are meant, and at most 250"), "{refused}");
+    }
 
     #[test]
     fn what_is_put_out_is_told_once_by_whole_lines_and_all_of_it_at_the_end() {

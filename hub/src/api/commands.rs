@@ -75,7 +75,7 @@ pub(crate) struct SignedRequest {
     not_after_ms: i64,
     /// The encoded Action that was signed, in base64.
     arguments: String,
-    /// One for each node that is meant.
+    /// One for each node that is meant: some 250 fit in a request's body, which has at most 64 KiB.
     commands: Vec<SignedCommand>,
 }
 
