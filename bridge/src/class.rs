@@ -129,15 +129,12 @@ impl Class {
         };
         Options { overflow, leave_bytes: self.leave, ..Log::options(self.log_dir.clone(), self.size.bytes()) }
     }
+}
 
-    /// Whether a loss for this reason is what was asked for.
-    pub fn allows(&self, reason: LostReason) -> bool {
-        match reason {
-            LostReason::Expired => self.max_age.is_some(),
-            LostReason::Corrupt => false,
-            LostReason::Overflow | LostReason::DiskFull | LostReason::Superseded => self.overflow != Overflow::Block,
-        }
-    }
+/// Whether a loss for this reason is what was asked for. A log that drops nothing gives no other reason than damage; so what
+/// has one was dropped as its class asked for then, whatever is configured now.
+pub fn is_drop(reason: LostReason) -> bool {
+    reason != LostReason::Corrupt
 }
 
 /// Directories of classes that are not configured.

@@ -75,7 +75,7 @@ pub fn verify(config: &Config) -> anyhow::Result<(String, bool)> {
                 records += 1;
                 foreign += u64::from(Record::decode(&bytes).is_err());
             }
-            Entry::Lost(range) if class.allows(range.reason) => dropped += range.len(),
+            Entry::Lost(range) if class::is_drop(range.reason) => dropped += range.len(),
             Entry::Lost(range) => lost += range.len(),
         })?;
         if !class.name.is_empty() {

@@ -20,7 +20,7 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use spool::{Entry, LostRange, SpoolError};
 use tokio_util::sync::CancellationToken;
 
-use crate::class::Class;
+use crate::class::{self, Class};
 use crate::complaint::Complaint;
 use crate::config::KafkaConfig;
 use crate::counters::Counters;
@@ -308,7 +308,7 @@ impl Sink {
             let (sequence, bytes) = match entry {
                 Entry::Record { sequence, bytes, .. } => (sequence, bytes),
                 Entry::Lost(LostRange { first, last, reason }) => {
-                    if self.parts.class.allows(reason) {
+                    if class::is_drop(reason) {
                         window.dropped.push((first, last));
                     } else {
                         tracing::error!(first, last, ?reason, "records of the log are lost");

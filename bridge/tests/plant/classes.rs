@@ -76,6 +76,37 @@ fn full_classes_drop_what_they_may_and_the_audit_knows_and_nothing_else_is_lost(
 }
 
 #[test]
+fn what_was_dropped_as_configured_stays_so_when_the_class_is_changed_or_removed() {
+    let (cluster, mosquitto) = (cluster(), Mosquitto::start());
+    let (brokers, routes) = (cluster.bootstrap_servers(), routes(&mosquitto));
+    let mut bridge = Bridge::start(&mosquitto, &brokers, &routes);
+    bridge.subscribed(2);
+    Publisher::publish_large(&mosquitto, "trends/a", 3000, 1000);
+    Publisher::publish_large(&mosquitto, "states/a", 3000, 1000);
+    bridge.stored_in("classes/trends/log", &format!("trends/a{:01000}", 3000));
+    bridge.stored_in("classes/states/log", &format!("states/a{:01000}", 3000));
+    bridge.kill();
+    let states = "[[class]]\nname = \"states\"\noverflow = \"latest-per-topic\"\nsize = \"1MiB\"\n";
+    let now = routes.replace("\"drop-oldest\"", "\"block\"").replace(states, "").replace("class = \"states\"\n", "");
+    assert!(
+        now.contains("\"block\"") && now.contains("from = \"states/#\"") && !now.contains("latest-per-topic"),
+        "{now}"
+    );
+    bridge.configure(&mosquitto, &brokers, &now, "");
+    let (said, whole) = bridge.ask(&["log", "verify"]);
+    for class in ["trends", "states"] {
+        let line = said.lines().find(|line| line.starts_with(&format!("class {class}: "))).unwrap();
+        assert!(whole && !line.contains(": 0 dropped"), "{said}");
+    }
+    cluster.broker_up(1).unwrap();
+    bridge.start_again();
+    Delivered::wait_for(&cluster, &["dropped"], &[("trends/a".into(), 3000), ("states/a".into(), 3000)]);
+    bridge.stop();
+    let (report, whole) = bridge.audit(&["dropped"]);
+    assert!(whole && report.matches("dropped as configured").count() == 2, "{report}");
+}
+
+#[test]
 fn what_waits_does_not_keep_what_may_be_dropped_waiting() {
     let (cluster, mosquitto) = (cluster(), Mosquitto::start());
     let (brokers, routes) = (cluster.bootstrap_servers(), routes(&mosquitto));
