@@ -328,10 +328,7 @@ impl Sink {
                 self.condemned.remove(&sequence);
                 continue;
             }
-            // One that is suspected travels alone, and what is after it waits for its report.
-            let suspected = |sequence| self.suspects.contains(sequence);
-            let alone = suspected(&sequence) || window.last().as_ref().is_some_and(suspected);
-            if (alone && window.under_way > 0) || !self.is_open(&bytes) {
+            if window.must_wait(sequence, &self.suspects) || !self.is_open(&bytes) {
                 window.hold(sequence, bytes);
                 return Ok(());
             }

@@ -22,6 +22,8 @@ pub(super) struct Window {
     slots: VecDeque<Slot>,
     /// How many of them wait for a report.
     pub(super) under_way: usize,
+    /// The last that was given to the producer.
+    sent: Option<u64>,
     /// Ranges that were dropped as the class asks for; the next record that is sent says so, and they count as done with it.
     pub(super) dropped: Vec<(u64, u64)>,
 }
@@ -43,7 +45,7 @@ enum State {
 
 impl Window {
     pub(super) fn new(reader: Reader) -> Self {
-        Self { reader, held: VecDeque::new(), slots: VecDeque::new(), under_way: 0, dropped: Vec::new() }
+        Self { reader, held: VecDeque::new(), slots: VecDeque::new(), under_way: 0, sent: None, dropped: Vec::new() }
     }
 
     /// Keeps a record for later that was read and not sent.
@@ -53,6 +55,7 @@ impl Window {
 
     pub(super) fn sent(&mut self, sequence: u64, target: Arc<Target>, received: Timestamp) {
         self.under_way += 1;
+        self.sent = Some(sequence);
         self.dropped.clear();
         self.slots.push_back(Slot { last: sequence, state: State::UnderWay(target, received) });
     }
@@ -75,9 +78,11 @@ impl Window {
         self.slots.len() >= MOST
     }
 
-    /// The last that was taken.
-    pub(super) fn last(&self) -> Option<u64> {
-        self.slots.back().map(|slot| slot.last)
+    /// Whether a record may not be sent yet: one that is suspected travels alone, and what is after it waits for its report.
+    pub(super) fn must_wait(&self, sequence: u64, suspects: &BTreeSet<u64>) -> bool {
+        let suspected = |sequence: &u64| suspects.contains(sequence);
+        // Nothing is sent beside a suspect, so one that is under way was sent last.
+        self.under_way > 0 && (suspected(&sequence) || self.sent.as_ref().is_some_and(suspected))
     }
 
     /// When the first was received that waits for a report.
@@ -156,6 +161,19 @@ mod tests {
         assert_eq!(window.delivered(), None);
         assert_eq!(window.ahead(), [3, 9].into());
         assert_eq!(window.under_way, 1);
+    }
+
+    #[test]
+    fn a_suspect_travels_alone_also_when_what_comes_next_is_delivered_already() {
+        let (mut window, suspects) = (window(), [5, 9].into());
+        assert!(!window.must_wait(5, &suspects));
+        window.sent(5, target(), Timestamp::from_millis(0));
+        window.done(6);
+        assert!(window.must_wait(7, &suspects));
+        window.settle(5, true);
+        assert!(!window.must_wait(7, &suspects));
+        window.sent(7, target(), Timestamp::from_millis(0));
+        assert!(!window.must_wait(8, &suspects) && window.must_wait(9, &suspects));
     }
 
     #[test]
