@@ -1,7 +1,7 @@
 //! The verb `audit`: reads what is in Kafka, and says what is missing, doubled or out of order. A gap is no loss when the
 //! bridge says that it was dropped as its class asks for: the first record after it does, in the header `hf-dropped`.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt::Write;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -22,13 +22,32 @@ use crate::producer::{client, client_with};
 const PATIENCE: Duration = Duration::from_secs(15);
 /// Gaps that are listed one by one.
 const MOST_LISTED: usize = 20;
+/// What is said when something is missing that may have been where Kafka has deleted all there was.
+const ALL_GONE: &str = "  of some partitions Kafka has deleted the beginning, and they have none of these records: any that was there counts as missing\n";
 
 /// What is known of the records of all bridges.
 #[derive(Debug, Default)]
 pub struct Ledger {
     streams: BTreeMap<(String, String), Stream>,
+    /// Partitions of which Kafka has deleted the beginning.
+    cut: BTreeSet<String>,
     /// Records without the bridge's headers.
     foreign: u64,
+}
+
+/// A record, as its headers tell.
+#[derive(Clone, Copy, Debug)]
+pub struct Seen<'a> {
+    /// Name of the bridge.
+    pub bridge: &'a str,
+    /// Life of the log that its number belongs to.
+    pub epoch: &'a str,
+    /// Its number.
+    pub sequence: u64,
+    /// The connection and the topic by which it came, in whose order it is.
+    pub source: &'a str,
+    /// The Kafka topic and partition that it is in.
+    pub partition: &'a str,
 }
 
 /// The records of one bridge and epoch.
@@ -42,25 +61,41 @@ struct Stream {
     class: Option<String>,
     /// Ranges that are said to be dropped.
     dropped: Vec<(u64, u64)>,
-    /// The highest number of each MQTT topic, in each Kafka topic.
-    latest: HashMap<Box<str>, u64>,
+    partitions: BTreeMap<String, Partition>,
     disordered: u64,
+}
+
+/// What a stream has in a partition: between partitions Kafka keeps no order.
+#[derive(Debug)]
+struct Partition {
+    first: u64,
+    /// The highest number of each source.
+    latest: HashMap<Box<str>, u64>,
 }
 
 impl Ledger {
     /// Takes a record, in the order of its partition.
-    pub fn take(&mut self, bridge: &str, epoch: &str, sequence: u64, topic: &str) {
+    pub fn take(&mut self, seen: Seen<'_>) {
+        let Seen { bridge, epoch, sequence, source, partition } = seen;
         let stream = self.streams.entry((bridge.to_owned(), epoch.to_owned())).or_default();
         stream.records += 1;
-        if !stream.note(sequence) {
+        let new = stream.note(sequence);
+        let begin = || Partition { first: sequence, latest: HashMap::new() };
+        let partition = stream.partitions.entry(partition.to_owned()).or_insert_with(begin);
+        if !new {
             stream.doubled += 1;
             return;
         }
-        match stream.latest.get_mut(topic) {
+        match partition.latest.get_mut(source) {
             Some(latest) if *latest > sequence => stream.disordered += 1,
             Some(latest) => *latest = sequence,
-            None => drop(stream.latest.insert(topic.into(), sequence)),
+            None => drop(partition.latest.insert(source.into(), sequence)),
         }
+    }
+
+    /// Takes note that Kafka has deleted the beginning of a partition.
+    pub fn take_cut(&mut self, partition: String) {
+        self.cut.insert(partition);
     }
 
     /// Takes what a record says of its class, and of what was dropped before it.
@@ -70,9 +105,11 @@ impl Ledger {
         stream.dropped.extend(dropped.into_iter().flat_map(header::parse_dropped));
     }
 
-    /// Whether no number is missing that was not dropped, and the records of each topic are in order. Numbers may be doubled.
+    /// Whether no number is missing that was not dropped and that Kafka can't have deleted, and the records of
+    /// each topic are in order. Numbers may be doubled.
     pub fn is_whole(&self) -> bool {
-        self.streams.values().all(|stream| stream.missing().is_empty() && stream.disordered == 0)
+        let whole = |stream: &Stream| stream.missing(&self.cut).1.is_empty() && stream.disordered == 0;
+        self.streams.values().all(whole)
     }
 
     /// What was found, for a person.
@@ -80,22 +117,27 @@ impl Ledger {
         let mut text = String::new();
         for ((bridge, epoch), stream) in &self.streams {
             let last = stream.seen.last_key_value().map_or(0, |(_, last)| *last);
-            let sum = |ranges: &[(u64, u64)]| ranges.iter().map(|(first, last)| last - first + 1).sum::<u64>();
             let gaps: Vec<_> = stream.gaps().collect();
-            let ranges = stream.missing();
-            let (missing, dropped) = (sum(&ranges), sum(&gaps) - sum(&ranges));
+            let (gone, ranges) = stream.missing(&self.cut);
+            let missing = sum(&ranges);
+            let dropped = sum(&gaps) - missing - gone;
             let Stream { records, doubled, disordered, .. } = stream;
             let class = stream.class.as_ref().map_or_else(String::new, |class| format!(" of class {}", plain(class)));
-            let dropped = if dropped > 0 { format!("{dropped} dropped as configured, ") } else { String::new() };
+            let some = |count, what| if count > 0 { format!("{count} {what}, ") } else { String::new() };
+            let dropped = some(dropped, "dropped as configured");
+            let gone = some(gone, "no longer in Kafka");
             let _ = writeln!(
                 text,
-                "{} {}: {records} records{class}, numbers to {last}: {missing} missing, {dropped}{doubled} \
+                "{} {}: {records} records{class}, numbers to {last}: {missing} missing, {dropped}{gone}{doubled} \
                  doubled, {disordered} out of order",
                 plain(bridge),
                 plain(epoch)
             );
             for (first, last) in ranges.iter().take(MOST_LISTED) {
                 let _ = writeln!(text, "  missing {first} to {last}: see the bridge's log dump --dead-letters");
+            }
+            if missing > 0 && self.cut.iter().any(|partition| !stream.partitions.contains_key(partition)) {
+                text.push_str(ALL_GONE);
             }
         }
         if self.foreign > 0 {
@@ -118,7 +160,10 @@ impl Ledger {
         let topic = value(header::UNS).or_else(|| value(header::TOPIC));
         match (value(header::BRIDGE), value(header::EPOCH), sequence, topic) {
             (Some(bridge), Some(epoch), Some(sequence), Some(topic)) => {
-                self.take(&bridge, &epoch, sequence, &format!("{} {topic}", message.topic()));
+                let source = format!("{} {topic}", value(header::MQTT).unwrap_or_default());
+                let partition = place(message.topic(), message.partition());
+                let (source, partition) = (source.as_str(), partition.as_str());
+                self.take(Seen { bridge: &bridge, epoch: &epoch, sequence, source, partition });
                 self.take_dropped(&bridge, &epoch, value(header::CLASS), value(header::DROPPED).as_deref());
             }
             _ => self.foreign += 1,
@@ -139,8 +184,21 @@ impl Stream {
         true
     }
 
+    /// The gaps, without what is said to be dropped: how many numbers of them Kafka may have deleted, and what is missing.
+    fn missing(&self, cut: &BTreeSet<String>) -> (u64, Vec<(u64, u64)>) {
+        // Of a partition that is cut, what comes before its first record is deleted.
+        let firsts =
+            self.partitions.iter().filter(|(name, _)| cut.contains(*name)).map(|(_, partition)| partition.first);
+        let bound = firsts.max().unwrap_or(0);
+        let unknown = self.unknown();
+        let below = unknown.iter().filter(|(first, _)| *first < bound);
+        let gone: Vec<_> = below.map(|(first, last)| (*first, (*last).min(bound - 1))).collect();
+        let above = unknown.iter().filter(|(_, last)| *last >= bound);
+        (sum(&gone), above.map(|(first, last)| ((*first).max(bound), *last)).collect())
+    }
+
     /// The gaps, without what is said to be dropped.
-    fn missing(&self) -> Vec<(u64, u64)> {
+    fn unknown(&self) -> Vec<(u64, u64)> {
         let mut dropped = self.dropped.clone();
         dropped.sort_unstable();
         let mut missing = Vec::new();
@@ -163,6 +221,16 @@ impl Stream {
         let ends = std::iter::once(0).chain(self.seen.values().copied());
         ends.zip(self.seen.keys()).filter(|(last, first)| last + 1 < **first).map(|(last, first)| (last + 1, first - 1))
     }
+}
+
+/// How many numbers are in these ranges.
+fn sum(ranges: &[(u64, u64)]) -> u64 {
+    ranges.iter().map(|(first, last)| last - first + 1).sum()
+}
+
+/// What a partition is called here.
+fn place(topic: &str, partition: i32) -> String {
+    format!("{topic}/{partition}")
 }
 
 /// Whose certificate the audit shows, in place of the bridge's own, which as a rule may only write.
@@ -193,7 +261,7 @@ pub fn run(config: &KafkaConfig, reader: Option<&Reader>, topics: &[String]) -> 
         .set("enable.auto.commit", "false")
         .set("auto.offset.reset", "earliest");
     let consumer: BaseConsumer = settings.create().context("no connection to Kafka can be made")?;
-    let (mut assignment, mut ends) = (TopicPartitionList::new(), HashMap::new());
+    let (mut assignment, mut ends, mut ledger) = (TopicPartitionList::new(), HashMap::new(), Ledger::default());
     for topic in topics {
         let failed = |error: KafkaError| explain(&error, topic, reader);
         let metadata = consumer.fetch_metadata(Some(topic), PATIENCE).map_err(failed)?;
@@ -205,6 +273,9 @@ pub fn run(config: &KafkaConfig, reader: Option<&Reader>, topics: &[String]) -> 
         anyhow::ensure!(known, "Kafka has no topic {topic}, or does not let this certificate see it");
         for partition in metadata.topics().iter().flat_map(|topic| topic.partitions()) {
             let (low, high) = consumer.fetch_watermarks(topic, partition.id(), PATIENCE).map_err(failed)?;
+            if low > 0 {
+                ledger.take_cut(place(topic, partition.id()));
+            }
             if low < high {
                 assignment.add_partition_offset(topic, partition.id(), Offset::Offset(low))?;
                 ends.insert((topic.clone(), partition.id()), high);
@@ -212,7 +283,7 @@ pub fn run(config: &KafkaConfig, reader: Option<&Reader>, topics: &[String]) -> 
         }
     }
     consumer.assign(&assignment)?;
-    let (mut ledger, mut heard) = (Ledger::default(), Instant::now());
+    let mut heard = Instant::now();
     while !ends.is_empty() {
         let Some(message) = consumer.poll(Duration::from_millis(200)) else {
             anyhow::ensure!(heard.elapsed() < PATIENCE, "Kafka gives no more records although there are some");
@@ -253,10 +324,53 @@ mod tests {
 
     fn ledger(records: &[(u64, &str)]) -> Ledger {
         let mut ledger = Ledger::default();
-        for (sequence, topic) in records {
-            ledger.take("b", "e", *sequence, topic);
+        for (sequence, source) in records {
+            ledger.take(seen(*sequence, source, "t/0"));
         }
         ledger
+    }
+
+    fn seen<'a>(sequence: u64, source: &'a str, partition: &'a str) -> Seen<'a> {
+        Seen { bridge: "b", epoch: "e", sequence, source, partition }
+    }
+
+    #[test]
+    fn what_kafka_has_deleted_is_not_missing_and_what_is_missing_after_it_is() {
+        let mut ledger = ledger(&[(100, "a"), (101, "a")]);
+        assert!(!ledger.is_whole() && ledger.report().contains("99 missing"), "{}", ledger.report());
+        ledger.take_cut("t/0".into());
+        assert!(ledger.is_whole(), "{}", ledger.report());
+        assert!(ledger.report().contains(" 0 missing, 99 no longer in Kafka, 0 doubled"), "{}", ledger.report());
+        // The first of another partition is as far as that may have had the others.
+        ledger.take(seen(104, "b", "t/1"));
+        assert!(ledger.report().contains(" 2 missing, 99 no longer in Kafka"), "{}", ledger.report());
+        ledger.take_cut("t/2".into());
+        assert!(!ledger.is_whole() && ledger.report().contains("Kafka has deleted the beginning"));
+        ledger.take_cut("t/1".into());
+        ledger.take(seen(106, "b", "t/1"));
+        assert!(!ledger.is_whole(), "{}", ledger.report());
+        let report = ledger.report();
+        assert!(
+            report.contains(" 1 missing, 101 no longer in Kafka") && report.contains("missing 105 to 105"),
+            "{report}"
+        );
+        ledger.take_dropped("b", "e", None, Some("105-105,50-59"));
+        assert!(ledger.is_whole());
+        assert!(ledger.report().contains(" 11 dropped as configured, 91 no longer in Kafka"), "{}", ledger.report());
+    }
+
+    #[test]
+    fn partitions_may_be_read_in_any_order_and_connections_have_orders_of_their_own() {
+        let mut ledger = Ledger::default();
+        for (sequence, partition) in [(2, "t/1"), (4, "t/1"), (1, "t/0"), (3, "t/0")] {
+            ledger.take(seen(sequence, "m a", partition));
+        }
+        ledger.take(seen(6, "m a", "t/0"));
+        ledger.take(seen(5, "n a", "t/0"));
+        assert!(ledger.is_whole() && ledger.report().contains(" 0 out of order"), "{}", ledger.report());
+        ledger.take(seen(8, "m a", "t/0"));
+        ledger.take(seen(7, "m a", "t/0"));
+        assert!(!ledger.is_whole() && ledger.report().contains(" 1 out of order"), "{}", ledger.report());
     }
 
     #[test]
