@@ -24,6 +24,10 @@ const PATIENCE: Duration = Duration::from_secs(15);
 const MOST_LISTED: usize = 20;
 /// What is said when something is missing that may have been where Kafka has deleted all there was.
 const ALL_GONE: &str = "  of some partitions Kafka has deleted the beginning, and they have none of these records: any that was there counts as missing\n";
+/// What numbers mean that are given twice, and what to do.
+const GIVEN_TWICE: &str = "  numbers are given twice: the bridge's state was restored from an image, or two machines run with it. Whoever \
+     drops what came twice by its number has dropped new records. Stop the bridge, empty its state directory and enroll it \
+     anew: its numbers then begin a new epoch\n";
 
 /// What is known of the records of all bridges.
 #[derive(Debug, Default)]
@@ -48,6 +52,8 @@ pub struct Seen<'a> {
     pub source: &'a str,
     /// The Kafka topic and partition that it is in.
     pub partition: &'a str,
+    /// When the bridge received it, in milliseconds since the Unix epoch.
+    pub received: i64,
 }
 
 /// The records of one bridge and epoch.
@@ -57,6 +63,8 @@ struct Stream {
     seen: BTreeMap<u64, u64>,
     records: u64,
     doubled: u64,
+    /// Records that have the number of another one.
+    given_twice: u64,
     /// The name of the class, if it is one's.
     class: Option<String>,
     /// Ranges that are said to be dropped.
@@ -69,6 +77,9 @@ struct Stream {
 #[derive(Debug)]
 struct Partition {
     first: u64,
+    highest: u64,
+    /// When the latest was received.
+    received: i64,
     /// The highest number of each source.
     latest: HashMap<Box<str>, u64>,
 }
@@ -76,12 +87,19 @@ struct Partition {
 impl Ledger {
     /// Takes a record, in the order of its partition.
     pub fn take(&mut self, seen: Seen<'_>) {
-        let Seen { bridge, epoch, sequence, source, partition } = seen;
+        let Seen { bridge, epoch, sequence, source, partition, received } = seen;
         let stream = self.streams.entry((bridge.to_owned(), epoch.to_owned())).or_default();
         stream.records += 1;
         let new = stream.note(sequence);
-        let begin = || Partition { first: sequence, latest: HashMap::new() };
+        let begin = || Partition { first: sequence, highest: sequence, received, latest: HashMap::new() };
         let partition = stream.partitions.entry(partition.to_owned()).or_insert_with(begin);
+        // What is sent again was received before what was sent after it the first time.
+        if sequence <= partition.highest && received > partition.received {
+            stream.given_twice += 1;
+            return;
+        }
+        partition.highest = partition.highest.max(sequence);
+        partition.received = partition.received.max(received);
         if !new {
             stream.doubled += 1;
             return;
@@ -105,10 +123,12 @@ impl Ledger {
         stream.dropped.extend(dropped.into_iter().flat_map(header::parse_dropped));
     }
 
-    /// Whether no number is missing that was not dropped and that Kafka can't have deleted, and the records of
-    /// each topic are in order. Numbers may be doubled.
+    /// Whether no number is missing that was not dropped and that Kafka can't have deleted, none is given to two records, and
+    /// the records of each topic are in order. Records may be doubled.
     pub fn is_whole(&self) -> bool {
-        let whole = |stream: &Stream| stream.missing(&self.cut).1.is_empty() && stream.disordered == 0;
+        let whole = |stream: &Stream| {
+            stream.missing(&self.cut).1.is_empty() && stream.given_twice == 0 && stream.disordered == 0
+        };
         self.streams.values().all(whole)
     }
 
@@ -121,15 +141,16 @@ impl Ledger {
             let (gone, ranges) = stream.missing(&self.cut);
             let missing = sum(&ranges);
             let dropped = sum(&gaps) - missing - gone;
-            let Stream { records, doubled, disordered, .. } = stream;
+            let Stream { records, doubled, given_twice, disordered, .. } = stream;
             let class = stream.class.as_ref().map_or_else(String::new, |class| format!(" of class {}", plain(class)));
             let some = |count, what| if count > 0 { format!("{count} {what}, ") } else { String::new() };
             let dropped = some(dropped, "dropped as configured");
             let gone = some(gone, "no longer in Kafka");
+            let twice = some(*given_twice, "given twice");
             let _ = writeln!(
                 text,
                 "{} {}: {records} records{class}, numbers to {last}: {missing} missing, {dropped}{gone}{doubled} \
-                 doubled, {disordered} out of order",
+                 doubled, {twice}{disordered} out of order",
                 plain(bridge),
                 plain(epoch)
             );
@@ -138,6 +159,9 @@ impl Ledger {
             }
             if missing > 0 && self.cut.iter().any(|partition| !stream.partitions.contains_key(partition)) {
                 text.push_str(ALL_GONE);
+            }
+            if *given_twice > 0 {
+                text.push_str(GIVEN_TWICE);
             }
         }
         if self.foreign > 0 {
@@ -162,8 +186,9 @@ impl Ledger {
             (Some(bridge), Some(epoch), Some(sequence), Some(topic)) => {
                 let source = format!("{} {topic}", value(header::MQTT).unwrap_or_default());
                 let partition = place(message.topic(), message.partition());
+                let received = value(header::RECEIVED).and_then(|received| received.parse().ok()).unwrap_or_default();
                 let (source, partition) = (source.as_str(), partition.as_str());
-                self.take(Seen { bridge: &bridge, epoch: &epoch, sequence, source, partition });
+                self.take(Seen { bridge: &bridge, epoch: &epoch, sequence, source, partition, received });
                 self.take_dropped(&bridge, &epoch, value(header::CLASS), value(header::DROPPED).as_deref());
             }
             _ => self.foreign += 1,
@@ -325,13 +350,13 @@ mod tests {
     fn ledger(records: &[(u64, &str)]) -> Ledger {
         let mut ledger = Ledger::default();
         for (sequence, source) in records {
-            ledger.take(seen(*sequence, source, "t/0"));
+            ledger.take(seen(*sequence, source, "t/0", *sequence as i64));
         }
         ledger
     }
 
-    fn seen<'a>(sequence: u64, source: &'a str, partition: &'a str) -> Seen<'a> {
-        Seen { bridge: "b", epoch: "e", sequence, source, partition }
+    fn seen<'a>(sequence: u64, source: &'a str, partition: &'a str, received: i64) -> Seen<'a> {
+        Seen { bridge: "b", epoch: "e", sequence, source, partition, received }
     }
 
     #[test]
@@ -342,12 +367,12 @@ mod tests {
         assert!(ledger.is_whole(), "{}", ledger.report());
         assert!(ledger.report().contains(" 0 missing, 99 no longer in Kafka, 0 doubled"), "{}", ledger.report());
         // The first of another partition is as far as that may have had the others.
-        ledger.take(seen(104, "b", "t/1"));
+        ledger.take(seen(104, "b", "t/1", 104));
         assert!(ledger.report().contains(" 2 missing, 99 no longer in Kafka"), "{}", ledger.report());
         ledger.take_cut("t/2".into());
         assert!(!ledger.is_whole() && ledger.report().contains("Kafka has deleted the beginning"));
         ledger.take_cut("t/1".into());
-        ledger.take(seen(106, "b", "t/1"));
+        ledger.take(seen(106, "b", "t/1", 106));
         assert!(!ledger.is_whole(), "{}", ledger.report());
         let report = ledger.report();
         assert!(
@@ -363,14 +388,29 @@ mod tests {
     fn partitions_may_be_read_in_any_order_and_connections_have_orders_of_their_own() {
         let mut ledger = Ledger::default();
         for (sequence, partition) in [(2, "t/1"), (4, "t/1"), (1, "t/0"), (3, "t/0")] {
-            ledger.take(seen(sequence, "m a", partition));
+            ledger.take(seen(sequence, "m a", partition, sequence as i64));
         }
-        ledger.take(seen(6, "m a", "t/0"));
-        ledger.take(seen(5, "n a", "t/0"));
+        ledger.take(seen(6, "m a", "t/0", 6));
+        ledger.take(seen(5, "n a", "t/0", 5));
         assert!(ledger.is_whole() && ledger.report().contains(" 0 out of order"), "{}", ledger.report());
-        ledger.take(seen(8, "m a", "t/0"));
-        ledger.take(seen(7, "m a", "t/0"));
+        ledger.take(seen(8, "m a", "t/0", 8));
+        ledger.take(seen(7, "m a", "t/0", 7));
         assert!(!ledger.is_whole() && ledger.report().contains(" 1 out of order"), "{}", ledger.report());
+    }
+
+    #[test]
+    fn a_number_that_was_given_twice_is_told_from_a_record_that_came_twice() {
+        let mut ledger = Ledger::default();
+        for sequence in [1, 2, 3, 4, 5, 3, 4, 5, 6] {
+            ledger.take(seen(sequence, "a", "t/0", sequence as i64));
+        }
+        // Partitions were added: it is sent again to another.
+        ledger.take(seen(6, "a", "t/1", 6));
+        assert!(ledger.is_whole() && ledger.report().contains(" 4 doubled, 0 out"), "{}", ledger.report());
+        ledger.take(seen(3, "a", "t/0", 9));
+        assert!(!ledger.is_whole());
+        let report = ledger.report();
+        assert!(report.contains(" 4 doubled, 1 given twice, 0 out of order\n  numbers are given twice: "), "{report}");
     }
 
     #[test]

@@ -71,9 +71,10 @@ enum Verb {
     },
     /// Read Kafka topics from their beginning; fails when a bridge's records are missing or out of order
     ///
-    /// Records are told apart by their headers. What came twice, after a crash, is counted and no failure. What Kafka may have
-    /// deleted at the beginning of its partitions is counted and not missing; a topic that is compacted can't be audited. Where
-    /// brokers keep access lists, the bridge's own certificate may write and not read: name one of a consumer.
+    /// Records are told apart by their headers. What came twice, after a crash, is counted and no failure; a number that was
+    /// given to two records, after the bridge's state was restored from an image, is one. What Kafka may have deleted at the
+    /// beginning of its partitions is counted and not missing; a topic that is compacted can't be audited. Where brokers keep
+    /// access lists, the bridge's own certificate may write and not read: name one of a consumer.
     Audit {
         /// The Kafka topics: all that the bridge writes to, or what is in the others counts as missing
         #[arg(required = true)]
