@@ -25,8 +25,6 @@ pub struct Counters {
     pub connected: Level,
     /// Kafka producers that were begun.
     pub producers: Counter,
-    /// When the record was received that Kafka confirmed last, in milliseconds since the Unix epoch; 0 before the first.
-    pub reached: Level,
 }
 
 /// One count.
@@ -53,11 +51,6 @@ impl Level {
     /// Moves it by `step`.
     pub fn shift(&self, step: i64) {
         self.0.fetch_add(step, Ordering::Relaxed);
-    }
-
-    /// Sets it.
-    pub fn set(&self, value: i64) {
-        self.0.store(value, Ordering::Relaxed);
     }
 
     /// What it stands at.

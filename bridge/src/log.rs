@@ -9,6 +9,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use protocol::Timestamp;
 use spool::{Options, Overflow, Recovery, Spool, SpoolError, Status};
 
 use crate::class::{self, Class};
@@ -36,6 +37,8 @@ struct Shared {
     groups: Mutex<u64>,
     /// As it was when somebody last asked and the disk was not at work.
     status: Mutex<Status>,
+    /// When the oldest record was received that the sink has and Kafka has not confirmed; `None` before the first.
+    oldest: Mutex<Option<Timestamp>>,
     grown: Condvar,
 }
 
@@ -52,8 +55,8 @@ impl Log {
     pub fn open(options: Options) -> Result<(Self, Recovery), SpoolError> {
         let (spool, recovery) = Spool::open(options, rand::random())?;
         let status = Mutex::new(spool.status());
-        let shared = Shared { status, spool: Mutex::new(spool), groups: Mutex::new(0), grown: Condvar::new() };
-        Ok((Self(Arc::new(shared)), recovery))
+        let (spool, groups, oldest) = (Mutex::new(spool), Mutex::default(), Mutex::default());
+        Ok((Self(Arc::new(Shared { spool, groups, status, oldest, grown: Condvar::new() })), recovery))
     }
 
     /// The spool itself, for as long as the guard is held. What is written to it waits for that; it does not wait for a
@@ -78,6 +81,16 @@ impl Log {
             *status = spool.status();
         }
         status.clone()
+    }
+
+    /// When the oldest record was received that Kafka has not confirmed, as the sink saw last.
+    pub fn oldest(&self) -> Option<Timestamp> {
+        *self.0.oldest.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The oldest record that Kafka has not confirmed was received then.
+    pub fn waits_since(&self, received: Timestamp) {
+        *self.0.oldest.lock().unwrap_or_else(PoisonError::into_inner) = Some(received);
     }
 
     /// Waits until more than `seen` groups are durable, but not longer than `patience`; gives how many are.
@@ -238,7 +251,6 @@ mod tests {
     use crate::config::{Ack, Config};
     use crate::lanes::Told;
     use crate::record::Notes;
-    use protocol::Timestamp;
     use settings::Size;
 
     #[test]

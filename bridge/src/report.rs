@@ -217,12 +217,7 @@ impl Sampler {
         let telemetry = self.recorder.backlog().status();
         let counted = |value: u64| i64::try_from(value).ok();
         let Counters { received, filtered, unmapped, births_wanted, .. } = &*self.told.counters;
-        let Counters { delivered, refused, connected, reached, .. } = &*self.told.counters;
-        let lag = match (pending, reached.now()) {
-            (0, _) => Some(0),
-            (_, 0) => None,
-            (_, reached) => Some((self.clock.now().millis() - reached).max(0)),
-        };
+        let Counters { delivered, refused, connected, .. } = &*self.told.counters;
         let (memory, time) = host::own();
         vec![
             (metrics::AGENT_MEMORY, memory),
@@ -238,13 +233,22 @@ impl Sampler {
             (metrics::BRIDGE_PENDING, counted(pending)),
             (metrics::BRIDGE_BYTES, counted(bytes)),
             (metrics::BRIDGE_DROPPED, counted(dropped + gone)),
-            (metrics::BRIDGE_LAG, lag),
+            (metrics::BRIDGE_LAG, self.told.lag(self.clock.now())),
             (metrics::BRIDGE_CONNECTED, Some(connected.now())),
         ]
     }
 }
 
 impl Told {
+    /// How long the oldest record of all logs has waited, in milliseconds; `None` where a sink has not seen any of its log yet.
+    fn lag(&self, now: Timestamp) -> Option<i64> {
+        let behind = self.logs.iter().filter(|(_, log)| log.status().pending > 0);
+        match behind.map(|(_, log)| log.oldest()).min() {
+            None => Some(0),
+            Some(oldest) => Some((now.millis() - oldest?.millis()).max(0)),
+        }
+    }
+
     /// What is dropped of each class, and of dead letters.
     fn classes(&self) -> Vec<ClassStatus> {
         let classes = self.logs.iter().filter(|(class, _)| !class.name.is_empty()).map(class_status);
@@ -281,6 +285,43 @@ fn dropped_status(name: String, overflow: String, dropped: u64, range: Option<Lo
 mod tests {
     use super::*;
     use crate::dead_letter::{DeadLetter, DeadLetters};
+
+    #[test]
+    fn the_lag_is_that_of_the_log_that_is_behind_however_live_another_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let logs: Vec<_> = ["trends", "states"]
+            .into_iter()
+            .map(|name| {
+                let config = Config { state_dir: folder.path().join(name), ..Config::default() };
+                let class = Class::all(&config).remove(0);
+                let (log, _) = Log::open(class.options()).unwrap();
+                (class, log)
+            })
+            .collect();
+        let ((_, behind), (_, live)) = (logs[0].clone(), logs[1].clone());
+        let told = Told {
+            logs: Logs::new(logs),
+            gone: Vec::new(),
+            counters: Arc::default(),
+            passed: watch::Sender::<Arc<Passed>>::default().subscribe(),
+        };
+        let now = Timestamp::from_millis(10_000_000);
+        let before = |millis| Timestamp::from_millis(now.millis() - millis);
+        let append = |log: &Log| {
+            let mut spool = log.spool();
+            spool.append(b"record", true).unwrap();
+            spool.sync().unwrap();
+        };
+        assert_eq!(told.lag(now), Some(0));
+        append(&behind);
+        assert_eq!(told.lag(now), None, "nobody has seen how old it is");
+        behind.waits_since(before(3_600_000));
+        append(&live);
+        live.waits_since(before(5));
+        assert_eq!(told.lag(now), Some(3_600_000));
+        behind.spool().acknowledge(1).unwrap();
+        assert_eq!(told.lag(now), Some(5));
+    }
 
     #[test]
     fn dead_letters_that_gave_way_are_told_beside_what_classes_drop() {

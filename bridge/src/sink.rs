@@ -284,6 +284,9 @@ impl Sink {
                 }
                 Err(_) => {}
             }
+            if let Some(received) = window.oldest() {
+                self.parts.log.waits_since(received);
+            }
             if let Some((end, since)) = ending.take() {
                 if window.under_way == 0 || since.elapsed() > DRAIN {
                     self.ahead = window.ahead();
@@ -452,11 +455,10 @@ impl Sink {
         sequence: u64,
         outcome: Result<(), RDKafkaErrorCode>,
     ) -> Result<(), RDKafkaErrorCode> {
-        let Some((target, received)) = window.settle(sequence, outcome.is_ok()) else { return Ok(()) };
+        let Some(target) = window.settle(sequence, outcome.is_ok()) else { return Ok(()) };
         match outcome {
             Ok(()) => {
                 self.parts.counters.delivered.add(1);
-                self.parts.counters.reached.set(received.millis());
                 self.suspects.remove(&sequence);
                 return Ok(());
             }

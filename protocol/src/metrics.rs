@@ -109,7 +109,7 @@ known! {
     BRIDGE_PENDING = "bridge.pending", Count, Gauge, 0;
     /// Bytes of the log that holds them.
     BRIDGE_BYTES = "bridge.bytes", Bytes, Gauge, 0;
-    /// How long ago a bridge received what Kafka confirmed last, while there is more; else 0.
+    /// How long ago a bridge received the oldest record that Kafka has not confirmed; 0 when there is none.
     BRIDGE_LAG = "bridge.lag", Milliseconds, Gauge, 0;
     /// Connections to MQTT brokers that are up.
     BRIDGE_CONNECTED = "bridge.connected", Count, Gauge, 0;

@@ -7,6 +7,7 @@ use protocol::Timestamp;
 use spool::{Entry, Reader};
 
 use crate::header;
+use crate::record::Record;
 use crate::route::Target;
 
 /// Records that are done although one before them is not, and those that are under way. When there are so many, no more are
@@ -39,8 +40,8 @@ enum State {
     UnderWay(Arc<Target>, Timestamp),
     /// Delivered, buried or lost.
     Done,
-    /// Given up by the producer.
-    Failed,
+    /// Given up by the producer; received then.
+    Failed(Timestamp),
 }
 
 impl Window {
@@ -89,7 +90,7 @@ impl Window {
     pub(super) fn since(&self) -> Option<Timestamp> {
         self.slots.iter().find_map(|slot| match slot.state {
             State::UnderWay(_, received) => Some(received),
-            State::Done | State::Failed => None,
+            State::Done | State::Failed(_) => None,
         })
     }
 
@@ -98,15 +99,29 @@ impl Window {
         self.dropped.last().filter(|_| self.slots.is_empty()).map(|(_, last)| *last)
     }
 
-    /// Notes the report on a record, and gives where that was to go and when it was received; `None` when it is not awaited.
-    pub(super) fn settle(&mut self, sequence: u64, delivered: bool) -> Option<(Arc<Target>, Timestamp)> {
+    /// When the first was received that is not done: given up, under way or held.
+    pub(super) fn oldest(&self) -> Option<Timestamp> {
+        let sent = self.slots.iter().find_map(|slot| match slot.state {
+            State::UnderWay(_, received) | State::Failed(received) => Some(received),
+            State::Done => None,
+        });
+        sent.or_else(|| match self.held.front()? {
+            Entry::Record { bytes, .. } => Record::received(bytes),
+            Entry::Lost(_) => None,
+        })
+    }
+
+    /// Notes the report on a record, and gives where that was to go; `None` when it is not awaited.
+    pub(super) fn settle(&mut self, sequence: u64, delivered: bool) -> Option<Arc<Target>> {
         let at = self.slots.partition_point(|slot| slot.last < sequence);
         let slot = self.slots.get_mut(at).filter(|slot| slot.last == sequence)?;
-        let state = if delivered { State::Done } else { State::Failed };
-        match std::mem::replace(&mut slot.state, state) {
+        match std::mem::replace(&mut slot.state, State::Done) {
             State::UnderWay(target, received) => {
+                if !delivered {
+                    slot.state = State::Failed(received);
+                }
                 self.under_way -= 1;
-                Some((target, received))
+                Some(target)
             }
             settled => {
                 slot.state = settled;
@@ -135,6 +150,7 @@ impl Window {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::record::Notes;
 
     fn window() -> Window {
         let spool = spool::Spool::memory(1 << 20, 1);
@@ -174,6 +190,32 @@ mod tests {
         assert!(!window.must_wait(7, &suspects));
         window.sent(7, target(), Timestamp::from_millis(0));
         assert!(!window.must_wait(8, &suspects) && window.must_wait(9, &suspects));
+    }
+
+    #[test]
+    fn the_oldest_is_the_first_that_is_not_done_whatever_is_confirmed_after_it() {
+        let mut window = window();
+        let at = Timestamp::from_millis;
+        let record = Record {
+            mqtt: "m",
+            topic: "t",
+            payload: b"1",
+            received: at(9),
+            qos: 1,
+            retained: false,
+            duplicate: false,
+            notes: Notes::default(),
+        };
+        assert_eq!(window.oldest(), None);
+        window.sent(1, target(), at(1));
+        window.sent(2, target(), at(2));
+        window.hold(3, record.encoded());
+        window.settle(2, true);
+        assert_eq!(window.oldest(), Some(at(1)));
+        window.settle(1, false);
+        assert_eq!(window.oldest(), Some(at(1)), "what was given up waits for the next producer");
+        window.forget(2);
+        assert_eq!(window.oldest(), Some(at(9)));
     }
 
     #[test]

@@ -23,7 +23,7 @@ pub struct Bridge {
     pub pending: Option<f64>,
     /// Bytes of the log that holds them.
     pub bytes: Option<f64>,
-    /// How long ago it received what Kafka confirmed last, while there is more, in seconds.
+    /// How long ago it received the oldest record that Kafka has not confirmed, in seconds; 0 when there is none.
     pub lag_seconds: Option<f64>,
     /// Messages from MQTT a second.
     pub received_per_second: Option<f64>,
