@@ -216,14 +216,14 @@ impl Spool {
         }
     }
 
-    /// Makes durable what is acknowledged. Without it that is durable once a segment is given back, and what was
-    /// acknowledged since is pending again after a crash.
+    /// Makes durable what is acknowledged, and gives back the room that an acknowledgement could not. Without it that is
+    /// durable once a segment is given back, and what was acknowledged since is pending again after a crash.
     ///
     /// # Errors
     /// When the disk fails.
     pub fn save_acknowledged(&mut self) -> Result<(), SpoolError> {
         match &mut self.store {
-            Store::Disk(log) => log.save(),
+            Store::Disk(log) => log.save().and_then(|()| log.retire()),
             Store::Memory(_) => Ok(()),
         }
     }

@@ -109,6 +109,23 @@ fn a_spool_that_refuses_keeps_every_record_and_takes_more_when_some_are_acknowle
 }
 
 #[test]
+fn room_that_an_acknowledgement_could_not_give_back_is_given_back_later() {
+    let directory = scratch();
+    let options = Options { overflow: Overflow::Refuse, ..small(directory.path()) };
+    let (mut spool, _) = Spool::open(options, EPOCH).expect("opened");
+    while spool.append(&record(spool.last() + 1), true).and_then(|_| spool.sync()).is_ok() {}
+    rehearsal::watch(directory.path());
+    rehearsal::fail_syncs(100);
+    let durable = spool.last() - 1;
+    assert!(matches!(spool.acknowledge(durable), Err(SpoolError::Io { .. })));
+    rehearsal::fail_syncs(0);
+    spool.acknowledge(durable).expect("nothing new");
+    assert!(matches!(spool.sync(), Err(SpoolError::Full { .. })));
+    spool.save_acknowledged().expect("saved");
+    spool.sync().expect("there is room again");
+}
+
+#[test]
 fn a_spool_that_drops_the_newest_keeps_the_oldest_and_takes_more_when_some_are_acknowledged() {
     let directory = scratch();
     let options = Options { overflow: Overflow::DropNewest, ..small(directory.path()) };
