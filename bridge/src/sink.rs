@@ -219,10 +219,7 @@ impl Sink {
 
     /// Sends by one producer until it ends.
     fn pump(&mut self, producer: &Producer, stop: &CancellationToken) -> End {
-        let reader = {
-            let spool = self.parts.log.spool();
-            spool.read_from(spool.first())
-        };
+        let reader = self.parts.log.spool().deliver();
         let mut window = Window::new(reader);
         let (mut groups, mut looked) = (0, Instant::now());
         // Connects while this one goes on: records would wait for it otherwise.

@@ -180,7 +180,7 @@ fn decode(slot: &[u8; SLOT]) -> Option<(u64, Ledger)> {
         next: word(&slot[32..]),
         newest_segment: word(&slot[40..]),
         lost_total: word(&slot[48..]),
-        lost: LostRanges::default(),
+        ..Ledger::default()
     };
     let known = 1..=MAX_NUMBER;
     if count > LostRanges::MAX

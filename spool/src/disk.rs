@@ -284,6 +284,8 @@ impl DiskLog {
     /// The ledger as far as the disk is concerned: what only waits in memory is not given out yet.
     fn ledger_of_disk(&self) -> Ledger {
         let mut ledger = self.ledger.clone();
+        // Nobody has it any more after a crash.
+        ledger.lost_total += std::mem::take(&mut ledger.held).count();
         let lost = ledger.lost.last().unwrap_or(0);
         ledger.next = self.durable.max(lost).max(ledger.acknowledged) + 1;
         ledger

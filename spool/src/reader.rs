@@ -16,6 +16,8 @@ pub struct Reader {
     broken: bool,
     /// The segment being read, by its first number.
     walk: Option<(u64, Walk)>,
+    /// What it gives is delivered.
+    delivers: bool,
 }
 
 /// What a [`Reader`] gives.
@@ -46,7 +48,11 @@ impl Entry {
 
 impl Reader {
     pub(crate) fn new(at: u64) -> Self {
-        Self { at: at.max(1), broken: false, walk: None }
+        Self { at: at.max(1), broken: false, walk: None, delivers: false }
+    }
+
+    pub(crate) fn delivering(at: u64) -> Self {
+        Self { delivers: true, ..Self::new(at) }
     }
 
     /// The number of the next entry.
@@ -62,10 +68,14 @@ impl Reader {
     /// When the disk fails. Nothing is passed over by that; ask again later. Damaged records are no error: they come as
     /// [`Entry::Lost`].
     pub fn next(&mut self, spool: &mut Spool) -> Result<Option<Entry>, SpoolError> {
-        match &mut spool.store {
-            Store::Disk(log) => self.next_on_disk(log),
-            Store::Memory(log) => Ok(self.next_in_memory(log)),
+        let (entry, ledger) = match &mut spool.store {
+            Store::Disk(log) => (self.next_on_disk(log)?, &mut log.ledger),
+            Store::Memory(log) => (self.next_in_memory(log), &mut log.ledger),
+        };
+        if self.delivers {
+            ledger.taken = self.at - 1;
         }
+        Ok(entry)
     }
 
     fn next_in_memory(&mut self, log: &MemoryLog) -> Option<Entry> {

@@ -245,6 +245,17 @@ impl Spool {
         Reader::new(number)
     }
 
+    /// A reader from the first number that is not acknowledged, for the one who delivers what it gives, in place of the
+    /// reader before, if there was one: what is dropped of what it gave counts as lost only when this is called again.
+    pub fn deliver(&mut self) -> Reader {
+        let ledger = match &mut self.store {
+            Store::Disk(log) => &mut log.ledger,
+            Store::Memory(log) => &mut log.ledger,
+        };
+        ledger.begin_delivery();
+        Reader::delivering(ledger.first())
+    }
+
     /// The last durable key at or before `number` that is still here: where reading has to begin.
     ///
     /// # Errors

@@ -9,7 +9,7 @@ pub struct Status {
     pub bytes: u64,
     /// Most bytes the spool may take.
     pub capacity_bytes: u64,
-    /// Numbers ever lost in this epoch.
+    /// Numbers ever lost in this epoch. It never becomes less.
     pub lost: u64,
     /// What is wrong, if anything is.
     pub fault: Option<Fault>,

@@ -126,6 +126,45 @@ fn room_that_an_acknowledgement_could_not_give_back_is_given_back_later() {
 }
 
 #[test]
+fn what_is_delivered_although_it_was_dropped_meanwhile_does_not_count_as_lost() {
+    let directory = scratch();
+    let (mut spool, _) = open(directory.path());
+    fill(&mut spool, 100, 1);
+    let mut reader = spool.deliver();
+    let take = |reader: &mut crate::Reader, spool: &mut Spool, count| {
+        (0..count).for_each(|_| assert!(matches!(reader.next(spool), Ok(Some(Entry::Record { .. })))));
+    };
+    take(&mut reader, &mut spool, 20);
+    while spool.lost().last().is_none_or(|range| range.last < 90) {
+        fill(&mut spool, 1, 1);
+    }
+    let dropped = spool.lost()[0].last;
+    assert_eq!((spool.lost()[0].first, spool.status().lost), (1, dropped - 20), "it may arrive yet");
+    drain(&mut spool, 1);
+    // Twelve arrive. Who took them ends, and nobody has the others any more.
+    spool.acknowledge(12).expect("acknowledged");
+    assert_eq!(spool.status().lost, dropped - 20);
+    let mut reader = spool.deliver();
+    assert_eq!(spool.status().lost, dropped - 12);
+    assert!(
+        matches!(reader.next(&mut spool), Ok(Some(Entry::Lost(range))) if (range.first, range.last) == (13, dropped))
+    );
+    // What was passed as lost is not lost again with what is dropped after it.
+    take(&mut reader, &mut spool, 5);
+    spool.discard(dropped + 30, LostReason::Expired).expect("discarded");
+    assert_eq!(spool.status().lost, dropped - 12 + 25);
+    spool.acknowledge(dropped + 3).expect("acknowledged");
+    assert_eq!(spool.status().lost, dropped - 12 + 25);
+    // After a crash nobody has what was taken.
+    spool.save_acknowledged().expect("saved");
+    let crashed = super::copy(directory.path());
+    assert_eq!(open(crashed.path()).0.status().lost, dropped - 12 + 27);
+    spool.acknowledge(dropped + 5).expect("acknowledged");
+    drop(spool);
+    assert_eq!(open(directory.path()).0.status().lost, dropped - 12 + 25);
+}
+
+#[test]
 fn a_spool_that_drops_the_newest_keeps_the_oldest_and_takes_more_when_some_are_acknowledged() {
     let directory = scratch();
     let options = Options { overflow: Overflow::DropNewest, ..small(directory.path()) };
