@@ -349,9 +349,12 @@ impl Rollouts {
                 .map(|one| one.node)
                 .collect()
         };
-        let wrong = nodes(&|member| member.failed(settle, moment) || member.regressed(over, moment));
+        let told = |member: &Member| member.told_at.is_some();
+        let wrong = nodes(&|member| {
+            member.failed(settle, moment) || member.regressed(over, moment) || member.cancelled() && told(member)
+        });
         // Its command may have been taken back since.
-        let silent = nodes(&|member| member.asked_at.is_some() && member.told_at.is_none());
+        let silent = nodes(&|member| member.asked_at.is_some() && !told(member));
         rows::accept(transaction, rollout.id, &wrong, Accepted::Wrong).await?;
         rows::accept(transaction, rollout.id, &silent, Accepted::Silent).await?;
         // What was accepted is watched anew: it may get worse. Before, those are asked whose commands were taken back.

@@ -303,11 +303,17 @@ impl Desk {
     }
 
     async fn stop(&mut self) {
+        // The hub has taken back the others.
+        self.stops.retain(|_, stop| !stop.is_cancelled());
         self.stops.values().for_each(CancellationToken::cancel);
         let until = Instant::now() + STOP_WITHIN;
         while let Ok(Some(ended)) = tokio::time::timeout_at(until, self.ended_or_output()).await {
-            let Ok((task, ending)) = ended else { continue };
+            let Ok((task, mut ending)) = ended else { continue };
             if let Some(id) = self.ids.remove(&task) {
+                if ending.state == CommandState::Cancelled && self.stops.contains_key(&id) {
+                    let why = format!("the node's process was stopped while this was under way: {}", ending.message);
+                    ending = Ending::new(CommandState::Unknown, &why);
+                }
                 let steps = self.machine.ended(id, ending);
                 self.drive(steps).await;
                 self.tell();

@@ -293,7 +293,13 @@ impl Rollouts {
                 let gone = because(gone % count, "are gone");
                 format!("in wave {wave}, {count} of {of} {nodes} {what}{gone}; that is more than {most} %: {named}")
             }
-            Wrong::Nobody => format!("in wave {wave}, none of {of} {nodes} was there to show how it goes: {named}"),
+            Wrong::Nobody { cancelled: 0 } => {
+                format!("in wave {wave}, none of {of} {nodes} was there to show how it goes: {named}")
+            }
+            Wrong::Nobody { cancelled } => {
+                let why = because(cancelled, "had the command cancelled");
+                format!("in wave {wave}, none of {of} {nodes} has shown how it goes{why}: {named}")
+            }
         }
     }
 }

@@ -261,8 +261,11 @@ pub enum Wrong {
         /// More than this share, percent.
         most: u8,
     },
-    /// None of its nodes was there to show how it goes.
-    Nobody,
+    /// None of its nodes has shown how it goes: they were not there, or their commands were cancelled.
+    Nobody {
+        /// So many of the commands were cancelled.
+        cancelled: usize,
+    },
 }
 
 /// What to do now.
@@ -369,9 +372,12 @@ pub fn judge(position: &Position, limits: &Limits, members: &[Member], now: Mome
 /// A wave that says nothing at all of how it goes.
 fn nobody(position: &Position, wave: &[&Member]) -> Option<Cause> {
     let silent = |member: &Member| matches!(member.standing, Standing::Asked(_)) && member.told_at.is_none();
-    let nodes = of(wave, |member| silent(member) && !member.accepted);
-    let all = !nodes.is_empty() && wave.iter().all(|member| silent(member) || member.standing == Standing::Skipped);
-    all.then_some(Cause { wave: position.wave, what: Wrong::Nobody, of: nodes.len(), nodes })
+    let shows_nothing = |member: &Member| silent(member) || member.cancelled();
+    let nodes = of(wave, |member| shows_nothing(member) && !member.accepted);
+    let all =
+        !nodes.is_empty() && wave.iter().all(|member| shows_nothing(member) || member.standing == Standing::Skipped);
+    let cancelled = wave.iter().filter(|member| member.cancelled() && !member.accepted).count();
+    all.then_some(Cause { wave: position.wave, what: Wrong::Nobody { cancelled }, of: nodes.len(), nodes })
 }
 
 fn of(wave: &[&Member], which: impl Fn(&Member) -> bool) -> Vec<NodeId> {
@@ -423,6 +429,11 @@ impl Member {
     /// It has its command, and has not told the end.
     fn is_at_it(&self) -> bool {
         matches!(self.standing, Standing::Asked(Command::Delivered | Command::Running))
+    }
+
+    /// Somebody has taken its command back; what the rollout itself takes back, it asks for anew.
+    pub fn cancelled(&self) -> bool {
+        self.standing == Standing::Asked(Command::Cancelled)
     }
 
     /// It was told, and did not come to its end in time.

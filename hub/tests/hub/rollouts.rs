@@ -300,6 +300,25 @@ on_both_engines! {
         site.world.close().await;
     }
 
+    async fn a_canary_whose_command_is_cancelled_halts_it_and_that_can_be_accepted(database: TestDatabase) {
+        let site = Site::new(database, 2).await;
+        let id = site.start(&[&[0], &[1]]).await;
+        site.until_it_waits(id).await;
+        site.answer(&site.open().await, CommandState::Cancelled).await;
+        site.until_it_waits(id).await;
+        let (rollout, nodes) = site.shown(id).await;
+        assert_eq!((rollout.position.state, rollout.position.wave), (State::Halted, 1));
+        let said = "in wave 1, none of 1 node has shown how it goes, 1 of them because they had the command cancelled: plant-0";
+        assert!(rollout.why.starts_with(said), "{}", rollout.why);
+        assert!(nodes[1].member.pending(), "the rest is untouched");
+        site.act(id, Verb::Resume).await.expect("resumed");
+        site.until_it_waits(id).await;
+        site.pass(seconds(30));
+        site.until_it_waits(id).await;
+        assert_eq!(site.state(id).await, (State::Running, 2), "it goes on without it");
+        site.world.close().await;
+    }
+
     async fn a_wall_clock_that_is_set_gives_nobody_more_or_less_time(database: TestDatabase) {
         let mut site = Site::new(database, 4).await;
         for (days, hangs, late) in [(-1, 0, 1), (1, 2, 3)] {

@@ -20,16 +20,27 @@ struct Process {
 impl Process {
     /// One whose jobs put out a line and end well, or never end.
     fn start(journal: &Path, ends: bool) -> Self {
+        Self::of(journal, move |_| async move {
+            if !ends {
+                std::future::pending::<()>().await;
+            }
+            Ending::new(CommandState::Succeeded, "as ordered")
+        })
+    }
+
+    /// One whose jobs put out a line and then do `rest`, with what tells them to stop.
+    fn of<E: Future<Output = Ending> + Send + 'static>(
+        journal: &Path,
+        rest: impl Fn(CancellationToken) -> E + Send + Sync + 'static,
+    ) -> Self {
         let (acts, tasks, stop) = (Arc::<AtomicUsize>::default(), TaskTracker::new(), CancellationToken::new());
         let counted = Arc::clone(&acts);
         let work: Work = Arc::new(move |job| {
             counted.fetch_add(1, Ordering::SeqCst);
+            let rest = rest(job.stop);
             Box::pin(async move {
                 job.output.write("done\n").await;
-                if !ends {
-                    std::future::pending::<()>().await;
-                }
-                Ending::new(CommandState::Succeeded, "as ordered")
+                rest.await
             })
         });
         let policy: Policy = Arc::new(|order| match order.action {
@@ -56,6 +67,18 @@ impl Process {
 
 fn id(number: u8) -> CommandId {
     CommandId::new(Timestamp::from_millis(1_790_000_000_000), [number; 10])
+}
+
+/// Waits until that is told of a command.
+async fn told(session: &mut mpsc::Receiver<ToHub>, number: u8, state: CommandState) {
+    loop {
+        let message = session.recv().await.expect("the desk is there").message.expect("a message");
+        if let to_hub::Message::Outcome(outcome) = message
+            && (outcome.state(), outcome.command_id) == (state, id(number).to_bytes().to_vec())
+        {
+            return;
+        }
+    }
 }
 
 /// What is told until a command has ended: its output, and how it ended.
@@ -109,12 +132,7 @@ async fn what_is_under_way_when_the_process_ends_is_unknown_to_the_next() {
     let first = Process::start(&journal, false);
     let mut session = first.commands.connect().await;
     first.order(1, Action::Drain).await;
-    loop {
-        let message = session.recv().await.expect("the desk is there").message.expect("a message");
-        if matches!(&message, to_hub::Message::Outcome(outcome) if outcome.state() == CommandState::Running) {
-            break;
-        }
-    }
+    told(&mut session, 1, CommandState::Running).await;
     assert_eq!(first.stop().await, 1);
     let second = Process::start(&journal, true);
     let mut session = second.commands.connect().await;
@@ -122,6 +140,44 @@ async fn what_is_under_way_when_the_process_ends_is_unknown_to_the_next() {
     let (_, outcome) = heard(&mut session).await;
     assert_eq!(outcome.state(), CommandState::Unknown);
     assert!(outcome.message.contains("may have been done"), "{}", outcome.message);
+    assert_eq!(second.stop().await, 0);
+}
+
+#[tokio::test]
+async fn what_ends_because_the_process_stops_is_cancelled_only_where_the_hub_asked_for_that() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let journal = directory.path().join("commands");
+    // What is told to stop takes its time over it, until the process stops.
+    let stopping = CancellationToken::new();
+    let stopped = stopping.clone();
+    let first = Process::of(&journal, move |stop| {
+        let stopping = stopping.clone();
+        async move {
+            stop.cancelled().await;
+            stopping.cancelled().await;
+            Ending::new(CommandState::Cancelled, "half of it is done")
+        }
+    });
+    let mut session = first.commands.connect().await;
+    for number in [1, 2] {
+        first.order(number, Action::Drain).await;
+        told(&mut session, number, CommandState::Running).await;
+    }
+    first.commands.give(Input::Cancel(id(1))).await;
+    // The desk takes inputs in their order.
+    first.order(3, Action::Diagnostics).await;
+    told(&mut session, 3, CommandState::Refused).await;
+    stopped.cancel();
+    assert_eq!(first.stop().await, 2);
+
+    let second = Process::start(&journal, true);
+    let mut session = second.commands.connect().await;
+    let mut ends = [heard(&mut session).await.1, heard(&mut session).await.1];
+    ends.sort_by(|one, other| one.command_id.cmp(&other.command_id));
+    let [cancelled, unknown] = ends;
+    assert_eq!((cancelled.state(), &*cancelled.message), (CommandState::Cancelled, "half of it is done"));
+    assert_eq!(unknown.state(), CommandState::Unknown);
+    assert!(unknown.message.ends_with("while this was under way: half of it is done"), "{}", unknown.message);
     assert_eq!(second.stop().await, 0);
 }
 

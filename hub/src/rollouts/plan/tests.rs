@@ -155,7 +155,7 @@ fn who_is_not_there_does_not_hold_a_wave_and_a_wave_of_nobody_shows_nothing() {
     members[1] = Member { told_at: None, ..asked(1, 1, Command::Expired) };
     assert_eq!(step(&asking, &limits(), &members, now(9_000)), Act::Soak, "never told is no failure");
     members[0] = asked(0, 1, Command::Queued);
-    assert_eq!(halted(step(&asking, &limits(), &members, now(60))).what, Wrong::Nobody);
+    assert_eq!(halted(step(&asking, &limits(), &members, now(60))).what, Wrong::Nobody { cancelled: 0 });
     members[0].accepted = true;
     members[1].accepted = true;
     assert_eq!(step(&asking, &limits(), &members, now(60)), Act::Soak);
@@ -163,6 +163,22 @@ fn who_is_not_there_does_not_hold_a_wave_and_a_wave_of_nobody_shows_nothing() {
     assert_eq!(step(&asking, &limits(), &[gone], now(0)), Act::Skip(vec![node(7)]));
     let skipped = Member { standing: Standing::Skipped, ..gone };
     assert_eq!(step(&asking, &limits(), &[skipped], now(0)), Act::Soak, "a wave that is no more is no reason to halt");
+}
+
+#[test]
+fn a_wave_of_which_all_was_cancelled_shows_nothing() {
+    let asking = position(1, 2, None);
+    let halts = |members: &[Member]| halted(step(&asking, &limits(), members, now(1)));
+    let mut members = wave(&[Command::Cancelled]);
+    assert_eq!(halts(&members).what, Wrong::Nobody { cancelled: 1 });
+    members.push(Member { told_at: None, ..asked(1, 1, Command::Expired) });
+    let cause = halts(&members);
+    assert_eq!((cause.what, &*cause.nodes), (Wrong::Nobody { cancelled: 1 }, &[node(0), node(1)][..]));
+    members[0].accepted = true;
+    members[1].accepted = true;
+    assert_eq!(step(&asking, &limits(), &members, now(1)), Act::Soak, "somebody has let it go on");
+    members = wave(&[Command::Cancelled, Command::Succeeded]);
+    assert_eq!(step(&asking, &limits(), &members, now(1)), Act::Soak, "one has shown how it goes");
 }
 
 #[test]
@@ -247,6 +263,7 @@ enum Fate {
     Succeeds,
     Fails,
     Hangs,
+    Stopped,
     Away,
     Sickens,
     Leaves,
@@ -254,8 +271,8 @@ enum Fate {
 
 fn fate() -> impl Strategy<Value = Fate> {
     prop_oneof![
-        6 => Just(Fate::Succeeds), 1 => Just(Fate::Fails), 1 => Just(Fate::Hangs), 1 => Just(Fate::Away), 1 => Just(Fate::Sickens),
-        1 => Just(Fate::Leaves)
+        6 => Just(Fate::Succeeds), 1 => Just(Fate::Fails), 1 => Just(Fate::Hangs), 1 => Just(Fate::Stopped),
+        1 => Just(Fate::Away), 1 => Just(Fate::Sickens), 1 => Just(Fate::Leaves)
     ]
 }
 
@@ -304,6 +321,9 @@ proptest! {
                     prop_assert!(!left || most > 0, "who left has shown nothing good");
                     let open = members.iter().any(|member| member.wave <= position.wave && member.pending());
                     prop_assert!(!open, "nobody is left behind");
+                    let mut wave = members.iter().filter(|member| member.wave == position.wave);
+                    let shown = wave.any(|member| member.accepted || !member.cancelled());
+                    prop_assert!(shown, "nobody has shown anything");
                     position.wave += 1;
                     position.soaking_since = None;
                 }
@@ -337,6 +357,7 @@ proptest! {
                             (_, Command::Queued) => Command::Running,
                             (Fate::Succeeds | Fate::Sickens | Fate::Leaves, Command::Running) => Command::Succeeded,
                             (Fate::Fails, Command::Running) => Command::Failed,
+                            (Fate::Stopped, Command::Running) => Command::Cancelled,
                             _ => continue,
                         };
                         member.told_at = member.told_at.or(Some(at(clock)));
