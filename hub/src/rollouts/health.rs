@@ -1,6 +1,7 @@
 //! How a node is, as far as a rollout cares: whether it is there, and whether its services are well.
 
 use protocol::NodeId;
+use protocol::message::EngineState;
 
 use super::plan::Health;
 use crate::alerts::{Rule, ails};
@@ -14,16 +15,21 @@ pub(super) fn of(fleet: &Fleet, node: NodeId) -> Health {
         Presence::Left { .. } | Presence::NeverSeen => return Health::Away,
         Presence::Online { .. } => {}
     }
-    // One that ends again and again runs at most looks, and is on its way at the others.
-    if view.attention.reasons.iter().any(|reason| reason.rule == Rule::ServiceRestarting.as_str()) {
+    // One that ends again and again runs at most looks, and is on its way at the others; an engine may only be restarted.
+    let rules = [Rule::ServiceRestarting, Rule::EngineUnreachable];
+    if view.attention.reasons.iter().any(|reason| rules.iter().any(|rule| reason.rule == rule.as_str())) {
         return Health::Unwell;
     }
-    let mut health = Health::Well;
+    // Without it, services are as they were told last.
+    let mut health = match view.engine.state() {
+        EngineState::Unreachable | EngineState::PermissionDenied => Health::Blind,
+        _ => Health::Well,
+    };
     for service in view.services.iter() {
         match ails(&service) {
             Some(true) => return Health::Unwell,
-            None => health = Health::Unclear,
-            Some(false) => {}
+            None if health == Health::Well => health = Health::Unclear,
+            None | Some(false) => {}
         }
     }
     health

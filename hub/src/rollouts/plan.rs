@@ -142,6 +142,8 @@ pub enum Health {
     Unwell,
     /// It has a session, and a service of it is on its way.
     Unclear,
+    /// It has a session, and can't tell how its services are: its container engine does not answer, and may only be restarted.
+    Blind,
     /// Its session broke off.
     Lost,
     /// It has none, and has said so or never had one.
@@ -153,7 +155,7 @@ pub enum Health {
 impl Health {
     /// Whether it has a session.
     pub fn is_there(self) -> bool {
-        matches!(self, Self::Well | Self::Unwell | Self::Unclear)
+        matches!(self, Self::Well | Self::Unwell | Self::Unclear | Self::Blind)
     }
 }
 
@@ -452,10 +454,12 @@ impl Member {
     }
 
     /// It was well before and is not now, or was there and is gone, and nobody has accepted that. Who said goodbye may be back
-    /// in a moment, as an agent that is updated is: it is gone when the time in which it is watched is over.
+    /// in a moment, as an agent that is updated is: it is gone when the time in which it is watched is over. An engine that is
+    /// restarted is back in a moment, too.
     pub fn regressed(&self, over: bool, now: Moment) -> bool {
         let regressed = match self.health {
             Health::Unwell => self.was_well,
+            Health::Blind => self.was_well && over,
             Health::Lost => self.was_there && !now.fresh,
             Health::Away => self.was_there && over && !now.fresh,
             Health::Well | Health::Unclear | Health::Gone => false,

@@ -10,7 +10,7 @@ use hyperfactory_hub::commands::{Filter, NewRequest};
 use hyperfactory_hub::rollouts::{Act, NewRollout, Participant, RolloutError, Standing, State, Verb, Waiting};
 use hyperfactory_hub::upkeep::Asked;
 use protocol::command::State as Stands;
-use protocol::message::{CommandState, ServiceHealth};
+use protocol::message::{CommandState, EngineState, ServiceHealth};
 use serde_json::json;
 use store::{on_both_engines, sqlx};
 use tokio::task::JoinSet;
@@ -126,6 +126,41 @@ on_both_engines! {
         site.until_it_waits(id).await;
         let why = site.shown(id).await.0.why;
         assert!(why.contains("1 of 3 nodes were well before and are not now") && why.ends_with("plant-0 of acme"), "{why}");
+        site.world.close().await;
+    }
+
+    async fn an_engine_that_does_not_answer_halts_it_though_services_are_well_as_told_last(database: TestDatabase) {
+        let site = Site::new(database, 3).await;
+        // Of the last it was so before, and nobody's fault now.
+        let [dies, restarted, before] = site.nodes[..] else { panic!("three nodes") };
+        site.engine(before, EngineState::Unreachable, seconds(60));
+        let watched = async |last: Duration| {
+            let id = site.start(&[&[0, 1, 2]]).await;
+            site.until_it_waits(id).await;
+            site.answer(&site.open().await, CommandState::Succeeded).await;
+            site.until_it_waits(id).await;
+            site.engine(restarted, EngineState::Unreachable, seconds(5));
+            assert!(matches!(site.until_it_waits(id).await, Act::Wait(Waiting::Soak(_))), "it may only be restarted");
+            site.engine(restarted, EngineState::Connected, seconds(5));
+            site.engine(dies, EngineState::PermissionDenied, last);
+            id
+        };
+        let halted = async |id| {
+            site.until_it_waits(id).await;
+            let rollout = site.shown(id).await.0;
+            assert_eq!(rollout.position.state, State::Halted);
+            let why = rollout.why;
+            assert!(why.contains("1 of 3 nodes were well before and are not now") && why.ends_with("plant-0 of acme"), "{why}");
+        };
+        let id = watched(seconds(60)).await;
+        halted(id).await;
+        site.engine(dies, EngineState::Connected, seconds(5));
+        // Watched for less time than the alert takes.
+        let id = watched(seconds(5)).await;
+        site.until_it_waits(id).await;
+        assert_eq!(site.state(id).await.0, State::Running);
+        site.pass(seconds(30));
+        halted(id).await;
         site.world.close().await;
     }
 

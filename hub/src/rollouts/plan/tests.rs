@@ -142,6 +142,18 @@ fn who_said_goodbye_has_until_the_end_of_the_soak_to_be_back() {
 }
 
 #[test]
+fn whose_engine_does_not_answer_has_until_the_end_of_the_soak() {
+    let mut members = wave(&[Command::Succeeded; 4]);
+    members[0].health = Health::Blind;
+    let watched = position(1, 2, Some(1));
+    assert_eq!(step(&watched, &limits(), &members, now(30)), Act::Wait(Waiting::Soak(at(31))), "it may be restarted");
+    let cause = halted(step(&watched, &limits(), &members, now(31)));
+    assert_eq!((cause.what, &*cause.nodes), (Wrong::Regressed { gone: 0, most: 10 }, &[node(0)][..]));
+    members[0].was_well = false;
+    assert_eq!(step(&watched, &limits(), &members, now(31)), Act::Next, "it was so before");
+}
+
+#[test]
 fn who_is_not_there_does_not_hold_a_wave_and_a_wave_of_nobody_shows_nothing() {
     let mut members = wave(&[Command::Succeeded, Command::Queued]);
     members[1] = Member { was_there: false, health: Health::Away, ..members[1] };

@@ -11,7 +11,9 @@ use hyperfactory_hub::commands::{Commands, Filter, NewRequest, SteadyClock};
 use hyperfactory_hub::rollouts::{Act, Limits, NewRollout, Participant, Rollout, RolloutError, Rollouts, State, Verb};
 use hyperfactory_hub::telemetry::state::{Ended, Report, Services};
 use protocol::command::Action;
-use protocol::message::{CommandOutcome, CommandState, NodeFacts, Service, ServiceHealth, ServiceState};
+use protocol::message::{
+    CommandOutcome, CommandState, Engine, EngineState, NodeFacts, Service, ServiceHealth, ServiceState,
+};
 use protocol::{CommandId, NodeId, NodeKind, SessionId, Timestamp};
 use serde_json::json;
 use store::testing::TestDatabase;
@@ -125,6 +127,17 @@ impl Site {
             evaluator.observe(&self.world.fleet.node(node).expect("a node"), NOW);
             self.world.fleet.attention(node, evaluator.attention(node));
         }
+    }
+
+    /// The container engine of a node answers, or not, and the node is judged now and after so long.
+    pub(super) fn engine(&self, node: NodeId, state: EngineState, lasts: Duration) {
+        let engine = Some(Engine { state: state.into(), ..Engine::default() });
+        self.world.fleet.report(node, vec![Report { current: true, engine, ..Report::default() }], NOW);
+        let mut evaluator = Evaluator::new(Policy::default(), NOW);
+        for now in [NOW, NOW.plus(lasts)] {
+            evaluator.observe(&self.world.fleet.node(node).expect("a node"), now);
+        }
+        self.world.fleet.attention(node, evaluator.attention(node));
     }
 
     /// The nodes that are there do what they are asked.
