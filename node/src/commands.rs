@@ -80,7 +80,8 @@ impl Commands {
     /// Starts a desk in `tasks` that keeps its journal in `file`, or in memory when there is none. At `stop` it waits a few
     /// seconds for what is being carried out; what it then leaves is unknown at the next start.
     ///
-    /// A journal that can't be read is no reason not to start: then every command is refused, and says why.
+    /// A journal that can't be read is no reason not to start: then nothing is carried out, every command is unknown, for it
+    /// may have been carried out before, and says why.
     pub fn start(
         file: Option<PathBuf>,
         policy: Policy,
@@ -91,16 +92,14 @@ impl Commands {
         let (sender, inputs) = mpsc::channel(INPUTS_BOUND);
         let (pieces, output) = mpsc::channel(OUTPUT_BOUND);
         let opened = file.map_or_else(|| Ok((Journal::in_memory(), Vec::new())), Journal::open);
-        let (journal, policy, restored) = match opened {
-            Ok((journal, records)) => (journal, policy, records),
+        let (journal, (machine, steps)) = match opened {
+            Ok((journal, records)) => (journal, NodeCommands::restore(records)),
             Err(error) => {
-                tracing::error!("commands are refused: {error}");
-                let why = format!("this node carries out no commands: {error}");
-                let refuse: Policy = Arc::new(move |_| Err(why.clone()));
-                (Journal::in_memory(), refuse, Vec::new())
+                tracing::error!("no command is carried out: {error}");
+                let why = format!("this node carries out nothing now, and may have done this before: {error}");
+                (Journal::in_memory(), (NodeCommands::without_journal(why), Vec::new()))
             }
         };
-        let (machine, steps) = NodeCommands::restore(restored);
         let desk = Desk {
             machine,
             journal: Some(journal),

@@ -2,7 +2,8 @@
 //!
 //! A record is its length and its checksum, each four bytes, least significant first, and its bytes. Only the last one can
 //! be torn, because each is on the disk before the next is begun; it permitted nothing yet and is dropped. Anything else
-//! that can't be read is damage: rather than to guess what was done, the node then carries out nothing.
+//! that can't be read is damage: rather than to guess what was done, the node then carries out nothing, and says of each
+//! command that it may have been done.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -200,8 +201,9 @@ fn read(bytes: &[u8]) -> Result<(Vec<Record>, usize), usize> {
         let Some(body) = bytes.get(at + HEAD..end) else { break };
         match parse(body).filter(|_| crc32c::crc32c(body) == checksum) {
             Some(record) => records.push(record),
-            // Torn: the file may have grown before its bytes came.
+            // Torn: the file may have grown before its bytes came, or before any of them.
             None if end == bytes.len() => break,
+            None if bytes.iter().skip(at).all(|byte| *byte == 0) => break,
             None => return Err(at),
         }
         at = end;
@@ -275,6 +277,25 @@ mod tests {
             found.push(records()[0].clone());
             assert_eq!(Journal::open(path.clone()).expect("good").1, found, "{cut}");
         }
+    }
+
+    #[test]
+    fn a_journal_that_grew_by_nothing_but_zeros_goes_on_before_them() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("commands");
+        written(&path);
+        let whole = std::fs::read(&path).expect("read");
+        for zeros in [1, HEAD, HEAD + 1, 33, 4_096] {
+            std::fs::write(&path, [&*whole, &vec![0; zeros]].concat()).expect("written");
+            let (mut journal, mut found) = Journal::open(path.clone()).expect("a torn end is no damage");
+            assert_eq!(found, records(), "{zeros}");
+            journal.append(&records()[0]).expect("written");
+            found.push(records()[0].clone());
+            assert_eq!(Journal::open(path.clone()).expect("good").1, found, "{zeros}");
+        }
+        // What is whole behind them was on the disk before.
+        std::fs::write(&path, [&*whole, &[0; 33], &whole].concat()).expect("written");
+        Journal::open(path).expect_err("damaged");
     }
 
     #[test]

@@ -18,6 +18,8 @@ pub struct NodeCommands {
     known: BTreeMap<CommandId, Known>,
     /// What is not above this and not known was known once.
     floor: Option<CommandId>,
+    /// Why anything that is not known may have been known: then nothing is carried out.
+    lost: Option<String>,
     /// Of these, the hub is to be told how they stand.
     untold: BTreeSet<CommandId>,
     running: usize,
@@ -149,6 +151,11 @@ impl NodeCommands {
         (commands, steps)
     }
 
+    /// One that has lost its journal, and says so of every command: `why` is for a person. It may have carried it out before.
+    pub fn without_journal(why: String) -> Self {
+        Self { lost: Some(why), ..Self::default() }
+    }
+
     /// What the journal has to hold of all this: a shorter journal that says the same.
     pub fn records(&self) -> Vec<Record> {
         let floor = self.floor.map(|id| Record { id, phase: Phase::Forgotten });
@@ -193,8 +200,8 @@ impl NodeCommands {
             None => self.make_room()?,
         }
         let accepted = self.known.contains_key(&id);
-        let ending = if !accepted && self.floor.is_some_and(|floor| id <= floor) {
-            Ending::new(CommandState::Unknown, "this node has known the command, and forgotten how it ended")
+        let ending = if let Some(forgotten) = self.forgotten(id) {
+            forgotten
         } else if remaining.is_zero() {
             Ending::new(CommandState::Expired, "its deadline came before it could start")
         } else if let Err(why) = verdict {
@@ -273,13 +280,17 @@ impl NodeCommands {
             Some(Known::Suspended | Known::Waiting { .. }) => {}
             None => self.make_room()?,
         }
-        let ending = if self.known.contains_key(&id) || self.floor.is_none_or(|floor| id > floor) {
-            Ending::new(CommandState::Cancelled, "not started")
-        } else {
-            Ending::new(CommandState::Unknown, "this node has known the command, and forgotten how it ended")
-        };
+        let ending = self.forgotten(id).unwrap_or_else(|| Ending::new(CommandState::Cancelled, "not started"));
         // Written down also when it never came: it may still be on its way.
         Ok(self.end(id, ending, Output::default(), true))
+    }
+
+    /// The end of a command that is not known, and may have been.
+    fn forgotten(&self, id: CommandId) -> Option<Ending> {
+        let below = self.floor.is_some_and(|floor| id <= floor);
+        let forgotten = below.then_some("this node has known the command, and forgotten how it ended");
+        let why = self.lost.as_deref().or(forgotten).filter(|_| !self.known.contains_key(&id))?;
+        Some(Ending::new(CommandState::Unknown, why))
     }
 
     /// The hub has stored how it ended.
