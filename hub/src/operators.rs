@@ -7,6 +7,7 @@ use store::sqlx::{self, Row, any::AnyRow};
 use store::{Database, StoreError};
 
 use crate::audit::{self, Actor, Record, action};
+use crate::commands::Commands;
 use crate::rows;
 
 /// Longest name, in characters.
@@ -116,40 +117,49 @@ pub async fn list(database: &Database, tenant: Option<&TenantId>) -> Result<Vec<
     Ok(rows.iter().map(read).collect::<Result<Vec<_>, sqlx::Error>>()?)
 }
 
-/// Takes a key back: nothing that it signs is passed on any more. Doing it twice changes nothing.
+/// Takes a key back: nothing that it has signed is passed on any more, and what of that is not over is taken back. Doing it
+/// twice changes nothing.
 ///
 /// # Errors
 /// [`OperatorsError`].
 pub async fn revoke(
     database: &Database,
+    commands: &Commands,
     id: &str,
     tenant: Option<&TenantId>,
     actor: &Actor,
     now: Timestamp,
 ) -> Result<(), OperatorsError> {
     let mut transaction = database.within(tenant.map(TenantId::as_str)).begin_write().await?;
+    // Before anything else: a command that is being signed for is then seen here, or its key there.
+    audit::lock(&mut transaction).await?;
     let row = sqlx::query(
         "UPDATE operator_keys SET revoked_at = COALESCE(revoked_at, $3) WHERE id = $1 AND ($2 = '' OR tenant = $2)
-         RETURNING name, revoked_at",
+         RETURNING id, tenant, name, public_key, created_at, created_by, revoked_at",
     )
     .bind(id)
     .bind(tenant.map_or("", TenantId::as_str))
     .bind(now.millis())
     .fetch_optional(&mut *transaction)
     .await?;
-    let row = row.ok_or_else(|| OperatorsError::Unknown(id.chars().take(64).collect()))?;
-    if row.try_get::<i64, _>(1)? == now.millis() {
-        let record = Record {
+    let key = read(&row.ok_or_else(|| OperatorsError::Unknown(id.chars().take(64).collect()))?)?;
+    let (nodes, mut records) = Commands::take_back_signed(&mut transaction, key.key, id, actor, now).await?;
+    if key.revoked_at == Some(now) {
+        records.push(Record {
             actor: actor.clone(),
             action: action::OPERATOR_KEY_REVOKED,
             tenant: tenant.cloned(),
             subject: id.to_owned(),
-            detail: json!({ "name": row.try_get::<String, _>(0)? }),
+            detail: json!({ "name": key.name, "taken_back": nodes.len() }),
             remote: None,
-        };
-        audit::append(&mut transaction, now, record).await?;
+        });
     }
-    Ok(transaction.commit().await?)
+    if !records.is_empty() {
+        audit::append_all(&mut transaction, now, records).await?;
+    }
+    transaction.commit().await?;
+    commands.taken_back(&nodes);
+    Ok(())
 }
 
 fn read(row: &AnyRow) -> Result<OperatorKey, sqlx::Error> {

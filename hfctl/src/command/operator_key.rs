@@ -34,7 +34,8 @@ pub(crate) enum OperatorKey {
     },
     /// Lists registered keys.
     List,
-    /// Takes a key back: the hub passes on nothing that it signs any more. Have it out of agents' configurations as well.
+    /// Takes a key back: the hub passes on nothing that it signed, and takes back what of that is not over. Have it out of
+    /// agents' configurations as well.
     Revoke {
         /// Its id.
         id: String,

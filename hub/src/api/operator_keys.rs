@@ -88,7 +88,8 @@ pub(crate) async fn register(
     Ok((StatusCode::CREATED, axum::Json(key.into())))
 }
 
-/// Takes a key back: nothing that it signs is passed on any more. Takes the role admin.
+/// Takes a key back: nothing that it has signed is passed on any more. Commands by it that are not over are taken back, as if
+/// each was cancelled. Takes the role admin.
 #[utoipa::path(post, path = "/api/v1/operator-keys/{key}/revoke", tag = "commands", params(("key" = String, Path)),
     responses((status = 204, description = "It is revoked")))]
 pub(crate) async fn revoke(
@@ -97,7 +98,7 @@ pub(crate) async fn revoke(
     Path(id): Path<String>,
 ) -> Result<StatusCode, Problem> {
     caller.require(Role::Admin)?;
-    let tenant = caller.0.tenant.as_ref();
-    operators::revoke(&app.state.database, &id, tenant, &caller.actor(), app.now()).await?;
+    let (state, tenant) = (&app.state, caller.0.tenant.as_ref());
+    operators::revoke(&state.database, &state.commands, &id, tenant, &caller.actor(), app.now()).await?;
     Ok(StatusCode::NO_CONTENT)
 }

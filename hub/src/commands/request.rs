@@ -9,6 +9,7 @@ use pki::OperatorPublicKey;
 use protocol::command::{Action, LONGEST, Order, Signature, State};
 use protocol::{CommandId, NodeId, TenantId, Timestamp, message};
 use serde_json::{Value, json};
+use store::sqlx::any::AnyRow;
 use store::sqlx::{self, AssertSqlSafe, Row};
 use store::{StoreError, Transaction};
 
@@ -159,8 +160,9 @@ impl Commands {
             Some(requested) => requested,
             None => {
                 let mut transaction = database.begin_write().await?;
-                if new.key.is_some() {
-                    // Of two who come with one key at once, the second sees what the first has done.
+                if new.key.is_some() || new.signed.is_some() {
+                    // Of two who come with one key at once, the second sees what the first has done; and who revokes the key
+                    // that signed it sees this, or this sees that it is revoked.
                     audit::lock(&mut transaction).await?;
                 }
                 let (requested, records) = self.place(&mut transaction, new, &places, actor, now).await?;
@@ -292,25 +294,37 @@ impl Commands {
         .bind(now.millis())
         .fetch_all(&mut **transaction)
         .await?;
-        let mut nodes = Vec::with_capacity(rows.len());
-        let mut tenants: BTreeMap<String, Vec<String>> = BTreeMap::new();
-        for row in &rows {
-            let node: String = row.try_get(0)?;
-            nodes.push(node.parse().map_err(unreadable)?);
-            tenants.entry(row.try_get(1)?).or_default().push(node);
-        }
-        let record = |(tenant, nodes): (String, Vec<String>)| {
-            let named: Vec<&String> = nodes.iter().take(NAMED).collect();
-            Ok(Record {
-                actor: actor.clone(),
-                action: action::COMMAND_CANCELLED,
-                tenant: Some(tenant.parse().map_err(unreadable)?),
-                subject: format!("rollout {rollout}"),
-                detail: json!({ "rollout": rollout, "state": "queued", "nodes": nodes.len(), "named": named, "reason": reason }),
-                remote: None,
-            })
-        };
-        Ok((nodes, tenants.into_iter().map(record).collect::<Result<_, sqlx::Error>>()?))
+        let detail = json!({ "rollout": rollout, "state": "queued", "reason": reason });
+        Ok(taken_from(&rows, &format!("rollout {rollout}"), &detail, actor)?)
+    }
+
+    /// Takes back, as part of a transaction that holds the audit log's head, all that an operator's key has signed and that is
+    /// not over. Gives the nodes, of which [`Commands::taken_back`] is to be told once it has committed, and the audit records.
+    pub(crate) async fn take_back_signed(
+        transaction: &mut Transaction,
+        key: OperatorPublicKey,
+        id: &str,
+        actor: &Actor,
+        now: Timestamp,
+    ) -> Result<(Vec<NodeId>, Vec<Record>), StoreError> {
+        let reason = "the operator key that signed it was revoked";
+        let rows = sqlx::query(
+            "UPDATE commands SET cancelled_by = $2,
+               state = CASE state WHEN 'queued' THEN 'cancelled' ELSE state END,
+               ended_at = CASE state WHEN 'queued' THEN $3 ELSE ended_at END,
+               message = CASE state WHEN 'queued' THEN $4 ELSE message END
+             WHERE signer = $1 AND cancelled_by IS NULL
+               AND told_at IS NULL AND state IN ('queued', 'delivered', 'running', 'unknown')
+             RETURNING node, tenant",
+        )
+        .bind(key.to_bytes().to_vec())
+        .bind(actor.to_string())
+        .bind(now.millis())
+        .bind(reason)
+        .fetch_all(&mut **transaction)
+        .await?;
+        let detail = json!({ "operator_key": id, "reason": reason });
+        Ok(taken_from(&rows, &format!("operator key {id}"), &detail, actor)?)
     }
 
     /// Tells whoever looks that commands of these nodes were taken back.
@@ -364,6 +378,37 @@ impl NewRequest {
     }
 }
 
+/// The nodes of commands that were taken back together, and a record for each tenant; of each command, `rows` have its node and
+/// its tenant.
+fn taken_from(
+    rows: &[AnyRow],
+    subject: &str,
+    detail: &Value,
+    actor: &Actor,
+) -> Result<(Vec<NodeId>, Vec<Record>), sqlx::Error> {
+    let mut nodes = Vec::with_capacity(rows.len());
+    let mut tenants: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for row in rows {
+        let node: String = row.try_get(0)?;
+        nodes.push(node.parse().map_err(unreadable)?);
+        tenants.entry(row.try_get(1)?).or_default().push(node);
+    }
+    let record = |(tenant, nodes): (String, Vec<String>)| {
+        let mut detail = detail.clone();
+        detail["nodes"] = nodes.len().into();
+        detail["named"] = nodes.into_iter().take(NAMED).collect();
+        Ok(Record {
+            actor: actor.clone(),
+            action: action::COMMAND_CANCELLED,
+            tenant: Some(tenant.parse().map_err(unreadable)?),
+            subject: subject.to_owned(),
+            detail,
+            remote: None,
+        })
+    };
+    Ok((nodes, tenants.into_iter().map(record).collect::<Result<_, sqlx::Error>>()?))
+}
+
 /// What this caller asked for under this key before.
 async fn asked_before(transaction: &mut Transaction, new: &NewRequest) -> Result<Option<Requested>, RequestError> {
     let Some(key) = &new.key else { return Ok(None) };
@@ -381,7 +426,7 @@ async fn asked_before(transaction: &mut Transaction, new: &NewRequest) -> Result
         .bind(&id)
         .fetch_all(&mut **transaction)
         .await?;
-    let command = |row: &sqlx::any::AnyRow| {
+    let command = |row: &AnyRow| {
         let node = row.try_get::<String, _>(1)?.parse().map_err(unreadable)?;
         Ok((command_id(&row.try_get::<String, _>(0)?)?, node))
     };

@@ -391,10 +391,26 @@ on_both_engines! {
         let mut forged = signed(&key, desk.commands.propose(), &wanted);
         forged.signed.as_mut().expect("signed").not_after = at(601);
         assert!(matches!(desk.request(forged, NOW).await, Err(RequestError::Signature(_))));
-        operators::revoke(&world.database, &registered.id, None, &ann, at(1)).await.expect("revoked");
+        // One that was told before, one that was not, and one of nobody's signature.
+        let stored = desk.request(signed(&key, desk.commands.propose(), &wanted), NOW).await.expect("taken").commands[0].0;
+        let unsigned = desk.ask(node).await;
+        for now in [at(1), at(2)] {
+            let revoked = operators::revoke(&world.database, &desk.commands, &registered.id, None, &ann, now).await;
+            revoked.expect("revoked");
+        }
+        let mut due = desk.commands.due(node, 32, NOW).await.expect("an answer");
+        due.sort_by_key(|due| due.cancelled);
+        assert_eq!(due.iter().map(|due| (due.id, due.cancelled)).collect::<Vec<_>>(), [(unsigned, false), (id, true)]);
+        let command = desk.one(stored).await;
+        assert_eq!((command.state, &*command.message), (State::Cancelled, "the operator key that signed it was revoked"));
+        assert_eq!((command.cancelled_by.as_deref(), command.ended_at), (Some("operator:ann"), Some(at(1))));
+        let audited = world.audited("command.cancelled").await;
+        assert_eq!((audited.len(), &audited[0].detail["nodes"]), (1, &json!(2)));
+        assert_eq!(audited[0].detail["operator_key"], json!(registered.id));
         let late = desk.request(signed(&key, desk.commands.propose(), &wanted), NOW).await;
         assert!(matches!(late, Err(RequestError::Signer(_))));
-        assert_eq!(world.audited("operator_key.revoked").await.len(), 1);
+        let audited = world.audited("operator_key.revoked").await;
+        assert_eq!(audited.iter().map(|entry| &entry.detail["taken_back"]).collect::<Vec<_>>(), [&json!(2)], "once");
         world.close().await;
     }
 
