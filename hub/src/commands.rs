@@ -44,7 +44,7 @@ struct Inner {
     sessions: Arc<Registry>,
     clock: SteadyClock,
     writer: Submitter<Writer>,
-    /// Requests that are being stored.
+    /// Requests that are being stored, and what is being taken back.
     asking: TaskTracker,
     /// A deadline may have come nearer.
     sooner: Notify,
@@ -244,6 +244,26 @@ impl Commands {
         now: Timestamp,
     ) -> Result<Command, CancelError> {
         let command = self.one(id, tenant, now).await?.ok_or(CancelError::Unknown(id))?;
+        let (commands, reason, actor) = (self.clone(), reason.clone(), actor.clone());
+        // In a task, which goes on when the caller goes away: what is stored as taken back, its node must then be told.
+        let cancelling = self.0.asking.spawn(async move {
+            let cancelled = commands.take_one_back(&command, &reason, &actor, now).await;
+            // Whatever came of it: it may be stored although the database has not said so, or be so since before.
+            commands.changed(command.node);
+            cancelled
+        });
+        cancelling.await.unwrap_or_else(|_| Err(sqlx::Error::WorkerCrashed.into()))?;
+        self.one(id, tenant, now).await?.ok_or(CancelError::Unknown(id))
+    }
+
+    async fn take_one_back(
+        &self,
+        command: &Command,
+        reason: &Reason,
+        actor: &Actor,
+        now: Timestamp,
+    ) -> Result<(), StoreError> {
+        let id = command.id;
         let mut transaction = self.0.database.within(Some(command.tenant.as_str())).begin_write().await?;
         let row = sqlx::query(
             "UPDATE commands SET cancelled_by = $2 WHERE id = $1 AND cancelled_by IS NULL
@@ -278,9 +298,8 @@ impl Commands {
             };
             audit::append(&mut transaction, now, record).await?;
             transaction.commit().await?;
-            self.changed(command.node);
         }
-        self.one(id, tenant, now).await?.ok_or(CancelError::Unknown(id))
+        Ok(())
     }
 
     /// What a node is to be told, the most urgent first: at most `limit`.
@@ -363,6 +382,25 @@ impl Commands {
     /// When it could not be stored; the node keeps it.
     pub async fn piece(&self, node: NodeId, id: CommandId, piece: CommandOutput) -> Result<(), GroupError> {
         self.0.writer.submit(Operation::Output { node, id, piece }).await.map(drop)
+    }
+
+    /// Has sessions look that may not have heard of rows which are there: of a commit whose connection broke off before it was
+    /// known, or whose task has ended with it, nobody was told.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn remind(&self) -> Result<(), StoreError> {
+        let rows = sqlx::query(
+            "SELECT DISTINCT node FROM commands
+             WHERE told_at IS NULL AND state IN ('queued', 'delivered', 'running', 'unknown')
+               AND (state IN ('queued', 'delivered') OR cancelled_by IS NOT NULL)",
+        )
+        .fetch_all(self.0.database.reader())
+        .await?;
+        for row in &rows {
+            self.0.sessions.wake(row.try_get::<String, _>(0)?.parse().map_err(unreadable)?);
+        }
+        Ok(())
     }
 
     /// Has the node's session look, and whoever watches.

@@ -1,4 +1,4 @@
-//! Deadlines: one task for all of them, which judges rows and nothing else.
+//! Deadlines: one task for all of them, which judges rows and nothing else, and has sessions look at those they may have missed.
 
 use std::time::Duration;
 
@@ -21,6 +21,7 @@ const AT_ONCE: i64 = 1_000;
 /// Expires what has not been handed over by its deadline, and gives up what is with a node that is away.
 pub(super) async fn keep(commands: Commands, now: impl Fn() -> Timestamp, stop: CancellationToken) {
     let began = Instant::now();
+    let mut reminded = began;
     loop {
         let wait = match commands.judge(now(), began.elapsed() >= COME_BACK_WITHIN).await {
             Ok(wait) => wait,
@@ -29,6 +30,12 @@ pub(super) async fn keep(commands: Commands, now: impl Fn() -> Timestamp, stop: 
                 LOOK_EVERY
             }
         };
+        if reminded.elapsed() >= LOOK_EVERY {
+            reminded = Instant::now();
+            if let Err(error) = commands.remind().await {
+                warn!(%error, "sessions were not reminded of commands");
+            }
+        }
         tokio::select! {
             biased;
             () = stop.cancelled() => return,

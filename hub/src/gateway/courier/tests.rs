@@ -27,6 +27,22 @@ fn open(database: &Database, sessions: Arc<Registry>) -> Commands {
     Commands::start(database.clone(), sessions, clock, || NOW, CancellationToken::new()).0
 }
 
+fn drain(node: NodeId) -> NewRequest {
+    NewRequest {
+        nodes: vec![(node, "acme".parse().unwrap())],
+        target: json!({}),
+        action: Action::Drain,
+        priority: 0,
+        valid_for: Duration::from_secs(60),
+        reason: "it is late".parse().unwrap(),
+        scope: None,
+        caller: "ann".into(),
+        key: None,
+        fingerprint: Vec::new(),
+        signed: None,
+    }
+}
+
 /// Rows of nodes of the tenant acme.
 async fn enroll(database: &Database, nodes: &[NodeId]) {
     let mut transaction = database.begin_write().await.unwrap();
@@ -104,19 +120,7 @@ on_both_engines! {
         let mut registered = sessions.register(node, SessionId::new(NOW, [2; 10]));
         enroll(&database, &[node]).await;
         let commands = open(&database, sessions);
-        let new = NewRequest {
-            nodes: vec![(node, "acme".parse().unwrap())],
-            target: json!({}),
-            action: Action::Drain,
-            priority: 0,
-            valid_for: Duration::from_secs(60),
-            reason: "it is late".parse().unwrap(),
-            scope: None,
-            caller: "ann".into(),
-            key: None,
-            fingerprint: Vec::new(),
-            signed: None,
-        };
+        let new = drain(node);
         // The second is one statement on PostgreSQL.
         for _ in 0..2 {
             assert!(commands.request(new.clone(), &Actor::operator("ann"), NOW).now_or_never().is_none(), "stored already");
@@ -127,5 +131,61 @@ on_both_engines! {
         let states = commands.list(&filter, NOW).await.unwrap().into_iter().map(|command| command.state);
         assert_eq!(states.collect::<Vec<_>>(), [State::Delivered; 2]);
         database.close().await;
+    }
+
+    async fn what_is_taken_back_is_told_although_the_caller_goes_away_and_when_it_is_taken_back_again(database: TestDatabase) {
+        let database = database.open().await;
+        database.migrate(MIGRATIONS).await.unwrap();
+        let sessions = Arc::<Registry>::default();
+        let node = NodeId::new(NOW, [1; 10]);
+        let registered = sessions.register(node, SessionId::new(NOW, [2; 10]));
+        enroll(&database, &[node]).await;
+        let (commands, ann, why) = (open(&database, sessions), Actor::operator("ann"), "too late".parse().unwrap());
+        let id = commands.request(drain(node), &ann, NOW).await.unwrap().commands[0].0;
+        assert!(registered.commands.notified().now_or_never().is_none(), "it was handed over");
+        let mut micros = 0;
+        while commands.one(id, None, NOW).await.unwrap().unwrap().cancelled_by.is_none() {
+            // A future that is dropped goes no further.
+            drop(tokio::time::timeout(Duration::from_micros(micros % 6_000), commands.cancel(id, None, &why, &ann, NOW)).await);
+            micros += 100;
+        }
+        let looks = async || tokio::time::timeout(Duration::from_secs(60), registered.commands.notified()).await;
+        looks().await.expect("its session looks");
+        // Those that were dropped may be under way.
+        commands.cancel(id, None, &why, &ann, NOW).await.unwrap();
+        looks().await.expect("its session looks");
+        database.close().await;
+    }
+
+    async fn a_session_hears_of_rows_that_were_stored_and_not_announced(database: TestDatabase) {
+        let database = database.open().await;
+        database.migrate(MIGRATIONS).await.unwrap();
+        let sessions = Arc::<Registry>::default();
+        let node = NodeId::new(NOW, [1; 10]);
+        let registered = sessions.register(node, SessionId::new(NOW, [2; 10]));
+        enroll(&database, &[node]).await;
+        // What is stored by another hub is announced to nobody here.
+        let (commands, other) = (open(&database, sessions), open(&database, Arc::default()));
+        let (ann, why) = (Actor::operator("ann"), "too late".parse().unwrap());
+        let looks = async || {
+            assert!(registered.commands.notified().now_or_never().is_none(), "nobody has told it");
+            commands.remind().await.unwrap();
+            registered.commands.notified().now_or_never().is_some()
+        };
+        assert!(!looks().await, "there is nothing");
+        let id = other.request(drain(node), &ann, NOW).await.unwrap().commands[0].0;
+        assert!(looks().await, "it is queued");
+        for (state, may_have_missed_it) in [("delivered", true), ("running", false)] {
+            let mut transaction = database.begin_write().await.unwrap();
+            sqlx::query("UPDATE commands SET state = $1").bind(state).execute(&mut *transaction).await.unwrap();
+            transaction.commit().await.unwrap();
+            assert_eq!(looks().await, may_have_missed_it, "{state}");
+        }
+        other.cancel(id, None, &why, &ann, NOW).await.unwrap();
+        assert!(looks().await, "it is taken back");
+        // A commit that the database did not confirm may be one.
+        database.close().await;
+        assert!(commands.request(drain(node), &ann, NOW).await.is_err());
+        assert!(registered.commands.notified().now_or_never().is_some(), "it looks as soon as it can");
     }
 }
