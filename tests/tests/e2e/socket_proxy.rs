@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::io::{Read, Write};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -27,6 +28,9 @@ services:
     pull_policy: never
     labels: {com.hyperfactory.backup: "true"}
 "#;
+
+/// Any group: its members may connect to the proxy.
+const GROUP: u32 = 48_151;
 
 /// What whoever holds the engine's socket would try.
 const REFUSED: [(&str, &str); 30] = [
@@ -87,7 +91,10 @@ fn the_agent_does_all_it_does_through_the_socket_proxy_and_nothing_else_passes()
     let engine = Engine::from_environment()?;
     let project = engine.project("proxied", SERVICES)?;
     project.up()?;
+    // As packaging/tmpfiles makes it, for some group that is not the proxy's.
     let folder = tempfile::tempdir()?;
+    chown(folder.path(), None, Some(GROUP))?;
+    fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o2750))?;
     let socket = folder.path().join("docker.sock");
     let mut haproxy = Command::new("/usr/sbin/haproxy");
     haproxy
@@ -100,6 +107,8 @@ fn the_agent_does_all_it_does_through_the_socket_proxy_and_nothing_else_passes()
         proxy.check()?;
         Ok(socket.exists().then_some(()))
     })?;
+    let made = fs::metadata(&socket)?;
+    assert_eq!((made.gid(), made.mode() & 0o777), (GROUP, 0o660), "who may drive the engine");
 
     let mut hub = Hub::start()?;
     hub.tenant("acme")?;
@@ -191,5 +200,15 @@ fn the_example_of_a_socket_proxy_is_a_compose_file_without_privileges() -> Resul
         });
         assert!(mounted, "{path} is not there");
     }
+    // The socket's folder is there after each boot as the agent's alone, or the proxy does not start.
+    let folder = "/run/hyperfactory-docker";
+    let mounts = proxy["volumes"].as_array().context("no volumes")?;
+    let mount = mounts.iter().find(|one| one["source"] == folder).context("the socket's folder is not mounted")?;
+    // Compose says what is the default by leaving it out, and which that is depends on its version.
+    assert_ne!(mount["bind"]["create_host_path"], true, "{mount}");
+    assert!(fs::read_to_string(file)?.contains("bind: {create_host_path: false}"));
+    let made = fs::read_to_string(example().join("../../packaging/tmpfiles/hyperfactory.conf"))?;
+    let wanted = ["d", folder, "2750", "root", "hyperfactory-agent", "-"];
+    assert!(made.lines().any(|line| line.split_whitespace().eq(wanted)), "{made}");
     Ok(())
 }
