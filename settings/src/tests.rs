@@ -21,6 +21,13 @@ struct Config {
     labels: BTreeMap<String, u8>,
     spool: Spool,
     http: Http,
+    brokers: Vec<Broker>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+struct Broker {
+    token: Option<Secret>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -70,6 +77,7 @@ impl Default for Config {
             labels: BTreeMap::new(),
             spool: Spool::default(),
             http: Http::default(),
+            brokers: Vec::new(),
         }
     }
 }
@@ -251,6 +259,20 @@ fn a_value_that_does_not_fit_is_refused_where_it_stands() {
     );
     assert!(Place::empty().set("HYPERFACTORY_HUB_HTTP_LISTEN_ADDRESS", "nowhere").load().is_err());
     assert!(Place::empty().set("HYPERFACTORY_HUB_LABELS", "x=1").load().is_err());
+}
+
+#[test]
+fn a_secret_that_is_no_text_is_not_shown_wherever_it_stands() {
+    let values = ["12345", "12345.5", "true", "[12345]", "{ a = 12345 }"];
+    for (value, (before, key)) in
+        values.iter().flat_map(|value| [("[http]\n", "http.token"), ("[[brokers]]\n", "brokers")].map(|at| (value, at)))
+    {
+        let told = Place::with(&format!("{before}token = {value}")).told();
+        assert!(told.contains(&format!("`{key}` is not usable: a secret is text in quotes")), "{told}");
+        assert!(!told.contains("123") && !told.contains("true"), "{told}");
+    }
+    let config = Place::with("[[brokers]]\ntoken = '12345'").load().expect("good");
+    assert_eq!(config.brokers[0].token.as_ref().map(Secret::expose), Some("12345"));
 }
 
 #[test]

@@ -10,7 +10,6 @@ use serde::forward_to_deserialize_any;
 
 use crate::environment::Variables;
 use crate::error::SettingsError;
-use crate::value;
 
 /// A table or a value.
 pub(crate) enum Node {
@@ -137,13 +136,8 @@ impl<'de> Deserializer<'de> for Node {
         visitor.visit_some(self)
     }
 
-    fn deserialize_newtype_struct<V: Visitor<'de>>(self, name: &'static str, visitor: V) -> Result<V::Value, Trouble> {
-        let read = visitor.visit_newtype_struct(self);
-        // The usual message would show the value.
-        if name == value::SECRET {
-            return read.map_err(|trouble| Trouble { message: "a secret is text in quotes".to_owned(), ..trouble });
-        }
-        read
+    fn deserialize_newtype_struct<V: Visitor<'de>>(self, _: &'static str, visitor: V) -> Result<V::Value, Trouble> {
+        visitor.visit_newtype_struct(self)
     }
 
     fn deserialize_enum<V: Visitor<'de>>(

@@ -8,7 +8,7 @@ use std::time::Duration;
 use serde::{Deserialize, Deserializer, de};
 use zeroize::Zeroizing;
 
-/// Name under which a [`Secret`] asks to be deserialized; the key probe and the value tree know it by that.
+/// Name under which a [`Secret`] asks to be deserialized; the key probe knows it by that.
 pub(crate) const SECRET: &str = "hyperfactory::Secret";
 
 /// A length of time, written with its unit: `"250ms"`, `"10s"`, `"1h30m"`, `"7d"`.
@@ -176,9 +176,38 @@ impl<'de> de::Visitor<'de> for SecretVisitor {
         Ok(Secret::new(text))
     }
 
+    // The usual messages would show the value, also where it lies deeper than this crate's own deserializer goes.
+    fn visit_bool<E: de::Error>(self, _: bool) -> Result<Secret, E> {
+        Err(no_text())
+    }
+
+    fn visit_i64<E: de::Error>(self, _: i64) -> Result<Secret, E> {
+        Err(no_text())
+    }
+
+    fn visit_u64<E: de::Error>(self, _: u64) -> Result<Secret, E> {
+        Err(no_text())
+    }
+
+    fn visit_f64<E: de::Error>(self, _: f64) -> Result<Secret, E> {
+        Err(no_text())
+    }
+
+    fn visit_seq<A: de::SeqAccess<'de>>(self, _: A) -> Result<Secret, A::Error> {
+        Err(no_text())
+    }
+
+    fn visit_map<A: de::MapAccess<'de>>(self, _: A) -> Result<Secret, A::Error> {
+        Err(no_text())
+    }
+
     fn visit_newtype_struct<D: Deserializer<'de>>(self, deserializer: D) -> Result<Secret, D::Error> {
         deserializer.deserialize_string(self)
     }
+}
+
+fn no_text<E: de::Error>() -> E {
+    E::custom("a secret is text in quotes")
 }
 
 /// Splits `12s34` into 12, `s` and `34`.
