@@ -9,6 +9,9 @@ pub(crate) struct Rate {
 
 /// Seconds' worth that may come at once.
 const BURST: f64 = 4.0;
+/// A line that is so much older than the one before, in ns, was written after the clock was set back. Those of a container's two
+/// streams overtake each other by less.
+const SET_BACK: i64 = 5_000_000_000;
 
 /// One container's budget. Counted by the lines' own times, it leaves out the same lines however late they are read: an
 /// agent that was away takes all that a calm container wrote meanwhile.
@@ -17,7 +20,7 @@ pub(super) struct Budget {
     rate: Rate,
     lines: f64,
     bytes: f64,
-    /// When the newest line was written, in ns.
+    /// When the newest line was written, in ns, by the clock as it is now.
     at: i64,
     /// Used up: nothing is admitted before half of it is there again, so that what is left out stands together.
     spent: bool,
@@ -38,7 +41,9 @@ impl Budget {
     pub(super) fn admits(&mut self, at: i64, bytes: usize) -> bool {
         let (most_lines, most_bytes) = (f64::from(self.rate.lines) * BURST, self.rate.bytes as f64 * BURST);
         let seconds = at.saturating_sub(self.at).max(0) as f64 / 1e9;
-        self.at = self.at.max(at);
+        if at > self.at || at < self.at.saturating_sub(SET_BACK) {
+            self.at = at;
+        }
         self.lines = (self.lines + f64::from(self.rate.lines) * seconds).min(most_lines);
         self.bytes = (self.bytes + self.rate.bytes as f64 * seconds).min(most_bytes);
         if self.spent && (self.lines < most_lines / 2.0 || self.bytes < most_bytes / 2.0) {
@@ -95,6 +100,18 @@ mod tests {
         let mut budget = Budget::new(Rate { lines: 1, bytes: 1_000 });
         assert!((0..4).all(|_| budget.admits(100 * SECOND, 1)));
         assert!(!budget.admits(50 * SECOND, 1));
-        assert!(budget.admits(104 * SECOND, 1));
+        assert!(!budget.admits(51 * SECOND, 1));
+        assert!(budget.admits(54 * SECOND, 1));
+        // For a calm log, nothing has happened.
+        let mut calm = Budget::new(Rate { lines: 10, bytes: 1 << 20 });
+        assert!((0..10).all(|line| calm.admits(1_000 * SECOND + line * SECOND / 10, 80)));
+        assert!((0..1_000).all(|line| calm.admits(line * SECOND, 80)));
+    }
+
+    #[test]
+    fn streams_that_overtake_each_other_give_nothing() {
+        let mut budget = Budget::new(Rate { lines: 1, bytes: 1 << 20 });
+        let shipped = (0..1_000).filter(|line| budget.admits((100 + 2 * (line % 2)) * SECOND, 1)).count();
+        assert!(shipped <= 6, "{shipped} of what may come at once and two seconds' worth");
     }
 }
