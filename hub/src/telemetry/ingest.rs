@@ -66,6 +66,7 @@ impl Ingest {
             key: 0,
             backlog: spool.last,
             snapshot: false,
+            reached: None,
             base: stored,
             pending: Pending::default(),
             node,
@@ -102,6 +103,8 @@ pub struct Intake {
     /// Up to here, batches were written before the session began, and so before its snapshot.
     backlog: u64,
     snapshot: bool,
+    /// The time of the last row that came in a batch.
+    reached: Option<Timestamp>,
     /// Everything up to here is stored, or in a commit under way.
     base: u64,
     pending: Pending,
@@ -132,7 +135,7 @@ impl Intake {
             Some(upload::Message::Snapshot(body)) => {
                 self.snapshot = true;
                 let mut decoder = Decoder::sharing(self.ingest.0.fleet.schemas());
-                let (report, _) = decode(&mut decoder, body, true, self.node);
+                let (report, _) = decode(&mut decoder, body, true, &mut None, self.node);
                 self.ingest.0.fleet.report(self.node, vec![report], now);
                 Ok(())
             }
@@ -186,7 +189,7 @@ impl Intake {
             self.key = batch.sequence;
         }
         let current = !self.snapshot || batch.sequence > self.backlog;
-        let (report, span) = decode(&mut self.decoder, body, current, self.node);
+        let (report, span) = decode(&mut self.decoder, body, current, &mut self.reached, self.node);
         if verdict == Verdict::Duplicate {
             return Ok(());
         }
@@ -244,18 +247,24 @@ thread_local! {
 
 /// What a body says, and the times of its first and last row. A body whose samples can't be read is stored all the
 /// same: what arrived is not thrown away, and the node would only send it again.
+///
+/// `reached` is the time of the row before, and becomes that of the last one. Rows come in the order in which they were measured:
+/// one that is older than the one before tells of a clock that was set back. Of the first that is about now, nobody knows.
 fn decode(
     decoder: &mut Decoder,
     body: BatchBody,
     current: bool,
+    reached: &mut Option<Timestamp>,
     node: NodeId,
 ) -> (Report, Option<(Timestamp, Timestamp)>) {
     let mut span = None;
     let mut samples = Vec::new();
+    let mut set_back = current && reached.is_none();
     if !body.samples.is_empty() {
         SCRATCH.with_borrow_mut(|Scratch { row, newest, count }| {
             *count = 0;
             let decoded = decoder.decode_with(&body.samples, row, |_, at, values| {
+                set_back |= reached.replace(at).is_some_and(|reached| at < reached);
                 let (first, last) = span.unwrap_or((at, at));
                 span = Some((at.min(first), at.max(last)));
                 newest.swap(0, 1);
@@ -282,6 +291,7 @@ fn decode(
         engine: body.engine,
         status: body.status,
         samples,
+        set_back,
     };
     (report, span)
 }

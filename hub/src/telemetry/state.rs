@@ -81,7 +81,7 @@ pub enum Ended {
 #[derive(Clone, Debug, Default)]
 pub struct Report {
     /// It is about now. A batch that was written before a snapshot that is already in is not: of it, only rows newer
-    /// than the newest known count.
+    /// than the newest known count, or those after its clock was set back.
     pub current: bool,
     /// It names every service: those it does not name are gone.
     pub complete: bool,
@@ -95,6 +95,8 @@ pub struct Report {
     pub status: Option<NodeStatus>,
     /// The newest rows, oldest first; more than two are of no use.
     pub samples: Vec<Sample>,
+    /// Whether they are the newest although older ones are known: the node's clock was set back, or may have been.
+    pub set_back: bool,
 }
 
 impl Fleet {

@@ -74,6 +74,29 @@ on_both_engines! {
         world.close().await;
     }
 
+    async fn a_clock_that_is_set_back_costs_a_counter_one_rate(database: TestDatabase) {
+        let world = World::new(database).await;
+        let (ingest, task) =
+            Ingest::start(world.database.clone(), world.fleet.clone(), Limits::default(), CancellationToken::new())
+                .await
+                .expect("an intake");
+        let mut tasks = JoinSet::new();
+        tasks.spawn(task);
+        let (node, _) = world.node().await;
+        let mut recorder = Recorder::new(3);
+        let mut intake = ingest.open(node, &acme(), &recorder.spool()).await.expect("a session");
+        let ahead = (0..10).map(|row| (at(3600 + 10 * row), 0, 5000 * row as i64));
+        let right = (10..20).map(|row| (at(10 * row), 0, 5000 * row as i64));
+        let rows: Vec<_> = ahead.chain(right).collect();
+        intake.receive(recorder.batch(true, &rows, Vec::new()), at(100)).expect("in order");
+        intake.commit(at(100)).await.expect("stored");
+        let history = History::new(world.database.clone());
+        let range = history.range(node, &[Selector::all("network.sent")], at(100), at(200), 10).await.expect("a range");
+        let points: Vec<_> = range.series[0].points.iter().map(|point| (point.at, point.mean)).collect();
+        assert_eq!(points, (11..20).map(|row| (at(10 * row), 500.0)).collect::<Vec<_>>());
+        world.close().await;
+    }
+
     async fn many_samples_become_one_point(database: TestDatabase) {
         let world = World::new(database).await;
         let node = recorded(&world, 300).await;

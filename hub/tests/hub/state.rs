@@ -101,6 +101,48 @@ on_both_engines! {
         world.close().await;
     }
 
+    async fn figures_go_on_when_a_clock_is_set_back(database: TestDatabase) {
+        let world = World::new(database).await;
+        let mut tasks = JoinSet::new();
+        let ingest = ingest(&world, &mut tasks).await;
+        let (node, _) = world.node().await;
+        let shown = || {
+            let view = world.fleet.node(node).expect("the node");
+            (view.latest.as_ref().expect("figures").at(), view.current("network.sent", "eth0"))
+        };
+        let mut recorder = Recorder::new(1);
+        let mut intake = ingest.open(node, &acme(), &recorder.spool()).await.expect("a session");
+        intake.receive(recorder.batch(true, &[(at(3600), 1, 0)], Vec::new()), at(0)).expect("taken in");
+        // In a session: the next batch, and one that has both.
+        for (time, rows) in [(10, &[(at(10), 1, 10_000)][..]), (20, &[(at(20), 1, 20_000), (at(5), 1, 30_000)])] {
+            intake.receive(recorder.batch(false, rows, Vec::new()), at(time)).expect("taken in");
+            intake.commit(at(time)).await.expect("stored");
+            assert_eq!(shown(), (rows[rows.len() - 1].0, None));
+        }
+        intake.receive(recorder.batch(false, &[(at(15), 1, 40_000)], Vec::new()), at(30)).expect("taken in");
+        intake.commit(at(30)).await.expect("stored");
+        assert_eq!(shown(), (at(15), Some(1000.0)));
+        // A snapshot may be ahead of batches that are on their way.
+        let snapshot = Recorder::new(1).body(true, &[(at(60), 1, 0)], Vec::new());
+        intake.receive(Upload { message: Some(upload::Message::Snapshot(snapshot)) }, at(60)).expect("shown");
+        intake.receive(recorder.batch(false, &[(at(25), 1, 50_000)], Vec::new()), at(61)).expect("taken in");
+        intake.commit(at(61)).await.expect("stored");
+        assert_eq!(shown().0, at(60));
+
+        // Between sessions, by what comes first: a snapshot, or the first batch of a node that has just started.
+        let snapshot = Recorder::new(1).body(true, &[(at(40), 1, 0)], Vec::new());
+        let mut intake = ingest.open(node, &acme(), &recorder.spool()).await.expect("a session");
+        intake.receive(Upload { message: Some(upload::Message::Snapshot(snapshot)) }, at(70)).expect("shown");
+        assert_eq!(shown().0, at(40));
+        let mut intake = ingest.open(node, &acme(), &recorder.spool()).await.expect("a session");
+        let nothing = Recorder::new(1).body(true, &[], Vec::new());
+        intake.receive(Upload { message: Some(upload::Message::Snapshot(nothing)) }, at(80)).expect("shown");
+        intake.receive(recorder.batch(true, &[(at(30), 1, 0)], Vec::new()), at(80)).expect("taken in");
+        intake.commit(at(80)).await.expect("stored");
+        assert_eq!(shown().0, at(30));
+        world.close().await;
+    }
+
     async fn the_end_of_a_displaced_session_says_nothing(database: TestDatabase) {
         let world = World::new(database).await;
         let (node, _) = world.node().await;

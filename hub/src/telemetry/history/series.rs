@@ -149,20 +149,16 @@ impl Collector {
 
 impl Gathered {
     /// What a sample is worth: a gauge's level; a counter's growth per second since the sample before, unless that is
-    /// long ago or the counter started again.
+    /// long ago, the counter started again or the clock was set back.
     fn value(&mut self, at: Timestamp, raw: i64) -> Option<f64> {
         if self.metric.kind == Kind::Gauge {
             return Some(scaled(raw, &self.metric));
         }
-        let before = self.last;
-        if before.is_some_and(|(earlier, _)| earlier >= at) {
-            return None;
-        }
-        self.last = Some((at, raw));
-        let (earlier, before) = before?;
+        let (earlier, before) = self.last.replace((at, raw))?;
         let passed = at.since(earlier);
         let grown = raw.checked_sub(before)?;
-        (grown >= 0 && passed <= RATE_WITHIN).then(|| scaled(grown, &self.metric) / passed.as_secs_f64())
+        (grown >= 0 && !passed.is_zero() && passed <= RATE_WITHIN)
+            .then(|| scaled(grown, &self.metric) / passed.as_secs_f64())
     }
 
     fn add(&mut self, at: Timestamp, step: i64, value: f64) {

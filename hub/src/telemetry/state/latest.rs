@@ -94,9 +94,9 @@ impl Latest {
         (metric.kind == Kind::Counter && grown >= 0 && seconds > 0.0).then(|| scaled(grown, metric) / seconds)
     }
 
-    /// The newest two of this and `sample`; older rows change nothing.
-    pub(super) fn advance(&mut self, sample: Sample) {
-        if sample.at <= self.sample.at {
+    /// The newest two of this and `sample`; older rows change nothing, unless the node's clock was `set_back` before they were measured.
+    pub(super) fn advance(&mut self, sample: Sample, set_back: bool) {
+        if sample.at <= self.sample.at && !set_back {
             return;
         }
         self.previous = Some(std::mem::replace(&mut self.sample, sample));

@@ -165,6 +165,7 @@ impl Fleet {
             engine: body.engine,
             status: body.status,
             samples: samples.collect(),
+            set_back: true,
         });
         Ok(Some(view))
     }

@@ -190,7 +190,7 @@ impl NodeView {
     pub(super) fn apply(&mut self, report: Report) {
         for sample in report.samples {
             match &mut self.latest {
-                Some(latest) => latest.advance(sample),
+                Some(latest) => latest.advance(sample, report.set_back),
                 None => self.latest = Some(Latest { sample, previous: None }),
             }
         }
