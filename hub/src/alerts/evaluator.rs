@@ -19,6 +19,8 @@ const RESTARTS: usize = 16;
 pub struct Evaluator {
     policy: Policy,
     started_at: Timestamp,
+    /// When it was last asked what is due.
+    asked_at: Timestamp,
     nodes: HashMap<NodeId, Node>,
 }
 
@@ -83,7 +85,7 @@ enum State {
 impl Evaluator {
     /// An evaluator of a hub that started at `started_at`: what was lost before counts from then.
     pub fn new(policy: Policy, started_at: Timestamp) -> Self {
-        Self { policy, started_at, nodes: HashMap::new() }
+        Self { policy, started_at, asked_at: started_at, nodes: HashMap::new() }
     }
 
     /// Takes over an alert that is open already.
@@ -122,9 +124,10 @@ impl Evaluator {
         self.nodes.remove(&node);
     }
 
-    /// The nodes whose time has come.
-    pub fn due(&self, now: Timestamp) -> Vec<NodeId> {
-        let due = |node: &Node| node.due.is_some_and(|due| due <= now);
+    /// The nodes whose time has come. When the clock was set back it has for all: by it, their times may be far away.
+    pub fn due(&mut self, now: Timestamp) -> Vec<NodeId> {
+        let set_back = now < std::mem::replace(&mut self.asked_at, now);
+        let due = |node: &Node| node.due.is_some_and(|due| set_back || due <= now);
         self.nodes.iter().filter(|(_, node)| due(node)).map(|(id, _)| *id).collect()
     }
 
@@ -168,6 +171,8 @@ impl Look<'_> {
                     Some(State::Pending { since }) => since,
                     _ => since.unwrap_or(self.now),
                 };
+                // What is still to come is of a clock that was set back.
+                let since = since.min(self.now);
                 let open = self.now.since(since) >= opens_after;
                 let state = if open { State::Open { well_since: None } } else { State::Pending { since } };
                 if open {
@@ -196,7 +201,7 @@ impl Look<'_> {
                 }
             }
             (Judgement::Well, Some(State::Open { well_since })) => {
-                let since = well_since.unwrap_or(self.now);
+                let since = well_since.unwrap_or(self.now).min(self.now);
                 if self.now.since(since) >= closes_after {
                     if let Some(condition) = self.node.conditions.remove(&key) {
                         let finding = self.finding(rule, subject, condition.level, &condition.message);

@@ -183,6 +183,28 @@ fn after_a_start_of_the_hub_every_node_has_its_time_to_come_back() {
 }
 
 #[test]
+fn a_hub_that_started_with_its_clock_ahead_sees_who_is_lost() {
+    let mut story = Story::new();
+    story.evaluator = Evaluator::new(Policy::default(), at(3600));
+    story.lost(10);
+    story.until(100);
+    story.tells(&[(40, "opened", "node.lost")]);
+}
+
+#[test]
+fn a_clock_that_is_set_back_makes_nobody_wait_for_it() {
+    let mut story = Story::new();
+    story.lost(7200);
+    story.now = 100;
+    story.until(140);
+    story.tells(&[(131, "opened", "node.lost")]);
+    story.online(10_000);
+    story.now = 200;
+    story.until(240);
+    story.tells(&[(131, "opened", "node.lost"), (216, "closed", "node.lost")]);
+}
+
+#[test]
 fn a_service_is_unhealthy_after_half_a_minute() {
     let mut story = Story::new();
     story.change(1, runs(WEB));
