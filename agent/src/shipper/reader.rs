@@ -144,11 +144,13 @@ impl Reader {
         let pending = self.pending(error);
         let (line, mark) = (pending.line.take(), pending.last);
         let Some(line) = line else { return Ok(()) };
-        self.position.set(error, mark);
         if self.budget.admits(line.at_ns, line.text.len()) {
+            // At the position before this line: a batch may end between the two.
             self.tell_dropped().await?;
+            self.position.set(error, mark);
             return self.hand_on(line).await;
         }
+        self.position.set(error, mark);
         let tell_at = Instant::now() + TELL;
         let dropped = Dropped { count: 0, first: line.at_ns, last: line.at_ns, tell_at };
         let dropped = self.dropped.get_or_insert(dropped);
@@ -279,16 +281,22 @@ mod tests {
 
     #[tokio::test]
     async fn what_is_too_much_is_counted_in_its_place_with_its_times() {
-        let (mut reader, mut taken) = reader(Position::default());
-        reader.budget = Budget::new(Rate { lines: 1, bytes: 1_000 });
-        for number in 0..10 {
-            assert!(reader.take(&output(false, number, &format!("{number}\n"))).await.is_ok());
+        let (mut first, mut taken) = reader(Position::default());
+        first.budget = Budget::new(Rate { lines: 1, bytes: 1_000 });
+        let mut log: Vec<LogOutput> = (0..10).map(|number| output(false, number, &format!("{number}\n"))).collect();
+        log.push(LogOutput::StdOut { message: "2026-11-23T12:00:09.000000000Z later\n".into() });
+        for output in &log {
+            assert!(first.take(output).await.is_ok());
         }
-        let later = LogOutput::StdOut { message: "2026-11-23T12:00:09.000000000Z later\n".into() };
-        assert!(reader.take(&later).await.is_ok());
         let items: Vec<Item> = std::iter::from_fn(|| taken.try_recv().ok()).collect();
         let said: Vec<_> = items.iter().map(|item| (item.line.dropped, item.line.at_ns % 100)).collect();
         assert_eq!(said, [(0, 0), (0, 1), (0, 2), (0, 3), (6, 4), (0, 0)]);
         assert_eq!(items[4].line.until_ns % 100, 9);
+        // A batch may end with the count.
+        let (mut next, mut taken) = reader(items[4].position);
+        for output in &log {
+            assert!(next.take(output).await.is_ok());
+        }
+        assert_eq!(texts(&mut taken).into_iter().map(|(text, _)| text).collect::<Vec<_>>(), ["later"]);
     }
 }
