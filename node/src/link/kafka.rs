@@ -37,10 +37,21 @@ pub(super) struct Tried {
     outcome: Result<(), String>,
 }
 
+/// Whether the hub has been told, in this session, that the certificate in use is. It is told a key, for which it may have issued
+/// another certificate by now.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Told {
+    /// Not before it has answered with this very one.
+    No,
+    /// It has: by the next request.
+    Due,
+    Yes,
+}
+
 /// The key of a request that is under way.
 enum Asked {
-    /// That of the certificate in use: how does it stand?
-    InUse,
+    /// That of the certificate in use: how does it stand? And whether the hub is told with it that it is in use.
+    InUse(bool),
     /// That of the next one.
     Next(Box<PrivateKey>),
 }
@@ -56,6 +67,7 @@ pub(super) struct KafkaRenewal {
     at: Timestamp,
     /// Whether to ask how the one in use stands.
     inquire: bool,
+    told: Told,
     asked: Option<Asked>,
     /// When this session has taken it into use.
     taken: Option<Instant>,
@@ -82,6 +94,7 @@ impl KafkaRenewal {
             at: hub_now(&clock, reading),
             bridge,
             inquire: in_use.is_some(),
+            told: Told::No,
             asked: None,
             taken: None,
             trials: JoinSet::new(),
@@ -124,12 +137,16 @@ impl KafkaRenewal {
         }
     }
 
-    /// The request to send, once its key is saved, and whether it is for the certificate in use.
+    /// The request to send, once its key is saved, and whether it tells that the certificate for this key is in use.
     pub(super) async fn request(&mut self) -> Option<(Vec<u8>, bool)> {
         let inquire = std::mem::take(&mut self.inquire);
         let made = match self.in_use.as_ref().filter(|_| inquire) {
             Some(in_use) => {
-                in_use.key().certificate_request().map(|request| (Asked::InUse, request)).map_err(Into::into)
+                let tells = self.told == Told::Due;
+                if tells {
+                    self.told = Told::No;
+                }
+                in_use.key().certificate_request().map(|request| (Asked::InUse(tells), request)).map_err(Into::into)
             }
             None => {
                 let store = self.kafka.store.clone();
@@ -143,9 +160,9 @@ impl KafkaRenewal {
         };
         match made {
             Ok((asked, request)) => {
-                let in_use = matches!(asked, Asked::InUse);
+                let tells = matches!(asked, Asked::InUse(true));
                 self.asked = Some(asked);
-                Some((request, in_use))
+                Some((request, tells))
             }
             Err(error) => {
                 self.failed(error.to_string(), Duration::ZERO);
@@ -159,12 +176,21 @@ impl KafkaRenewal {
         let Granted { certificate, roots, renew_at } = granted;
         let key = match (self.asked.take(), &self.in_use) {
             (Some(Asked::Next(key)), _) => Ok(*key),
-            (Some(Asked::InUse), Some(in_use)) if in_use.is(&certificate, &roots) => {
+            (Some(Asked::InUse(told)), Some(in_use)) if in_use.is(&certificate, &roots) => {
+                if told {
+                    self.told = Told::Yes;
+                } else if self.told == Told::No {
+                    (self.told, self.inquire) = (Told::Due, true);
+                }
                 return self.stands(renew_at);
             }
             // The roots are others; or its own root is trusted no more, and it was issued anew.
-            (Some(Asked::InUse), Some(in_use)) => PrivateKey::from_pem(&in_use.key_pem()).map_err(KafkaError::from),
-            (Some(Asked::InUse), None) | (None, _) => {
+            (Some(Asked::InUse(_)), Some(in_use)) => {
+                // Until it is taken: the one in use is not due, and nothing else would have this one tried again.
+                (self.told, self.inquire) = (Told::No, true);
+                PrivateKey::from_pem(&in_use.key_pem()).map_err(KafkaError::from)
+            }
+            (Some(Asked::InUse(_)), None) | (None, _) => {
                 return tracing::warn!("the hub sent a Kafka certificate that was not asked for");
             }
         };
@@ -206,8 +232,7 @@ impl KafkaRenewal {
                 self.in_use = Some(credential);
                 self.heard().await;
                 self.taken = Some(Instant::now());
-                // The hub hears that it is in use.
-                self.inquire = true;
+                (self.told, self.inquire) = (Told::Due, true);
                 self.stands(renew_at);
                 self.kafka.status.send_modify(|status| status.attempts += 1);
             }
@@ -254,7 +279,7 @@ impl KafkaRenewal {
 
     fn failed(&mut self, why: String, retry_after: Duration) {
         // Whichever it was: the answer to this tells what to do.
-        self.inquire |= matches!(self.asked.take(), Some(Asked::InUse));
+        self.inquire |= matches!(self.asked.take(), Some(Asked::InUse(_)));
         self.backoff.after(retry_after);
         let delay = self.backoff.next_delay(&mut rand::rng());
         self.not_before = Instant::now() + delay;

@@ -69,21 +69,22 @@ impl World {
     }
 }
 
-/// Lets the renewal ask, and gives its request: for another certificate, or how the one in use stands.
-async fn asked_for(renewal: &mut KafkaRenewal, in_use: bool) -> Vec<u8> {
+/// Lets the renewal ask, and gives its request; `tells`: that the certificate for its key is in use.
+async fn asked_and(renewal: &mut KafkaRenewal, tells: bool) -> Vec<u8> {
     assert!(matches!(renewal.due().await, Due::Ask));
-    let (request, stands) = renewal.request().await.expect("a request");
-    assert_eq!(stands, in_use);
+    let (request, told) = renewal.request().await.expect("a request");
+    assert_eq!(told, tells);
     request
 }
 
+/// Lets the renewal ask, for another certificate or how the one in use stands, and gives its request.
 async fn asked(renewal: &mut KafkaRenewal) -> Vec<u8> {
-    asked_for(renewal, false).await
+    asked_and(renewal, false).await
 }
 
 /// Lets it say that the one it has taken is in use.
 async fn confirmed(renewal: &mut KafkaRenewal, world: &World) {
-    let request = asked_for(renewal, true).await;
+    let request = asked_and(renewal, true).await;
     let kept = world.store().load().expect("readable").expect("saved");
     renewal.granted(world.grant(&request, Some(&kept))).await;
 }
@@ -106,12 +107,14 @@ async fn the_first_certificate_is_used_at_once_and_known_to_the_next_session() {
     confirmed(&mut renewal, &world).await;
     assert!(!renewal.inquire && renewal.at > now().plus(DAY * 59));
 
+    // What the hub has for its key may be another one by now: it asks first, and then says that it uses it.
     let mut again = world.begin().await;
-    let request = asked_for(&mut again, true).await;
+    let request = asked(&mut again).await;
     let key = pki::verify_request(&request).expect("proved");
     assert_eq!(key.spki_sha256(), kept.summary().spki_sha256, "it asks how that stands");
     again.granted(world.grant(&request, Some(&kept))).await;
-    assert!(again.at > now().plus(DAY * 59) && world.tried.load(Ordering::SeqCst) == 0);
+    confirmed(&mut again, &world).await;
+    assert!(!again.inquire && again.at > now().plus(DAY * 59) && world.tried.load(Ordering::SeqCst) == 0);
     assert_eq!(again.kafka.status.borrow().not_after, Some(kept.summary().not_after));
 }
 
@@ -157,23 +160,61 @@ async fn news_brings_the_roots_and_a_refusal_is_heeded() {
 
     world.roots.lock().expect("whole").push(plane(now()));
     renewal.news("rotation");
-    let request = asked_for(&mut renewal, true).await;
+    let request = asked(&mut renewal).await;
+    // The brokers do not answer just now.
+    world.taken.store(false, Ordering::SeqCst);
     renewal.granted(world.grant(&request, Some(&kept))).await;
     tried(&mut renewal).await;
+    assert_eq!(world.store().load().expect("readable").expect("there").roots_pem(), kept.roots_pem());
+    world.taken.store(true, Ordering::SeqCst);
+    let again = tokio::time::timeout(Duration::from_secs(3600), asked(&mut renewal)).await;
+    let request = again.expect("it is asked and tried again");
+    renewal.granted(world.grant(&request, Some(&kept))).await;
+    tried(&mut renewal).await;
+    confirmed(&mut renewal, &world).await;
     let both = world.store().load().expect("readable").expect("there");
     assert_eq!(both.roots_pem().matches("BEGIN").count(), 2);
     assert_eq!(both.certificate_pem(), kept.certificate_pem());
 
     renewal.news("again");
-    asked_for(&mut renewal, true).await;
+    asked(&mut renewal).await;
     let began = Instant::now();
     let retry_after_ms = 7_200_000;
     renewal.refused(&Refusal { code: RefusalCode::Busy.into(), message: "later".into(), retry_after_ms });
     assert!(renewal.kafka.status.borrow().trouble.as_deref().is_some_and(|text| text.contains("later")));
-    let request = asked_for(&mut renewal, true).await;
+    let request = asked(&mut renewal).await;
     assert!(began.elapsed() >= Duration::from_secs(7200));
     let key = pki::verify_request(&request).expect("proved");
     assert_eq!(key.spki_sha256(), kept.summary().spki_sha256, "it still wants to know how it stands");
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_hub_does_not_hear_that_one_is_in_use_that_the_brokers_did_not_take() {
+    let world = World::new();
+    let mut renewal = world.begin().await;
+    let request = asked(&mut renewal).await;
+    renewal.granted(world.grant(&request, None)).await;
+    confirmed(&mut renewal, &world).await;
+
+    // Its root is trusted no more, and the hub has another one for its key.
+    *world.roots.lock().expect("whole") = vec![plane(now())];
+    renewal.news("rotation");
+    let request = asked(&mut renewal).await;
+    world.taken.store(false, Ordering::SeqCst);
+    let issued = world.grant(&request, None);
+    renewal.granted(issued.clone()).await;
+    tried(&mut renewal).await;
+    asked(&mut renewal).await;
+    // Nor in the next session.
+    let mut renewal = world.begin().await;
+    asked(&mut renewal).await;
+    renewal.granted(issued.clone()).await;
+    tried(&mut renewal).await;
+    asked(&mut renewal).await;
+    world.taken.store(true, Ordering::SeqCst);
+    renewal.granted(issued.clone()).await;
+    tried(&mut renewal).await;
+    asked_and(&mut renewal, true).await;
 }
 
 #[tokio::test(start_paused = true)]
