@@ -64,6 +64,11 @@ pub struct Logs {
     pub spool_size: Size,
 }
 
+/// Whether a choice of services includes another, or a service.
+pub(crate) fn includes(choice: &str, other: &str) -> bool {
+    choice == ALL || choice == other || other.split_once('/').is_some_and(|(stack, _)| stack == choice)
+}
+
 impl Default for Logs {
     fn default() -> Self {
         Self {
@@ -83,10 +88,7 @@ impl Logs {
 
     /// Whether a service's log is shipped.
     pub(crate) fn chooses(&self, stack: &str, service: &str) -> bool {
-        self.services.iter().any(|chosen| match chosen.split_once('/') {
-            Some(chosen) => chosen == (stack, service),
-            None => chosen == ALL || chosen == stack,
-        })
+        self.services.iter().any(|choice| includes(choice, &format!("{stack}/{service}")))
     }
 
     pub(crate) fn rate(&self) -> Rate {

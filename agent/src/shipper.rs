@@ -232,8 +232,9 @@ impl Shipper {
             return Ok(());
         }
         self.reading.insert(id.clone());
+        let began = self.journal.began(&key);
         let of = (id.clone(), Arc::new(key));
-        let reader = Reader::new(of, self.journal.began(), position, self.config.rate(), items.clone());
+        let reader = Reader::new(of, began, position, self.config.rate(), items.clone());
         let engine = engine.clone();
         self.readers.spawn(async move {
             let (position, read) = reader.run(&engine).await;

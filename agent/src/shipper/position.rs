@@ -6,11 +6,14 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use node::{FileError, file};
 use protocol::{Sequence, SpoolEpoch};
 use serde::{Deserialize, Serialize};
 
+use crate::config::includes;
+use crate::container::Key;
 use crate::entry::Moment;
 
 /// Largest file: some hundred bytes a container.
@@ -59,17 +62,18 @@ impl Mark {
 #[derive(Debug)]
 pub(super) struct Journal {
     path: PathBuf,
-    began: Moment,
-    services: Vec<String>,
+    chosen: Chosen,
 }
+
+/// Since when services are chosen, by what chooses them.
+type Chosen = BTreeMap<String, Moment>;
 
 /// What stands in it.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Saved {
     /// What containers without a position wrote before is not shipped.
-    began: Moment,
-    /// What was chosen then.
-    services: Vec<String>,
+    #[serde(default)]
+    chosen: Chosen,
     epoch: u64,
     /// The batch that leads from one to the other.
     sequence: u64,
@@ -95,21 +99,29 @@ impl Journal {
             })
             .ok()
         });
-        let (began, positions) = match saved {
-            // What was not chosen before begins now.
-            Some(saved) => {
-                let began = if saved.services == services { saved.began } else { now };
-                (began, saved.positions(epoch, last))
-            }
-            None => (now, Positions::new()),
+        let (before, positions) = match saved {
+            Some(mut saved) => (std::mem::take(&mut saved.chosen), saved.positions(epoch, last)),
+            None => (Chosen::new(), Positions::new()),
         };
-        let journal = Self { path, began, services: services.to_vec() };
+        // What was not chosen before begins now.
+        let mut chosen: Chosen =
+            services.iter().map(|choice| (choice.clone(), since(&before, choice).unwrap_or(now))).collect();
+        // What was chosen by another name that is part of one of these goes on.
+        for (choice, began) in before {
+            if services.iter().any(|wider| includes(wider, &choice)) {
+                chosen.entry(choice).or_insert(began);
+            }
+        }
+        let journal = Self { path, chosen };
         journal.next(&positions, &positions).write(&journal.path, epoch, last)?;
         Ok((journal, positions))
     }
 
-    pub(super) fn began(&self) -> Moment {
-        self.began
+    /// From when on a service's lines are shipped, where nothing of them was yet.
+    pub(super) fn began(&self, key: &Key) -> Moment {
+        let began = since(&self.chosen, &format!("{}/{}", key.stack, key.service));
+        // What is asked for is chosen.
+        began.unwrap_or_else(|| Moment::of(SystemTime::now().into()))
     }
 
     pub(super) fn file(&self) -> PathBuf {
@@ -118,9 +130,13 @@ impl Journal {
 
     /// What to write for the next batch.
     pub(super) fn next(&self, before: &Positions, after: &Positions) -> Saved {
-        let (began, services) = (self.began, self.services.clone());
-        Saved { began, services, epoch: 0, sequence: 0, before: before.clone(), after: after.clone() }
+        Saved { chosen: self.chosen.clone(), epoch: 0, sequence: 0, before: before.clone(), after: after.clone() }
     }
+}
+
+/// Since when this is chosen.
+fn since(chosen: &Chosen, service: &str) -> Option<Moment> {
+    chosen.iter().filter(|(choice, _)| includes(choice, service)).map(|(_, began)| *began).min()
 }
 
 impl Saved {
@@ -143,6 +159,11 @@ mod tests {
 
     use super::*;
 
+    fn key(service: &str) -> Key {
+        let (stack, service) = service.split_once('/').unwrap();
+        Key { stack: stack.into(), service: service.into(), number: 1 }
+    }
+
     fn moment(millis: i64) -> Moment {
         Moment::of(Timestamp::from_millis(millis))
     }
@@ -159,7 +180,7 @@ mod tests {
         let chosen = ["shop".to_owned()];
         let open = |epoch, last| Journal::open(path.clone(), (SpoolEpoch(epoch), Sequence(last)), &chosen, moment(5));
         let (journal, none) = open(7, 0).unwrap();
-        assert!(none.is_empty() && journal.began() == moment(5));
+        assert!(none.is_empty() && journal.began(&key("shop/web")) == moment(5));
         let write = || journal.next(&at(10), &at(20)).write(&path, SpoolEpoch(7), Sequence(4)).unwrap();
         for (epoch, last, expected) in [(7, 3, at(10)), (7, 4, at(20)), (7, 9, at(20)), (8, 9, at(10))] {
             write();
@@ -172,12 +193,26 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("positions");
         let spool = (SpoolEpoch(7), Sequence(4));
-        let open = |services: &[String], now| Journal::open(path.clone(), spool, services, moment(now)).unwrap();
-        let (journal, _) = open(&["shop".to_owned()], 5);
+        let open = |services: &[&str], now| {
+            let services: Vec<String> = services.iter().map(|&service| service.to_owned()).collect();
+            Journal::open(path.clone(), spool, &services, moment(now)).unwrap()
+        };
+        let (journal, _) = open(&["shop"], 5);
         journal.next(&at(10), &at(20)).write(&path, spool.0, spool.1).unwrap();
-        let (journal, positions) = open(&["shop".to_owned()], 90);
-        assert_eq!((journal.began(), positions), (moment(5), at(20)));
-        let (journal, positions) = open(&["*".to_owned()], 90);
-        assert_eq!((journal.began(), positions), (moment(90), at(20)));
+        // As somebody changes their mind; a container that is made anew meanwhile has no position.
+        for (now, services, began) in [
+            (90, &["shop"][..], &[("shop/web", 5)][..]),
+            (91, &["shop", "press/plc"], &[("shop/web", 5), ("press/plc", 91)]),
+            (92, &["*"], &[("shop/web", 5), ("press/plc", 91), ("press/api", 92)]),
+            (93, &["press"], &[("press/plc", 91), ("press/api", 92)]),
+            (94, &["shop/web", "press"], &[("shop/web", 94), ("press/plc", 91), ("press/api", 92)]),
+            (95, &["shop"], &[("shop/web", 94), ("shop/api", 95)]),
+        ] {
+            let (journal, positions) = open(services, now);
+            assert_eq!(positions, at(20));
+            for (service, expected) in began {
+                assert_eq!(journal.began(&key(service)), moment(*expected), "{service} of {services:?}");
+            }
+        }
     }
 }
