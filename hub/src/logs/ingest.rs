@@ -25,6 +25,8 @@ const PENDING_BYTES: usize = 64 * 1024;
 const UNPACKED: usize = 8;
 /// Longest name of a stack or service; Compose makes shorter ones.
 const NAME: usize = 100;
+/// What begins a control sequence for a terminal (ECMA-48, section 5.4), such as one for colour.
+const CSI: &str = "\u{1b}[";
 /// So many deliveries in one transaction at most, lest telemetry wait for the one writer.
 const GROUP: usize = 4;
 
@@ -207,13 +209,27 @@ fn unpack(sequence: u64, body: &[u8]) -> Option<BatchRow> {
             source,
             at: line.at_ns,
             error: line.error,
-            text: rows::text(&String::from_utf8_lossy(&line.text)),
+            text: shown(&line.text),
             cut: line.cut.into(),
             dropped: i64::try_from(line.dropped).unwrap_or(i64::MAX),
             until: if line.dropped > 0 { line.until_ns.max(line.at_ns) } else { line.at_ns },
         });
     }
     Some(BatchRow { sequence, sources, lines })
+}
+
+/// A line as it is kept, without what is for a terminal: `ESC[31mERROR` would be the word `31mERROR` to both engines.
+fn shown(line: &[u8]) -> String {
+    let text = rows::text(&String::from_utf8_lossy(line));
+    let Some((before, sequences)) = text.split_once(CSI) else { return text };
+    let mut shown = before.to_owned();
+    for sequence in sequences.split(CSI) {
+        // Parameters, intermediate bytes, one final byte.
+        let rest =
+            sequence.trim_start_matches(|c| matches!(c, '0'..='?')).trim_start_matches(|c| matches!(c, ' '..='/'));
+        shown.push_str(rest.strip_prefix(|c| matches!(c, '@'..='~')).unwrap_or(rest));
+    }
+    shown
 }
 
 #[cfg(test)]
@@ -236,6 +252,20 @@ mod tests {
         let line = LogLine { at_ns: 7, text: b"a\0b\xffc".to_vec(), ..LogLine::default() };
         let row = unpack(3, &packed(&batch(line))).unwrap();
         assert_eq!((row.lines[0].text.as_str(), row.lines[0].until), ("a\u{fffd}b\u{fffd}c", 7));
+    }
+
+    #[test]
+    fn what_is_for_a_terminal_is_left_out() {
+        for (text, expected) in [
+            ("\u{1b}[31mERROR\u{1b}[0m: 7 bar", "ERROR: 7 bar"),
+            ("\u{1b}[1;38;5;208m\u{1b}[Kwarn\u{1b}[m", "warn"),
+            ("a\u{1b}[?25l\u{1b}[2 qb", "ab"),
+            ("cut off\u{1b}[3", "cut off"),
+            ("none [31m \u{1b}7", "none [31m \u{1b}7"),
+            ("broken \u{1b}[31\u{fffd}m", "broken \u{fffd}m"),
+        ] {
+            assert_eq!(shown(text.as_bytes()), expected);
+        }
     }
 
     #[test]

@@ -173,11 +173,13 @@ on_both_engines! {
             "error level is low",
             "it's a \"quoted\" NEAR miss * of C:\\temp & more | less ! <b>",
             "a\0b \u{1f600} 1e5 0x1F 5mm -3 user@example.com",
+            "\u{1b}[31mFATAL\u{1b}[0m: pump\u{1b}[1m4 stands still",
         ];
         let (world, _logs, _) = with(database, &lines).await;
         let found = async |text: &str| -> Vec<usize> {
             let texts = texts(&world.database, words(text)).await;
-            let place = |text: &String| lines.iter().position(|line| line.replace('\0', "\u{fffd}") == *text).expect("one of them");
+            let kept = |line: &str| line.replace('\0', "\u{fffd}").replace("\u{1b}[31m", "").replace("\u{1b}[0m", "").replace("\u{1b}[1m", "");
+            let place = |text: &String| lines.iter().position(|line| kept(line) == *text).expect("one of them");
             let mut places: Vec<usize> = texts.iter().map(place).collect();
             places.sort_unstable();
             places
@@ -201,6 +203,8 @@ on_both_engines! {
             ("5mm", &[4]),
             ("-3", &[1, 4]),
             ("3", &[1, 4]),
+            ("fatal: pump4", &[5]),
+            ("31mfatal", &[]),
             // What engines would take for syntax is what it is.
             ("\"quoted\"", &[3]),
             ("\"", &[3]),
