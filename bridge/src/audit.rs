@@ -94,7 +94,7 @@ impl Ledger {
         let begin = || Partition { first: sequence, highest: sequence, received, latest: HashMap::new() };
         let partition = stream.partitions.entry(partition.to_owned()).or_insert_with(begin);
         // What is sent again was received before what was sent after it the first time.
-        if sequence <= partition.highest && received > partition.received {
+        if !new && received > partition.received {
             stream.given_twice += 1;
             return;
         }
