@@ -43,8 +43,8 @@ struct Arguments {
     /// Seconds that the broker hangs.
     #[arg(long, default_value_t = 20)]
     hang: u64,
-    /// Seconds of messages while certificates are rotated.
-    #[arg(long, default_value_t = 180)]
+    /// Seconds of messages while certificates are rotated, up to nine times.
+    #[arg(long, default_value_t = 90)]
     rotating: u64,
     /// Bytes of the log that waits.
     #[arg(long, default_value_t = 10_000_000_000)]
@@ -167,7 +167,7 @@ fn tabulate(ours: &Figures, peers: &[(&str, Figures)], rate: u64, waiting: u64) 
         of.waiting.map(|waiting| waiting.sending_mib)
     });
     let of = |what: &str| at(&format!("rotations of both certificates: {what}"));
-    row(&of("done"), "rotations", Target::AtLeast(20.0), &|of| of.rotations.map(|rotations| rotations.count));
+    row(&of("done"), "rotations", Target::AtLeast(9.0), &|of| of.rotations.map(|rotations| rotations.count));
     row(&of("time without a record"), "ms", Target::AtMost(1000.0), &|of| {
         of.rotations.map(|rotations| rotations.stall)
     });
