@@ -1,6 +1,7 @@
 //! Commands: rows before packets. What is ordered stands in the database before any node hears of it, and how it stands is
 //! judged by rows alone, so the hub may be killed at any moment.
 
+mod cancel;
 mod clock;
 mod expiry;
 mod request;
@@ -14,7 +15,6 @@ use std::time::Duration;
 use protocol::command::{Action, Order, State};
 use protocol::message::{CommandOutcome, CommandOutput};
 use protocol::{CommandId, NodeId, TenantId, Timestamp, message};
-use serde_json::json;
 use store::group::{GroupError, Limits, Submitter, group_commit};
 use store::sqlx::{self, Row, any::AnyRow};
 use store::{Database, StoreError};
@@ -22,10 +22,9 @@ use tokio::sync::{Notify, broadcast};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::audit::{self, Actor, Record, action};
 use crate::gateway::Registry;
-use crate::reason::Reason;
 
+pub use cancel::CancelError;
 pub use clock::SteadyClock;
 pub use request::{NewRequest, RequestError, Requested, Signed};
 
@@ -230,78 +229,6 @@ impl Commands {
         Ok(pieces.concat())
     }
 
-    /// Takes a command back. One that no node has been told is cancelled at once; of another, its node says what came of it.
-    /// Doing it twice changes nothing.
-    ///
-    /// # Errors
-    /// [`CancelError`].
-    pub async fn cancel(
-        &self,
-        id: CommandId,
-        tenant: Option<&TenantId>,
-        reason: &Reason,
-        actor: &Actor,
-        now: Timestamp,
-    ) -> Result<Command, CancelError> {
-        let command = self.one(id, tenant, now).await?.ok_or(CancelError::Unknown(id))?;
-        let (commands, reason, actor) = (self.clone(), reason.clone(), actor.clone());
-        // In a task, which goes on when the caller goes away: what is stored as taken back, its node must then be told.
-        let cancelling = self.0.asking.spawn(async move {
-            let cancelled = commands.take_one_back(&command, &reason, &actor, now).await;
-            // Whatever came of it: it may be stored although the database has not said so, or be so since before.
-            commands.changed(command.node);
-            cancelled
-        });
-        cancelling.await.unwrap_or_else(|_| Err(sqlx::Error::WorkerCrashed.into()))?;
-        self.one(id, tenant, now).await?.ok_or(CancelError::Unknown(id))
-    }
-
-    async fn take_one_back(
-        &self,
-        command: &Command,
-        reason: &Reason,
-        actor: &Actor,
-        now: Timestamp,
-    ) -> Result<(), StoreError> {
-        let id = command.id;
-        let mut transaction = self.0.database.within(Some(command.tenant.as_str())).begin_write().await?;
-        let row = sqlx::query(
-            "UPDATE commands SET cancelled_by = $2 WHERE id = $1 AND cancelled_by IS NULL
-               AND (state IN ('queued', 'delivered', 'running') OR (state = 'unknown' AND told_at IS NULL))
-             RETURNING state",
-        )
-        .bind(id.to_string())
-        .bind(actor.to_string())
-        .fetch_optional(&mut *transaction)
-        .await?;
-        if let Some(row) = row {
-            let state = state(&row.try_get::<String, _>(0)?)?;
-            let next = state.taken_back();
-            if next != state {
-                sqlx::query("UPDATE commands SET state = $2, ended_at = $3 WHERE id = $1")
-                    .bind(id.to_string())
-                    .bind(next.as_str())
-                    .bind(now.millis())
-                    .execute(&mut *transaction)
-                    .await?;
-            }
-            let record = Record {
-                actor: actor.clone(),
-                action: action::COMMAND_CANCELLED,
-                tenant: Some(command.tenant.clone()),
-                subject: id.to_string(),
-                detail: json!({
-                    "node": command.node.to_string(), "action": command.name, "state": state.as_str(),
-                    "reason": reason.as_str(),
-                }),
-                remote: None,
-            };
-            audit::append(&mut transaction, now, record).await?;
-            transaction.commit().await?;
-        }
-        Ok(())
-    }
-
     /// What a node is to be told, the most urgent first: at most `limit`.
     ///
     /// # Errors
@@ -419,23 +346,6 @@ impl Commands {
     pub(crate) fn shift(&self, now: Timestamp) -> i64 {
         let ahead = now.millis().saturating_sub(self.0.clock.now().millis());
         ahead.saturating_add(500).div_euclid(1_000) * 1_000
-    }
-}
-
-/// A command that is not taken back.
-#[derive(Debug, thiserror::Error)]
-pub enum CancelError {
-    /// No such command.
-    #[error("there is no command {0}: see `hfctl command list`")]
-    Unknown(CommandId),
-    /// The database failed.
-    #[error(transparent)]
-    Store(#[from] StoreError),
-}
-
-impl From<sqlx::Error> for CancelError {
-    fn from(error: sqlx::Error) -> Self {
-        Self::Store(error.into())
     }
 }
 

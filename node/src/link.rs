@@ -16,7 +16,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use pki::Distrust;
 use protocol::Timestamp;
 use protocol::message::NodeFacts;
 use tokio::sync::{Notify, watch};
@@ -272,8 +271,6 @@ fn of_dial(error: &DialError) -> Trouble {
         DialError::Identity(_) => TroubleKind::Trust,
         DialError::Connect(error) => match error {
             ConnectError::HubDistrusted { .. } | ConnectError::OtherProtocol => TroubleKind::Trust,
-            ConnectError::NodeDistrusted { why: Distrust::Revoked, .. } => TroubleKind::Revoked,
-            ConnectError::NodeDistrusted { .. } => TroubleKind::Trust,
             ConnectError::Closed(closed) if closed.distrust.is_some() => return of_closed(closed),
             _ => TroubleKind::Unreachable,
         },

@@ -381,7 +381,7 @@ pub enum ConnectError {
         /// What the verifier said.
         detail: String,
     },
-    /// The hub does not trust the node.
+    /// Seen by the hub: it does not trust the node.
     #[error("{}", explained(*.why, false, .detail))]
     NodeDistrusted {
         /// The kind of distrust.

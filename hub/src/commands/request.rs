@@ -2,7 +2,7 @@
 
 mod at_once;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::time::Duration;
 
 use pki::OperatorPublicKey;
@@ -26,7 +26,7 @@ const MOST_OPEN: i64 = 500;
 /// Shortest time to a deadline.
 const SHORTEST: Duration = Duration::from_secs(1);
 /// Nodes that an audit record names one by one; more are counted.
-const NAMED: usize = 20;
+pub(super) const NAMED: usize = 20;
 /// A deadline nearer than this is looked at sooner than others.
 const NEAR: Duration = Duration::from_secs(30);
 /// Ids that were made for a preview are signed and sent back within this.
@@ -280,64 +280,6 @@ impl Commands {
         });
         command
     }
-
-    /// Takes back, as part of a transaction, what a rollout has asked for and nobody was told. Gives the nodes, of which
-    /// [`Commands::taken_back`] is to be told once it has committed, and the audit records.
-    pub(crate) async fn take_back(
-        &self,
-        transaction: &mut Transaction,
-        rollout: i64,
-        reason: &str,
-        actor: &Actor,
-        now: Timestamp,
-    ) -> Result<(Vec<NodeId>, Vec<Record>), StoreError> {
-        let rows = sqlx::query(
-            "UPDATE commands SET state = 'cancelled', cancelled_by = $2, ended_at = $3
-             WHERE state = 'queued' AND id IN (SELECT command FROM rollout_nodes WHERE rollout = $1)
-             RETURNING node, tenant",
-        )
-        .bind(rollout)
-        .bind(actor.to_string())
-        .bind(now.millis())
-        .fetch_all(&mut **transaction)
-        .await?;
-        let detail = json!({ "rollout": rollout, "state": "queued", "reason": reason });
-        Ok(taken_from(&rows, &format!("rollout {rollout}"), &detail, actor)?)
-    }
-
-    /// Takes back, as part of a transaction that holds the audit log's head, all that an operator's key has signed and that is
-    /// not over. Gives the nodes, of which [`Commands::taken_back`] is to be told once it has committed, and the audit records.
-    pub(crate) async fn take_back_signed(
-        transaction: &mut Transaction,
-        key: OperatorPublicKey,
-        id: &str,
-        actor: &Actor,
-        now: Timestamp,
-    ) -> Result<(Vec<NodeId>, Vec<Record>), StoreError> {
-        let reason = "the operator key that signed it was revoked";
-        let rows = sqlx::query(
-            "UPDATE commands SET cancelled_by = $2,
-               state = CASE state WHEN 'queued' THEN 'cancelled' ELSE state END,
-               ended_at = CASE state WHEN 'queued' THEN $3 ELSE ended_at END,
-               message = CASE state WHEN 'queued' THEN $4 ELSE message END
-             WHERE signer = $1 AND cancelled_by IS NULL
-               AND told_at IS NULL AND state IN ('queued', 'delivered', 'running', 'unknown')
-             RETURNING node, tenant",
-        )
-        .bind(key.to_bytes().to_vec())
-        .bind(actor.to_string())
-        .bind(now.millis())
-        .bind(reason)
-        .fetch_all(&mut **transaction)
-        .await?;
-        let detail = json!({ "operator_key": id, "reason": reason });
-        Ok(taken_from(&rows, &format!("operator key {id}"), &detail, actor)?)
-    }
-
-    /// Tells whoever looks that commands of these nodes were taken back.
-    pub(crate) fn taken_back(&self, nodes: &[NodeId]) {
-        nodes.iter().for_each(|node| self.changed(*node));
-    }
 }
 
 const COMMANDS: Insert = Insert {
@@ -383,37 +325,6 @@ impl NewRequest {
         let ids = || self.nodes.iter().map(|(node, _)| node.to_string());
         Span { first: ids().min().unwrap_or_default(), last: ids().max().unwrap_or_default() }
     }
-}
-
-/// The nodes of commands that were taken back together, and a record for each tenant; of each command, `rows` have its node and
-/// its tenant.
-fn taken_from(
-    rows: &[AnyRow],
-    subject: &str,
-    detail: &Value,
-    actor: &Actor,
-) -> Result<(Vec<NodeId>, Vec<Record>), sqlx::Error> {
-    let mut nodes = Vec::with_capacity(rows.len());
-    let mut tenants: BTreeMap<String, Vec<String>> = BTreeMap::new();
-    for row in rows {
-        let node: String = row.try_get(0)?;
-        nodes.push(node.parse().map_err(unreadable)?);
-        tenants.entry(row.try_get(1)?).or_default().push(node);
-    }
-    let record = |(tenant, nodes): (String, Vec<String>)| {
-        let mut detail = detail.clone();
-        detail["nodes"] = nodes.len().into();
-        detail["named"] = nodes.into_iter().take(NAMED).collect();
-        Ok(Record {
-            actor: actor.clone(),
-            action: action::COMMAND_CANCELLED,
-            tenant: Some(tenant.parse().map_err(unreadable)?),
-            subject: subject.to_owned(),
-            detail,
-            remote: None,
-        })
-    };
-    Ok((nodes, tenants.into_iter().map(record).collect::<Result<_, sqlx::Error>>()?))
 }
 
 /// What this caller asked for under this key before.

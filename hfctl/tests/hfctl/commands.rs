@@ -1,0 +1,76 @@
+//! Asking nodes for something, at once or in waves.
+
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::{TcpListener, TcpStream};
+
+use crate::site::Site;
+
+#[test]
+fn a_rollout_says_who_is_meant_before_it_asks_and_has_a_reason() {
+    let site = Site::start();
+    let start = |more: &[&str]| {
+        let mut arguments = vec!["rollout", "start", "drain", "--all", "--reason", "a test"];
+        arguments.extend(more);
+        site.admin(&arguments)
+    };
+    let preview = start(&["--dry-run"]);
+    assert!(preview.code == 0 && preview.err.contains("on 0 nodes, in 0 waves"), "{preview:?}");
+    start(&[]).fails(2, &["no node is meant", "hfctl node list"]);
+    start(&["--yes"]).fails(2, &["no node is meant"]);
+    start(&["--yes", "--waves", "1,50%"]).fails(2, &["the last wave"]);
+    site.admin(&["rollout", "start", "drain", "--all"]).fails(2, &["--reason"]);
+    site.admin(&["rollout", "show", "7"]).fails(1, &["there is no rollout 7"]);
+    site.admin(&["rollout", "abort", "7", "--reason", "a test"]).fails(1, &["there is no rollout 7"]);
+    let none = site.admin(&["rollout", "list"]);
+    assert!(none.code == 0 && none.err.contains("no rollouts"), "{none:?}");
+}
+
+#[test]
+fn a_command_whose_answer_is_lost_is_done_once_and_said_to_be_possible() {
+    let site = Site::start();
+    site.admin(&["tenant", "create", "acme"]).ok();
+    site.node("acme", "press");
+    let send = ["command", "send", "drain", "--all", "--yes", "--reason", "a test"];
+    let commands = || site.admin(&["command", "list"]).ok().lines().filter(|line| line.contains("press")).count();
+    site.with(&losing(&site.url, 1), &site.admin, &send).ok();
+    assert_eq!(commands(), 1);
+    site.with(&losing(&site.url, 2), &site.admin, &send).fails(1, &["may have been asked for", "hfctl command list"]);
+    assert_eq!(commands(), 2);
+    let rollout = ["rollout", "start", "drain", "--all", "--yes", "--reason", "a test"];
+    site.with(&losing(&site.url, 2), &site.admin, &rollout)
+        .fails(1, &["may have been asked for", "hfctl rollout list"]);
+    assert_eq!(site.admin(&["rollout", "list"]).ok().lines().filter(|line| line.contains("operator:admin")).count(), 1);
+}
+
+/// The address of a way to a hub, on which the first `count` answers to what is sent under a key are lost.
+fn losing(url: &str, mut count: usize) -> String {
+    let hub = url.strip_prefix("http://").expect("an address").to_owned();
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = format!("http://{}", listener.local_addr().expect("an address"));
+    std::thread::spawn(move || {
+        for client in listener.incoming() {
+            let mut client = BufReader::new(client.expect("a connection"));
+            let (mut head, mut length, mut keyed) = (String::new(), 0, false);
+            while !head.ends_with("\r\n\r\n") && client.read_line(&mut head).expect("a line") > 0 {
+                let line = head.trim_end().rsplit('\n').next().unwrap_or_default().to_ascii_lowercase();
+                keyed |= line.starts_with("idempotency-key:");
+                if let Some(value) = line.strip_prefix("content-length:") {
+                    length = value.trim().parse().expect("a length");
+                }
+            }
+            let mut body = vec![0; length];
+            client.read_exact(&mut body).expect("a body");
+            let mut to_hub = TcpStream::connect(&hub).expect("a connection");
+            let once = head.replacen("\r\n", "\r\nconnection: close\r\n", 1);
+            to_hub.write_all(&[once.as_bytes(), &body].concat()).expect("sent");
+            let mut answer = Vec::new();
+            to_hub.read_to_end(&mut answer).expect("an answer");
+            if keyed && count > 0 {
+                count -= 1;
+            } else {
+                client.get_mut().write_all(&answer).expect("answered");
+            }
+        }
+    });
+    address
+}

@@ -1,0 +1,195 @@
+//! Taking commands back: one that somebody names, those of a rollout, and those of an operator's key that is revoked.
+
+use std::collections::BTreeMap;
+
+use pki::OperatorPublicKey;
+use protocol::{CommandId, NodeId, TenantId, Timestamp};
+use serde_json::{Value, json};
+use store::sqlx::any::AnyRow;
+use store::sqlx::{self, Row};
+use store::{StoreError, Transaction};
+
+use super::request::NAMED;
+use super::{Command, Commands, state, unreadable};
+use crate::audit::{self, Actor, Record, action};
+use crate::reason::Reason;
+
+/// A command that is not taken back.
+#[derive(Debug, thiserror::Error)]
+pub enum CancelError {
+    /// No such command.
+    #[error("there is no command {0}: see `hfctl command list`")]
+    Unknown(CommandId),
+    /// The database failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+impl From<sqlx::Error> for CancelError {
+    fn from(error: sqlx::Error) -> Self {
+        Self::Store(error.into())
+    }
+}
+
+impl Commands {
+    /// Takes a command back. One that no node has been told is cancelled at once; of another, its node says what came of it.
+    /// Doing it twice changes nothing.
+    ///
+    /// # Errors
+    /// [`CancelError`].
+    pub async fn cancel(
+        &self,
+        id: CommandId,
+        tenant: Option<&TenantId>,
+        reason: &Reason,
+        actor: &Actor,
+        now: Timestamp,
+    ) -> Result<Command, CancelError> {
+        let command = self.one(id, tenant, now).await?.ok_or(CancelError::Unknown(id))?;
+        let (commands, reason, actor) = (self.clone(), reason.clone(), actor.clone());
+        // In a task, which goes on when the caller goes away: what is stored as taken back, its node must then be told.
+        let cancelling = self.0.asking.spawn(async move {
+            let cancelled = commands.take_one_back(&command, &reason, &actor, now).await;
+            // Whatever came of it: it may be stored although the database has not said so, or be so since before.
+            commands.changed(command.node);
+            cancelled
+        });
+        cancelling.await.unwrap_or_else(|_| Err(sqlx::Error::WorkerCrashed.into()))?;
+        self.one(id, tenant, now).await?.ok_or(CancelError::Unknown(id))
+    }
+
+    async fn take_one_back(
+        &self,
+        command: &Command,
+        reason: &Reason,
+        actor: &Actor,
+        now: Timestamp,
+    ) -> Result<(), StoreError> {
+        let id = command.id;
+        let mut transaction = self.0.database.within(Some(command.tenant.as_str())).begin_write().await?;
+        let row = sqlx::query(
+            "UPDATE commands SET cancelled_by = $2 WHERE id = $1 AND cancelled_by IS NULL
+               AND (state IN ('queued', 'delivered', 'running') OR (state = 'unknown' AND told_at IS NULL))
+             RETURNING state",
+        )
+        .bind(id.to_string())
+        .bind(actor.to_string())
+        .fetch_optional(&mut *transaction)
+        .await?;
+        if let Some(row) = row {
+            let state = state(&row.try_get::<String, _>(0)?)?;
+            let next = state.taken_back();
+            if next != state {
+                sqlx::query("UPDATE commands SET state = $2, ended_at = $3 WHERE id = $1")
+                    .bind(id.to_string())
+                    .bind(next.as_str())
+                    .bind(now.millis())
+                    .execute(&mut *transaction)
+                    .await?;
+            }
+            let record = Record {
+                actor: actor.clone(),
+                action: action::COMMAND_CANCELLED,
+                tenant: Some(command.tenant.clone()),
+                subject: id.to_string(),
+                detail: json!({
+                    "node": command.node.to_string(), "action": command.name, "state": state.as_str(),
+                    "reason": reason.as_str(),
+                }),
+                remote: None,
+            };
+            audit::append(&mut transaction, now, record).await?;
+            transaction.commit().await?;
+        }
+        Ok(())
+    }
+
+    /// Takes back, as part of a transaction, what a rollout has asked for and nobody was told. Gives the nodes, of which
+    /// [`Commands::taken_back`] is to be told once it has committed, and the audit records.
+    pub(crate) async fn take_back(
+        &self,
+        transaction: &mut Transaction,
+        rollout: i64,
+        reason: &str,
+        actor: &Actor,
+        now: Timestamp,
+    ) -> Result<(Vec<NodeId>, Vec<Record>), StoreError> {
+        let rows = sqlx::query(
+            "UPDATE commands SET state = 'cancelled', cancelled_by = $2, ended_at = $3
+             WHERE state = 'queued' AND id IN (SELECT command FROM rollout_nodes WHERE rollout = $1)
+             RETURNING node, tenant",
+        )
+        .bind(rollout)
+        .bind(actor.to_string())
+        .bind(now.millis())
+        .fetch_all(&mut **transaction)
+        .await?;
+        let detail = json!({ "rollout": rollout, "state": "queued", "reason": reason });
+        Ok(taken_from(&rows, &format!("rollout {rollout}"), &detail, actor)?)
+    }
+
+    /// Takes back, as part of a transaction that holds the audit log's head, all that an operator's key has signed and that is
+    /// not over. Gives the nodes, of which [`Commands::taken_back`] is to be told once it has committed, and the audit records.
+    pub(crate) async fn take_back_signed(
+        transaction: &mut Transaction,
+        key: OperatorPublicKey,
+        id: &str,
+        actor: &Actor,
+        now: Timestamp,
+    ) -> Result<(Vec<NodeId>, Vec<Record>), StoreError> {
+        let reason = "the operator key that signed it was revoked";
+        let rows = sqlx::query(
+            "UPDATE commands SET cancelled_by = $2,
+               state = CASE state WHEN 'queued' THEN 'cancelled' ELSE state END,
+               ended_at = CASE state WHEN 'queued' THEN $3 ELSE ended_at END,
+               message = CASE state WHEN 'queued' THEN $4 ELSE message END
+             WHERE signer = $1 AND cancelled_by IS NULL
+               AND told_at IS NULL AND state IN ('queued', 'delivered', 'running', 'unknown')
+             RETURNING node, tenant",
+        )
+        .bind(key.to_bytes().to_vec())
+        .bind(actor.to_string())
+        .bind(now.millis())
+        .bind(reason)
+        .fetch_all(&mut **transaction)
+        .await?;
+        let detail = json!({ "operator_key": id, "reason": reason });
+        Ok(taken_from(&rows, &format!("operator key {id}"), &detail, actor)?)
+    }
+
+    /// Tells whoever looks that commands of these nodes were taken back.
+    pub(crate) fn taken_back(&self, nodes: &[NodeId]) {
+        nodes.iter().for_each(|node| self.changed(*node));
+    }
+}
+
+/// The nodes of commands that were taken back together, and a record for each tenant; of each command, `rows` have its node and
+/// its tenant.
+fn taken_from(
+    rows: &[AnyRow],
+    subject: &str,
+    detail: &Value,
+    actor: &Actor,
+) -> Result<(Vec<NodeId>, Vec<Record>), sqlx::Error> {
+    let mut nodes = Vec::with_capacity(rows.len());
+    let mut tenants: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for row in rows {
+        let node: String = row.try_get(0)?;
+        nodes.push(node.parse().map_err(unreadable)?);
+        tenants.entry(row.try_get(1)?).or_default().push(node);
+    }
+    let record = |(tenant, nodes): (String, Vec<String>)| {
+        let mut detail = detail.clone();
+        detail["nodes"] = nodes.len().into();
+        detail["named"] = nodes.into_iter().take(NAMED).collect();
+        Ok(Record {
+            actor: actor.clone(),
+            action: action::COMMAND_CANCELLED,
+            tenant: Some(tenant.parse().map_err(unreadable)?),
+            subject: subject.to_owned(),
+            detail,
+            remote: None,
+        })
+    };
+    Ok((nodes, tenants.into_iter().map(record).collect::<Result<_, sqlx::Error>>()?))
+}
