@@ -112,6 +112,7 @@ impl Evaluator {
         look.judge(Rule::ClockSkew, "", rules::clock(view, &self.policy));
         look.judge(Rule::SpoolFault, "", rules::spool_fault(view));
         look.judge(Rule::KafkaRefused, "", rules::kafka_refused(view));
+        look.judge(Rule::KafkaUnreachable, "", rules::kafka_unreachable(view));
         look.judge(Rule::KafkaCertificate, "", rules::kafka_certificate(view));
         look.spool_loss();
         look.certificate();
@@ -228,6 +229,8 @@ impl Look<'_> {
             Rule::NodeLost => (policy.lost_after, policy.back_for),
             Rule::ServiceUnhealthy | Rule::ServiceFailed => (policy.service_after, policy.service_well_for),
             Rule::EngineUnreachable => (policy.engine_after, policy.engine_after),
+            // Brokers are restarted, and lines break for a while: records wait on the bridge's disk meanwhile.
+            Rule::KafkaUnreachable => (policy.unreachable_after, Duration::ZERO),
             // The bridge tries again by itself: what it says once may be over at its next attempt.
             Rule::KafkaCertificate => (policy.service_after, Duration::ZERO),
             // The hub does: an agent may be just starting, or a broker.

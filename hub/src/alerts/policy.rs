@@ -21,6 +21,8 @@ pub struct Policy {
     pub restart_window: Duration,
     /// The engine may be out of reach for so long; within it for so long ends the alert.
     pub engine_after: Duration,
+    /// A bridge's brokers may not answer for so long.
+    pub unreachable_after: Duration,
     /// A clock further off than this is an alert; nearer than half of it ends it.
     pub clock_offset: Duration,
     /// How long a loss in the spool is shown.
@@ -44,6 +46,7 @@ impl Default for Policy {
             restarts: 3,
             restart_window: seconds(120),
             engine_after: seconds(30),
+            unreachable_after: seconds(300),
             clock_offset: seconds(2),
             loss_for: seconds(600),
             certificate_left: seconds(86_400),

@@ -36,6 +36,8 @@ pub enum Rule {
     CertificateExpiring,
     /// A broker does not let a bridge in, or not write.
     KafkaRefused,
+    /// A bridge's brokers do not answer.
+    KafkaUnreachable,
     /// A bridge can't have its next Kafka certificate, or its brokers do not take it.
     KafkaCertificate,
     /// The brokers, or the agent that asks them, do not take what a bridge may do.
@@ -60,6 +62,7 @@ words! {
         CertificateOverdue = "certificate.overdue",
         CertificateExpiring = "certificate.expiring",
         KafkaRefused = "kafka.refused",
+        KafkaUnreachable = "kafka.unreachable",
         KafkaCertificate = "kafka.certificate",
         KafkaAccess = "kafka.access",
         AuthorityEnding = "authority.ending",
@@ -94,7 +97,7 @@ pub(super) fn node_lost(view: &NodeView, started_at: Timestamp) -> Judgement {
         Presence::Lost { since } => Judgement::Wrong {
             level: Level::Critical,
             message: format!(
-                "nothing heard since {since}: see that the machine runs, that its agent runs, and that it reaches the hub"
+                "nothing heard since {since}: see that the machine runs, that its agent or bridge runs, and that it reaches the hub"
             ),
             // While the hub was away, nobody could come back.
             since: Some((*since).max(started_at)),
@@ -211,6 +214,21 @@ pub(super) fn kafka_refused(view: &NodeView) -> Judgement {
         KafkaState::Connected => Judgement::Well,
         // Nobody says that it would be let in now.
         KafkaState::Unspecified | KafkaState::Waiting | KafkaState::Unreachable => Judgement::Unclear,
+    }
+}
+
+/// Of a bridge that is not let in, [`kafka_refused`] speaks.
+pub(super) fn kafka_unreachable(view: &NodeView) -> Judgement {
+    let Some(bridge) = view.status.bridge.as_ref().filter(|_| view.presence.is_online()) else {
+        return Judgement::Unclear;
+    };
+    match bridge.kafka() {
+        KafkaState::Unreachable => wrong(
+            Level::Warning,
+            said(&bridge.message, "no Kafka broker answers this bridge, and records wait on its disk"),
+        ),
+        KafkaState::Connected | KafkaState::Refused => Judgement::Well,
+        KafkaState::Unspecified | KafkaState::Waiting => Judgement::Unclear,
     }
 }
 

@@ -455,17 +455,39 @@ fn a_short_life_is_no_alert_while_it_is_renewed_in_its_window() {
     story.tells(&[(overdue, "opened", "certificate.overdue"), (expiring, "opened", "certificate.expiring")]);
 }
 
+fn brokers(kafka: KafkaState, trouble: &str) -> impl FnOnce(&mut NodeView) {
+    let bridge = BridgeStatus {
+        kafka: kafka.into(),
+        message: "certificate revoked".into(),
+        certificate_trouble: trouble.into(),
+        ..BridgeStatus::default()
+    };
+    move |view| Arc::make_mut(&mut view.status).bridge = Some(Box::new(bridge))
+}
+
+#[test]
+fn brokers_that_answer_no_bridge_are_told_when_they_were_away_for_a_while() {
+    let (mut story, rule) = (Story::new(), "kafka.unreachable");
+    story.change(1, brokers(KafkaState::Unreachable, ""));
+    story.change(300, brokers(KafkaState::Connected, ""));
+    story.change(301, brokers(KafkaState::Unreachable, ""));
+    // Nothing is known of a bridge that is away itself: it begins anew.
+    story.lost(500);
+    story.online(510);
+    story.until(1_000);
+    story.change(1_001, brokers(KafkaState::Refused, ""));
+    story.change(1_002, brokers(KafkaState::Unreachable, ""));
+    story.until(1_400);
+    story.tells(&[
+        (810, "opened", rule),
+        (1_001, "opened", "kafka.refused"),
+        (1_001, "closed", rule),
+        (1_302, "opened", rule),
+    ]);
+}
+
 #[test]
 fn a_broker_that_refuses_a_bridge_is_told_at_once_and_until_one_lets_it_in() {
-    fn brokers(kafka: KafkaState, trouble: &str) -> impl FnOnce(&mut NodeView) {
-        let bridge = BridgeStatus {
-            kafka: kafka.into(),
-            message: "certificate revoked".into(),
-            certificate_trouble: trouble.into(),
-            ..BridgeStatus::default()
-        };
-        move |view| Arc::make_mut(&mut view.status).bridge = Some(Box::new(bridge))
-    }
     let mut story = Story::new();
     story.change(1, brokers(KafkaState::Unreachable, ""));
     story.change(2, brokers(KafkaState::Refused, ""));
