@@ -332,6 +332,37 @@ mod tests {
     }
 
     #[test]
+    fn the_example_shows_every_default() {
+        let example = Path::new(env!("CARGO_MANIFEST_DIR")).join("../packaging/hub.toml");
+        let text = std::fs::read_to_string(example).expect("the example");
+        // Keys have no blank after their '#'; prose has.
+        let key = |line: &str| line.strip_prefix('#').filter(|rest| !rest.starts_with(' ')).map(str::to_owned);
+        let keys: Vec<String> = text.lines().filter_map(key).collect();
+        let directory = tempfile::tempdir().expect("a directory");
+        std::fs::write(directory.path().join("hub.toml"), keys.join("\n")).expect("written");
+        let config = Config::load_from(directory.path(), None, None).expect("good");
+        let defaults = Config::default();
+        assert_eq!(config.database_url(), defaults.database_url());
+        assert!(matches!((config.master(), defaults.master()), (Master::File(a), Master::Unsaid(b)) if a == b));
+        // What is an example, or stands for what is so without it.
+        let config = Config {
+            database: None,
+            master_key_file: None,
+            public_address: None,
+            public_url: None,
+            http_certificate: None,
+            http_key: None,
+            loki_url: None,
+            loki_token_file: None,
+            loki_tenant: None,
+            audit_heads_file: None,
+            audit_heads_webhook: None,
+            ..config
+        };
+        assert_eq!(format!("{config:?}"), format!("{defaults:?}"));
+    }
+
+    #[test]
     fn keys_for_https_that_contradict_each_other_are_refused() {
         let config = |certificate: bool, key: bool, tls, url: &str| Config {
             http_certificate: certificate.then(|| "/etc/hub/fullchain.pem".into()),
