@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -15,6 +16,7 @@ use hyper::body::{Body as _, Incoming};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
@@ -31,11 +33,15 @@ use crate::metrics::Metrics;
 const CONNECTIONS: usize = 1024;
 /// Connections at once from one IPv4 address or IPv6 /64, so that nobody has them all. One more is closed. Loopback is
 /// exempt: a proxy there brings everybody's.
-const PER_SOURCE: usize = CONNECTIONS / 2;
+const PER_SOURCE: usize = CONNECTIONS / 4;
+/// How long a connection's first request may take to come.
+const FIRST_WITHIN: Duration = Duration::from_secs(10);
 /// How long a request's head may take, and how long a connection may rest between two: longer than proxies keep theirs.
 const HEAD_WITHIN: Duration = Duration::from_secs(75);
 /// How long a request's body may take.
 const BODY_WITHIN: Duration = Duration::from_secs(30);
+/// How long the other side may take none of what is sent to it. Then the system ends the connection.
+const TAKEN_WITHIN: Duration = Duration::from_secs(30);
 /// What a connection may make the hub hold of a request that is not read yet, bytes.
 const BUFFER: usize = 32 * 1024;
 /// The pause when the system has no descriptor or memory for another connection.
@@ -107,8 +113,7 @@ async fn attend(
     shutdown: CancellationToken,
     metrics: &Metrics,
 ) {
-    // Events are small and wanted at once.
-    let _ = stream.set_nodelay(true);
+    prepare(&stream);
     let Some(door) = door else { return converse(stream, remote, router, shutdown).await };
     match shutdown.run_until_cancelled(door.enter(stream)).await {
         Some(Ok(secured)) => converse(secured, remote, router, shutdown).await,
@@ -120,6 +125,12 @@ async fn attend(
     }
 }
 
+fn prepare(stream: &TcpStream) {
+    // Events are small and wanted at once.
+    let _ = stream.set_nodelay(true);
+    let _ = SockRef::from(stream).set_tcp_user_timeout(Some(TAKEN_WITHIN));
+}
+
 /// Answers request after request until either side has enough; at `shutdown` after the one that is under way.
 async fn converse(
     io: impl AsyncRead + AsyncWrite + Unpin + Send,
@@ -127,7 +138,9 @@ async fn converse(
     router: Router,
     shutdown: CancellationToken,
 ) {
+    let asked = AtomicBool::new(false);
     let answer = service_fn(|request: Request<Incoming>| {
+        asked.store(true, Ordering::Relaxed);
         let mut request = request.map(within);
         request.extensions_mut().insert(ConnectInfo(remote));
         router.clone().oneshot(request)
@@ -138,10 +151,17 @@ async fn converse(
         .max_buf_size(BUFFER)
         .serve_connection(TokioIo::new(io), answer);
     let mut connection = std::pin::pin!(connection);
+    let silent = async {
+        tokio::time::sleep(FIRST_WITHIN).await;
+        if asked.load(Ordering::Relaxed) {
+            std::future::pending::<()>().await;
+        }
+    };
     // An error is the other side's going away, or not being HTTP: nothing for anybody to do.
     tokio::select! {
         biased;
         _ = connection.as_mut() => {}
+        () = silent => {}
         () = shutdown.cancelled() => {
             connection.as_mut().graceful_shutdown();
             let _ = connection.await;
@@ -285,11 +305,23 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_head_that_does_not_come_ends_the_connection() {
         let slow = slow(CancellationToken::new()).await;
-        let mut client = TcpStream::connect(slow.address).await.expect("a connection");
-        client.write_all(b"GET / HTTP/1.1\r\nHo").await.expect("sent");
-        let begun = Instant::now();
-        let mut answer = Vec::new();
-        client.read_to_end(&mut answer).await.expect("its end");
-        assert_eq!(begun.elapsed(), HEAD_WITHIN, "{answer:?}");
+        for (before, within) in [("", FIRST_WITHIN), ("GET / HTTP/1.1\r\nHost: hub\r\n\r\n", HEAD_WITHIN)] {
+            let mut client = TcpStream::connect(slow.address).await.expect("a connection");
+            slow.go.notify_one();
+            client.write_all(format!("{before}GET / HTTP/1.1\r\nHo").as_bytes()).await.expect("sent");
+            let begun = Instant::now();
+            let mut answer = Vec::new();
+            client.read_to_end(&mut answer).await.expect("its end");
+            assert_eq!(begun.elapsed(), within, "{answer:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn who_takes_nothing_of_what_is_sent_is_cut_off_by_the_system() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let _there = TcpStream::connect(listener.local_addr().expect("an address")).await.expect("a connection");
+        let (here, _) = listener.accept().await.expect("a connection");
+        prepare(&here);
+        assert_eq!(SockRef::from(&here).tcp_user_timeout().expect("an option"), Some(TAKEN_WITHIN));
     }
 }
