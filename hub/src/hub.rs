@@ -236,6 +236,7 @@ impl Hub {
             secure: http.starts_with("https:"),
             strict: matches!(config.encryption()?, Encryption::Files(_)),
             clock: now,
+            at_work: storing.clone(),
             shutdown: shutdown.clone(),
         });
         Ok(Self {

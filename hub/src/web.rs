@@ -21,6 +21,7 @@ use store::Database;
 use store::sqlx;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use crate::access::Access;
 use crate::alerts::Alerts;
@@ -108,6 +109,8 @@ pub struct AppState {
     pub strict: bool,
     /// The wall clock.
     pub clock: fn() -> Timestamp,
+    /// What is done to its end also when its caller hangs up. To be waited for before the database is closed.
+    pub at_work: TaskTracker,
     /// Ends live streams.
     pub shutdown: CancellationToken,
 }
@@ -137,7 +140,8 @@ impl App {
     fn new(state: AppState) -> Self {
         let roster = Roster::new(state.fleet.clone());
         let streams = Arc::new(Semaphore::new(STREAMS));
-        Self(Arc::new(Inner { state, roster, answers: Answers::default(), watched: Mutex::default(), streams }))
+        let answers = Answers::new(state.at_work.clone());
+        Self(Arc::new(Inner { state, roster, answers, watched: Mutex::default(), streams }))
     }
 
     /// Now.

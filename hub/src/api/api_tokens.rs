@@ -57,15 +57,17 @@ pub(crate) async fn create(
     Json(new): Json<ApiTokenRequest>,
 ) -> Result<Response, Problem> {
     caller.require(access::Role::Admin)?;
-    let work = async {
-        let tenant = caller.scope(&app, new.tenant.as_deref()).await?;
-        let valid_for = new.valid_for_seconds.map(Duration::from_secs);
-        let grant = Grant { name: new.name.clone(), role: new.role.into(), tenant, valid_for };
-        let access = app.state.access.within(caller.0.tenant.as_ref());
-        let (info, token) = access.create_api_token(grant, &caller.actor(), app.now()).await?;
-        Ok(NewApiToken { info: info.into(), token })
-    };
+    let work = make(app.clone(), caller.clone(), new.clone());
     app.answers.once(&caller, key, &("api-tokens", &new), app.now(), work).await
+}
+
+async fn make(app: App, caller: Caller, new: ApiTokenRequest) -> Result<NewApiToken, Problem> {
+    let tenant = caller.scope(&app, new.tenant.as_deref()).await?;
+    let valid_for = new.valid_for_seconds.map(Duration::from_secs);
+    let grant = Grant { name: new.name, role: new.role.into(), tenant, valid_for };
+    let access = app.state.access.within(caller.0.tenant.as_ref());
+    let (info, token) = access.create_api_token(grant, &caller.actor(), app.now()).await?;
+    Ok(NewApiToken { info: info.into(), token })
 }
 
 /// Ends an API token at once, with every browser session that was opened with it.

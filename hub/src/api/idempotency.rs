@@ -15,6 +15,7 @@ use protocol::Timestamp;
 use ring::digest::{SHA256, digest};
 use serde::Serialize;
 use serde_json::Value;
+use tokio_util::task::TaskTracker;
 
 use super::extract::Caller;
 use super::problem::Problem;
@@ -28,7 +29,8 @@ pub(crate) const REPLAYED: HeaderName = HeaderName::from_static("idempotency-rep
 const MAX_KEY: usize = 255;
 /// How long answers are kept.
 const KEPT_FOR: Duration = Duration::from_secs(86_400);
-/// Answers kept. When full, the oldest goes: its call, sent again, then takes effect again.
+/// Answers kept, and calls at work. When full, the oldest answer goes: its call, sent again, then takes effect again. When all
+/// are at work, one more is told to come back.
 const KEPT: usize = 4_096;
 
 /// The key a caller gave, if any.
@@ -56,8 +58,14 @@ impl IdempotencyKey {
 }
 
 /// The calls that can be repeated.
+#[derive(Debug)]
+pub(crate) struct Answers {
+    known: Known,
+    at_work: TaskTracker,
+}
+
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Answers(Arc<Mutex<HashMap<Call, Answer>>>);
+struct Known(Arc<Mutex<HashMap<Call, Answer>>>);
 
 /// One caller's one key.
 type Call = (String, String);
@@ -71,16 +79,20 @@ struct Answer {
 }
 
 impl Answers {
+    /// None yet. Work with a key is done in `at_work`.
+    pub(crate) fn new(at_work: TaskTracker) -> Self {
+        Self { known: Known::default(), at_work }
+    }
+
     /// Does `work` once for the caller's key, and answers repetitions as it was answered then. Without a key, does it.
-    pub(crate) async fn once<T: Serialize>(
+    pub(crate) async fn once<T: Serialize + Send + 'static>(
         &self,
         caller: &Caller,
         key: IdempotencyKey,
         request: &impl Serialize,
         now: Timestamp,
-        work: impl Future<Output = Result<T, Problem>>,
+        work: impl Future<Output = Result<T, Problem>> + Send + 'static,
     ) -> Result<Response, Problem> {
-        let encoded = |value: T| serde_json::to_value(value).map_err(|error| Problem::internal(&error));
         let Some(key) = key.0 else {
             return Ok((StatusCode::CREATED, Json(encoded(work.await?)?)).into_response());
         };
@@ -88,17 +100,28 @@ impl Answers {
         let mut fingerprint = [0; 32];
         let asked = serde_json::to_vec(request).map_err(|error| Problem::internal(&error))?;
         fingerprint.copy_from_slice(digest(&SHA256, &asked).as_ref());
-        if let Some((status, body)) = self.begin(&call, fingerprint, now)? {
+        if let Some((status, body)) = self.known.begin(&call, fingerprint, now)? {
             let replayed = [(REPLAYED, HeaderValue::from_static("true"))];
             return Ok((status, replayed, Json(body)).into_response());
         }
-        // Whatever ends the work without an answer, also the caller hanging up, lets it be tried again.
-        let begun = Begun { answers: self, call: &call };
-        let body = encoded(work.await?)?;
-        begun.answer(StatusCode::CREATED, body.clone());
+        // Whatever ends the work without an answer lets it be tried again. The caller's hanging up does not end it: it may be
+        // committed by then, and done again it would take effect twice.
+        let begun = Begun { known: self.known.clone(), call };
+        let working = self.at_work.spawn(async move {
+            let body = encoded(work.await?)?;
+            begun.answer(StatusCode::CREATED, body.clone());
+            Ok::<_, Problem>(body)
+        });
+        let body = working.await.map_err(|error| Problem::internal(&error))??;
         Ok((StatusCode::CREATED, Json(body)).into_response())
     }
+}
 
+fn encoded<T: Serialize>(value: T) -> Result<Value, Problem> {
+    serde_json::to_value(value).map_err(|error| Problem::internal(&error))
+}
+
+impl Known {
     fn begin(
         &self,
         call: &Call,
@@ -118,38 +141,38 @@ impl Answers {
             };
         }
         if answers.len() >= KEPT {
-            answers.retain(|_, answer| now.since(answer.at) < KEPT_FOR);
-            let oldest =
-                answers.iter().filter(|(_, answer)| answer.given.is_some()).min_by_key(|(_, answer)| answer.at);
-            match oldest.map(|(call, _)| call.clone()) {
-                Some(oldest) if answers.len() >= KEPT => drop(answers.remove(&oldest)),
-                _ => {}
-            }
+            answers.retain(|_, answer| answer.given.is_none() || now.since(answer.at) < KEPT_FOR);
+        }
+        if answers.len() >= KEPT {
+            let given = answers.iter().filter(|(_, answer)| answer.given.is_some());
+            let oldest = given.min_by_key(|(_, answer)| answer.at).map(|(call, _)| call.clone());
+            let busy = "As many calls with an Idempotency-Key are at work as may be at once; try again soon.";
+            answers.remove(&oldest.ok_or_else(|| Problem::unavailable(busy, Duration::from_secs(5)))?);
         }
         answers.insert(call.clone(), Answer { fingerprint, at: now, given: None });
         Ok(None)
     }
 }
 
-struct Begun<'a> {
-    answers: &'a Answers,
-    call: &'a Call,
+struct Begun {
+    known: Known,
+    call: Call,
 }
 
-impl Begun<'_> {
+impl Begun {
     fn answer(self, status: StatusCode, body: Value) {
-        let mut answers = self.answers.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(answer) = answers.get_mut(self.call) {
+        let mut answers = self.known.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(answer) = answers.get_mut(&self.call) {
             answer.given = Some((status, body));
         }
     }
 }
 
-impl Drop for Begun<'_> {
+impl Drop for Begun {
     fn drop(&mut self) {
-        let mut answers = self.answers.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if answers.get(self.call).is_some_and(|answer| answer.given.is_none()) {
-            answers.remove(self.call);
+        let mut answers = self.known.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if answers.get(&self.call).is_some_and(|answer| answer.given.is_none()) {
+            answers.remove(&self.call);
         }
     }
 }

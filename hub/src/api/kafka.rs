@@ -64,22 +64,29 @@ pub(crate) async fn server_certificate(
 ) -> Result<Response, Problem> {
     caller.require_tenant(&tenant)?;
     caller.require(Role::Admin)?;
-    let work = async {
-        app.state.tenants.within(caller.0.tenant.as_ref()).get(&tenant).await?;
-        let invalid = |error: &dyn std::error::Error| Problem::invalid(error.to_string());
-        let request = pem::request(&new.certificate_request).map_err(|error| invalid(&error))?;
-        let names = ServerNames::new(&new.dns_names, &new.ip_addresses).map_err(|error| invalid(&error))?;
-        let issued = app.state.authorities.kafka_server(&tenant, &request, &names, &caller.actor(), app.now()).await?;
-        Ok(ServerCertificate {
-            serial: data_encoding::HEXLOWER.encode(&issued.summary.serial),
-            names: names.iter().collect(),
-            not_before: issued.summary.not_before.into(),
-            not_after: issued.summary.not_after.into(),
-            certificate: pem::certificates([&issued.certificate]),
-            root: pem::certificates([&issued.root]),
-        })
-    };
+    let work = issue(app.clone(), caller.clone(), tenant.clone(), new.clone());
     app.answers.once(&caller, key, &("kafka-server", tenant.as_str(), &new), app.now(), work).await
+}
+
+async fn issue(
+    app: App,
+    caller: Caller,
+    tenant: TenantId,
+    new: NewServerCertificate,
+) -> Result<ServerCertificate, Problem> {
+    app.state.tenants.within(caller.0.tenant.as_ref()).get(&tenant).await?;
+    let invalid = |error: &dyn std::error::Error| Problem::invalid(error.to_string());
+    let request = pem::request(&new.certificate_request).map_err(|error| invalid(&error))?;
+    let names = ServerNames::new(&new.dns_names, &new.ip_addresses).map_err(|error| invalid(&error))?;
+    let issued = app.state.authorities.kafka_server(&tenant, &request, &names, &caller.actor(), app.now()).await?;
+    Ok(ServerCertificate {
+        serial: data_encoding::HEXLOWER.encode(&issued.summary.serial),
+        names: names.iter().collect(),
+        not_before: issued.summary.not_before.into(),
+        not_after: issued.summary.not_after.into(),
+        certificate: pem::certificates([&issued.certificate]),
+        root: pem::certificates([&issued.root]),
+    })
 }
 
 /// What a bridge may do at its tenant's brokers.

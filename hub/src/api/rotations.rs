@@ -283,13 +283,15 @@ pub(crate) async fn create(
     key: IdempotencyKey,
     Json(new): Json<NewRotation>,
 ) -> Result<Response, Problem> {
-    let work = async {
-        let tenant = new.tenant.as_deref().map(str::parse::<TenantId>).transpose();
-        let tenant = tenant.map_err(|error| Problem::invalid(error.to_string()))?;
-        let begun = start(&app, &caller.0, &new.kind, tenant, &new.reason).await?;
-        shown(&app, &caller.0, begun.id).await
-    };
+    let work = begin(app.clone(), caller.clone(), new.clone());
     app.answers.once(&caller, key, &("rotations", &new), app.now(), work).await
+}
+
+async fn begin(app: App, caller: Caller, new: NewRotation) -> Result<Rotation, Problem> {
+    let tenant = new.tenant.as_deref().map(str::parse::<TenantId>).transpose();
+    let tenant = tenant.map_err(|error| Problem::invalid(error.to_string()))?;
+    let begun = start(&app, &caller.0, &new.kind, tenant, &new.reason).await?;
+    shown(&app, &caller.0, begun.id).await
 }
 
 /// Goes on to the next phase. Takes the role admin; but for a tenant's own Kafka root, unbound.

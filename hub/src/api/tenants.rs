@@ -70,12 +70,13 @@ pub(crate) async fn create(
 ) -> Result<Response, Problem> {
     caller.require(Role::Admin)?;
     caller.require_all()?;
-    let work = async {
-        let id: TenantId =
-            new.id.parse().map_err(|error: protocol::id::IdError| Problem::invalid(error.to_string()))?;
-        let name = new.name.as_deref().unwrap_or(&new.id);
-        let made = app.state.tenants.create(&id, name, &caller.actor(), app.now()).await?;
-        Ok(Tenant::of(made, NodeCounts::default()))
-    };
+    let work = make(app.clone(), caller.clone(), new.clone());
     app.answers.once(&caller, key, &("tenants", &new), app.now(), work).await
+}
+
+async fn make(app: App, caller: Caller, new: NewTenant) -> Result<Tenant, Problem> {
+    let id: TenantId = new.id.parse().map_err(|error: protocol::id::IdError| Problem::invalid(error.to_string()))?;
+    let name = new.name.as_deref().unwrap_or(&new.id);
+    let made = app.state.tenants.create(&id, name, &caller.actor(), app.now()).await?;
+    Ok(Tenant::of(made, NodeCounts::default()))
 }

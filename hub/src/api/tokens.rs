@@ -70,19 +70,21 @@ pub(crate) async fn create(
     Json(new): Json<TokenRequest>,
 ) -> Result<Response, Problem> {
     caller.require(Role::Operator)?;
-    let work = async {
-        let tenant: TenantId =
-            new.tenant.parse().map_err(|error: protocol::id::IdError| Problem::invalid(error.to_string()))?;
-        caller.require_tenant(&tenant)?;
-        let wanted = enrollment::NewToken {
-            tenant,
-            kind: new.kind.unwrap_or(Kind::Agent).into(),
-            name: new.name.clone().filter(|name| !name.is_empty()),
-            valid_for: Duration::from_secs(new.valid_for_seconds.unwrap_or(LIFETIME)),
-        };
-        let now = app.now();
-        let (info, secret) = app.state.enrollment.create_token(wanted, &caller.actor(), now).await?;
-        Ok(NewToken::of(info, &secret.to_string(), now))
-    };
+    let work = make(app.clone(), caller.clone(), new.clone());
     app.answers.once(&caller, key, &("tokens", &new), app.now(), work).await
+}
+
+async fn make(app: App, caller: Caller, new: TokenRequest) -> Result<NewToken, Problem> {
+    let tenant: TenantId =
+        new.tenant.parse().map_err(|error: protocol::id::IdError| Problem::invalid(error.to_string()))?;
+    caller.require_tenant(&tenant)?;
+    let wanted = enrollment::NewToken {
+        tenant,
+        kind: new.kind.unwrap_or(Kind::Agent).into(),
+        name: new.name.filter(|name| !name.is_empty()),
+        valid_for: Duration::from_secs(new.valid_for_seconds.unwrap_or(LIFETIME)),
+    };
+    let now = app.now();
+    let (info, secret) = app.state.enrollment.create_token(wanted, &caller.actor(), now).await?;
+    Ok(NewToken::of(info, &secret.to_string(), now))
 }

@@ -1,6 +1,7 @@
 //! The REST API.
 
 use std::collections::BTreeSet;
+use std::task::Poll;
 
 use axum::body::Body;
 use axum::http::{Method, Request, StatusCode};
@@ -18,6 +19,20 @@ fn assert_problem(answer: &Answer, status: u16, case: &str) {
     assert_eq!(problem["status"], status, "{case}");
     assert!(problem["type"].as_str().is_some_and(|kind| kind.starts_with("urn:hyperfactory:problem:")), "{case}");
     assert!(problem["detail"].as_str().is_some_and(|detail| detail.len() > 10), "{case}: {problem}");
+}
+
+/// What comes of `asked`, unless it has to wait more often than so.
+async fn hung_up<T>(asked: impl Future<Output = T>, waits: usize) -> Option<T> {
+    let (mut asked, mut left) = (std::pin::pin!(asked), waits);
+    let until_then = std::future::poll_fn(|context| match asked.as_mut().poll(context) {
+        Poll::Ready(answer) => Poll::Ready(Some(answer)),
+        Poll::Pending if left == 0 => Poll::Ready(None),
+        Poll::Pending => {
+            left -= 1;
+            Poll::Pending
+        }
+    });
+    until_then.await
 }
 
 on_both_engines! {
@@ -283,6 +298,28 @@ on_both_engines! {
         assert_problem(&make(&one, "k3", json!({"tenant": "later"})).await, 404, "no such tenant");
         site.tenant("later").await;
         assert_eq!(make(&one, "k3", json!({"tenant": "later"})).await.status, StatusCode::CREATED);
+    }
+
+    async fn a_caller_who_hung_up_finds_what_came_of_it_by_the_same_key(test: TestDatabase) {
+        let site = Site::open(test).await;
+        site.tenant("acme").await;
+        let operator = site.token(Role::Operator, None).await;
+        for waits in 0.. {
+            let key = format!("after {waits} waits");
+            let ask = || site.post_keyed("/api/v1/tokens", &operator, &key, json!({ "tenant": "acme" }));
+            let answered = hung_up(ask(), waits).await.is_some();
+            let mut again = ask().await;
+            while again.status == StatusCode::CONFLICT {
+                tokio::task::yield_now().await;
+                again = ask().await;
+            }
+            assert_eq!(again.status, StatusCode::CREATED, "{}", again.body);
+            let made = site.get("/api/v1/tokens?limit=500", &operator).await.ids().len();
+            assert_eq!(made, waits + 1, "{key}");
+            if answered {
+                break;
+            }
+        }
     }
 
     async fn wrong_wishes_for_a_join_token_say_what_is_right(test: TestDatabase) {

@@ -55,6 +55,7 @@ use store::group::Limits;
 use store::testing::TestDatabase;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 use tower::ServiceExt as _;
 
 /// Long enough for a slow machine; nothing waits for it to pass.
@@ -153,6 +154,7 @@ impl Site {
             secure: false,
             strict: false,
             clock: now,
+            at_work: TaskTracker::new(),
             shutdown: stop,
         });
         Self { router, database, access, authorities, tenants, enrollment, rotations, fleet, watched, tasks }
