@@ -158,6 +158,29 @@ on_both_engines! {
         world.close().await;
     }
 
+    async fn upkeep_ends_in_the_middle_of_its_work(database: TestDatabase) {
+        let world = World::new(database).await;
+        recorded(&world, 2000).await;
+        let stop = CancellationToken::new();
+        let stopped = stop.clone();
+        // It looks at the clock when it begins with a node.
+        let clock = move || {
+            stopped.cancel();
+            at(90_000)
+        };
+        let mut tasks = JoinSet::new();
+        tasks.spawn(Upkeep::new(world.database.clone(), seconds(86_400)).keep(clock, stop));
+        while tasks.try_join_next().is_none() {
+            // On to the node's moment in the round.
+            tokio::time::pause();
+            tokio::time::advance(seconds(30 * 60)).await;
+            tokio::time::resume();
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        }
+        assert_eq!(rows(&world, "SELECT COUNT(*) FROM batches").await, 2000);
+        world.close().await;
+    }
+
     async fn ranges_have_bounds(database: TestDatabase) {
         let world = World::new(database).await;
         let history = History::new(world.database.clone());

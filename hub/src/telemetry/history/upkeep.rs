@@ -7,6 +7,8 @@ use store::sqlx::{self, Row};
 use store::{Database, StoreError};
 use tokio_util::sync::CancellationToken;
 
+use crate::upkeep::PAUSE;
+
 /// One round over all streams takes so long; each stream gets its moment in it.
 const ROUND: Duration = Duration::from_secs(30 * 60);
 /// Batches younger than this stay as they are: charts of the last minutes read them most.
@@ -41,7 +43,7 @@ impl Upkeep {
         Self { database, retention }
     }
 
-    /// Goes round all streams until `stop`. What fails is tried again in the next round.
+    /// Goes round all streams until `stop`, which ends it also in the middle of one. What fails is tried again in the next round.
     pub async fn keep(self, clock: impl Fn() -> Timestamp + Send, stop: CancellationToken) {
         loop {
             let streams = self.streams().await.unwrap_or_else(|error| {
@@ -55,10 +57,11 @@ impl Upkeep {
                     () = stop.cancelled() => return,
                     () = tokio::time::sleep(pause) => {}
                 }
-                if let Some(stream) = stream
-                    && let Err(error) = self.stream(*stream, clock()).await
-                {
-                    tracing::warn!(%error, stream, "the history's upkeep failed for one node");
+                let Some(stream) = stream else { continue };
+                match stop.run_until_cancelled(self.stream(*stream, clock())).await {
+                    Some(Ok(())) => {}
+                    Some(Err(error)) => tracing::warn!(%error, stream, "the history's upkeep failed for one node"),
+                    None => return,
                 }
             }
         }
@@ -81,8 +84,12 @@ impl Upkeep {
     }
 
     async fn stream(&self, stream: i64, now: Timestamp) -> Result<(), StoreError> {
-        while self.compact(stream, now.minus(SETTLE)).await? {}
-        while self.delete(stream, now.minus(self.retention)).await? {}
+        while self.compact(stream, now.minus(SETTLE)).await? {
+            tokio::time::sleep(PAUSE).await;
+        }
+        while self.delete(stream, now.minus(self.retention)).await? {
+            tokio::time::sleep(PAUSE).await;
+        }
         Ok(())
     }
 
