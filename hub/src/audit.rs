@@ -199,6 +199,9 @@ impl From<Link> for Entry {
     }
 }
 
+/// Most entries of one list.
+const MOST: u32 = 1_000;
+
 /// Which entries to list.
 #[derive(Clone, Debug)]
 pub struct Filter {
@@ -419,10 +422,26 @@ pub async fn list(database: &Database, filter: &Filter) -> Result<Vec<Entry>, St
         .bind(filter.tenant.as_ref().map_or("", TenantId::as_str))
         .bind(action.unwrap_or_default())
         .bind(prefix.unwrap_or(0))
-        .bind(i64::from(filter.limit.min(1000)))
+        .bind(i64::from(filter.limit.min(MOST)))
         .fetch_all(&mut *database.within(filter.tenant.as_ref().map(TenantId::as_str)).read().await?)
         .await?;
     Ok(rows.iter().map(|row| Link::read(row).map(Entry::from)).collect::<Result<_, sqlx::Error>>()?)
+}
+
+/// What has come since `filter.after`, oldest first. Moves it on, past what does not match as well: that is not looked at again.
+///
+/// # Errors
+/// When the database does not answer; `filter` is as it was then.
+pub async fn news(database: &Database, filter: &mut Filter) -> Result<Vec<Entry>, StoreError> {
+    // The head first: what comes after it may not be among those that are found.
+    let head = head(database).await?.id;
+    let found = list(database, filter).await?;
+    let through = match found.last() {
+        Some(last) if found.len() >= filter.limit.min(MOST) as usize => last.id,
+        last => last.map_or(head, |last| last.id.max(head)),
+    };
+    filter.after = filter.after.max(Some(through));
+    Ok(found)
 }
 
 fn as_rfc_3339<S: serde::Serializer>(at: &Timestamp, serializer: S) -> Result<S::Ok, S::Error> {

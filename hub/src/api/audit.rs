@@ -26,7 +26,7 @@ use crate::web::App;
 
 /// How often a follower looks for new entries.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
-/// Entries read at once; a follower that is further behind reads again at once.
+/// Entries read at once; a follower that is further behind reads on at its next look.
 const AT_ONCE: u32 = 200;
 
 /// Which entries.
@@ -155,7 +155,6 @@ impl Follow for Follower {
     async fn next(&mut self) -> Option<Event> {
         loop {
             if let Some(entry) = self.waiting.pop() {
-                self.filter.after = Some(entry.id);
                 return Event::default().event("audit").id(entry.id.to_string()).json_data(entry).ok();
             }
             tokio::select! {
@@ -166,7 +165,7 @@ impl Follow for Follower {
             if !self.watch.still_good(&self.app).await {
                 return None;
             }
-            let found = audit::list(&self.app.state.database, &self.filter).await.ok()?;
+            let found = audit::news(&self.app.state.database, &mut self.filter).await.ok()?;
             self.waiting = found.into_iter().rev().map(AuditEntry::from).collect();
         }
     }

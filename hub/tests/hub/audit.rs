@@ -11,7 +11,7 @@ use std::time::Duration;
 use hyperfactory_hub::access::{Access, Grant, Role};
 use hyperfactory_hub::audit::publish::{Published, Publisher, Webhook};
 use hyperfactory_hub::audit::verify::{self, Extent, Finding, Report};
-use hyperfactory_hub::audit::{self, Actor, Hash, Head, Link, Record, action, ocsf};
+use hyperfactory_hub::audit::{self, Actor, Filter, Hash, Head, Link, Record, action, ocsf};
 use hyperfactory_hub::metrics::Metrics;
 use protocol::NodeKind;
 use rand::SeedableRng as _;
@@ -53,6 +53,28 @@ on_both_engines! {
         }
         assert_eq!(kinds.len(), 13, "{kinds:?}");
         assert_eq!(verified(&mut owner, &[published]).await.findings, []);
+    }
+
+    async fn who_follows_the_log_reads_nothing_twice_and_misses_nothing(database: TestDatabase) {
+        let world = World::new(database).await;
+        let head = async || audit::head(&world.database).await.expect("a head").id;
+        let action = Some(action::TOKEN_CREATED.to_owned());
+        let mut filter = Filter { action, after: Some(0), limit: 2, ..Filter::default() };
+        let mut news = async || {
+            let found = audit::news(&world.database, &mut filter).await.expect("the audit log");
+            (found.len(), filter.after.expect("a number"))
+        };
+        assert_eq!(news().await, (0, head().await), "what is not asked for is passed over");
+        for _ in 0..3 {
+            world.token(NodeKind::Agent, None).await;
+        }
+        world.node().await;
+        let newest = head().await;
+        let (found, after) = news().await;
+        assert!(found == 2 && after < newest, "more may follow at once: {found} {after} {newest}");
+        // The node came with a token, too.
+        assert_eq!((news().await.0, news().await), (2, (0, newest)));
+        world.close().await;
     }
 
     async fn the_database_itself_refuses_to_rewrite_the_log(database: TestDatabase) {
