@@ -5,12 +5,13 @@ mod evaluator;
 mod gauges;
 mod policy;
 mod rules;
+mod upkeep;
 
 use std::collections::{HashSet, VecDeque};
 use std::time::Duration;
 
 use protocol::{NodeId, TenantId, Timestamp};
-use store::sqlx::{self, Row, any::AnyRow};
+use store::sqlx::{self, AssertSqlSafe, Row, any::AnyRow};
 use store::{Database, StoreError, Transaction};
 use tokio::sync::broadcast;
 use tokio_util::sync::CancellationToken;
@@ -24,6 +25,7 @@ pub use gauges::Gauges;
 pub use policy::Policy;
 pub(crate) use rules::ails;
 pub use rules::{Rule, RuleError};
+pub use upkeep::Upkeep;
 
 /// Changes in one transaction: where a fleet is lost and comes back, others have their turn in between.
 const AT_ONCE: usize = 64;
@@ -160,20 +162,11 @@ impl Alerts {
     }
 
     async fn list_all(&self, filter: &Filter) -> Result<Vec<Alert>, StoreError> {
-        let open = filter.open.map_or(-1, i64::from);
-        let rows = sqlx::query(
-            "SELECT id, tenant, node, rule, subject, severity, message, opened_at, closed_at FROM alerts
-             WHERE id < $1 AND ($2 = '' OR tenant = $2) AND ($3 = '' OR node = $3)
-               AND ($4 < 0 OR ($4 = 1 AND closed_at IS NULL) OR ($4 = 0 AND closed_at IS NOT NULL))
-             ORDER BY id DESC LIMIT $5",
-        )
-        .bind(filter.before.unwrap_or(i64::MAX))
-        .bind(filter.tenant.as_ref().map_or("", TenantId::as_str))
-        .bind(filter.node.map_or(String::new(), |node| node.to_string()))
-        .bind(open)
-        .bind(i64::from(filter.limit))
-        .fetch_all(&mut *self.database.within(filter.tenant.as_ref().map(TenantId::as_str)).read().await?)
-        .await?;
+        let (sql, values) = chosen(filter);
+        let query = values.into_iter().fold(sqlx::query(AssertSqlSafe(sql)), |query, value| query.bind(value));
+        let rows = query
+            .fetch_all(&mut *self.database.within(filter.tenant.as_ref().map(TenantId::as_str)).read().await?)
+            .await?;
         Ok(rows.iter().map(read).collect::<Result<Vec<_>, _>>()?.into_iter().flatten().collect())
     }
 
@@ -362,6 +355,38 @@ impl Watcher {
     }
 }
 
+/// The statement for a list, and what it is to be given. What is asked for alone is written: SQLite uses no index for what may
+/// be empty. Those of a node, and those that are open, are found by an index of theirs; then it is seen whose they are.
+fn chosen(filter: &Filter) -> (String, Vec<String>) {
+    let found = filter.node.is_some() || filter.open == Some(true);
+    let asked = [
+        (if found { "tenant || '' =" } else { "tenant =" }, filter.tenant.as_ref().map(ToString::to_string)),
+        ("node =", filter.node.map(|node| node.to_string())),
+    ];
+    let (mut conditions, mut values) = (Vec::new(), Vec::new());
+    for (condition, value) in asked {
+        if let Some(value) = value {
+            values.push(value);
+            conditions.push(format!("{condition} ${}", values.len()));
+        }
+    }
+    match filter.open {
+        Some(true) => conditions.push("closed_at IS NULL".into()),
+        Some(false) => conditions.push("closed_at IS NOT NULL".into()),
+        None => {}
+    }
+    if let Some(before) = filter.before {
+        conditions.push(format!("id < {before}"));
+    }
+    let which = if conditions.is_empty() { String::new() } else { format!("WHERE {} ", conditions.join(" AND ")) };
+    let sql = format!(
+        "SELECT id, tenant, node, rule, subject, severity, message, opened_at, closed_at FROM alerts
+         {which}ORDER BY id DESC LIMIT {}",
+        filter.limit
+    );
+    (sql, values)
+}
+
 /// `None` for ids that are none: nothing but this module writes them.
 fn read(row: &AnyRow) -> Result<Option<Alert>, sqlx::Error> {
     let (tenant, node): (Option<String>, Option<String>) = (row.try_get(1)?, row.try_get(2)?);
@@ -379,4 +404,39 @@ fn read(row: &AnyRow) -> Result<Option<Alert>, sqlx::Error> {
         opened_at: Timestamp::from_millis(row.try_get(7)?),
         closed_at: row.try_get::<Option<i64>, _>(8)?.map(Timestamp::from_millis),
     }))
+}
+
+#[cfg(test)]
+mod tests {
+    use store::Engine;
+    use store::testing::TestDatabase;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn what_is_asked_for_is_found_by_an_index_and_not_sorted() {
+        let test = TestDatabase::create(Engine::Sqlite).await;
+        let database = test.open().await;
+        database.migrate(crate::schema::MIGRATIONS).await.expect("tables");
+        let tenant: Option<TenantId> = Some("acme".parse().expect("an id"));
+        let node = Some(NodeId::new(Timestamp::from_millis(0), [0; 10]));
+        let open = Some(true);
+        let all = Filter::default();
+        for (filter, index) in [
+            (Filter { node, tenant: tenant.clone(), open, ..all.clone() }, "alerts_node (node=?)"),
+            (Filter { node, before: Some(7), ..all.clone() }, "alerts_node (node=? AND id<?)"),
+            (Filter { open, tenant: tenant.clone(), ..all.clone() }, "alerts_closed (closed_at=?)"),
+            (Filter { open, ..all.clone() }, "alerts_closed (closed_at=?)"),
+            (Filter { tenant, before: Some(7), ..all }, "alerts_tenant (tenant=? AND id<?)"),
+        ] {
+            let (sql, values) = chosen(&filter);
+            let explained = AssertSqlSafe(format!("EXPLAIN QUERY PLAN {sql}"));
+            let explained = values.into_iter().fold(sqlx::query(explained), |query, value| query.bind(value));
+            let steps = explained.fetch_all(database.reader()).await.expect("a plan");
+            let steps: Vec<String> = steps.iter().map(|step| step.try_get("detail").expect("a step")).collect();
+            assert_eq!(steps, [format!("SEARCH alerts USING INDEX {index}")], "{filter:?}");
+        }
+        database.close().await;
+        test.remove().await;
+    }
 }

@@ -22,7 +22,7 @@ use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 use transport::{CloseCode, Endpoint, EndpointError, ServerLimits};
 
-use crate::alerts::Alerts;
+use crate::alerts::{self, Alerts};
 use crate::audit::publish::{Publisher, Webhook};
 use crate::commands::{Commands, SteadyClock};
 use crate::config::{Config, Encryption};
@@ -159,6 +159,7 @@ impl Hub {
         )
         .await?;
         storing.spawn(judging);
+        storing.spawn(alerts::Upkeep::new(database.clone()).keep(now, stop_storing.clone()));
         let clock = SteadyClock::open(&database, now()).await?;
         let (commands, keeping) =
             Commands::start(database.clone(), Arc::clone(&registry), clock, now, stop_storing.clone());

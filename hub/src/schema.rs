@@ -12,7 +12,16 @@ pub const MIGRATIONS: &[Migration] = &[
     Migration { version: 4, name: "what rollouts know of their nodes", sql: ROLLOUT_NODES },
     Migration { version: 5, name: "kept logs once", sql: logs::ONCE },
     Migration { version: 6, name: "kept logs by age", sql: logs::AGE },
+    Migration { version: 7, name: "alerts by node, by tenant and by their end", sql: ALERTS },
 ];
+
+/// Lists are by number. Those that are open have no end, which an index by it finds too.
+const ALERTS: &str = "
+CREATE INDEX alerts_node ON alerts (node, id);
+DROP INDEX alerts_tenant;
+CREATE INDEX alerts_tenant ON alerts (tenant, id);
+CREATE INDEX alerts_closed ON alerts (closed_at, id);
+";
 
 const ROLLOUT_NODES: &str = "
 -- It had a session when its command was made.

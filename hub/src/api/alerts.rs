@@ -37,7 +37,7 @@ pub(crate) enum AlertState {
     Closed,
 }
 
-/// Alerts, newest first.
+/// Alerts, newest first. One is kept for 90 days after its end.
 #[utoipa::path(get, path = "/api/v1/alerts", tag = "alerts", params(Which, Paging), responses(
     (status = 200, body = Page<Alert>),
 ))]

@@ -4,11 +4,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
-use hyperfactory_hub::alerts::{Alert, Alerts, Change, Filter, Policy, Rule};
+use hyperfactory_hub::alerts::{Alert, Alerts, Change, Filter, Policy, Rule, Upkeep};
 use hyperfactory_hub::telemetry::state::{Ended, Level, Member, Report, Services};
 use protocol::message::{NodeFacts, Service, ServiceHealth, ServiceKey, ServiceState};
 use protocol::{NodeId, NodeKind, SessionId, Timestamp};
 use store::on_both_engines;
+use store::sqlx::{self, Row};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -112,6 +113,35 @@ on_both_engines! {
         assert_eq!(count(&alerts).await, [0, 0, 0]);
         let all = alerts.list(&Filter { node: Some(node), ..Filter::default() }).await.expect("a list");
         assert_eq!((all.len(), all[0].opened_at, all[0].closed_at), (1, at(40), Some(at(70))));
+        world.close().await;
+    }
+
+    async fn an_alert_goes_90_days_after_its_end_and_stays_while_it_is_open(database: TestDatabase) {
+        let world = World::new(database).await;
+        let (node, _) = world.node().await;
+        let mut transaction = world.database.begin_write().await.expect("a transaction");
+        for (subject, closed_at) in (0..1_200).map(|number| (number.to_string(), Some(at(number)))).chain([("open".into(), None)]) {
+            sqlx::query(
+                "INSERT INTO alerts (tenant, node, rule, subject, severity, message, opened_at, closed_at)
+                 VALUES ('acme', $1, 'node.lost', $2, 'critical', '', $3, $4)",
+            )
+            .bind(node.to_string())
+            .bind(subject)
+            .bind(NOW.millis())
+            .bind(closed_at.map(Timestamp::millis))
+            .execute(&mut *transaction)
+            .await
+            .expect("an alert");
+        }
+        transaction.commit().await.expect("committed");
+        let left = async |after: u64| {
+            Upkeep::new(world.database.clone()).run_once(at(90 * 86_400 + after)).await.expect("kept up");
+            let rows = sqlx::query("SELECT subject FROM alerts ORDER BY id").fetch_all(world.database.reader()).await;
+            rows.expect("alerts").iter().map(|row| row.get::<String, _>(0)).collect::<Vec<_>>()
+        };
+        assert_eq!(left(0).await.len(), 1_201);
+        assert_eq!(left(1_199).await, ["1199", "open"]);
+        assert_eq!(left(1_200).await, ["open"]);
         world.close().await;
     }
 
