@@ -126,6 +126,11 @@ impl Actor {
         Self::named("anonymous".into())
     }
 
+    /// Whether it is the same one, wherever they are.
+    pub(crate) fn is(&self, other: &Self) -> bool {
+        (&self.name, &self.credential) == (&other.name, &other.credential)
+    }
+
     /// The same, with the credential they came with (an API token's id: two may have one name) and from where.
     #[must_use]
     pub fn by(self, credential: Option<&str>, remote: Option<IpAddr>) -> Self {

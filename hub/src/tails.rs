@@ -20,6 +20,8 @@ use crate::reason::Reason;
 
 /// Logs that are read at once, of all nodes; one more is told to come back.
 const TAILS: usize = 64;
+/// Of these, by one reader.
+const TAILS_OF_ONE: usize = TAILS / 4;
 /// Batches that wait for one reader, of 32 KiB at most: 32 MiB for all. Over it, lines are left out and counted.
 const BATCHES_BOUND: usize = 16;
 /// Most characters of a node's message that are kept.
@@ -38,6 +40,7 @@ struct Inner {
 
 struct Open {
     node: NodeId,
+    reader: Actor,
     tail: Tail,
     /// The session that has told the node.
     session: Option<SessionId>,
@@ -109,7 +112,7 @@ pub enum TailsError {
     #[error("the node has no session now, and a log is read live or not at all")]
     Offline,
     /// Too many are read already.
-    #[error("as many logs are read as may be at once, of this node or of all; end one, or try again later")]
+    #[error("as many logs are read as may be at once, by you, of this node or of all; end one, or try again later")]
     Busy,
     /// The database failed.
     #[error(transparent)]
@@ -138,7 +141,7 @@ impl Tails {
         if !self.0.sessions.has(node) {
             return Err(TailsError::Offline);
         }
-        self.room(node, &self.open())?;
+        room(node, actor, &self.open())?;
         let record = Record {
             actor: actor.clone(),
             action: action::TAIL_STARTED,
@@ -162,9 +165,19 @@ impl Tails {
         let reading = Reading { tails: self.clone(), id: tail.id, batches, end: Arc::clone(&end), over: false };
         {
             let mut open = self.open();
-            self.room(node, &open)?;
+            room(node, actor, &open)?;
             let _counted = Counted::new(&self.0.metrics);
-            let new = Open { node, session: None, begun: false, batches: sender, dropped: 0, end, tail, _counted };
+            let new = Open {
+                node,
+                reader: actor.clone(),
+                session: None,
+                begun: false,
+                batches: sender,
+                dropped: 0,
+                end,
+                tail,
+                _counted,
+            };
             open.insert(new.tail.id, new);
         }
         self.0.sessions.wake_tails(node);
@@ -173,11 +186,6 @@ impl Tails {
             return Err(TailsError::Offline);
         }
         Ok(reading)
-    }
-
-    fn room(&self, node: NodeId, open: &HashMap<TailId, Open>) -> Result<(), TailsError> {
-        let of_node = open.values().filter(|open| open.node == node).count();
-        if open.len() >= TAILS || of_node >= AT_ONCE { Err(TailsError::Busy) } else { Ok(()) }
     }
 
     /// What a node is to read in this session.
@@ -264,6 +272,14 @@ impl Tails {
     }
 }
 
+/// Whether there is room for one more, of this node and by this reader.
+fn room(node: NodeId, reader: &Actor, open: &HashMap<TailId, Open>) -> Result<(), TailsError> {
+    let of_node = open.values().filter(|open| open.node == node).count();
+    let of_one = open.values().filter(|open| open.reader.is(reader)).count();
+    let full = open.len() >= TAILS || of_node >= AT_ONCE || of_one >= TAILS_OF_ONE;
+    if full { Err(TailsError::Busy) } else { Ok(()) }
+}
+
 /// Leaves word for the reader, who finds it behind the last batch.
 fn finish(open: Open, reason: EndReason, message: &str) {
     let end = End { reason, message: message.to_owned(), dropped: open.dropped };
@@ -325,5 +341,40 @@ impl Reading {
 impl Drop for Reading {
     fn drop(&mut self) {
         self.tails.close(self.id);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_reader_has_all_that_may_be_read_at_once() {
+        let metrics = Arc::new(Metrics::new().expect("metrics"));
+        let (ann, bob) = (Actor::operator("ann"), Actor::operator("bob"));
+        let mut open = HashMap::new();
+        for number in 0..TAILS_OF_ONE as u8 {
+            let node = NodeId::new(Timestamp::from_millis(0), [number; 10]);
+            room(node, &ann, &open).expect("room");
+            let tail = Tail {
+                id: TailId::new(Timestamp::from_millis(0), [number; 10]),
+                stack: "shop".into(),
+                service: "web".into(),
+                since: None,
+                until: None,
+                grep: None,
+                lines: 1,
+                follow: true,
+            };
+            let (batches, _) = mpsc::channel(1);
+            let (reader, end, _counted) = (ann.clone(), Arc::default(), Counted::new(&metrics));
+            let new = Open { node, reader, session: None, begun: false, batches, dropped: 0, end, tail, _counted };
+            open.insert(new.tail.id, new);
+        }
+        let node = NodeId::new(Timestamp::from_millis(0), [99; 10]);
+        let elsewhere = ann.by(None, Some([192, 0, 2, 1].into()));
+        assert!(matches!(room(node, &elsewhere, &open), Err(TailsError::Busy)));
+        room(node, &elsewhere.by(Some("a token of the same name"), None), &open).expect("room");
+        room(node, &bob, &open).expect("room");
     }
 }

@@ -4,6 +4,7 @@ mod connections;
 mod door;
 mod https;
 mod pair;
+mod seats;
 
 use std::collections::HashMap;
 use std::ops::Deref;
@@ -23,7 +24,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::access::Access;
+use crate::access::{Access, Principal};
 use crate::alerts::Alerts;
 use crate::api::idempotency::Answers;
 use crate::api::problem::Problem;
@@ -48,11 +49,14 @@ pub use https::{HttpAuthority, http_authority};
 pub(crate) use https::{Https, base_url};
 pub(crate) use pair::Pair;
 pub use pair::PairError;
+use seats::{Seat, Seats};
 
 /// Largest request body, bytes.
 pub(crate) const BODY_LIMIT: usize = 64 * 1024;
 /// Live streams at once, of pages and of the API. One more is told to come back.
 const STREAMS: usize = 512;
+/// Of one API token, or of one name without: one more is told that it is too many.
+const STREAMS_OF_ONE: usize = STREAMS / 8;
 /// How long a node sends every sample at once after somebody looked at it.
 const WATCHED_FOR: Duration = Duration::from_secs(60);
 /// How long the database may take to answer before the hub is not ready.
@@ -126,6 +130,13 @@ pub(crate) struct Inner {
     /// Until when nodes send every sample at once.
     watched: Mutex<HashMap<NodeId, Instant>>,
     streams: Arc<Semaphore>,
+    readers: Seats<String>,
+}
+
+/// A live stream's place, until it is dropped.
+pub(crate) struct Place {
+    _of_all: OwnedSemaphorePermit,
+    _of_one: Seat<String>,
 }
 
 impl Deref for App {
@@ -141,7 +152,7 @@ impl App {
         let roster = Roster::new(state.fleet.clone());
         let streams = Arc::new(Semaphore::new(STREAMS));
         let answers = Answers::new(state.at_work.clone());
-        Self(Arc::new(Inner { state, roster, answers, watched: Mutex::default(), streams }))
+        Self(Arc::new(Inner { state, roster, answers, watched: Mutex::default(), streams, readers: Seats::default() }))
     }
 
     /// Now.
@@ -162,9 +173,16 @@ impl App {
     }
 
     /// Room for one more live stream.
-    pub(crate) fn stream(&self) -> Result<OwnedSemaphorePermit, Problem> {
-        let detail = "This hub serves as many live streams as it can; try again soon.";
-        Arc::clone(&self.streams).try_acquire_owned().map_err(|_| Problem::unavailable(detail, Duration::from_secs(10)))
+    pub(crate) fn stream(&self, who: &Principal) -> Result<Place, Problem> {
+        let soon = Duration::from_secs(10);
+        let reader = who.token.clone().unwrap_or_else(|| who.name.clone());
+        let of_one = self.readers.seat(reader, STREAMS_OF_ONE).ok_or_else(|| {
+            Problem::too_many(format!("{:?} has {STREAMS_OF_ONE} live streams already; end one.", who.name), soon)
+        })?;
+        let full = "This hub serves as many live streams as it can; try again soon.";
+        let of_all = Arc::clone(&self.streams).try_acquire_owned();
+        let of_all = of_all.map_err(|_| Problem::unavailable(full, soon))?;
+        Ok(Place { _of_all: of_all, _of_one: of_one })
     }
 }
 

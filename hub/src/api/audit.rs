@@ -10,7 +10,6 @@ use axum::response::{IntoResponse as _, Response};
 use futures_util::Stream;
 use futures_util::stream;
 use serde::Deserialize;
-use tokio::sync::OwnedSemaphorePermit;
 use utoipa::IntoParams;
 
 use super::events::Watch;
@@ -22,7 +21,7 @@ use super::resource::{AuditEntry, AuditHead, Page};
 use crate::access::Role;
 use crate::audit::publish::Published;
 use crate::audit::{self, Filter};
-use crate::web::App;
+use crate::web::{App, Place};
 
 /// How often a follower looks for new entries.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -88,7 +87,7 @@ pub(crate) async fn follow(
     };
     filter.after = Some(newest);
     filter.limit = AT_ONCE;
-    let follower = Follower { permit: app.stream()?, app, filter, watch, waiting: Vec::new() };
+    let follower = Follower { place: app.stream(&caller.0)?, app, filter, watch, waiting: Vec::new() };
     Ok(follow::follow(follower))
 }
 
@@ -124,14 +123,14 @@ pub(crate) async fn export(
     caller.require(Role::Admin)?;
     let tenant = caller.scope(&app, exported.tenant.as_deref()).await?;
     let export = audit::Export::begin(app.state.database.clone(), tenant, exported.after.unwrap_or(0)).await?;
-    let lines = stream::unfold((export, app.stream()?, app), async |(mut export, permit, app)| {
+    let lines = stream::unfold((export, app.stream(&caller.0)?, app), async |(mut export, place, app)| {
         // An error, so that the reader does not take a part for the whole.
         let stopping = || std::io::Error::other("the hub is stopping");
         let lines = match app.state.shutdown.is_cancelled() {
             true => Err(stopping()),
             false => export.lines().await.map_err(std::io::Error::other),
         };
-        Some((lines.transpose()?, (export, permit, app)))
+        Some((lines.transpose()?, (export, place, app)))
     });
     let headers = [
         (header::CONTENT_TYPE, "application/x-ndjson"),
@@ -147,7 +146,7 @@ struct Follower {
     /// Read and not yet sent, newest first.
     waiting: Vec<AuditEntry>,
     #[expect(dead_code, reason = "held while the stream lasts")]
-    permit: OwnedSemaphorePermit,
+    place: Place,
 }
 
 impl Follow for Follower {

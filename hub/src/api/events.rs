@@ -3,6 +3,7 @@
 use std::collections::{BTreeSet, VecDeque};
 use std::convert::Infallible;
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::{FromRequestParts, State};
@@ -11,7 +12,7 @@ use axum::response::sse::{Event, Sse};
 use futures_util::Stream;
 use protocol::{NodeId, TenantId};
 use serde::{Deserialize, Serialize};
-use tokio::sync::{OwnedSemaphorePermit, broadcast};
+use tokio::sync::broadcast;
 use tokio::time::Instant;
 use utoipa::{IntoParams, ToSchema};
 
@@ -21,7 +22,7 @@ use super::problem::Problem;
 use super::resource::{AttentionLevel, Node, Time};
 use crate::access::Principal;
 use crate::alerts::Change;
-use crate::web::App;
+use crate::web::{App, Place};
 
 /// Events of one node are gathered for this long.
 const GATHER: Duration = Duration::from_secs(1);
@@ -72,7 +73,7 @@ pub(crate) async fn stream(
 ) -> Result<Sse<impl Stream<Item = Result<Event, Infallible>>>, Problem> {
     let tenant = caller.scope(&app, which.tenant.as_deref()).await?;
     let follower = Follower {
-        permit: app.stream()?,
+        place: app.stream(&caller.0)?,
         changes: app.state.fleet.changes(),
         alerts: app.state.alerts.changes(),
         principal: caller.0,
@@ -130,17 +131,19 @@ struct Follower {
     changed: Changed,
     /// When the next events may go out.
     next: Instant,
-    /// Rendered and not yet sent: at most the fleet.
-    ready: VecDeque<Event>,
+    /// Not yet sent: at most the fleet. Each is rendered when its turn comes, for a reader may be slow.
+    ready: VecDeque<Arc<Node>>,
     #[expect(dead_code, reason = "held while the stream lasts")]
-    permit: OwnedSemaphorePermit,
+    place: Place,
 }
 
 impl Follow for Follower {
     async fn next(&mut self) -> Option<Event> {
         loop {
-            if let Some(event) = self.ready.pop_front() {
-                return Some(event);
+            while let Some(node) = self.ready.pop_front() {
+                if let Ok(event) = Event::default().event("node").json_data(&*node) {
+                    return Some(event);
+                }
             }
             let due = match &self.changed {
                 Changed::Some(nodes) if nodes.is_empty() => self.watch.checked + CHECK_EVERY,
@@ -153,7 +156,7 @@ impl Follow for Follower {
                     if !self.watch.still_good(&self.app).await {
                         return None;
                     }
-                    self.render();
+                    self.gather();
                 }
                 alert = self.alerts.recv() => match alert {
                     Ok(change) => if let Some(event) = self.alert(change) { return Some(event) },
@@ -173,17 +176,16 @@ impl Follow for Follower {
 }
 
 impl Follower {
-    fn render(&mut self) {
+    fn gather(&mut self) {
         let changed = std::mem::replace(&mut self.changed, Changed::Some(BTreeSet::new()));
-        let nodes = match changed {
-            Changed::All => self.app.roster.of(&self.principal, self.tenant.as_ref()),
+        match changed {
+            Changed::All => self.ready.extend(self.app.roster.of(&self.principal, self.tenant.as_ref())),
             Changed::Some(ids) => {
                 let found = ids.into_iter().filter_map(|id| self.app.roster.node(&self.principal, id));
                 let of = |tenant: &TenantId| self.tenant.as_ref().is_none_or(|one| one == tenant);
-                found.filter(|(_, view)| of(&view.tenant)).map(|(node, _)| node).collect()
+                self.ready.extend(found.filter(|(_, view)| of(&view.tenant)).map(|(node, _)| node));
             }
-        };
-        self.ready.extend(nodes.iter().filter_map(|node| Event::default().event("node").json_data(&**node).ok()));
+        }
         self.next = Instant::now() + GATHER;
     }
 

@@ -11,7 +11,6 @@ use serde::{Deserialize, Serialize};
 use settings::Period;
 use std::convert::Infallible;
 use std::time::Duration;
-use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 use utoipa::{IntoParams, ToSchema};
 
@@ -24,7 +23,7 @@ use super::resource::Time;
 use crate::access::{Principal, Role};
 use crate::reason::Reason;
 use crate::tails::{End, EndReason, News, Reading};
-use crate::web::App;
+use crate::web::{App, Place};
 
 /// Lines of what was written before that are looked at when nothing is asked for.
 const LINES: u32 = 100;
@@ -167,7 +166,7 @@ pub(crate) struct Follower {
     check: Instant,
     over: bool,
     #[expect(dead_code, reason = "held while the stream lasts")]
-    permit: OwnedSemaphorePermit,
+    place: Place,
 }
 
 impl Follower {
@@ -195,11 +194,11 @@ impl Follower {
             grep,
             follow: query.follow,
         };
-        let permit = app.stream()?;
+        let place = app.stream(who)?;
         let of = (node, view.tenant.clone());
         let reason = Reason::given(&query.reason)?;
         let reading = app.state.tails.start(tail, of, reason.as_ref(), &who.actor(), now).await?;
-        Ok(Self { app, reading, leave, check: Instant::now() + CHECK_EVERY, over: false, permit })
+        Ok(Self { app, reading, leave, check: Instant::now() + CHECK_EVERY, over: false, place })
     }
 
     async fn may(&mut self) -> bool {

@@ -17,7 +17,6 @@ use maud::Markup;
 use protocol::{CommandId, NodeId, NodeKind, TenantId};
 use serde::Deserialize;
 use serde_json::json;
-use tokio::sync::OwnedSemaphorePermit;
 use tokio::sync::broadcast::{self, error::RecvError};
 use tokio::time::Instant;
 
@@ -38,7 +37,7 @@ use crate::api::problem::Problem;
 use crate::api::resource::{CommandState, Token};
 use crate::api::rotations;
 use crate::api::select::NodeQuery;
-use crate::web::App;
+use crate::web::{App, Place};
 
 /// Least time between two updates of one browser.
 const PACE: Duration = Duration::from_secs(1);
@@ -95,9 +94,9 @@ pub(super) async fn stream(State(app): State<App>, visitor: Result<Visitor, Away
         if named.v != version() {
             return Ok(None);
         }
-        Ok(Some((Watched::of(&named.page, &uri)?, app.stream()?)))
+        Ok(Some((Watched::of(&named.page, &uri)?, app.stream(visitor.principal())?)))
     });
-    let (watched, permit) = match started {
+    let (watched, place) = match started {
         // The hub was updated: the page and its script are of another version.
         Ok(None) => return once("reload"),
         Ok(Some(started)) => started,
@@ -125,7 +124,7 @@ pub(super) async fn stream(State(app): State<App>, visitor: Result<Visitor, Away
         looked: now,
         checked: now,
         over: false,
-        permit,
+        place,
         app,
     };
     follow(live).into_response()
@@ -191,7 +190,7 @@ struct Live {
     checked: Instant,
     over: bool,
     #[expect(dead_code, reason = "held while the stream lasts")]
-    permit: OwnedSemaphorePermit,
+    place: Place,
 }
 
 /// Fragments by id, and for a list the order of its rows.

@@ -1,10 +1,9 @@
 //! Connections of browsers, `hfctl` and scrapers: accepted within bounds, with TLS or without, and served.
 
-use std::collections::HashMap;
 use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use axum::body::{Body, BodyDataStream, Bytes};
@@ -26,6 +25,7 @@ use tokio_util::sync::CancellationToken;
 use tower::ServiceExt as _;
 
 use super::door::Door;
+use super::seats::{Seat, Seats};
 use crate::gateway::network;
 use crate::metrics::Metrics;
 
@@ -60,7 +60,7 @@ impl Server {
     /// Serves until `shutdown`, and then until every connection has had its answer. Dropped, it cuts them all.
     pub(crate) async fn run(self, shutdown: CancellationToken) {
         let places = Arc::new(Semaphore::new(CONNECTIONS));
-        let sources = Sources::default();
+        let sources = Seats::default();
         let door = self.door.map(Arc::new);
         let mut connections = JoinSet::new();
         loop {
@@ -87,7 +87,7 @@ impl Server {
                     continue;
                 }
             };
-            let Some(seat) = sources.seat(remote.ip(), PER_SOURCE) else {
+            let Some(seat) = seat(&sources, remote.ip(), PER_SOURCE) else {
                 self.metrics.http_refused.inc();
                 continue;
             };
@@ -187,40 +187,10 @@ fn until(data: BodyDataStream, deadline: Instant) -> impl Stream<Item = Result<B
     })
 }
 
-/// How many connections each source has. Clones share it.
-#[derive(Clone, Default)]
-struct Sources(Arc<Mutex<HashMap<IpAddr, usize>>>);
-
-/// One connection of a source, until it is dropped.
-struct Seat {
-    sources: Sources,
-    source: IpAddr,
-}
-
-impl Sources {
-    /// `None` when `address` has `most` already.
-    fn seat(&self, address: IpAddr, most: usize) -> Option<Seat> {
-        let source = network(address);
-        let mut taken = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = taken.entry(source).or_default();
-        if *count >= most && !source.is_loopback() {
-            return None;
-        }
-        *count += 1;
-        Some(Seat { sources: self.clone(), source })
-    }
-}
-
-impl Drop for Seat {
-    fn drop(&mut self) {
-        let mut taken = self.sources.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = taken.get_mut(&self.source) {
-            *count -= 1;
-            if *count == 0 {
-                taken.remove(&self.source);
-            }
-        }
-    }
+/// A place for `address`; `None` when its network has `most` already.
+fn seat(sources: &Seats<IpAddr>, address: IpAddr, most: usize) -> Option<Seat<IpAddr>> {
+    let source = network(address);
+    sources.seat(source, if source.is_loopback() { usize::MAX } else { most })
 }
 
 #[cfg(test)]
@@ -232,16 +202,13 @@ mod tests {
 
     #[test]
     fn one_source_never_has_all_connections() {
-        let sources = Sources::default();
-        let address = |text: &str| text.parse::<IpAddr>().expect("an address");
-        let seats: Vec<_> = (1..=2).map(|last| sources.seat(address(&format!("2001:db8::{last}")), 2)).collect();
+        let sources = Seats::default();
+        let seated = |text: &str| seat(&sources, text.parse().expect("an address"), 2);
+        let seats: Vec<_> = (1..=2).map(|last| seated(&format!("2001:db8::{last}"))).collect();
         assert!(seats.iter().all(Option::is_some));
-        assert!(sources.seat(address("2001:db8::3"), 2).is_none(), "the same /64");
-        assert!(sources.seat(address("2001:db8:0:1::1"), 2).is_some());
-        drop(seats);
-        assert!(sources.seat(address("2001:db8::3"), 2).is_some());
-        assert!(sources.0.lock().expect("a map").is_empty(), "who is gone is forgotten");
-        let proxied: Vec<_> = (0..5).map(|_| sources.seat(address("127.0.0.1"), 2)).collect();
+        assert!(seated("2001:db8::3").is_none(), "the same /64");
+        assert!(seated("2001:db8:0:1::1").is_some());
+        let proxied: Vec<_> = (0..5).map(|_| seated("127.0.0.1")).collect();
         assert!(proxied.iter().all(Option::is_some));
     }
 

@@ -1,9 +1,12 @@
 //! The API's streams.
 
+use axum::body::Body;
+use axum::http::{Request, StatusCode};
 use hyperfactory_hub::access::Role;
 use protocol::message::ServiceHealth;
 use serde_json::Value;
 use store::on_both_engines;
+use tower::ServiceExt as _;
 
 use crate::Site;
 
@@ -31,6 +34,26 @@ on_both_engines! {
         let node = parsed(&data);
         assert_eq!(node["id"], own.to_string(), "another tenant's node is not told of");
         assert_eq!((&node["presence"]["state"], &node["service_counts"]["running"]), (&"online".into(), &1.into()));
+    }
+
+    async fn one_reader_never_has_all_live_streams(test: TestDatabase) {
+        let site = Site::open(test).await;
+        let token = site.token(Role::Viewer, None).await;
+        let bearer = format!("Bearer {token}");
+        let headers = [("authorization", &*bearer)];
+        let mut open = Vec::new();
+        for _ in 0..64 {
+            open.push(site.stream("/api/v1/events", &headers).await);
+        }
+        for path in ["/api/v1/events", "/api/v1/audit/events"] {
+            let request = Request::get(path).header("authorization", &bearer).body(Body::empty());
+            let refused = site.router.clone().oneshot(request.expect("a request")).await.expect("an answer");
+            assert_eq!(refused.status(), StatusCode::TOO_MANY_REQUESTS, "{path}");
+        }
+        let other = format!("Bearer {}", site.token(Role::Viewer, None).await);
+        site.stream("/api/v1/events", &[("authorization", &other)]).await;
+        open.pop();
+        site.stream("/api/v1/events", &headers).await;
     }
 
     async fn the_audit_log_can_be_followed_without_a_gap(test: TestDatabase) {
