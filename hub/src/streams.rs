@@ -135,7 +135,7 @@ macro_rules! tables {
 }
 pub(crate) use tables;
 
-/// One life of a node's spool, and how far it is stored. There is one of these for one stream in a hub.
+/// One life of a node's spool, and how far it is stored. All sessions with a node's newest one share it.
 pub(crate) struct Stream {
     pub(crate) node: NodeId,
     pub(crate) tenant: TenantId,

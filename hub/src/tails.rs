@@ -215,7 +215,7 @@ impl Tails {
         }
     }
 
-    /// The node has ended a tail. Whose it was, when the node's policy refused it.
+    /// The node has ended a tail. Gives why.
     pub(crate) fn ended(&self, session: SessionId, id: TailId, reason: TailEndReason, message: &str) -> EndReason {
         let reason = match reason {
             TailEndReason::Complete => EndReason::Complete,

@@ -229,7 +229,8 @@ impl Endpoint {
     }
 }
 
-/// A client that would like to connect. Dropping it refuses.
+/// A client that would like to connect. Dropping it refuses it: it is told that there is no room, and comes back after its
+/// back-off.
 #[derive(Debug)]
 pub struct Incoming {
     quic: quinn::Incoming,
@@ -253,16 +254,6 @@ impl Incoming {
         if let Err(error) = self.quic.retry() {
             error.into_incoming().refuse();
         }
-    }
-
-    /// Tells the client that there is no room; it comes back after its back-off.
-    pub fn refuse(self) {
-        self.quic.refuse();
-    }
-
-    /// Says nothing, for whom even an answer is too much.
-    pub fn ignore(self) {
-        self.quic.ignore();
     }
 
     /// Does the handshake, within the endpoint's deadline for it.

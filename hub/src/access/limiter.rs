@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use protocol::Timestamp;
 
+use crate::gateway::network;
+
 /// Failures that cost nothing yet.
 const FREE: u32 = 10;
 /// How long failures are remembered.
@@ -72,13 +74,5 @@ impl Limiter {
         }
         let all = audited.get_or_insert(Failures { since: now, count: 0 });
         Failed { wait: None, audited: all.count(now) <= AUDITED }
-    }
-}
-
-/// One customer's worth of addresses: an IPv4 address, or an IPv6 /64.
-fn network(remote: IpAddr) -> IpAddr {
-    match remote.to_canonical() {
-        IpAddr::V4(v4) => v4.into(),
-        IpAddr::V6(v6) => std::net::Ipv6Addr::from_bits(v6.to_bits() & !u128::from(u64::MAX)).into(),
     }
 }

@@ -19,6 +19,7 @@ use utoipa::{IntoParams, ToSchema};
 use super::extract::{Caller, Json, Path, Query};
 use super::idempotency::{IdempotencyKey, REPLAYED};
 use super::list::{Paging, bad_cursor};
+use super::nodes::unknown;
 use super::problem::Problem;
 use super::resource::{Command, CommandDetail, CommandState, Kind, Node, Ordered, OrderedCommand, Page, PresenceState};
 use super::select::NodeQuery;
@@ -440,8 +441,7 @@ impl Target {
         for text in &self.nodes {
             let id: NodeId =
                 text.parse().map_err(|error: protocol::id::IdError| Problem::invalid(error.to_string()))?;
-            let unknown = || Problem::not_found(format!("There is no node {id}: see `hfctl node list`."));
-            let (node, _) = app.roster.node(who, id).ok_or_else(unknown)?;
+            let (node, _) = app.roster.node(who, id).ok_or_else(|| unknown(id))?;
             if node.revoked_at.is_some() {
                 return Err(Problem::conflict(format!("{} is revoked: it carries out nothing any more.", node.name)));
             }

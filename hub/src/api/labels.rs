@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::extract::{Caller, Json, Path};
+use super::nodes::unknown;
 use super::problem::Problem;
 use crate::access::Role;
 use crate::labels::{self, Label};
@@ -51,8 +52,4 @@ pub(crate) async fn replace(
     let wanted = asked.labels.iter().map(|(name, value)| Label::new(name, value)).collect::<Result<Vec<_>, _>>()?;
     labels::replace(&app.state.database, id, &view.tenant, &wanted, &caller.actor(), app.now()).await?;
     Ok(axum::Json(asked))
-}
-
-fn unknown(id: NodeId) -> Problem {
-    Problem::not_found(format!("There is no node {id}: see `hfctl node list`."))
 }

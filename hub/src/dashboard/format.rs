@@ -187,7 +187,12 @@ pub fn sentence(subject: &str, message: &str) -> String {
     if !subject.is_empty() {
         return format!("{subject}: {message}");
     }
-    let mut chars = message.chars();
+    capital(message)
+}
+
+/// The same sentence with a capital letter.
+pub fn capital(text: &str) -> String {
+    let mut chars = text.chars();
     chars.next().map(|first| first.to_uppercase().chain(chars).collect()).unwrap_or_default()
 }
 

@@ -8,6 +8,7 @@ use axum::response::{Html, IntoResponse, Redirect, Response};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
+pub(super) use super::format::capital;
 use super::format::{Clock, escaped};
 use super::layout::{Viewer, alone};
 use super::{OrShown as _, Shown, sign_in as views};
@@ -246,12 +247,6 @@ fn local(next: Option<&str>) -> &str {
             && next.bytes().all(|b| b.is_ascii_graphic())
     };
     next.filter(plain).unwrap_or("/")
-}
-
-/// The same sentence with a capital letter.
-pub(super) fn capital(text: &str) -> String {
-    let mut chars = text.chars();
-    chars.next().map(|first| first.to_uppercase().chain(chars).collect()).unwrap_or_default()
 }
 
 #[cfg(test)]

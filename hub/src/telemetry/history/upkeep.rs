@@ -173,8 +173,8 @@ impl Upkeep {
 
     /// Deletes the oldest rows from before `horizon`, oldest numbers first; says whether there may be more.
     async fn delete(&self, stream: i64, horizon: Timestamp) -> Result<bool, StoreError> {
-        // Numbers go from the front without a hole, up to the first row that is still wanted: so `deleted_through`
-        // says all there is to say about what is gone.
+        // Numbers go from the front without a hole, up to the last row that is too old, with whatever a clock that was ahead has
+        // dated later: so `deleted_through` says all there is to say about what is gone.
         let through: Option<i64> = sqlx::query_scalar(
             "SELECT MAX(last) FROM (
                  SELECT last_sequence AS last, received_at FROM chunks WHERE stream = $1 AND received_at < $2
