@@ -235,7 +235,7 @@ async fn wrong_method(State(app): State<App>, uri: Uri) -> Response {
 
 fn is_api(uri: &Uri) -> bool {
     let path = uri.path();
-    path == "/api" || path.starts_with("/api/") || path.starts_with("/pki/")
+    path == "/api" || ["/api/", "/pki/", "/crl/"].iter().any(|prefix| path.starts_with(prefix))
 }
 
 /// The headers that every answer carries.

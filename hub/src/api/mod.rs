@@ -73,7 +73,7 @@ impl Modify for Bearer {
     }
 }
 
-/// Every address below `/api/v1`, and `/pki`.
+/// Every address below `/api/v1`, `/pki` and `/crl`.
 pub(crate) fn router() -> Router<App> {
     let (router, description) = described();
     let description = serde_json::to_vec(&description).unwrap_or_default();

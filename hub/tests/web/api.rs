@@ -45,6 +45,8 @@ on_both_engines! {
             (404, Method::GET, "/api"),
             (405, Method::PUT, "/api/v1/tenants"),
             (405, Method::POST, "/api/v1/openapi.json"),
+            (405, Method::PUT, "/pki/fleet-root.pem"),
+            (405, Method::PUT, "/crl/1"),
             (404, Method::GET, "/api/v1/tenants/nobody"),
             (404, Method::GET, "/api/v1/tenants/Not-An-Id"),
             (404, Method::GET, unknown),
