@@ -113,17 +113,20 @@ impl Commands {
                 if self.0.sessions.has(node) {
                     continue;
                 }
-                sqlx::query(
+                // Its node may have come back meanwhile, also to another hub.
+                let given_up = sqlx::query(
                     "UPDATE commands SET state = 'unknown', ended_at = $2,
                        message = 'its node went away with it and has not told what came of it; when it is back, it will'
-                     WHERE id = $1",
+                     WHERE id = $1 AND state IN ('delivered', 'running') AND told_at IS NULL",
                 )
                 .bind(&after.1)
                 .bind(now.millis())
                 .execute(&mut **transaction)
                 .await?;
-                info!(command = %id, %node, "a command's node is away past its deadline");
-                changed.push(node);
+                if given_up.rows_affected() == 1 {
+                    info!(command = %id, %node, "a command's node is away past its deadline");
+                    changed.push(node);
+                }
             }
             if (overdue.len() as i64) < AT_ONCE {
                 return Ok(());

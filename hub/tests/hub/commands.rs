@@ -1,5 +1,7 @@
 //! Commands as rows: what is said of one is true whenever the hub is killed, whatever the wall clock does.
 
+mod at_once;
+
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
