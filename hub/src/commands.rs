@@ -43,7 +43,7 @@ struct Inner {
     sessions: Arc<Registry>,
     clock: SteadyClock,
     writer: Submitter<Writer>,
-    /// Requests that are being stored, and what is being taken back.
+    /// Requests that are being stored, what is being taken back, and keys that are being revoked.
     asking: TaskTracker,
     /// A deadline may have come nearer.
     sooner: Notify,
@@ -328,6 +328,15 @@ impl Commands {
             self.0.sessions.wake(row.try_get::<String, _>(0)?.parse().map_err(unreadable)?);
         }
         Ok(())
+    }
+
+    /// Does all of it, also when the caller goes away: in a task.
+    pub(crate) async fn wholly<T, E>(&self, doing: impl Future<Output = Result<T, E>> + Send + 'static) -> Result<T, E>
+    where
+        T: Send + 'static,
+        E: From<sqlx::Error> + Send + 'static,
+    {
+        self.0.asking.spawn(doing).await.unwrap_or_else(|_| Err(sqlx::Error::WorkerCrashed.into()))
     }
 
     /// Has the node's session look, and whoever watches.

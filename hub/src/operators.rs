@@ -118,7 +118,7 @@ pub async fn list(database: &Database, tenant: Option<&TenantId>) -> Result<Vec<
 }
 
 /// Takes a key back: nothing that it has signed is passed on any more, and what of that is not over is taken back. Doing it
-/// twice changes nothing.
+/// twice changes nothing, but for what could not be taken back the first time.
 ///
 /// # Errors
 /// [`OperatorsError`].
@@ -130,8 +130,27 @@ pub async fn revoke(
     actor: &Actor,
     now: Timestamp,
 ) -> Result<(), OperatorsError> {
-    let mut transaction = database.within(tenant.map(TenantId::as_str)).begin_write().await?;
-    // Before anything else: a command that is being signed for is then seen here, or its key there.
+    let (database, doing, id) = (database.within(tenant.map(TenantId::as_str)), commands.clone(), id.to_owned());
+    let (tenant, actor) = (tenant.cloned(), actor.clone());
+    // What a key that is revoked has signed must then be taken back.
+    commands
+        .wholly(async move {
+            let key = mark_revoked(&database, &id, tenant.as_ref(), &actor, now).await?;
+            Ok(doing.take_back_signed(key.key, &id, key.tenant.as_ref(), &actor, now).await?)
+        })
+        .await
+}
+
+/// Stores that a key is revoked. In a transaction of its own: whoever has a command's row may wait for the audit log's head.
+async fn mark_revoked(
+    database: &Database,
+    id: &str,
+    tenant: Option<&TenantId>,
+    actor: &Actor,
+    now: Timestamp,
+) -> Result<OperatorKey, OperatorsError> {
+    let mut transaction = database.begin_write().await?;
+    // Before anything else: a command that is being signed for is stored by then, or sees that the key is revoked.
     audit::lock(&mut transaction).await?;
     let row = sqlx::query(
         "UPDATE operator_keys SET revoked_at = COALESCE(revoked_at, $3) WHERE id = $1 AND ($2 = '' OR tenant = $2)
@@ -143,23 +162,19 @@ pub async fn revoke(
     .fetch_optional(&mut *transaction)
     .await?;
     let key = read(&row.ok_or_else(|| OperatorsError::Unknown(id.chars().take(64).collect()))?)?;
-    let (nodes, mut records) = Commands::take_back_signed(&mut transaction, key.key, id, actor, now).await?;
     if key.revoked_at == Some(now) {
-        records.push(Record {
+        let record = Record {
             actor: actor.clone(),
             action: action::OPERATOR_KEY_REVOKED,
             tenant: tenant.cloned(),
             subject: id.to_owned(),
-            detail: json!({ "name": key.name, "taken_back": nodes.len() }),
+            detail: json!({ "name": key.name }),
             remote: None,
-        });
-    }
-    if !records.is_empty() {
-        audit::append_all(&mut transaction, now, records).await?;
+        };
+        audit::append(&mut transaction, now, record).await?;
     }
     transaction.commit().await?;
-    commands.taken_back(&nodes);
-    Ok(())
+    Ok(key)
 }
 
 fn read(row: &AnyRow) -> Result<OperatorKey, sqlx::Error> {

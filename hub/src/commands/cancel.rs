@@ -6,13 +6,14 @@ use pki::OperatorPublicKey;
 use protocol::{CommandId, NodeId, TenantId, Timestamp};
 use serde_json::{Value, json};
 use store::sqlx::any::AnyRow;
-use store::sqlx::{self, Row};
+use store::sqlx::{self, AssertSqlSafe, Row};
 use store::{StoreError, Transaction};
 
 use super::request::NAMED;
 use super::{Command, Commands, state, unreadable};
 use crate::audit::{self, Actor, Record, action};
 use crate::reason::Reason;
+use crate::rows;
 
 /// A command that is not taken back.
 #[derive(Debug, thiserror::Error)]
@@ -47,14 +48,14 @@ impl Commands {
     ) -> Result<Command, CancelError> {
         let command = self.one(id, tenant, now).await?.ok_or(CancelError::Unknown(id))?;
         let (commands, reason, actor) = (self.clone(), reason.clone(), actor.clone());
-        // In a task, which goes on when the caller goes away: what is stored as taken back, its node must then be told.
-        let cancelling = self.0.asking.spawn(async move {
+        // What is stored as taken back, its node must then be told.
+        self.wholly(async move {
             let cancelled = commands.take_one_back(&command, &reason, &actor, now).await;
             // Whatever came of it: it may be stored although the database has not said so, or be so since before.
             commands.changed(command.node);
             cancelled
-        });
-        cancelling.await.unwrap_or_else(|_| Err(sqlx::Error::WorkerCrashed.into()))?;
+        })
+        .await?;
         self.one(id, tenant, now).await?.ok_or(CancelError::Unknown(id))
     }
 
@@ -128,33 +129,52 @@ impl Commands {
         Ok(taken_from(&rows, &format!("rollout {rollout}"), &detail, actor)?)
     }
 
-    /// Takes back, as part of a transaction that holds the audit log's head, all that an operator's key has signed and that is
-    /// not over. Gives the nodes, of which [`Commands::taken_back`] is to be told once it has committed, and the audit records.
+    /// Takes back all that an operator's key has signed and that is not over. Doing it twice changes nothing.
+    ///
+    /// # Errors
+    /// When it could not be stored.
     pub(crate) async fn take_back_signed(
-        transaction: &mut Transaction,
+        &self,
         key: OperatorPublicKey,
         id: &str,
+        tenant: Option<&TenantId>,
         actor: &Actor,
         now: Timestamp,
-    ) -> Result<(Vec<NodeId>, Vec<Record>), StoreError> {
+    ) -> Result<(), StoreError> {
         let reason = "the operator key that signed it was revoked";
-        let rows = sqlx::query(
+        let mut transaction = self.0.database.within(tenant.map(TenantId::as_str)).begin_write().await?;
+        // In the order of their ids, as nodes' words take them: of two that come by the same ones, one waits, and not each for the
+        // other.
+        let which = "signer = $1 AND cancelled_by IS NULL
+               AND told_at IS NULL AND state IN ('queued', 'delivered', 'running', 'unknown')";
+        let sql =
+            format!("SELECT node, tenant FROM commands WHERE {which} ORDER BY id{}", rows::for_update(&transaction));
+        let signer = key.to_bytes().to_vec();
+        let rows = sqlx::query(AssertSqlSafe(sql)).bind(signer.clone()).fetch_all(&mut *transaction).await?;
+        if rows.is_empty() {
+            return Ok(());
+        }
+        let sql = format!(
             "UPDATE commands SET cancelled_by = $2,
                state = CASE state WHEN 'queued' THEN 'cancelled' ELSE state END,
                ended_at = CASE state WHEN 'queued' THEN $3 ELSE ended_at END,
                message = CASE state WHEN 'queued' THEN $4 ELSE message END
-             WHERE signer = $1 AND cancelled_by IS NULL
-               AND told_at IS NULL AND state IN ('queued', 'delivered', 'running', 'unknown')
-             RETURNING node, tenant",
-        )
-        .bind(key.to_bytes().to_vec())
-        .bind(actor.to_string())
-        .bind(now.millis())
-        .bind(reason)
-        .fetch_all(&mut **transaction)
-        .await?;
+             WHERE {which}"
+        );
+        sqlx::query(AssertSqlSafe(sql))
+            .bind(signer)
+            .bind(actor.to_string())
+            .bind(now.millis())
+            .bind(reason)
+            .execute(&mut *transaction)
+            .await?;
         let detail = json!({ "operator_key": id, "reason": reason });
-        Ok(taken_from(&rows, &format!("operator key {id}"), &detail, actor)?)
+        let (nodes, records) = taken_from(&rows, &format!("operator key {id}"), &detail, actor)?;
+        audit::append_all(&mut transaction, now, records).await?;
+        let committed = transaction.commit().await;
+        // Whatever came of it: it may be stored although the database has not said so.
+        self.taken_back(&nodes);
+        Ok(committed?)
     }
 
     /// Tells whoever looks that commands of these nodes were taken back.

@@ -148,16 +148,16 @@ impl Commands {
     /// [`RequestError`]; nothing was stored then.
     pub async fn request(&self, new: NewRequest, actor: &Actor, now: Timestamp) -> Result<Requested, RequestError> {
         let (commands, actor) = (self.clone(), actor.clone());
-        // In a task, which goes on when the caller goes away: what is stored as handed over must then be handed over.
-        let asking = self.0.asking.spawn(async move {
+        // What is stored as handed over must then be handed over.
+        self.wholly(async move {
             let asked = commands.ask(&new, &actor, now).await;
             if let Err(RequestError::Store(_)) = asked {
                 // It may be stored although the database has not said so.
                 new.nodes.iter().for_each(|(node, _)| commands.changed(*node));
             }
             asked
-        });
-        asking.await.unwrap_or_else(|_| Err(StoreError::from(sqlx::Error::WorkerCrashed).into()))
+        })
+        .await
     }
 
     async fn ask(&self, new: &NewRequest, actor: &Actor, now: Timestamp) -> Result<Requested, RequestError> {

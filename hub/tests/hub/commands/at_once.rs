@@ -2,11 +2,15 @@
 
 use std::time::Duration;
 
+use hyperfactory_hub::audit::{self, Actor, Record};
+use hyperfactory_hub::operators;
+use pki::OperatorKey;
 use protocol::command::State;
+use serde_json::json;
 use store::{Engine, Transaction, on_both_engines, sqlx};
 
-use super::Desk;
-use crate::setup::{World, at, seconds};
+use super::{Desk, new, signed};
+use crate::setup::{NOW, World, acme, at, seconds};
 
 on_both_engines! {
     async fn a_nodes_last_word_stands_although_it_comes_while_the_command_is_given_up(database: TestDatabase) {
@@ -32,6 +36,42 @@ on_both_engines! {
         assert_eq!((command.state, &*command.message, command.told), (State::Succeeded, "web restarted", true));
         assert_eq!(command.ended_at, Some(at(61)));
         assert!(changes.try_recv().is_err(), "nothing was given up");
+        world.close().await;
+    }
+
+    async fn a_key_is_revoked_although_a_command_that_it_signed_is_taken_back_meanwhile(database: TestDatabase) {
+        let world = World::new(database).await;
+        let (node, _) = world.node().await;
+        let desk = Desk::open(&world, 0);
+        let (key, bob) = (OperatorKey::generate().expect("a key"), Actor::operator("bob"));
+        let registered = operators::register(&world.database, "ann", key.public(), None, &bob, NOW).await.expect("taken");
+        let id = desk.commands.propose();
+        desk.request(signed(node, &key, id, &new(node).action, at(600)), NOW).await.expect("taken");
+        // It is taken back at another hub: first its row, and last its audit record.
+        let mut other = world.database.begin_write().await.expect("a transaction");
+        sqlx::query("UPDATE commands SET cancelled_by = 'operator:bob', state = 'cancelled'")
+            .execute(&mut *other)
+            .await
+            .expect("its row");
+        let (database, commands, by) = (world.database.clone(), desk.commands.clone(), bob.clone());
+        let key = registered.id.clone();
+        let revoking = tokio::spawn(async move { operators::revoke(&database, &commands, &key, None, &by, at(1)).await });
+        waited_for(&mut other, world.database.engine()).await;
+        let record = Record {
+            actor: bob,
+            action: "command.cancelled",
+            tenant: Some(acme()),
+            subject: id.to_string(),
+            detail: json!({}),
+            remote: None,
+        };
+        audit::append(&mut other, at(1), record).await.expect("its record");
+        other.commit().await.expect("taken back");
+        revoking.await.expect("an end").expect("revoked");
+        let keys = operators::list(&world.database, None).await.expect("keys");
+        assert_eq!((&keys[0].id, keys[0].revoked_at), (&registered.id, Some(at(1))));
+        assert_eq!(world.audited("operator_key.revoked").await.len(), 1);
+        assert_eq!(world.audited("command.cancelled").await.len(), 1, "by one of the two");
         world.close().await;
     }
 }
