@@ -118,7 +118,7 @@ impl Commands {
         let rows = sqlx::query(
             "UPDATE commands SET state = 'cancelled', cancelled_by = $2, ended_at = $3
              WHERE state = 'queued' AND id IN (SELECT command FROM rollout_nodes WHERE rollout = $1)
-             RETURNING node, tenant",
+             RETURNING id, node, tenant, 'queued'",
         )
         .bind(rollout)
         .bind(actor.to_string())
@@ -147,8 +147,10 @@ impl Commands {
         // other.
         let which = "signer = $1 AND cancelled_by IS NULL
                AND told_at IS NULL AND state IN ('queued', 'delivered', 'running', 'unknown')";
-        let sql =
-            format!("SELECT node, tenant FROM commands WHERE {which} ORDER BY id{}", rows::for_update(&transaction));
+        let sql = format!(
+            "SELECT id, node, tenant, state FROM commands WHERE {which} ORDER BY id{}",
+            rows::for_update(&transaction)
+        );
         let signer = key.to_bytes().to_vec();
         let rows = sqlx::query(AssertSqlSafe(sql)).bind(signer.clone()).fetch_all(&mut *transaction).await?;
         if rows.is_empty() {
@@ -158,7 +160,7 @@ impl Commands {
             "UPDATE commands SET cancelled_by = $2,
                state = CASE state WHEN 'queued' THEN 'cancelled' ELSE state END,
                ended_at = CASE state WHEN 'queued' THEN $3 ELSE ended_at END,
-               message = CASE state WHEN 'queued' THEN $4 ELSE message END
+               message = CASE state WHEN 'unknown' THEN message ELSE $4 END
              WHERE {which}"
         );
         sqlx::query(AssertSqlSafe(sql))
@@ -183,8 +185,8 @@ impl Commands {
     }
 }
 
-/// The nodes of commands that were taken back together, and a record for each tenant; of each command, `rows` have its node and
-/// its tenant.
+/// The nodes of commands that were taken back together, and a record for each tenant; of each command, `rows` have its id, its
+/// node, its tenant and how it stood.
 fn taken_from(
     rows: &[AnyRow],
     subject: &str,
@@ -192,16 +194,18 @@ fn taken_from(
     actor: &Actor,
 ) -> Result<(Vec<NodeId>, Vec<Record>), sqlx::Error> {
     let mut nodes = Vec::with_capacity(rows.len());
-    let mut tenants: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    let mut tenants: BTreeMap<String, Vec<Value>> = BTreeMap::new();
     for row in rows {
-        let node: String = row.try_get(0)?;
+        let [command, node, tenant, state]: [String; 4] =
+            [row.try_get(0)?, row.try_get(1)?, row.try_get(2)?, row.try_get(3)?];
         nodes.push(node.parse().map_err(unreadable)?);
-        tenants.entry(row.try_get(1)?).or_default().push(node);
+        tenants.entry(tenant).or_default().push(json!({ "command": command, "node": node, "state": state }));
     }
-    let record = |(tenant, nodes): (String, Vec<String>)| {
+    let record = |(tenant, commands): (String, Vec<Value>)| {
         let mut detail = detail.clone();
-        detail["nodes"] = nodes.len().into();
-        detail["named"] = nodes.into_iter().take(NAMED).collect();
+        detail["nodes"] = commands.len().into();
+        // Of a few, each is named.
+        detail["commands"] = commands.into_iter().take(NAMED).collect();
         Ok(Record {
             actor: actor.clone(),
             action: action::COMMAND_CANCELLED,

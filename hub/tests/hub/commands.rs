@@ -412,6 +412,12 @@ on_both_engines! {
         let audited = world.audited("command.cancelled").await;
         assert_eq!((audited.len(), &audited[0].detail["nodes"]), (1, &json!(2)));
         assert_eq!(audited[0].detail["operator_key"], json!(registered.id));
+        let named = |id: CommandId, state| json!({ "command": id.to_string(), "node": node.to_string(), "state": state });
+        let mut taken_back = [(id, "delivered"), (stored, "queued")];
+        taken_back.sort();
+        assert_eq!(audited[0].detail["commands"], json!(taken_back.map(|(id, state)| named(id, state))));
+        let told = desk.one(id).await;
+        assert_eq!((told.state, &told.message, told.ended_at), (State::Delivered, &command.message, None), "it says why");
         let late = desk.request(signed(&key, desk.commands.propose(), &wanted), NOW).await;
         assert!(matches!(late, Err(RequestError::Signer(_))));
         let audited = world.audited("operator_key.revoked").await;
