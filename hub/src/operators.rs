@@ -166,7 +166,8 @@ async fn mark_revoked(
         let record = Record {
             actor: actor.clone(),
             action: action::OPERATOR_KEY_REVOKED,
-            tenant: tenant.cloned(),
+            // Whose key it is, whoever revokes it: there its tenant looks.
+            tenant: key.tenant.clone(),
             subject: id.to_owned(),
             detail: json!({ "name": key.name }),
             remote: None,

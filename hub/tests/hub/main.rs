@@ -18,6 +18,7 @@ mod keys;
 mod logs;
 mod loki;
 mod offline;
+mod operators;
 mod recovery;
 mod renewal;
 mod revocation;
