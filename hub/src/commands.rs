@@ -24,7 +24,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::gateway::Registry;
 
-pub use cancel::CancelError;
+pub use cancel::{CancelError, TakenBack};
 pub use clock::SteadyClock;
 pub use request::{NewRequest, RequestError, Requested, Signed};
 

@@ -16,7 +16,7 @@ use super::operator_key::read;
 use super::order::{Order, Why, confirm, somebody, what};
 use crate::client::{Client, patiently};
 use crate::failure::Failure;
-use crate::output::{Output, complain, text, time};
+use crate::output::{Output, complain, counted, text, time};
 
 /// Between two looks at a command that is waited for.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
@@ -186,29 +186,12 @@ impl Command {
                 if output.is_json() { output.json(&cancelled) } else { output.line(&taken_back(&cancelled)) }
             }
             Self::Cancel { request, why, .. } => {
-                let open = of_request(client, request.as_deref().unwrap_or_default())?;
-                let cancelled = open.iter().map(|command| cancel(client, command, &why));
-                let cancelled = cancelled.collect::<Result<Vec<Value>, Failure>>()?;
-                if output.is_json() {
-                    return output.json(&Value::Array(cancelled));
-                }
-                cancelled.iter().try_for_each(|cancelled| output.line(&taken_back(cancelled)))
+                let path = format!("requests/{}/cancel", request.unwrap_or_default());
+                let taken: Value = client.post(&path, &json!({ "reason": why.reason }))?;
+                if output.is_json() { output.json(&taken) } else { all_taken_back(&taken, output) }
             }
         }
     }
-}
-
-/// The commands of a request that are not over.
-fn of_request(client: &Client, request: &str) -> Result<Vec<String>, Failure> {
-    let all = client.list("commands", &[("request", Some(request))], None)?;
-    if all.is_empty() {
-        return Err(Failure::Failed(format!("there is no request {request:?}: see hfctl command list")));
-    }
-    let open: Vec<String> = all.iter().filter(|command| is_open(command)).map(|command| text(command, "/id")).collect();
-    if open.is_empty() {
-        complain("all of it is over: nothing was taken back");
-    }
-    Ok(open)
 }
 
 fn cancel(client: &Client, command: &str, why: &Why) -> Result<Value, Failure> {
@@ -222,6 +205,21 @@ fn taken_back(command: &Value) -> String {
         state if is_open(command) => format!("command {id} is {state}; {node} is told, and says what comes of it"),
         state => format!("command {id} has ended already: {state}"),
     }
+}
+
+fn all_taken_back(taken: &Value, output: &mut Output) -> Result<(), Failure> {
+    let [cancelled, told] = ["cancelled", "told"].map(|which| taken[which].as_u64().unwrap_or(0));
+    if cancelled + told == 0 {
+        complain("nothing was taken back: all of it is over, or was taken back before");
+    }
+    if cancelled > 0 {
+        output.line(&format!("{} cancelled", counted(cancelled, "command is", "commands are")))?;
+    }
+    if told > 0 {
+        let told = counted(told, "command is with its node", "commands are with their nodes");
+        output.line(&format!("{told}: what comes of it is told with hfctl command list"))?;
+    }
+    Ok(())
 }
 
 impl Send {

@@ -42,6 +42,23 @@ fn a_command_whose_answer_is_lost_is_done_once_and_said_to_be_possible() {
     assert_eq!(site.admin(&["rollout", "list"]).ok().lines().filter(|line| line.contains("operator:admin")).count(), 1);
 }
 
+#[test]
+fn a_whole_request_is_taken_back() {
+    let site = Site::start();
+    site.admin(&["tenant", "create", "acme"]).ok();
+    site.node("acme", "press");
+    site.node("acme", "mill");
+    let sent = site.admin(&["command", "send", "drain", "--all", "--yes", "--reason", "a test"]);
+    let request = sent.err.split("--request ").nth(1).and_then(|rest| rest.split_whitespace().next()).expect("an id");
+    let cancel = ["command", "cancel", "--request", request, "--reason", "not now"];
+    let said = site.admin(&cancel).ok();
+    assert_eq!(said.trim(), "2 commands are cancelled");
+    let again = site.admin(&cancel);
+    assert!(again.code == 0 && again.err.contains("nothing was taken back"), "{again:?}");
+    let listed = site.admin(&["command", "list", "--state", "cancelled"]).ok();
+    assert_eq!(listed.matches("taken back: not now").count(), 2, "{listed}");
+}
+
 /// The address of a way to a hub, on which the first `count` answers to what is sent under a key are lost.
 fn losing(url: &str, mut count: usize) -> String {
     let hub = url.strip_prefix("http://").expect("an address").to_owned();

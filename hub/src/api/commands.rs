@@ -229,14 +229,14 @@ pub(crate) async fn show(
     Ok(axum::Json(detail(&app, &caller.0, id).await?))
 }
 
-/// Why a command is taken back.
+/// Why a command, or all of a request, is taken back.
 #[derive(Clone, Debug, Default, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Cancellation {
     /// For the audit log: one line of 1 to 500 characters.
     #[serde(default)]
     #[schema(required = true, min_length = 1, max_length = 500)]
-    reason: String,
+    pub(super) reason: String,
 }
 
 /// Takes a command back. One whose node has not been told is cancelled at once; of another, the node says what came of it:

@@ -21,6 +21,7 @@ pub(crate) mod nodes;
 mod operator_keys;
 pub(crate) mod problem;
 mod renewals;
+mod requests;
 pub mod resource;
 mod revocation_lists;
 pub(crate) mod rollouts;
@@ -119,6 +120,7 @@ fn described() -> (Router<App>, Value) {
         .routes(routes!(commands::preview))
         .routes(routes!(commands::show))
         .routes(routes!(commands::cancel))
+        .routes(routes!(requests::cancel))
         .routes(routes!(rollouts::list, rollouts::create))
         .routes(routes!(rollouts::show))
         .routes(routes!(rollouts::nodes))
@@ -163,7 +165,7 @@ mod tests {
         let (_, described) = described();
         assert!(described["openapi"].as_str().expect("a version").starts_with("3.1"), "{}", described["openapi"]);
         let paths = described["paths"].as_object().expect("paths");
-        assert_eq!(paths.len(), 49);
+        assert_eq!(paths.len(), 50);
         for (path, operations) in paths {
             for (method, operation) in operations.as_object().expect("operations") {
                 let responses = operation["responses"].as_object().expect("responses");

@@ -336,7 +336,7 @@ impl From<kafka_access::AccessError> for Problem {
 impl From<CancelError> for Problem {
     fn from(error: CancelError) -> Self {
         match error {
-            CancelError::Unknown(_) => Self::not_found(error.to_string()),
+            CancelError::Unknown(_) | CancelError::NoRequest(_) => Self::not_found(error.to_string()),
             CancelError::Store(error) => error.into(),
         }
     }

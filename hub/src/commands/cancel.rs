@@ -1,8 +1,9 @@
-//! Taking commands back: one that somebody names, those of a rollout, and those of an operator's key that is revoked.
+//! Taking commands back: one that somebody names, those of a request or a rollout, and those of an operator's key that is revoked.
 
 use std::collections::BTreeMap;
 
 use pki::OperatorPublicKey;
+use protocol::command::State;
 use protocol::{CommandId, NodeId, TenantId, Timestamp};
 use serde_json::{Value, json};
 use store::sqlx::any::AnyRow;
@@ -13,7 +14,7 @@ use super::request::NAMED;
 use super::{Command, Commands, state, unreadable};
 use crate::audit::{self, Actor, Record, action};
 use crate::reason::Reason;
-use crate::rows;
+use crate::rows::{self, Bound};
 
 /// A command that is not taken back.
 #[derive(Debug, thiserror::Error)]
@@ -21,6 +22,9 @@ pub enum CancelError {
     /// No such command.
     #[error("there is no command {0}: see `hfctl command list`")]
     Unknown(CommandId),
+    /// No such request.
+    #[error("there is no request {0:?}: see `hfctl command list`")]
+    NoRequest(String),
     /// The database failed.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -30,6 +34,23 @@ impl From<sqlx::Error> for CancelError {
     fn from(error: sqlx::Error) -> Self {
         Self::Store(error.into())
     }
+}
+
+/// What came of taking commands back together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TakenBack {
+    /// Nobody had been told of so many: they are cancelled.
+    pub cancelled: usize,
+    /// So many are with their nodes, which say what comes of them.
+    pub told: usize,
+}
+
+/// What commands have in common that are taken back together.
+enum Lot<'a> {
+    /// The request they are part of.
+    Request(&'a str),
+    /// The operator's key that has signed them, and its id.
+    Signed(OperatorPublicKey, &'a str),
 }
 
 impl Commands {
@@ -59,6 +80,31 @@ impl Commands {
         self.one(id, tenant, now).await?.ok_or(CancelError::Unknown(id))
     }
 
+    /// Takes back all of a request that is not over, as far as `tenant` goes: as if each was taken back, in one transaction. Doing it
+    /// twice changes nothing.
+    ///
+    /// # Errors
+    /// [`CancelError`]; nothing was taken back then.
+    pub async fn cancel_request(
+        &self,
+        request: &str,
+        tenant: Option<&TenantId>,
+        reason: &Reason,
+        actor: &Actor,
+        now: Timestamp,
+    ) -> Result<TakenBack, CancelError> {
+        let (commands, request, tenant) = (self.clone(), request.to_owned(), tenant.cloned());
+        let (reason, actor) = (reason.clone(), actor.clone());
+        self.wholly(async move {
+            let tenant = tenant.as_ref();
+            if commands.tally(&request, tenant).await?.is_empty() {
+                return Err(CancelError::NoRequest(request.chars().take(64).collect()));
+            }
+            Ok(commands.take_all_back(&Lot::Request(&request), tenant, reason.as_str(), &actor, now).await?)
+        })
+        .await
+    }
+
     async fn take_one_back(
         &self,
         command: &Command,
@@ -69,12 +115,14 @@ impl Commands {
         let id = command.id;
         let mut transaction = self.0.database.within(Some(command.tenant.as_str())).begin_write().await?;
         let row = sqlx::query(
-            "UPDATE commands SET cancelled_by = $2 WHERE id = $1 AND cancelled_by IS NULL
+            "UPDATE commands SET cancelled_by = $2, message = CASE state WHEN 'unknown' THEN message ELSE $3 END
+             WHERE id = $1 AND cancelled_by IS NULL
                AND (state IN ('queued', 'delivered', 'running') OR (state = 'unknown' AND told_at IS NULL))
              RETURNING state",
         )
         .bind(id.to_string())
         .bind(actor.to_string())
+        .bind(taken_back(reason.as_str()))
         .fetch_optional(&mut *transaction)
         .await?;
         if let Some(row) = row {
@@ -141,48 +189,110 @@ impl Commands {
         actor: &Actor,
         now: Timestamp,
     ) -> Result<(), StoreError> {
-        let reason = "the operator key that signed it was revoked";
-        let mut transaction = self.0.database.within(tenant.map(TenantId::as_str)).begin_write().await?;
+        let why = "the operator key that signed it was revoked";
+        self.take_all_back(&Lot::Signed(key, id), tenant, why, actor, now).await.map(drop)
+    }
+
+    async fn take_all_back(
+        &self,
+        lot: &Lot<'_>,
+        tenant: Option<&TenantId>,
+        why: &str,
+        actor: &Actor,
+        now: Timestamp,
+    ) -> Result<TakenBack, StoreError> {
+        let tenant = tenant.map_or("", TenantId::as_str);
+        let mut transaction = self.0.database.within(Some(tenant).filter(|of| !of.is_empty())).begin_write().await?;
         // In the order of their ids, as nodes' words take them: of two that come by the same ones, one waits, and not each for the
         // other.
-        let which = "signer = $1 AND cancelled_by IS NULL
-               AND told_at IS NULL AND state IN ('queued', 'delivered', 'running', 'unknown')";
+        let which = format!(
+            "{} = $1 AND ($2 = '' OR tenant = $2) AND cancelled_by IS NULL
+               AND told_at IS NULL AND state IN ('queued', 'delivered', 'running', 'unknown')",
+            lot.column()
+        );
         let sql = format!(
             "SELECT id, node, tenant, state FROM commands WHERE {which} ORDER BY id{}",
             rows::for_update(&transaction)
         );
-        let signer = key.to_bytes().to_vec();
-        let rows = sqlx::query(AssertSqlSafe(sql)).bind(signer.clone()).fetch_all(&mut *transaction).await?;
+        let query = lot.bind(sqlx::query(AssertSqlSafe(sql))).bind(tenant.to_owned());
+        let rows = query.fetch_all(&mut *transaction).await?;
         if rows.is_empty() {
-            return Ok(());
+            return Ok(TakenBack { cancelled: 0, told: 0 });
         }
         let sql = format!(
-            "UPDATE commands SET cancelled_by = $2,
+            "UPDATE commands SET cancelled_by = $3,
                state = CASE state WHEN 'queued' THEN 'cancelled' ELSE state END,
-               ended_at = CASE state WHEN 'queued' THEN $3 ELSE ended_at END,
-               message = CASE state WHEN 'unknown' THEN message ELSE $4 END
+               ended_at = CASE state WHEN 'queued' THEN $4 ELSE ended_at END,
+               message = CASE state WHEN 'unknown' THEN message ELSE $5 END
              WHERE {which}"
         );
-        sqlx::query(AssertSqlSafe(sql))
-            .bind(signer)
+        lot.bind(sqlx::query(AssertSqlSafe(sql)))
+            .bind(tenant.to_owned())
             .bind(actor.to_string())
             .bind(now.millis())
-            .bind(reason)
+            .bind(lot.message(why))
             .execute(&mut *transaction)
             .await?;
-        let detail = json!({ "operator_key": id, "reason": reason });
-        let (nodes, records) = taken_from(&rows, &format!("operator key {id}"), &detail, actor)?;
+        let (nodes, records) = taken_from(&rows, &lot.subject(), &lot.detail(why), actor)?;
         audit::append_all(&mut transaction, now, records).await?;
         let committed = transaction.commit().await;
         // Whatever came of it: it may be stored although the database has not said so.
         self.taken_back(&nodes);
-        Ok(committed?)
+        committed?;
+        let states = rows.iter().map(|row| state(&row.try_get::<String, _>(3)?)).collect::<Result<Vec<_>, _>>()?;
+        let cancelled = states.iter().filter(|state| state.taken_back() == State::Cancelled).count();
+        Ok(TakenBack { cancelled, told: states.len() - cancelled })
     }
 
     /// Tells whoever looks that commands of these nodes were taken back.
     pub(crate) fn taken_back(&self, nodes: &[NodeId]) {
         nodes.iter().for_each(|node| self.changed(*node));
     }
+}
+
+impl Lot<'_> {
+    fn column(&self) -> &'static str {
+        match self {
+            Self::Request(_) => "request",
+            Self::Signed(..) => "signer",
+        }
+    }
+
+    /// Binds what the column has.
+    fn bind<'q>(&self, query: Bound<'q>) -> Bound<'q> {
+        match self {
+            Self::Request(id) => query.bind((*id).to_owned()),
+            Self::Signed(key, _) => query.bind(key.to_bytes().to_vec()),
+        }
+    }
+
+    /// Of its audit records.
+    fn subject(&self) -> String {
+        match self {
+            Self::Request(id) => format!("request {id}"),
+            Self::Signed(_, id) => format!("operator key {id}"),
+        }
+    }
+
+    fn detail(&self, why: &str) -> Value {
+        match self {
+            Self::Request(id) => json!({ "request": id, "reason": why }),
+            Self::Signed(_, id) => json!({ "operator_key": id, "reason": why }),
+        }
+    }
+
+    /// What each of its commands says, until its node does.
+    fn message(&self, why: &str) -> String {
+        match self {
+            Self::Request(_) => taken_back(why),
+            Self::Signed(..) => why.to_owned(),
+        }
+    }
+}
+
+/// What a command says that somebody took back.
+fn taken_back(why: &str) -> String {
+    format!("taken back: {why}")
 }
 
 /// The nodes of commands that were taken back together, and a record for each tenant; of each command, `rows` have its id, its

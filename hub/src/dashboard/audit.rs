@@ -86,11 +86,13 @@ fn subject(entry: &AuditEntry) -> Markup {
     let kind = entry.action.split('.').next().unwrap_or_default();
     let page = match kind {
         "rollout" => Some(format!("/rollouts/{subject}")),
-        "command" => Some(match subject.strip_prefix("rollout ") {
-            Some(rollout) => format!("/rollouts/{rollout}"),
-            None if entry.action == action::COMMAND_REQUESTED => format!("/requests/{subject}"),
-            None => format!("/commands/{subject}"),
-        }),
+        "command" => match subject.split_once(' ') {
+            Some(("rollout", rollout)) => Some(format!("/rollouts/{rollout}")),
+            Some(("request", request)) => Some(format!("/requests/{request}")),
+            Some(_) => None,
+            None if entry.action == action::COMMAND_REQUESTED => Some(format!("/requests/{subject}")),
+            None => Some(format!("/commands/{subject}")),
+        },
         "rotation" => Some(format!("/trust/rotations/{subject}")),
         "tenant" => Some(format!("/tenants/{subject}")),
         "node" | "certificate" | "renewal" | "session" | "tail" | "logs" | "kafka_access" => {

@@ -23,8 +23,6 @@ use protocol::command;
 
 /// Nodes shown; of more, those in one state are.
 const ROWS: u32 = 1_000;
-/// Commands read at once to be taken back.
-const AT_ONCE: u32 = 100;
 
 /// Which of its commands are shown.
 #[derive(Clone, Copy, Debug, Default, Deserialize)]
@@ -214,25 +212,7 @@ pub(super) async fn cancel(
     may(&visitor, access::Role::Operator).or_shown(&app)?;
     let (who, actor) = (visitor.principal(), visitor.principal().actor());
     let reason = form.reason.parse::<Reason>().or_shown(&app)?;
-    let mut before = None;
-    loop {
-        let filter = Filter {
-            tenant: who.tenant.clone(),
-            request: Some(id.clone()),
-            before,
-            limit: AT_ONCE,
-            ..Filter::default()
-        };
-        let listed = app.state.commands.list(&filter, app.now()).await.or_shown(&app)?;
-        before = listed.last().map(|command| command.id.to_string());
-        let last = listed.len() < AT_ONCE as usize;
-        for command in listed.into_iter().filter(|command| command.state.is_open() && command.cancelled_by.is_none()) {
-            let taken = app.state.commands.cancel(command.id, who.tenant.as_ref(), &reason, &actor, app.now()).await;
-            taken.or_shown(&app)?;
-        }
-        if last {
-            break;
-        }
-    }
+    let taken = app.state.commands.cancel_request(&id, who.tenant.as_ref(), &reason, &actor, app.now()).await;
+    taken.or_shown(&app)?;
     Ok(Redirect::to(&format!("/requests/{id}")).into_response())
 }

@@ -342,6 +342,45 @@ on_both_engines! {
         assert_eq!(taken.status, StatusCode::SEE_OTHER, "{}", taken.body);
         let shown = browser.get(&request).await.body;
         assert!(shown.contains("0 of 101 done<") && !shown.contains("under way"), "{shown}");
+        let audit = site.get("/api/v1/audit?action=command.cancelled", &site.token(Role::Viewer, None).await).await.json();
+        let of_each = |what: &str| audit["items"].as_array().expect("items").iter().map(|one| one["detail"][what].clone()).collect::<Vec<_>>();
+        assert_eq!((of_each("nodes"), of_each("reason")), (vec![json!(NODES)], vec![json!("not now")]), "in one act");
+        assert_eq!(of_each("commands")[0].as_array().map(Vec::len), Some(20), "a few are named");
+        let page = browser.get("/audit").await.body;
+        assert_eq!(page.matches(&format!("href=\"{request}\"")).count(), 2, "asked for, and taken back: {page}");
+    }
+
+    async fn a_request_is_taken_back_as_far_as_the_caller_sees_it(test: TestDatabase) {
+        let site = Site::open(test).await;
+        for tenant in ["acme", "zeta"] {
+            site.tenant(tenant).await;
+        }
+        site.node("acme", "press").await;
+        let (mill, _) = (site.node("acme", "mill").await, site.node("zeta", "oven").await);
+        let (fleet, zeta) = (site.token(Role::Operator, None).await, site.token(Role::Operator, Some("zeta")).await);
+        let asked = json!({ "action": "drain", "reason": "a move", "target": { "all": true } });
+        let made = site.post(PATH, &fleet, asked.clone()).await.json();
+        let cancel = format!("/api/v1/requests/{}/cancel", made["request"].as_str().expect("an id"));
+        let not_now = || json!({ "reason": "not now" });
+        says(&site.post(&cancel, &site.token(Role::Viewer, None).await, not_now()).await, 403, "operator");
+        says(&site.post(&cancel, &fleet, json!({})).await, 422, "`reason` is one line of 1 to 500");
+        says(&site.post("/api/v1/requests/nothing/cancel", &fleet, not_now()).await, 404, "there is no request \"nothing\"");
+        let mut named = asked;
+        named["target"] = json!({ "nodes": [mill.to_string()] });
+        let theirs = site.post(PATH, &fleet, named).await.json();
+        let theirs = format!("/api/v1/requests/{}/cancel", theirs["request"].as_str().expect("an id"));
+        says(&site.post(&theirs, &zeta, not_now()).await, 404, "there is no request");
+
+        let taken = async |token: &str| site.post(&cancel, token, not_now()).await.json();
+        assert_eq!(taken(&zeta).await, json!({ "cancelled": 1, "told": 0 }));
+        assert_eq!(taken(&fleet).await, json!({ "cancelled": 2, "told": 0 }));
+        assert_eq!(taken(&fleet).await, json!({ "cancelled": 0, "told": 0 }), "once");
+        let audit = site.get("/api/v1/audit?action=command.cancelled", &fleet).await.json();
+        let tenants = audit["items"].as_array().expect("items").iter().map(|one| (one["tenant"].clone(), one["detail"]["nodes"].clone()));
+        assert_eq!(tenants.collect::<Vec<_>>(), [(json!("acme"), json!(2)), (json!("zeta"), json!(1))]);
+        let commands = site.get(&format!("{PATH}?state=cancelled"), &fleet).await.json();
+        let messages = commands["items"].as_array().expect("items").iter().map(|one| one["message"].clone());
+        assert_eq!(messages.collect::<Vec<_>>(), ["taken back: not now"; 3]);
     }
 
     async fn a_selection_of_nodes_is_named_before_it_is_told_and_shown_node_by_node(test: TestDatabase) {

@@ -157,6 +157,30 @@ on_both_engines! {
         database.close().await;
     }
 
+    async fn all_of_a_request_is_taken_back_although_the_caller_goes_away(database: TestDatabase) {
+        let database = database.open().await;
+        database.migrate(MIGRATIONS).await.unwrap();
+        let sessions = Arc::<Registry>::default();
+        let (there, away) = (NodeId::new(NOW, [1; 10]), NodeId::new(NOW, [3; 10]));
+        let registered = sessions.register(there, SessionId::new(NOW, [2; 10]));
+        enroll(&database, &[there, away]).await;
+        let (commands, ann, why) = (open(&database, sessions), Actor::operator("ann"), "too late".parse().unwrap());
+        let nodes = [there, away].map(|node| (node, "acme".parse().unwrap())).to_vec();
+        let request = commands.request(NewRequest { nodes, ..drain(there) }, &ann, NOW).await.unwrap().id;
+        assert!(registered.commands.notified().now_or_never().is_none(), "it was handed over");
+        assert!(commands.cancel_request(&request, None, &why, &ann, NOW).now_or_never().is_none(), "stored already");
+        let looks = tokio::time::timeout(Duration::from_secs(60), registered.commands.notified()).await;
+        looks.expect("its session looks");
+        let filter = Filter { request: Some(request), limit: 10, ..Filter::default() };
+        let stand = commands.list(&filter, NOW).await.unwrap().into_iter();
+        let mut stand: Vec<_> = stand.map(|one| (one.node, one.state, one.message, one.cancelled_by)).collect();
+        stand.sort_by_key(|(node, ..)| *node);
+        let (said, by) = (|| "taken back: too late".to_owned(), || Some("operator:ann".to_owned()));
+        let expected = [(there, State::Delivered, said(), by()), (away, State::Cancelled, said(), by())];
+        assert_eq!(stand, expected);
+        database.close().await;
+    }
+
     async fn a_session_hears_of_rows_that_were_stored_and_not_announced(database: TestDatabase) {
         let database = database.open().await;
         database.migrate(MIGRATIONS).await.unwrap();
