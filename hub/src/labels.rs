@@ -8,6 +8,7 @@ use store::sqlx::{self, Row};
 use store::{Database, StoreError};
 
 use crate::audit::{self, Actor, Record, action};
+use crate::reason::Reason;
 use crate::rows::{self, Insert};
 
 /// Most labels of one node.
@@ -93,6 +94,7 @@ pub async fn replace(
     node: NodeId,
     tenant: &TenantId,
     labels: &[Label],
+    reason: &Reason,
     actor: &Actor,
     now: Timestamp,
 ) -> Result<(), LabelError> {
@@ -111,7 +113,7 @@ pub async fn replace(
         action: action::NODE_LABELLED,
         tenant: Some(tenant.clone()),
         subject: node.to_string(),
-        detail: json!({ "labels": shown }),
+        detail: json!({ "labels": shown, "reason": reason.as_str() }),
         remote: None,
     };
     audit::append(&mut transaction, now, record).await?;

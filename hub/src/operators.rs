@@ -8,6 +8,7 @@ use store::{Database, StoreError};
 
 use crate::audit::{self, Actor, Record, action};
 use crate::commands::Commands;
+use crate::reason::Reason;
 use crate::rows;
 
 /// Longest name, in characters.
@@ -64,6 +65,7 @@ pub async fn register(
     name: &str,
     key: OperatorPublicKey,
     tenant: Option<&TenantId>,
+    reason: &Reason,
     actor: &Actor,
     now: Timestamp,
 ) -> Result<OperatorKey, OperatorsError> {
@@ -93,7 +95,7 @@ pub async fn register(
         action: action::OPERATOR_KEY_REGISTERED,
         tenant: tenant.cloned(),
         subject: id.clone(),
-        detail: json!({ "name": name, "key": key.to_string() }),
+        detail: json!({ "name": name, "key": key.to_string(), "reason": reason.as_str() }),
         remote: None,
     };
     audit::append(&mut transaction, now, record).await?;
@@ -127,16 +129,17 @@ pub async fn revoke(
     commands: &Commands,
     id: &str,
     tenant: Option<&TenantId>,
+    reason: &Reason,
     actor: &Actor,
     now: Timestamp,
 ) -> Result<(), OperatorsError> {
     let (database, doing, id) = (database.within(tenant.map(TenantId::as_str)), commands.clone(), id.to_owned());
-    let (tenant, actor) = (tenant.cloned(), actor.clone());
+    let (tenant, reason, actor) = (tenant.cloned(), reason.clone(), actor.clone());
     // What a key that is revoked has signed must then be taken back.
     commands
         .wholly(async move {
-            let key = mark_revoked(&database, &id, tenant.as_ref(), &actor, now).await?;
-            Ok(doing.take_back_signed(key.key, &id, key.tenant.as_ref(), &actor, now).await?)
+            let key = mark_revoked(&database, &id, tenant.as_ref(), &reason, &actor, now).await?;
+            Ok(doing.take_back_signed(key.key, &id, key.tenant.as_ref(), &reason, &actor, now).await?)
         })
         .await
 }
@@ -146,6 +149,7 @@ async fn mark_revoked(
     database: &Database,
     id: &str,
     tenant: Option<&TenantId>,
+    reason: &Reason,
     actor: &Actor,
     now: Timestamp,
 ) -> Result<OperatorKey, OperatorsError> {
@@ -169,7 +173,7 @@ async fn mark_revoked(
             // Whose key it is, whoever revokes it: there its tenant looks.
             tenant: key.tenant.clone(),
             subject: id.to_owned(),
-            detail: json!({ "name": key.name }),
+            detail: json!({ "name": key.name, "reason": reason.as_str() }),
             remote: None,
         };
         audit::append(&mut transaction, now, record).await?;

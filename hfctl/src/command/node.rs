@@ -51,8 +51,11 @@ pub(crate) enum Node {
         /// Its id, or its name.
         node: String,
         /// What to change.
-        #[arg(value_name = "NAME=VALUE")]
+        #[arg(value_name = "NAME=VALUE", requires = "reason")]
         changes: Vec<String>,
+        /// Why, for the audit log: with changes.
+        #[arg(long, value_name = "WHY")]
+        reason: Option<String>,
     },
     /// Lets a node in again that was frozen because two machines have had its key. Wipe the wrong one first.
     Unfreeze {
@@ -99,7 +102,7 @@ impl Node {
                 client.act(&format!("nodes/{id}/revoke"), &json!({ "reason": reason, "comment": comment }))?;
                 output.line(&format!("node {id} is revoked; to have it back, enroll it with a new token"))
             }
-            Self::Label { node, changes } => {
+            Self::Label { node, changes, reason } => {
                 let path = format!("nodes/{}/labels", find(client, &node)?);
                 let mut labels: Value = client.get(&path, &[])?;
                 if !changes.is_empty() {
@@ -116,6 +119,7 @@ impl Node {
                             }
                         }
                     }
+                    labels["reason"] = json!(reason);
                     labels = client.put(&path, &labels)?;
                 }
                 if output.is_json() {

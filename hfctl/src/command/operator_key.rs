@@ -8,6 +8,7 @@ use clap::Subcommand;
 use pki::OperatorKey as Key;
 use serde_json::{Value, json};
 
+use super::order::Why;
 use crate::client::Client;
 use crate::failure::Failure;
 use crate::output::{Output, complain, text, time};
@@ -31,6 +32,8 @@ pub(crate) enum OperatorKey {
         /// Whose it is.
         #[arg(long)]
         name: String,
+        #[command(flatten)]
+        why: Why,
     },
     /// Lists registered keys.
     List,
@@ -39,6 +42,8 @@ pub(crate) enum OperatorKey {
     Revoke {
         /// Its id.
         id: String,
+        #[command(flatten)]
+        why: Why,
     },
 }
 
@@ -59,9 +64,10 @@ impl OperatorKey {
                 output.line(&key.public().to_string())
             }
             Self::Show { file } => output.line(&read(&file)?.public().to_string()),
-            Self::Register { file, name } => {
+            Self::Register { file, name, why } => {
                 let key = read(&file)?.public().to_string();
-                let made: Value = client()?.post("operator-keys", &json!({ "name": name, "public_key": key }))?;
+                let asked = json!({ "name": name, "public_key": key, "reason": why.reason });
+                let made: Value = client()?.post("operator-keys", &asked)?;
                 if output.is_json() {
                     return output.json(&made);
                 }
@@ -83,8 +89,8 @@ impl OperatorKey {
                 },
                 "no operator keys yet; make one with: hfctl operator-key create FILE",
             ),
-            Self::Revoke { id } => {
-                client()?.act(&format!("operator-keys/{id}/revoke"), &json!({}))?;
+            Self::Revoke { id, why } => {
+                client()?.act(&format!("operator-keys/{id}/revoke"), &json!({ "reason": why.reason }))?;
                 output.line(&format!("key {id} is revoked"))
             }
         }

@@ -55,6 +55,20 @@ pub(crate) struct NewOperatorKey {
     name: String,
     /// `hfop_…`, as `hfctl operator-key create` prints it.
     public_key: String,
+    /// Why, for the audit log: one line of 1 to 500 characters.
+    #[serde(default)]
+    #[schema(required = true, min_length = 1, max_length = 500)]
+    reason: String,
+}
+
+/// Why an operator's key is revoked.
+#[derive(Clone, Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct OperatorKeyRevocation {
+    /// For the audit log, and beside what the key has signed: one line of 1 to 500 characters.
+    #[serde(default)]
+    #[schema(required = true, min_length = 1, max_length = 500)]
+    reason: String,
 }
 
 /// Registered keys, oldest first.
@@ -83,22 +97,23 @@ pub(crate) async fn register(
     caller.require(Role::Admin)?;
     let key: OperatorPublicKey =
         new.public_key.parse().map_err(|error: OperatorKeyError| Problem::invalid(error.to_string()))?;
-    let (database, tenant) = (&app.state.database, caller.0.tenant.as_ref());
-    let key = operators::register(database, &new.name, key, tenant, &caller.actor(), app.now()).await?;
+    let (database, tenant, reason) = (&app.state.database, caller.0.tenant.as_ref(), new.reason.parse()?);
+    let key = operators::register(database, &new.name, key, tenant, &reason, &caller.actor(), app.now()).await?;
     Ok((StatusCode::CREATED, axum::Json(key.into())))
 }
 
 /// Takes a key back: nothing that it has signed is passed on any more. Commands by it that are not over are taken back, as if
 /// each was cancelled. Takes the role admin.
 #[utoipa::path(post, path = "/api/v1/operator-keys/{key}/revoke", tag = "commands", params(("key" = String, Path)),
-    responses((status = 204, description = "It is revoked")))]
+    request_body = OperatorKeyRevocation, responses((status = 204, description = "It is revoked")))]
 pub(crate) async fn revoke(
     State(app): State<App>,
     caller: Caller,
     Path(id): Path<String>,
+    Json(asked): Json<OperatorKeyRevocation>,
 ) -> Result<StatusCode, Problem> {
     caller.require(Role::Admin)?;
-    let (state, tenant) = (&app.state, caller.0.tenant.as_ref());
-    operators::revoke(&state.database, &state.commands, &id, tenant, &caller.actor(), app.now()).await?;
+    let (state, tenant, reason) = (&app.state, caller.0.tenant.as_ref(), asked.reason.parse()?);
+    operators::revoke(&state.database, &state.commands, &id, tenant, &reason, &caller.actor(), app.now()).await?;
     Ok(StatusCode::NO_CONTENT)
 }

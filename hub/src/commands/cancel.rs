@@ -100,7 +100,7 @@ impl Commands {
             if commands.tally(&request, tenant).await?.is_empty() {
                 return Err(CancelError::NoRequest(request.chars().take(64).collect()));
             }
-            Ok(commands.take_all_back(&Lot::Request(&request), tenant, reason.as_str(), &actor, now).await?)
+            Ok(commands.take_all_back(&Lot::Request(&request), tenant, &reason, &actor, now).await?)
         })
         .await
     }
@@ -122,7 +122,7 @@ impl Commands {
         )
         .bind(id.to_string())
         .bind(actor.to_string())
-        .bind(taken_back(reason.as_str()))
+        .bind(taken_back(reason))
         .fetch_optional(&mut *transaction)
         .await?;
         if let Some(row) = row {
@@ -186,18 +186,18 @@ impl Commands {
         key: OperatorPublicKey,
         id: &str,
         tenant: Option<&TenantId>,
+        reason: &Reason,
         actor: &Actor,
         now: Timestamp,
     ) -> Result<(), StoreError> {
-        let why = "the operator key that signed it was revoked";
-        self.take_all_back(&Lot::Signed(key, id), tenant, why, actor, now).await.map(drop)
+        self.take_all_back(&Lot::Signed(key, id), tenant, reason, actor, now).await.map(drop)
     }
 
     async fn take_all_back(
         &self,
         lot: &Lot<'_>,
         tenant: Option<&TenantId>,
-        why: &str,
+        reason: &Reason,
         actor: &Actor,
         now: Timestamp,
     ) -> Result<TakenBack, StoreError> {
@@ -230,10 +230,10 @@ impl Commands {
             .bind(tenant.to_owned())
             .bind(actor.to_string())
             .bind(now.millis())
-            .bind(lot.message(why))
+            .bind(lot.message(reason))
             .execute(&mut *transaction)
             .await?;
-        let (nodes, records) = taken_from(&rows, &lot.subject(), &lot.detail(why), actor)?;
+        let (nodes, records) = taken_from(&rows, &lot.subject(), &lot.detail(reason), actor)?;
         audit::append_all(&mut transaction, now, records).await?;
         let committed = transaction.commit().await;
         // Whatever came of it: it may be stored although the database has not said so.
@@ -274,25 +274,25 @@ impl Lot<'_> {
         }
     }
 
-    fn detail(&self, why: &str) -> Value {
+    fn detail(&self, reason: &Reason) -> Value {
         match self {
-            Self::Request(id) => json!({ "request": id, "reason": why }),
-            Self::Signed(_, id) => json!({ "operator_key": id, "reason": why }),
+            Self::Request(id) => json!({ "request": id, "reason": reason.as_str() }),
+            Self::Signed(_, id) => json!({ "operator_key": id, "reason": reason.as_str() }),
         }
     }
 
     /// What each of its commands says, until its node does.
-    fn message(&self, why: &str) -> String {
+    fn message(&self, reason: &Reason) -> String {
         match self {
-            Self::Request(_) => taken_back(why),
-            Self::Signed(..) => why.to_owned(),
+            Self::Request(_) => taken_back(reason),
+            Self::Signed(..) => format!("the operator key that signed it was revoked: {reason}"),
         }
     }
 }
 
 /// What a command says that somebody took back.
-fn taken_back(why: &str) -> String {
-    format!("taken back: {why}")
+fn taken_back(reason: &Reason) -> String {
+    format!("taken back: {reason}")
 }
 
 /// The nodes of commands that were taken back together, and a record for each tenant; of each command, `rows` have its id, its

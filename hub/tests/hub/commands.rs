@@ -372,8 +372,10 @@ on_both_engines! {
         let strange = desk.request(signed(&key, id, &wanted), NOW).await;
         assert!(matches!(strange, Err(RequestError::Signer(_))), "{strange:?}");
         let ann = Actor::operator("ann");
-        let registered = operators::register(&world.database, "ann", key.public(), None, &ann, NOW).await.expect("taken");
-        assert!(operators::register(&world.database, "bob", key.public(), None, &ann, NOW).await.is_err(), "once");
+        let why = "ann has left".parse().expect("a reason");
+        let register = async |name: &str| operators::register(&world.database, name, key.public(), None, &why, &ann, NOW).await;
+        let registered = register("ann").await.expect("taken");
+        assert!(register("bob").await.is_err(), "once");
 
         let made = desk.request(signed(&key, id, &wanted), NOW).await.expect("taken");
         assert_eq!(made.commands, [(id, node)]);
@@ -400,14 +402,14 @@ on_both_engines! {
         let stored = desk.request(signed(&key, desk.commands.propose(), &wanted), NOW).await.expect("taken").commands[0].0;
         let unsigned = desk.ask(node).await;
         for now in [at(1), at(2)] {
-            let revoked = operators::revoke(&world.database, &desk.commands, &registered.id, None, &ann, now).await;
+            let revoked = operators::revoke(&world.database, &desk.commands, &registered.id, None, &why, &ann, now).await;
             revoked.expect("revoked");
         }
         let mut due = desk.commands.due(node, 32, NOW).await.expect("an answer");
         due.sort_by_key(|due| due.cancelled);
         assert_eq!(due.iter().map(|due| (due.id, due.cancelled)).collect::<Vec<_>>(), [(unsigned, false), (id, true)]);
         let command = desk.one(stored).await;
-        assert_eq!((command.state, &*command.message), (State::Cancelled, "the operator key that signed it was revoked"));
+        assert_eq!((command.state, &*command.message), (State::Cancelled, "the operator key that signed it was revoked: ann has left"));
         assert_eq!((command.cancelled_by.as_deref(), command.ended_at), (Some("operator:ann"), Some(at(1))));
         let audited = world.audited("command.cancelled").await;
         assert_eq!((audited.len(), &audited[0].detail["nodes"]), (1, &json!(2)));

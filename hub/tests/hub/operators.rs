@@ -6,6 +6,7 @@ use hyperfactory_hub::audit::{self, Actor, Filter};
 use hyperfactory_hub::commands::{Commands, SteadyClock};
 use hyperfactory_hub::operators;
 use pki::OperatorKey;
+use serde_json::json;
 use store::on_both_engines;
 use tokio_util::sync::CancellationToken;
 
@@ -19,14 +20,16 @@ on_both_engines! {
             Commands::start(world.database.clone(), Arc::default(), clock, || NOW, CancellationToken::new());
         let task = tokio::spawn(task);
         let (ann, bob) = (Actor::operator("ann"), Actor::operator("bob"));
-        let key = OperatorKey::generate().expect("a key").public();
-        let key = operators::register(&world.database, "ann", key, Some(&acme()), &ann, NOW).await.expect("taken");
+        let (key, why) = (OperatorKey::generate().expect("a key").public(), "on call".parse().expect("a reason"));
+        let key = operators::register(&world.database, "ann", key, Some(&acme()), &why, &ann, NOW).await.expect("taken");
         // By somebody of the fleet.
-        operators::revoke(&world.database, &commands, &key.id, None, &bob, at(1)).await.expect("revoked");
+        let why = "ann has left".parse().expect("a reason");
+        operators::revoke(&world.database, &commands, &key.id, None, &why, &bob, at(1)).await.expect("revoked");
         let filter = Filter { tenant: Some(acme()), action: Some("operator_key.".into()), ..Filter::default() };
         let found = audit::list(&world.database, &filter).await.expect("the audit log");
-        let found: Vec<_> = found.iter().map(|entry| (&*entry.action, &*entry.actor)).collect();
-        assert_eq!(found, [("operator_key.revoked", "operator:bob"), ("operator_key.registered", "operator:ann")]);
+        let found: Vec<_> = found.iter().map(|entry| (&*entry.action, &*entry.actor, &entry.detail["reason"])).collect();
+        let revoked = ("operator_key.revoked", "operator:bob", &json!("ann has left"));
+        assert_eq!(found, [revoked, ("operator_key.registered", "operator:ann", &json!("on call"))]);
         task.abort();
         world.close().await;
     }

@@ -109,7 +109,7 @@ on_both_engines! {
         let public = pki::OperatorKey::generate().expect("a key").public().to_string();
         site.tenant("acme").await;
         let bodies = [
-            ("/api/v1/operator-keys", json!({ "name": "a\0b", "public_key": public })),
+            ("/api/v1/operator-keys", json!({ "name": "a\0b", "public_key": public, "reason": "a test" })),
             ("/api/v1/tenants", json!({ "id": "other", "name": "a\0b" })),
             ("/api/v1/tenants", json!({ "id": "a\0b" })),
             ("/api/v1/tokens", json!({ "tenant": "acme", "kind": "agent", "name": "a\0b" })),

@@ -121,7 +121,7 @@ on_both_engines! {
         let (press, mill) = (site.node("acme", "press").await, site.node("acme", "mill").await);
         let operator = site.token(Role::Operator, Some("acme")).await;
         let label = async |node, labels: Value| {
-            let body = Some(json!({ "labels": labels }));
+            let body = Some(json!({ "labels": labels, "reason": "a test" }));
             site.call(Method::PUT, &format!("/api/v1/nodes/{node}/labels"), &operator, body).await
         };
         assert_eq!(label(press, json!({ "ring": "canary", "site": "north" })).await.status, StatusCode::OK);

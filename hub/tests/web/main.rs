@@ -11,6 +11,7 @@ mod https;
 mod kept_logs;
 mod logs;
 mod policy;
+mod reasons;
 mod rollouts;
 mod rotation;
 mod tenancy;

@@ -25,7 +25,7 @@ on_both_engines! {
         let (press, mill) = (site.node("acme", "press").await, site.node("acme", "mill").await);
         site.connect(press);
         let operator = site.token(Role::Operator, Some("acme")).await;
-        let labels = Some(json!({ "labels": { "ring": "canary" } }));
+        let labels = Some(json!({ "labels": { "ring": "canary" }, "reason": "a test" }));
         site.call(Method::PUT, &format!("/api/v1/nodes/{mill}/labels"), &operator, labels).await;
         let mut asked = restart(json!({ "tenant": "acme" }));
         asked["preview"] = json!(true);

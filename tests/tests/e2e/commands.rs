@@ -376,7 +376,8 @@ fn a_hub_alone_cannot_have_done_what_takes_an_operators_signature() -> Result<()
     };
     let (pinned, _) = (key(&ann)?, key(&bob)?);
     for (file, name) in [(&ann, "ann"), (&bob, "bob")] {
-        let registered = hfctl(&["operator-key", "register", file.to_str().context("a path")?, "--name", name])?;
+        let file = file.to_str().context("a path")?;
+        let registered = hfctl(&["operator-key", "register", file, "--name", name, "--reason", "a test"])?;
         ensure!(registered.status.success(), "{registered:?}");
     }
     let site = Site::start(hub, "commands-signed", |agent| {

@@ -44,7 +44,8 @@ on_both_engines! {
         let (node, _) = world.node().await;
         let desk = Desk::open(&world, 0);
         let (key, bob) = (OperatorKey::generate().expect("a key"), Actor::operator("bob"));
-        let registered = operators::register(&world.database, "ann", key.public(), None, &bob, NOW).await.expect("taken");
+        let why = "ann has left".parse().expect("a reason");
+        let registered = operators::register(&world.database, "ann", key.public(), None, &why, &bob, NOW).await.expect("taken");
         let id = desk.commands.propose();
         desk.request(signed(node, &key, id, &new(node).action, at(600)), NOW).await.expect("taken");
         // It is taken back at another hub: first its row, and last its audit record.
@@ -55,7 +56,8 @@ on_both_engines! {
             .expect("its row");
         let (database, commands, by) = (world.database.clone(), desk.commands.clone(), bob.clone());
         let key = registered.id.clone();
-        let revoking = tokio::spawn(async move { operators::revoke(&database, &commands, &key, None, &by, at(1)).await });
+        let revoking =
+            tokio::spawn(async move { operators::revoke(&database, &commands, &key, None, &why, &by, at(1)).await });
         waited_for(&mut other, world.database.engine()).await;
         let record = Record {
             actor: bob,

@@ -77,7 +77,7 @@ fn a_hub_that_forges_replays_or_sends_elsewhere_what_was_signed_is_refused_and_t
         ensure!(output.status.success(), "{output:?}");
         Ok(())
     };
-    hfctl(&["operator-key", "register", file, "--name", "ann"])?;
+    hfctl(&["operator-key", "register", file, "--name", "ann", "--reason", "a test"])?;
     let since = site.engine_time()?;
     let service = format!("{}/web", site.project.name());
     hfctl(&["service", "restart", &service, "--node", &site.node, "--reason", "a test", "--sign-with", file])?;
