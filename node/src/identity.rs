@@ -28,7 +28,8 @@ pub struct Identity {
     pub roots: Vec<CertificateDer<'static>>,
     /// The key and certificates in use.
     pub credential: Arc<Credential>,
-    /// The ones before these, kept until the next take their place: all that a hub knows whose database is of a time before.
+    /// The other ones, kept until the next take their place: those before these, all that a hub knows whose database is of a
+    /// time before; or, where that has this node go back, those after these, all that the right database takes.
     pub previous: Option<Arc<Credential>>,
 }
 
@@ -36,6 +37,12 @@ impl Identity {
     /// SHA-256 of the public keys of the roots.
     pub fn root_pins(&self) -> Vec<[u8; 32]> {
         self.roots.iter().filter_map(|root| pki::trust::pin(root).ok()).collect()
+    }
+
+    /// The same node with its other credential in use; `None` when it has no other.
+    pub(crate) fn swapped(&self) -> Option<Self> {
+        let other = self.previous.clone()?;
+        Some(Self { credential: other, previous: Some(Arc::clone(&self.credential)), ..self.clone() })
     }
 }
 

@@ -19,26 +19,40 @@ use crate::identity::{Credential, Identity, IdentityError, Pending};
 const ANSWER_WITHIN: Duration = Duration::from_secs(15);
 
 impl Actor {
-    /// Gets a certificate that the hub takes, for a new key, and saves it; gives the identity when it is durable. The key
-    /// is saved before it is sent and serves every repetition.
+    /// Gets a certificate that the hub takes, for a new key, and saves it; gives the identity when it is durable.
+    ///
+    /// This node may have gone back to the certificate before its newest. That comes first: a hub that knows it takes who
+    /// proves the one before for a copy of this node.
     pub(super) async fn recover(&self) -> Result<Identity, Failure> {
+        let in_use = &self.options.identity;
+        let newer = in_use.swapped().filter(|other| other.credential.sequence() >= in_use.credential.sequence());
+        if let Some(newer) = newer {
+            match self.recover_by(newer).await {
+                Err(Failure { trouble, .. }) if trouble.kind == TroubleKind::Unissued => {}
+                answered => return answered,
+            }
+        }
+        self.recover_by(in_use.clone()).await
+    }
+
+    /// Recovers by the credential that is in use in `identity`. The key is saved before it is sent and serves every repetition.
+    async fn recover_by(&self, identity: Identity) -> Result<Identity, Failure> {
         let options = &self.options;
-        let (store, in_use) = (options.store.clone(), Arc::clone(&options.identity.credential));
+        let (store, in_use) = (options.store.clone(), Arc::clone(&identity.credential));
         let made = on_disk(move || {
             let key = store.pending_key(Pending::Renew, Some(&in_use))?;
             let request = key.certificate_request().map_err(IdentityError::Key)?;
             Ok((key, request))
         });
         let (key, request) = made.await.map_err(|error| failed(&error))?;
-        let caller = Caller::Recovering(&options.identity);
-        let dialed = dial(&options.endpoint, &options.identity.hub, caller, &options.clock).await;
+        let dialed = dial(&options.endpoint, &identity.hub, Caller::Recovering(&identity), &options.clock).await;
         let connection = dialed.map_err(|error| of_dial(&error))?;
-        let exchange = exchange(&connection, &options.identity, request);
+        let exchange = exchange(&connection, &identity, request);
         let answer = tokio::time::timeout(ANSWER_WITHIN, exchange).await;
         connection.close(CloseCode::Done, "");
         let recovered = answer.map_err(|_| broken("the hub did not answer in time; look at its log"))??;
 
-        let (store, identity) = (options.store.clone(), options.identity.clone());
+        let store = options.store.clone();
         let (chain, now) = (connection.peer_chain(), options.clock.now());
         let sequence = recovered.sequence;
         let saved = on_disk(move || {

@@ -185,11 +185,13 @@ impl Renewal {
 }
 
 impl Actor {
-    /// Goes back to the certificate before the newest, if there is one; says so if it did. Only for a hub that says that it
-    /// knows no such certificate: any other may have used it, be it that its Welcome was lost, and takes who comes with the
-    /// one before for a copy of this node.
+    /// Goes back to the certificate before the newest, if that is in use and there is one; says so if it did. Only for a hub
+    /// that says that it knows no such certificate: any other may have used it, be it that its Welcome was lost, and takes who
+    /// comes with the one before for a copy of this node. The newest is kept: the right database may yet be put back.
     pub(super) async fn go_back(&mut self, trouble: &Trouble) -> Option<Trouble> {
-        self.options.identity.credential = self.options.identity.previous.take()?;
+        let newest = self.options.identity.credential.sequence();
+        let before = self.options.identity.swapped().filter(|before| before.credential.sequence() < newest)?;
+        self.options.identity = before;
         let (store, identity) = (self.options.store.clone(), self.options.identity.clone());
         if let Err(error) = on_disk(move || Ok(store.save(&identity)?)).await {
             tracing::warn!("{error}; the identity file holds a certificate that the hub does not know");
@@ -200,7 +202,8 @@ impl Actor {
     }
 }
 
-/// The identity with a renewed certificate in it, if that is what the hub sent.
+/// The identity with a renewed certificate in it, if that is what the hub sent. Of the others, one that is newer than the one
+/// in use stays until a session has used as new a one: a hub whose database is of another time may be put right yet.
 pub(super) fn renewed(
     identity: Identity,
     key: PrivateKey,
@@ -212,7 +215,9 @@ pub(super) fn renewed(
     if (new.node, new.kind, &new.tenant) != (old.node, old.kind, &old.tenant) {
         return Err(RenewalError::OtherNode);
     }
-    Ok(Identity { previous: Some(identity.credential), credential: Arc::new(credential), ..identity })
+    let in_use = identity.credential;
+    let newer = identity.previous.filter(|other| other.sequence() > in_use.sequence());
+    Ok(Identity { previous: Some(newer.unwrap_or(in_use)), credential: Arc::new(credential), ..identity })
 }
 
 /// Runs what reads and writes files off the runtime's thread.

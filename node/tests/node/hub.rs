@@ -78,7 +78,17 @@ pub(crate) struct Script {
     pub(crate) lose_welcome: Option<Duration>,
     /// Knows no certificate after the first, as one whose database is of a time before.
     pub(crate) forget_renewed: bool,
+    /// Nor for these keys.
+    pub(crate) forgotten: Vec<[u8; 32]>,
+    /// Takes who comes with these keys for a copy of the node.
+    pub(crate) left_behind: Vec<[u8; 32]>,
     pub(crate) denied: Vec<Serial>,
+}
+
+impl Script {
+    fn forgets(&self, key: &[u8; 32], sequence: u64) -> bool {
+        self.forgotten.contains(key) || self.forget_renewed && sequence > 1
+    }
 }
 
 /// What a test has the hub do in every session.

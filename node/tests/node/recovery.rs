@@ -9,7 +9,7 @@ use protocol::message::{RefusalCode, ToNode, Trust, to_node};
 use protocol::{NodeId, Timestamp};
 use transport::CloseCode;
 
-use crate::hub::{DAY, Order, TestHub, now, refusal};
+use crate::hub::{DAY, Order, Seen, TestHub, now, refusal};
 use crate::session::TestNode;
 
 fn saved(node: &TestNode) -> Identity {
@@ -18,6 +18,29 @@ fn saved(node: &TestNode) -> Identity {
 
 fn order(trust: Trust) -> Order {
     Order::Send(ToNode { message: Some(to_node::Message::Trust(trust)) })
+}
+
+/// The hub has a database that knows no certificates for these keys.
+fn restored(hub: &TestHub, forgotten: Vec<[u8; 32]>) {
+    hub.script(|script| script.forgotten = forgotten);
+    hub.order(Order::Close(CloseCode::Internal, "restored"));
+}
+
+/// A node in its third session: by its first certificate, for the hub's database is of a time before the second.
+async fn restored_too_old(hub: &TestHub) -> TestNode {
+    hub.script(|script| script.renew_now = true);
+    let mut node = TestNode::start(hub).await;
+    let seen = hub.until("a session after the renewal", |seen| seen.sessions.len() == 2).await;
+    node.until("up", LinkStatus::is_up).await;
+    restored(hub, vec![seen.sessions[1].spki_sha256]);
+    hub.until("a session by the one before", |seen| seen.sessions.len() == 3).await;
+    node.until("up", LinkStatus::is_up).await;
+    node
+}
+
+/// The numbers of the certificates by which it was recovered, or was to be.
+fn by(seen: &Seen) -> Vec<u64> {
+    seen.recoveries.iter().map(|(request, proved)| if *proved { request.sequence } else { 0 }).collect()
 }
 
 /// Changes the hub before the node's link starts.
@@ -72,18 +95,81 @@ async fn a_node_that_never_heard_that_its_renewed_certificate_was_used_comes_bac
 #[tokio::test]
 async fn a_hub_whose_database_is_of_a_time_before_has_the_node_back_by_the_certificate_of_then() {
     let hub = TestHub::start();
-    hub.script(|script| script.renew_now = true);
-    let mut node = TestNode::start(&hub).await;
-    hub.until("a session after the renewal", |seen| seen.sessions.len() == 2).await;
-    node.until("up", LinkStatus::is_up).await;
-    hub.script(|script| script.forget_renewed = true);
-    hub.order(Order::Close(CloseCode::Internal, "restored"));
-    let seen = hub.until("a session by the one before", |seen| seen.sessions.len() == 3).await;
+    let mut node = restored_too_old(&hub).await;
+    let seen = hub.seen();
     assert_eq!(seen.sessions[2], seen.sessions[0]);
-    let [(request, true)] = &seen.recoveries[..] else { panic!("{:?}", seen.recoveries) };
-    assert_eq!(request.sequence, 2, "the newest first: the hub may know it");
+    assert_eq!(by(&seen), [2], "the newest first: the hub may know it");
+    let saved = saved(&node);
+    assert_eq!((saved.credential.sequence(), saved.previous.map(|newest| newest.sequence())), (1, Some(2)));
+    node.stop().await;
+    hub.stop().await;
+}
+
+#[tokio::test]
+async fn a_node_that_went_back_comes_back_by_the_newest_once_the_right_database_is_there() {
+    let hub = TestHub::start();
+    let mut node = restored_too_old(&hub).await;
+    hub.script(|script| script.left_behind = vec![hub.seen().sessions[0].spki_sha256]);
+    restored(&hub, Vec::new());
+    let seen = hub.until("a session after the recovery", |seen| seen.sessions.len() == 4).await;
+    assert_eq!(by(&seen), [2, 2], "never by the one that is left behind there");
     node.until("up", LinkStatus::is_up).await;
-    assert_eq!(saved(&node).credential.sequence(), 1);
+    let saved = saved(&node);
+    assert_eq!((saved.credential.sequence(), saved.previous.map(|before| before.sequence())), (3, Some(2)));
+    node.stop().await;
+    hub.stop().await;
+}
+
+#[tokio::test]
+async fn a_node_that_was_renewed_by_the_wrong_database_comes_back_to_the_right_one() {
+    let hub = TestHub::start();
+    let mut node = restored_too_old(&hub).await;
+    hub.script(|script| script.renew_now = true);
+    hub.order(Order::Goodbye(Duration::from_millis(1)));
+    let seen = hub.until("a session after the renewal there", |seen| seen.sessions.len() == 5).await;
+    node.until("up", LinkStatus::is_up).await;
+    let [first, newest, .., there] = &seen.sessions[..] else { panic!("{:?}", seen.sessions) };
+    assert_eq!(saved(&node).previous.map(|other| other.subject().serial), Some(newest.serial));
+    hub.script(|script| script.left_behind = vec![first.spki_sha256]);
+    restored(&hub, vec![there.spki_sha256]);
+    let seen = hub.until("a session with the right database", |seen| seen.sessions.len() == 6).await;
+    assert_eq!(seen.sessions[5].serial, saved(&node).credential.subject().serial);
+    let (request, _) = seen.recoveries.last().expect("a recovery");
+    assert_eq!(request.spki_sha256, newest.spki_sha256);
+    node.until("up", LinkStatus::is_up).await;
+    assert_eq!(saved(&node).credential.sequence(), 3);
+    node.stop().await;
+    hub.stop().await;
+}
+
+#[tokio::test]
+async fn a_node_that_went_back_recovers_by_what_the_hub_knows_and_keeps_the_newest() {
+    let hub = TestHub::start();
+    let mut node = restored_too_old(&hub).await;
+    let newest = hub.seen().sessions[1].spki_sha256;
+    hub.ahead(DAY * 8);
+    hub.order(Order::Close(CloseCode::Internal, "away"));
+    let seen = hub.until("a session after the recovery", |seen| seen.sessions.len() == 4).await;
+    assert_eq!(by(&seen), [2, 2, 1]);
+    node.until("up", LinkStatus::is_up).await;
+    let kept = saved(&node);
+    assert_eq!(kept.credential.sequence(), 2);
+    assert_eq!(kept.previous.map(|other| other.subject().spki_sha256), Some(newest));
+    node.stop().await;
+    hub.stop().await;
+}
+
+#[tokio::test]
+async fn a_node_that_a_hub_does_not_know_by_any_of_its_certificates_keeps_them_and_asks_rarely() {
+    let hub = TestHub::start();
+    let mut node = restored_too_old(&hub).await;
+    let (first, newest) = (hub.seen().sessions[0].spki_sha256, hub.seen().sessions[1].spki_sha256);
+    restored(&hub, vec![first, newest]);
+    let (_, until) = node.until_trouble(TroubleKind::Unissued).await;
+    assert!(until >= now().plus(Duration::from_secs(200)));
+    assert_eq!(by(&hub.seen()), [2, 2, 1]);
+    let saved = saved(&node);
+    assert_eq!((saved.credential.sequence(), saved.previous.map(|newest| newest.sequence())), (1, Some(2)));
     node.stop().await;
     hub.stop().await;
 }

@@ -141,9 +141,14 @@ impl Shared {
         self.note(|seen| seen.recoveries.push((request.clone(), holds)));
         let requested = verify_request(&request.certificate_request).map_err(|error| error.to_string())?;
         let script = self.script();
-        let forgotten = (script.forget_renewed && sequence > 1)
-            .then(|| refusal(RefusalCode::CertificateUnknown, "no certificate of this node for this key"));
-        let answer = match script.refuse_recovery.or(forgotten) {
+        let refused = if script.forgets(&spki, sequence) {
+            Some(refusal(RefusalCode::CertificateUnknown, "no certificate of this node for this key"))
+        } else if script.left_behind.contains(&spki) {
+            Some(refusal(RefusalCode::NodeFrozen, "two nodes have this key: unfreeze it"))
+        } else {
+            None
+        };
+        let answer = match script.refuse_recovery.or(refused) {
             Some(refusal) => recover_reply::Reply::Refusal(refusal),
             None => {
                 let chain = {
@@ -202,10 +207,11 @@ impl Shared {
         };
         self.note(|seen| seen.trusts.push((hello.roots.clone(), String::new())));
         let script = self.script();
-        let renewed = self.leaves.lock().expect("whole").get(&identity.spki_sha256).is_some_and(|leaf| leaf.1 > 1);
-        let forgotten = (script.forget_renewed && renewed)
-            .then(|| refusal(RefusalCode::CertificateReplaced, "no certificate that is in use"));
-        if let Some(refusal) = script.refuse_session.or(forgotten) {
+        let sequence = self.leaves.lock().expect("whole").get(&identity.spki_sha256).map_or(1, |leaf| leaf.1);
+        let spki = &identity.spki_sha256;
+        let unused = script.forgets(spki, sequence) || script.left_behind.contains(spki);
+        let unused = unused.then(|| refusal(RefusalCode::CertificateReplaced, "no certificate that is in use"));
+        if let Some(refusal) = script.refuse_session.or(unused) {
             let _ = writer.send(&session.refuse(refusal)).await;
             connection.closed().await;
             return Ok(());
@@ -217,7 +223,9 @@ impl Shared {
         let id = SessionId::new(now(), rand::random());
         let welcome = session.welcome(id, inbox.position(), "0.1.0-test", renew_at, now()).ok_or("no welcome")?;
         self.note(|seen| seen.sessions.push(identity.clone()));
-        if renewed && let Some(long) = self.script.lock().expect("whole").lose_welcome.take() {
+        if sequence > 1
+            && let Some(long) = self.script.lock().expect("whole").lose_welcome.take()
+        {
             self.clock.go_ahead(long);
             // As a refusal would be whose words were lost: it says nothing of the certificate.
             connection.close(CloseCode::Refused, "lost");
