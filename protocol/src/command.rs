@@ -27,7 +27,8 @@ use crate::{CommandId, Timestamp};
 
 /// Commands a hub has open with one node at once; more wait at the hub.
 pub const WINDOW: usize = 32;
-/// Commands a node carries out at once; others wait in the order of their priority.
+/// Commands a node carries out at once; others wait in the order of their priority, and those that collide with one another
+/// for each other's end.
 pub const AT_ONCE: usize = 4;
 /// Ended commands a node remembers. Those before them it takes for known: ids are in the order of their making.
 pub const REMEMBERED: usize = 1024;

@@ -136,6 +136,32 @@ impl Action {
         }
     }
 
+    /// Whether it and this one could undo or disturb each other: then they are carried out one after the other.
+    pub fn collides_with(&self, other: &Self) -> bool {
+        if let (Self::Script { name }, Self::Script { name: other }) = (self, other) {
+            return name == other;
+        }
+        let (Some((stack, service)), Some((others, other))) = (self.touches(), other.touches()) else { return false };
+        stack == others && service.zip(other).is_none_or(|(service, other)| service == other)
+    }
+
+    /// The stack and the service that it changes; without a service, all of the stack.
+    fn touches(&self) -> Option<(&str, Option<&str>)> {
+        match self {
+            Self::ServiceStart { stack, service }
+            | Self::ServiceStop { stack, service }
+            | Self::ServiceRestart { stack, service } => Some((stack, Some(service))),
+            Self::Backup { stack } => Some((stack, None)),
+            Self::ServiceLogs { .. }
+            | Self::Diagnostics
+            | Self::TelemetryInterval { .. }
+            | Self::RenewCertificate
+            | Self::Drain
+            | Self::Script { .. }
+            | Self::KafkaAcl { .. } => None,
+        }
+    }
+
     /// Whether its arguments make sense.
     ///
     /// # Errors

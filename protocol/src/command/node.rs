@@ -35,6 +35,7 @@ enum Known {
         deadline: Timestamp,
     },
     Running {
+        action: Action,
         output: Output,
         said: bool,
     },
@@ -214,24 +215,39 @@ impl NodeCommands {
         Ok(self.end(id, ending, Output::default(), accepted))
     }
 
-    /// Starts the next command, if there is one and room for it. To be called until nothing comes of it.
+    /// Starts the next command, if there is one and room for it: one that collides with another waits for that one's end. To be
+    /// called until nothing comes of it.
     pub fn start(&mut self, now: Timestamp) -> Vec<Step> {
         let expired = self.expire(now);
         if !expired.is_empty() || self.running >= AT_ONCE {
             return expired;
         }
-        let next = self.known.iter_mut().filter_map(|(id, known)| match known {
-            Known::Waiting { priority, .. } => Some((*priority, std::cmp::Reverse(*id), known)),
-            _ => None,
-        });
-        let Some((_, std::cmp::Reverse(id), known)) = next.max_by_key(|(priority, id, _)| (*priority, *id)) else {
-            return Vec::new();
-        };
-        let begun = Known::Running { output: Output::default(), said: false };
-        let Known::Waiting { action, .. } = std::mem::replace(known, begun) else { return Vec::new() };
+        let Some((id, action)) = self.next().map(|(id, action)| (id, action.clone())) else { return Vec::new() };
+        let begun = Known::Running { action: action.clone(), output: Output::default(), said: false };
+        self.known.insert(id, begun);
         self.running += 1;
         self.untold.insert(id);
         vec![Step::Save(Record { id, phase: Phase::Started }), Step::Start { id, action }]
+    }
+
+    /// The most urgent, and of those the oldest, that collides neither with what runs nor with what waits before it.
+    fn next(&self) -> Option<(CommandId, &Action)> {
+        let (mut ahead, mut waiting) = (Vec::new(), Vec::new());
+        for (id, known) in &self.known {
+            match known {
+                Known::Running { action, .. } => ahead.push(action),
+                Known::Waiting { action, priority, .. } => waiting.push((std::cmp::Reverse(*priority), *id, action)),
+                _ => {}
+            }
+        }
+        waiting.sort_by_key(|(priority, id, _)| (*priority, *id));
+        for (_, id, action) in waiting {
+            if !ahead.iter().any(|other| action.collides_with(other)) {
+                return Some((id, action));
+            }
+            ahead.push(action);
+        }
+        None
     }
 
     /// A record could not be made durable. What it was to permit is not done.
@@ -322,7 +338,7 @@ impl NodeCommands {
             match known {
                 Known::Suspended | Known::Settled(_) => continue,
                 Known::Waiting { .. } => {}
-                Known::Running { output, said } => (output.told, *said) = (0, false),
+                Known::Running { output, said, .. } => (output.told, *said) = (0, false),
                 Known::Ended { output, .. } => output.told = 0,
             }
             self.untold.insert(*id);

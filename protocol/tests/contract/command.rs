@@ -159,6 +159,36 @@ fn the_most_urgent_starts_first_and_then_the_oldest() {
 }
 
 #[test]
+fn commands_on_one_service_or_stack_and_runs_of_one_script_go_one_after_the_other() {
+    let service = |name: &str| ("shop".to_owned(), name.to_owned());
+    let stop = |name| Action::ServiceStop { stack: service(name).0, service: service(name).1 };
+    let start = |name| Action::ServiceStart { stack: service(name).0, service: service(name).1 };
+    let backup = || Action::Backup { stack: "shop".into() };
+    let script = |name: &str| Action::Script { name: name.into() };
+    let elsewhere = || Action::ServiceRestart { stack: "press".into(), service: "web".into() };
+    let logs = || Action::ServiceLogs { stack: "shop".into(), service: "web".into(), lines: 1 };
+    let begun = |node: &mut NodeCommands| (0..9).flat_map(|_| started(&node.start(at(1)))).collect::<Vec<_>>();
+    // What is given, in its order; what of that begins; what begins once the first has ended.
+    let cases = [
+        (vec![stop("web"), start("web"), start("web")], vec![1], vec![2]),
+        (vec![stop("web"), start("web"), start("db"), elsewhere(), logs()], vec![1, 3, 4, 5], vec![2]),
+        (vec![backup(), start("web"), start("db"), elsewhere()], vec![1, 4], vec![2, 3]),
+        (vec![stop("web"), backup(), stop("db"), elsewhere()], vec![1, 4], vec![2]),
+        (vec![script("rotate"), script("rotate"), script("clean")], vec![1, 3], vec![2]),
+    ];
+    for (actions, first, then) in cases {
+        let mut node = NodeCommands::default();
+        for (number, action) in (1..).zip(actions.clone()) {
+            node.order(Order { action, ..order(number) }, Ok(()), at(0)).expect("room");
+        }
+        let ids = |numbers: Vec<u32>| numbers.into_iter().map(id).collect::<Vec<_>>();
+        assert_eq!(begun(&mut node), ids(first), "{actions:?}");
+        node.ended(id(1), done());
+        assert_eq!(begun(&mut node), ids(then), "{actions:?}");
+    }
+}
+
+#[test]
 fn a_refusal_is_told_and_leaves_nothing_behind() {
     let mut node = NodeCommands::default();
     assert_eq!(node.order(order(1), Err("not here".into()), at(0)), Ok(vec![]));
