@@ -278,8 +278,10 @@ impl KafkaRenewal {
     }
 
     fn failed(&mut self, why: String, retry_after: Duration) {
-        // Whichever it was: the answer to this tells what to do.
-        self.inquire |= matches!(self.asked.take(), Some(Asked::InUse(_)));
+        // Whichever it was: the answer to this tells what to do. Also when another one was asked for while the one in use was to
+        // be tried again.
+        let unsettled = self.in_use.is_some() && self.told != Told::Yes;
+        self.inquire |= matches!(self.asked.take(), Some(Asked::InUse(_))) || unsettled;
         self.backoff.after(retry_after);
         let delay = self.backoff.next_delay(&mut rand::rng());
         self.not_before = Instant::now() + delay;

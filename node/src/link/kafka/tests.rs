@@ -189,6 +189,38 @@ async fn news_brings_the_roots_and_a_refusal_is_heeded() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn new_roots_are_tried_again_also_when_somebody_asks_for_another_certificate_meanwhile() {
+    let world = World::new();
+    let mut renewal = world.begin().await;
+    let request = asked(&mut renewal).await;
+    renewal.granted(world.grant(&request, None)).await;
+    confirmed(&mut renewal, &world).await;
+    let kept = world.store().load().expect("readable").expect("saved");
+    let is_kept =
+        |request: &[u8]| pki::verify_request(request).expect("proved").spki_sha256() == kept.summary().spki_sha256;
+
+    world.roots.lock().expect("whole").push(plane(now()));
+    renewal.news("rotation");
+    let request = asked(&mut renewal).await;
+    world.taken.store(false, Ordering::SeqCst);
+    renewal.granted(world.grant(&request, Some(&kept))).await;
+    tried(&mut renewal).await;
+    renewal.kafka.renew.notify_one();
+    let request = asked(&mut renewal).await;
+    assert!(!is_kept(&request), "another one");
+    renewal.granted(world.grant(&request, None)).await;
+    tried(&mut renewal).await;
+    let again = tokio::time::timeout(Duration::from_secs(3600), asked(&mut renewal)).await;
+    let request = again.expect("the one in use is asked for and tried again");
+    assert!(is_kept(&request));
+    world.taken.store(true, Ordering::SeqCst);
+    renewal.granted(world.grant(&request, Some(&kept))).await;
+    tried(&mut renewal).await;
+    let both = world.store().load().expect("readable").expect("there");
+    assert_eq!(both.roots_pem().matches("BEGIN").count(), 2);
+}
+
+#[tokio::test(start_paused = true)]
 async fn the_hub_does_not_hear_that_one_is_in_use_that_the_brokers_did_not_take() {
     let world = World::new();
     let mut renewal = world.begin().await;
