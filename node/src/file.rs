@@ -2,8 +2,10 @@
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, chown};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+
+use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Uid};
 
 /// Reads a file of at most `limit` bytes; `None` when there is none.
 ///
@@ -88,12 +90,23 @@ pub(crate) fn hand_over(directory: &Path) {
         return;
     }
     for file in fs::read_dir(directory).into_iter().flatten().flatten() {
-        if file.file_type().is_ok_and(|kind| kind.is_file())
-            && let Err(error) = chown(file.path(), Some(owner.0), Some(owner.1))
-        {
+        if let Err(error) = give(&file.path(), owner) {
             tracing::warn!(file = %file.path().display(), %error, "the service may not be able to read a file");
         }
     }
+}
+
+/// Gives a file that root made to its directory's owner, and nothing else: that owner may have put a link to another's file
+/// in its place, also just now.
+fn give(path: &Path, (user, group): (u32, u32)) -> io::Result<()> {
+    let file = rustix::fs::open(path, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
+    let found = rustix::fs::fstat(&file)?;
+    let is_file = FileType::from_raw_mode(found.st_mode) == FileType::RegularFile;
+    if is_file && found.st_uid == 0 && found.st_nlink == 1 {
+        let (user, group) = (Uid::from_raw(user), Gid::from_raw(group));
+        rustix::fs::chownat(&file, "", Some(user), Some(group), AtFlags::EMPTY_PATH)?;
+    }
+    Ok(())
 }
 
 /// A file of the node's state that could not be read or written.
@@ -174,6 +187,31 @@ mod tests {
         std::os::unix::fs::symlink(&victim, temporary(&path)).expect("link");
         replace(&path, b"secret").expect("written");
         assert_eq!(fs::read_to_string(&victim).expect("victim"), "untouched");
+    }
+
+    #[test]
+    fn what_root_made_is_handed_over_and_what_is_linked_to_is_not() {
+        if !rustix::process::geteuid().is_root() {
+            return;
+        }
+        let directory = tempfile::tempdir().expect("tempdir");
+        let state = directory.path().join("state");
+        replace(&state.join("identity.json"), b"x").expect("written");
+        std::os::unix::fs::chown(&state, Some(12_345), Some(12_345)).expect("chown");
+        let shadow = |name: &str| {
+            let path = directory.path().join(name);
+            fs::write(&path, "root's").expect("written");
+            path
+        };
+        let (pointed_at, linked) = (shadow("pointed-at"), shadow("linked"));
+        std::os::unix::fs::symlink(&pointed_at, state.join("enroll-key.json")).expect("link");
+        fs::hard_link(&linked, state.join("renew-key.json")).expect("link");
+        hand_over(&state);
+        // As when a link takes the file's place after it was looked at.
+        give(&state.join("enroll-key.json"), (12_345, 12_345)).expect("passed over");
+        let owner = |path: &Path| fs::metadata(path).expect("there").uid();
+        assert_eq!(owner(&state.join("identity.json")), 12_345);
+        assert_eq!((owner(&pointed_at), owner(&linked)), (0, 0));
     }
 
     #[test]
