@@ -265,8 +265,8 @@ pub enum IdentityError {
     File(#[from] FileError),
     /// The identity file is there and is not an identity.
     #[error(
-        "the identity file {} is damaged; restore it from a backup, or move it away and enroll again with a new join \
-         token",
+        "the identity file {} is damaged; move it away and enroll again with a new join token (a copy from before the last \
+         renewal would have the hub freeze this node)",
         path.display()
     )]
     Damaged {

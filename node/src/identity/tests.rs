@@ -100,7 +100,8 @@ fn a_damaged_file_is_an_error_that_says_what_to_do_and_stays_as_it_is() {
         fs::write(&path, &text).expect("written");
         let error = store.load().expect_err(&text);
         assert!(matches!(error, IdentityError::Damaged { .. }), "{error:?}");
-        assert!(error.to_string().contains("enroll again"), "{error}");
+        let said = error.to_string();
+        assert!(said.contains("move it away and enroll again") && said.contains("freeze"), "{said}");
         assert_eq!(fs::read_to_string(&path).expect("still there"), text);
     }
 }

@@ -40,7 +40,7 @@ fn an_agent_with_a_damaged_identity_says_so_and_does_not_become_another_node() -
         fs::write(&path, damaged)?;
         for verb in [&["run"][..], &["enroll", "--token", &token], &["status"]] {
             let output = agent.command(verb)?;
-            let what_to_do = "is damaged; restore it from a backup, or move it away and enroll again";
+            let what_to_do = "is damaged; move it away and enroll again";
             assert_ended(&output, FAILED, &[path.to_str().unwrap(), what_to_do, why]);
         }
         assert_ended(&agent.command(&["check"])?, FAILED, &["identity.json is damaged"]);
