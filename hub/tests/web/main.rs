@@ -268,6 +268,11 @@ impl Site {
         ];
         let schema = known.map(|(metric, _)| (metric.into(), vec!["".into()])).to_vec();
         let schema = Arc::new(Schema::new(schema).expect("a schema"));
+        // One of the same millisecond as the one before would be passed over.
+        let before = now();
+        while now() <= before {
+            std::thread::yield_now();
+        }
         let sample = Sample::new(now(), schema, known.into_iter().map(|(_, value)| Some(value)));
         let status = NodeStatus { bridge: Some(Box::new(bridge)), ..NodeStatus::default() };
         let report = Report { current: true, status: Some(status), samples: vec![sample], ..Report::default() };
