@@ -101,7 +101,7 @@ fn read<'a>(row: &AnyRow) -> Result<(CommandId, Standing<'a>), sqlx::Error> {
 }
 
 /// On PostgreSQL, planned anew each time: a plan that it made while there were few commands, and kept, reads all of them.
-fn statement<'q>(transaction: &Transaction, sql: String) -> Bound<'q> {
+pub(super) fn statement<'q>(transaction: &Transaction, sql: String) -> Bound<'q> {
     sqlx::query(AssertSqlSafe(sql)).persistent(transaction.backend_name() != "PostgreSQL")
 }
 

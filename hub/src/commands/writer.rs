@@ -11,6 +11,7 @@ use tokio::sync::broadcast;
 use super::clamped;
 use super::said::{self, Word};
 use crate::audit;
+use crate::rows;
 
 pub(super) enum Operation {
     Delivered { node: NodeId, ids: Vec<CommandId>, at: Timestamp },
@@ -43,6 +44,7 @@ impl Apply for Writer {
         transaction: &mut Transaction,
         operations: &[&Operation],
     ) -> Result<Vec<Outcome>, StoreError> {
+        hold(transaction, operations).await?;
         let mut outcomes = Vec::with_capacity(operations.len());
         let mut records = Vec::new();
         let mut latest = Timestamp::default();
@@ -77,6 +79,35 @@ impl Apply for Writer {
             let _ = self.changes.send(*node);
         }
     }
+}
+
+/// Keeps others from the commands that are handed over, and from those that are spoken of beside them, in the order of their ids:
+/// of two that come by the same ones, one waits, and not each for the other.
+async fn hold(transaction: &mut Transaction, operations: &[&Operation]) -> Result<(), StoreError> {
+    let lock = rows::for_update(transaction);
+    let mut ids: Vec<CommandId> = Vec::new();
+    let mut handed_over = false;
+    for operation in operations {
+        match operation {
+            Operation::Delivered { ids: fresh, .. } => {
+                handed_over = true;
+                ids.extend(fresh);
+            }
+            Operation::Word(word) => ids.push(word.id),
+            Operation::Output { .. } => {}
+        }
+    }
+    if lock.is_empty() || !handed_over || ids.len() < 2 {
+        return Ok(());
+    }
+    ids.sort_unstable();
+    for part in rows::parts(&ids) {
+        let ids = rows::placeholders(1, part.len());
+        let sql = format!("SELECT id FROM commands WHERE id IN {ids} ORDER BY id{lock}");
+        let query = part.iter().fold(said::statement(transaction, sql), |query, id| query.bind(id.to_string()));
+        query.fetch_all(&mut **transaction).await?;
+    }
+    Ok(())
 }
 
 async fn delivered(

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use hyperfactory_hub::audit::{self, Actor, Record};
+use hyperfactory_hub::commands::NewRequest;
 use hyperfactory_hub::operators;
 use pki::OperatorKey;
 use protocol::command::State;
@@ -74,6 +75,31 @@ on_both_engines! {
         assert_eq!((&keys[0].id, keys[0].revoked_at), (&registered.id, Some(at(1))));
         assert_eq!(world.audited("operator_key.revoked").await.len(), 1);
         assert_eq!(world.audited("command.cancelled").await.len(), 1, "by one of the two");
+        world.close().await;
+    }
+
+    async fn commands_are_handed_over_although_they_are_taken_back_meanwhile(database: TestDatabase) {
+        let world = World::new(database).await;
+        let (node, _) = world.node().await;
+        let desk = Desk::open(&world, 0);
+        let first = desk.ask(node).await;
+        desk.pass(seconds(1));
+        // It is told first, and comes last by its id.
+        let urgent = desk.request(NewRequest { priority: 9, ..new(node) }, NOW).await.expect("taken").commands[0].0;
+        let due = desk.commands.due(node, 32, NOW).await.expect("an answer");
+        assert_eq!(due.iter().map(|due| due.id).collect::<Vec<_>>(), [urgent, first]);
+        // They are taken back at another hub, one after the other.
+        let mut other = world.database.begin_write().await.expect("a transaction");
+        let take = "UPDATE commands SET cancelled_by = 'operator:bob', state = 'cancelled' WHERE id = $1";
+        sqlx::query(take).bind(first.to_string()).execute(&mut *other).await.expect("the first");
+        let commands = desk.commands.clone();
+        let delivering = tokio::spawn(async move { commands.deliver(node, due, NOW).await });
+        waited_for(&mut other, world.database.engine()).await;
+        sqlx::query(take).bind(urgent.to_string()).execute(&mut *other).await.expect("the second");
+        other.commit().await.expect("taken back");
+        let handed = delivering.await.expect("an end").expect("stored");
+        assert!(handed.is_empty(), "nobody is told any more: {handed:?}");
+        assert_eq!((desk.state(first).await, desk.state(urgent).await), (State::Cancelled, State::Cancelled));
         world.close().await;
     }
 }
