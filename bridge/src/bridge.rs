@@ -181,6 +181,7 @@ pub async fn run(config: Config, stop: CancellationToken, mut reloads: Reloads) 
             Some(()) = reloads.signals.recv() => {
                 let reloaded = (reloads.load)().map_err(anyhow::Error::from).and_then(|new| {
                     new.complete()?;
+                    carried(&config, &new)?;
                     let ours = Routes::new(&new.route)?.after(&passed.borrow()).passed();
                     // The sinks first: they have to know a route before messages come by it. All of them or none.
                     let permits = changes.iter().map(mpsc::Sender::try_reserve).collect::<Result<Vec<_>, _>>();
@@ -234,6 +235,20 @@ fn held(logs: &Logs) -> Vec<(&str, MutexGuard<'_, Spool>)> {
 
 fn spools<'a>(held: &'a [(&'a str, MutexGuard<'a, Spool>)]) -> impl Iterator<Item = (&'a str, &'a Spool)> + Clone {
     held.iter().map(|(class, spool)| (*class, &**spool))
+}
+
+/// Sees that each route is for a connection that runs. One that is for another would take its topics from whoever reads them
+/// now, and nobody would until the start that makes the connection.
+fn carried(started: &Config, new: &Config) -> anyhow::Result<()> {
+    for (index, route) in new.route.iter().enumerate() {
+        let Some(name) = &route.mqtt else { continue };
+        anyhow::ensure!(
+            started.mqtt.iter().any(|mqtt| mqtt.name == *name),
+            "route {} is for the connection {name:?}, which is made at a start alone: restart the bridge",
+            index + 1
+        );
+    }
+    Ok(())
 }
 
 fn told(started: &Config, new: &Config) {

@@ -57,6 +57,38 @@ fn routes_change_without_a_loss_and_a_bad_file_is_refused() {
 }
 
 #[test]
+fn routes_of_a_connection_that_does_not_run_yet_are_refused_and_take_no_topics_away() {
+    let (cluster, mosquitto) = (MockCluster::new(1).unwrap(), Mosquitto::start());
+    cluster.create_topic("machines", 1, 1).unwrap();
+    let brokers = cluster.bootstrap_servers();
+    let mut bridge =
+        Bridge::start(&mosquitto, &brokers, "[[route]]\nfrom = \"m/#\"\nto = \"machines\"\nmqtt = \"plant\"\n");
+    bridge.subscribed(1);
+    // Renamed, as far as the routes go.
+    let renamed = format!(
+        "[[mqtt]]\nname = \"line\"\naddress = \"127.0.0.1:{}\"\n\
+         [[route]]\nfrom = \"m/#\"\nto = \"machines\"\nmqtt = \"line\"\n",
+        mosquitto.port()
+    );
+    bridge.configure(&mosquitto, &brokers, &renamed, "");
+    bridge.reload();
+    bridge.said("the configuration of before goes on: route 1 is for the connection \"line\"");
+    Publisher::publish(&mosquitto, "m/a", 1..=20);
+    let published = [("m/a".to_owned(), 20)];
+    Delivered::wait(&cluster, &["machines"], &published).assert_complete_and_in_order(&published);
+    bridge.stop();
+    assert_eq!(bridge.times("no longer subscribed to"), 0);
+    // A start makes the connection.
+    bridge.start_again();
+    bridge.subscribed(2);
+    bridge.said("mqtt=\"line\"");
+    Publisher::publish(&mosquitto, "m/a", 21..=40);
+    let published = [("m/a".to_owned(), 40)];
+    Delivered::wait(&cluster, &["machines"], &published).assert_complete_and_in_order(&published);
+    bridge.stop();
+}
+
+#[test]
 fn what_waits_goes_by_the_routes_it_was_accepted_for_and_at_the_new_rate() {
     let (cluster, mosquitto) = (MockCluster::new(1).unwrap(), Mosquitto::start());
     for topic in ["machines", "late"] {
