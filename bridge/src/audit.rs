@@ -93,8 +93,9 @@ impl Ledger {
         let new = stream.note(sequence);
         let begin = || Partition { first: sequence, highest: sequence, received, latest: HashMap::new() };
         let partition = stream.partitions.entry(partition.to_owned()).or_insert_with(begin);
-        // What is sent again was received before what was sent after it the first time.
-        if !new && received > partition.received {
+        // What is sent again was received before what was sent after it the first time. Where nothing after it was sent before,
+        // it goes to another partition than then: some were added.
+        if !new && sequence <= partition.highest && received > partition.received {
             stream.given_twice += 1;
             return;
         }
@@ -411,6 +412,22 @@ mod tests {
         assert!(!ledger.is_whole());
         let report = ledger.report();
         assert!(report.contains(" 4 doubled, 1 given twice, 0 out of order\n  numbers are given twice: "), "{report}");
+    }
+
+    #[test]
+    fn records_that_are_sent_again_to_a_partition_that_was_added_came_twice_whichever_is_read_first() {
+        let (before, added) =
+            ([1, 2, 3, 4, 5, 6].map(|number| (number, "t/0")), [4, 5, 6, 7].map(|number| (number, "t/1")));
+        for read in [[&before[..], &added], [&added, &before]] {
+            let mut ledger = Ledger::default();
+            for (sequence, partition) in read.concat() {
+                ledger.take(seen(sequence, "a", partition, sequence as i64));
+            }
+            assert!(ledger.is_whole() && ledger.report().contains(" 3 doubled, 0 out of order"), "{}", ledger.report());
+            // What has another time is another record all the same.
+            ledger.take(seen(5, "a", "t/1", 9));
+            assert!(!ledger.is_whole() && ledger.report().contains(" 1 given twice"), "{}", ledger.report());
+        }
     }
 
     #[test]
