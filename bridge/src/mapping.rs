@@ -121,9 +121,13 @@ impl Mapping {
         let Some(index) = self.way(arrival.topic) else { return Mapped::Same };
         match self.ways.get(index).and_then(|way| way.decode) {
             Some(Decode::SparkplugB) => self.decode(arrival, index),
-            None => match self
-                .step(arrival, index, arrival.topic, |steps| steps.take(arrival.topic, arrival.payload, arrival.now))
-            {
+            None => match self.step(arrival, index, arrival.topic, |steps| {
+                if arrival.retained {
+                    steps.take_historical(arrival.payload)
+                } else {
+                    steps.take(arrival.topic, arrival.payload, arrival.now)
+                }
+            }) {
                 Outcome::Same => Mapped::Same,
                 Outcome::Changed(payload) => Mapped::Made(vec![Made { payload: Some(payload), ..Made::default() }]),
                 Outcome::Dropped(_) => Mapped::Made(Vec::new()),
@@ -150,7 +154,7 @@ impl Mapping {
         let mut made = Vec::with_capacity(decoded.readings.len());
         for reading in decoded.readings {
             let outcome = self.step(arrival, index, &reading.topic, |steps| {
-                if reading.historical {
+                if reading.historical || reading.birth || retained {
                     steps.take_historical(&reading.payload)
                 } else {
                     steps.take(&reading.topic, &reading.payload, now)
@@ -316,6 +320,29 @@ mod tests {
             Mapped::Same => panic!("it is decoded"),
         };
         assert_eq!((passing(&kept), passing(&live), passing(&live), passing(&kept)), (2, 1, 0, 2));
+    }
+
+    #[test]
+    fn what_was_retained_or_a_birth_tells_is_not_thinned_out_and_does_not_thin_out_what_is_live() {
+        let mut mapping = mapping(
+            "[[route]]\nfrom = 'spBv1.0/#'\nto = 'sparkplug'\ndecode = 'sparkplug-b'\nstep = [{ down-sample = { every = '1h' } }]\n\
+             [[route]]\nfrom = 'a'\nto = 'x'\nstep = [{ down-sample = { every = '1h' } }, { dead-band = { band = 1 } }]",
+        );
+        let now = Instant::now();
+        let mut passing = |topic: &str, payload: &str, retained: bool| {
+            let (payload, received) = (payload.as_bytes(), Timestamp::from_millis(5));
+            let arrival = Arrival { topic, payload, retained, duplicate: false, beside: 0, received, now };
+            !mapping.map(&arrival).is_filtered()
+        };
+        let retained =
+            [passing("a", "5", true), passing("a", "5", false), passing("a", "5", false), passing("a", "5", true)];
+        assert_eq!(retained, [true, true, false, true]);
+        // The metric a, by name.
+        let metric = "\x12\x07\x0a\x01a\x20\x03\x50\x01";
+        let mut of = |kind: &str, retained: bool| passing(&format!("spBv1.0/g/{kind}/e"), metric, retained);
+        let births =
+            [of("NBIRTH", false), of("NDATA", false), of("NDATA", false), of("NBIRTH", false), of("NDATA", true)];
+        assert_eq!(births, [true, true, false, true, true]);
     }
 
     #[test]

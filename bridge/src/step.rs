@@ -82,8 +82,8 @@ impl Steps {
         self.walk(payload, Some((topic, now)))
     }
 
-    /// Takes the steps with what is older than what came before it. None of it is left out for what else has passed, and
-    /// nothing is remembered of it: it comes all at once, and not in its time.
+    /// Takes the steps with what is no news: it was kept at the edge or by the broker, or a birth tells it. None of it is left
+    /// out for what else has passed, and nothing is remembered of it: it comes all at once, and not in its time.
     pub fn take_historical(&mut self, payload: &[u8]) -> Outcome {
         self.walk(payload, None)
     }
