@@ -64,6 +64,24 @@ impl Filter {
         theirs.next().is_none()
     }
 
+    /// Whether some topic may come by both.
+    pub fn meets(&self, other: &Self) -> bool {
+        let (mut ours, mut theirs) = (self.levels().peekable(), other.levels().peekable());
+        let dollar = |first: Option<&&str>| first.is_some_and(|first| first.starts_with('$'));
+        // Wildcards match no first level that begins so.
+        if dollar(ours.peek()) != dollar(theirs.peek()) {
+            return false;
+        }
+        loop {
+            match (ours.next(), theirs.next()) {
+                (Some("#"), _) | (_, Some("#")) | (None, None) => return true,
+                (Some("+"), Some(_)) | (Some(_), Some("+")) => {}
+                (ours, theirs) if ours != theirs => return false,
+                _ => {}
+            }
+        }
+    }
+
     fn levels(&self) -> std::str::Split<'_, char> {
         self.text[self.starts..].split('/')
     }
@@ -167,6 +185,23 @@ mod tests {
         assert!("a".repeat(65_536).parse::<Filter>().is_err());
     }
 
+    #[test]
+    fn filters_meet_where_a_topic_may_come_by_both() {
+        for (one, other, expected) in [
+            ("a/+/c", "a/b/#", true),
+            ("a/#", "a", true),
+            ("+/b", "a/+", true),
+            ("a/+", "a/b/c", false),
+            ("a/+/c", "a/b/d", false),
+            ("#", "$SYS/a", false),
+            ("+/a", "$SYS/#", false),
+            ("$SYS/+", "$SYS/#", true),
+            ("$share/readers/a/#", "a/+", true),
+        ] {
+            assert_eq!(filter(one).meets(&filter(other)), expected, "{one} {other}");
+        }
+    }
+
     fn level() -> impl Strategy<Value = String> {
         prop_oneof![Just(String::new()), "[ab]", Just("$s".to_owned())]
     }
@@ -211,6 +246,14 @@ mod tests {
                 prop_assert!(one.matches(&topic), "{} covers {}, {}", one, other, topic);
             }
             prop_assert!(one.covers(&one));
+        }
+
+        #[test]
+        fn filters_by_which_one_topic_comes_meet(one in filters(), other in filters(), topic in topics()) {
+            if one.matches(&topic) && other.matches(&topic) {
+                prop_assert!(one.meets(&other), "{} meets {}, {}", one, other, topic);
+            }
+            prop_assert_eq!(one.meets(&other), other.meets(&one));
         }
 
         #[test]

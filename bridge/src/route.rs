@@ -1,7 +1,8 @@
-//! Routes: which Kafka topic and key a message of an MQTT topic gets, and what is doubtful about them.
+//! Routes: which Kafka topic and key a message of an MQTT topic gets.
+
+mod lint;
 
 use std::collections::HashMap;
-use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::SystemTime;
@@ -15,6 +16,7 @@ use crate::mapping::{LONGEST_REMEMBERED, REMEMBERED, Way as Inbound};
 use crate::step::{StepError, Steps};
 use crate::template::{Template, TemplateError};
 use crate::uns;
+pub use lint::Lint;
 
 /// Longest name of a Kafka topic.
 const LONGEST_TOPIC: usize = 249;
@@ -126,15 +128,6 @@ pub enum NoTarget {
     Uns(&'static str),
 }
 
-/// What is wrong or doubtful about the routes, for a person.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Lint {
-    /// Number of the route, from 1.
-    pub route: usize,
-    /// What, and what to do.
-    pub said: String,
-}
-
 impl Routes {
     /// Parses the routes of the configuration.
     ///
@@ -208,11 +201,16 @@ impl Routes {
     /// The filters to subscribe to on the connection `mqtt`, without those that another one covers: their messages
     /// would come twice.
     pub fn filters(&self, mqtt: &str) -> Vec<Filter> {
-        let mut filters: Vec<Filter> = Vec::new();
-        for route in self.routes.iter().filter(|route| route.is_for(mqtt)) {
-            if !filters.iter().any(|filter| !filter.is_shared() && filter.covers(&route.from)) {
-                filters.retain(|filter| route.from.is_shared() || !route.from.covers(filter));
-                filters.push(route.from.clone());
+        self.subscribed(mqtt).into_iter().map(|(_, filter)| filter.clone()).collect()
+    }
+
+    /// The same, each with the place of its route.
+    fn subscribed(&self, mqtt: &str) -> Vec<(usize, &Filter)> {
+        let mut filters: Vec<(usize, &Filter)> = Vec::new();
+        for (index, route) in self.routes.iter().enumerate().filter(|(_, route)| route.is_for(mqtt)) {
+            if !filters.iter().any(|(_, filter)| !filter.is_shared() && filter.covers(&route.from)) {
+                filters.retain(|(_, filter)| route.from.is_shared() || !route.from.covers(filter));
+                filters.push((index, &route.from));
             }
         }
         filters
@@ -228,45 +226,6 @@ impl Routes {
             steps: route.steps.clone(),
         };
         ours.map(way).collect()
-    }
-
-    /// What is doubtful about the routes.
-    pub fn lints(&self) -> Vec<Lint> {
-        let mut lints = Vec::new();
-        for (index, route) in self.routes.iter().enumerate() {
-            let mut lint = |said: String| lints.push(Lint { route: index + 1, said });
-            let earlier = self.routes[..index].iter().position(|earlier| {
-                earlier.from.covers(&route.from) && (earlier.mqtt.is_none() || earlier.mqtt == route.mqtt)
-            });
-            if let Some(earlier) = earlier {
-                lint(format!(
-                    "{} is never reached: route {} ({}) takes all of it; put the narrower one first",
-                    route.from,
-                    earlier + 1,
-                    self.routes[earlier].from
-                ));
-            }
-            if route.from.is_shared() {
-                lint(format!(
-                    "{} is a shared subscription: with several readers the order within a topic is lost",
-                    route.from
-                ));
-            }
-            if let To::Template { topic, key } = &route.to {
-                if key.is_constant() {
-                    lint("the key is the same for all messages, so all go to one partition; use {topic}".into());
-                }
-                if !topic.is_constant() {
-                    lint(
-                        "the Kafka topic's name depends on the message: a level with other characters than letters, \
-                         digits, '.', '_' and '-' makes a name that is refused, and levels joined by '.' may meet others \
-                         with a '.' in them"
-                            .into(),
-                    );
-                }
-            }
-        }
-        lints
     }
 
     /// The same, that notes where another notes which route is taken.
@@ -338,12 +297,6 @@ impl Route {
 fn is_topic(name: &str) -> bool {
     let legal = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
     (1..=LONGEST_TOPIC).contains(&name.len()) && name != "." && name != ".." && name.chars().all(legal)
-}
-
-impl fmt::Display for Lint {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "route {}: {}", self.route, self.said)
-    }
 }
 
 /// A route that can't be used.
@@ -449,25 +402,6 @@ mod tests {
         let routes =
             Routes::new(&[route("a/b", "x"), route("a/#", "x"), route("a/+/c", "x"), route("b", "x")]).unwrap();
         assert_eq!(routes.filters("m").iter().map(Filter::as_str).collect::<Vec<_>>(), ["a/#", "b"]);
-    }
-
-    #[test]
-    fn what_is_doubtful_is_told() {
-        let constant = RouteConfig { key: Some("all".into()), ..route("c", "x") };
-        let routes = Routes::new(&[
-            route("a/#", "x"),
-            route("a/b", "x"),
-            route("$share/g/s", "x"),
-            constant,
-            route("d/+", "{2}"),
-        ]);
-        let said = routes.unwrap().lints().iter().map(ToString::to_string).collect::<Vec<_>>();
-        assert_eq!(said.len(), 4, "{said:?}");
-        assert!(said[0].starts_with("route 2: a/b is never reached: route 1"), "{said:?}");
-        assert!(
-            said[1].contains("shared") && said[2].contains("one partition") && said[3].contains("depends"),
-            "{said:?}"
-        );
     }
 
     #[test]
