@@ -37,7 +37,8 @@ pub async fn run(config: &Config) -> anyhow::Result<(String, bool)> {
     let Some(issued) = &config.kafka.issued else {
         anyhow::ensure!(
             config.kafka.certificate.is_some(),
-            "there is no Kafka certificate to rotate: kafka.tls is off"
+            "there is no Kafka certificate to rotate: this bridge is not enrolled (hyperfactory-bridge enroll), or kafka.tls is \
+             \"off\""
         );
         let kafka = config.kafka.clone();
         let tried = tokio::task::spawn_blocking(move || producer::try_files(&kafka)).await?;
