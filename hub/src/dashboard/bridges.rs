@@ -59,7 +59,8 @@ pub(super) fn view(bridges: &[Arc<Node>], clock: Clock) -> Markup {
                         thead {
                             tr {
                                 th scope="col" { "Bridge" } th scope="col" { "Kafka" } th.num scope="col" { "Waiting" } th.num scope="col" { "Lag" }
-                                th.num scope="col" { "In" } th.num scope="col" { "Out" } th.num scope="col" { "Dropped" } th scope="col" { "May write to" }
+                                th.num scope="col" { "In" } th.num scope="col" { "Out" } th.num scope="col" { "Dead letters" }
+                                th.num scope="col" { "Dropped" } th scope="col" { "May write to" }
                                 th scope="col" { "Last record" } th scope="col" { "Certificate" }
                             }
                         }
@@ -122,12 +123,13 @@ fn row(node: &Node, clock: Clock) -> Markup {
                 td.num data-name="Lag" { @if let Some(lag) = bridge.lag_seconds { (format::duration(lag)) } }
                 td.num data-name="In" { @if let Some(rate) = rate(bridge.received_per_second) { (rate) } }
                 td.num data-name="Out" { @if let Some(rate) = rate(bridge.delivered_per_second) { (rate) } }
+                td.num data-name="Dead letters" { @if let Some(letters) = bridge.dead_letters { (format::thousands(letters as u64)) } }
                 td.num data-name="Dropped" { @if let Some(dropped) = bridge.dropped { (format::thousands(dropped as u64)) } }
                 td.wide { (may(node)) }
                 td.wide { @for route in &bridge.routes { (last(route, clock)) } }
                 td data-name="Certificate" { (certificate(bridge, clock)) }
             } @else {
-                td.wide colspan="8" { span.quiet { "Its figures come with its first session." } }
+                td.wide colspan="9" { span.quiet { "Its figures come with its first session." } }
             }
         }
     }
@@ -222,11 +224,17 @@ pub(super) fn section(node: &Node, clock: Clock) -> Markup {
                                 dt { "May write to" } dd { (may(node)) }
                                 @if let Some(pending) = bridge.pending { dt { "Waiting" } dd { (format::thousands(pending as u64)) " records" } }
                                 @if let Some(lag) = bridge.lag_seconds { dt { "Lag" } dd { (format::duration(lag)) } }
+                                @if let Some(letters) = bridge.dead_letters { dt { "Dead letters" } dd { (format::thousands(letters as u64)) } }
                                 @if let Some(dropped) = bridge.dropped { dt { "Dropped" } dd { (format::thousands(dropped as u64)) } }
                                 @for (name, count) in figures(bridge) { dt { (name) } dd { (format::thousands(count as u64)) " messages" } }
                                 @for class in &bridge.classes {
                                     dt { "Dropped of " (class.name) }
-                                    dd { (format::thousands(class.dropped)) span.sub { (class.overflow) } }
+                                    dd {
+                                        (format::thousands(class.dropped)) span.sub { (class.overflow) }
+                                        @if let Some((first, last)) = class.first.zip(class.last) {
+                                            span.sub { "last " (format::thousands(first)) "–" (format::thousands(last)) ": " (class.reason) }
+                                        }
+                                    }
                                 }
                             }
                         }

@@ -346,6 +346,9 @@ on_both_engines! {
         for shown in ["cologne", "1,240", "3.0 KiB", "2 min", "machines/#", "none since its start"] {
             assert!(view.contains(shown), "{shown}: {view}");
         }
+        for (name, count) in [("Dead letters", "57"), ("Dropped", "4,444")] {
+            assert!(view.contains(&format!("data-name=\"{name}\">{count}<")), "{name}: {view}");
+        }
         let page = browser.get("/bridges").await.body;
         assert!(page.contains("in 30 d") && page.contains("1 min ago"), "{page}");
         assert!(!view.contains("others-plant") && !view.contains(&agent.to_string()), "{view}");
@@ -363,6 +366,7 @@ on_both_engines! {
         assert!(page.contains("cologne.*") && page.contains("Not taken"), "{page}");
         assert!(page.contains("From MQTT to Kafka") && page.contains("ertificate revoked"), "{page}");
         assert!(page.contains("Dropped of trends") && page.contains("4,321"), "{page}");
+        assert!(page.contains("last 4,000–4,320: too old") && page.contains("Dead letters"), "{page}");
         assert!(page.contains("77 messages") && !page.contains("As they came"), "{page}");
         assert!(!browser.get(&format!("/nodes/{agent}")).await.body.contains("From MQTT to Kafka"));
         let token = site.token(Role::Viewer, None).await;
@@ -370,6 +374,8 @@ on_both_engines! {
         assert_eq!((&node["bridge"]["kafka"], &node["bridge"]["pending"]), (&"refused".into(), &1240.0.into()), "{node}");
         let class = &node["bridge"]["classes"][0];
         assert_eq!((&class["overflow"], &class["dropped"]), (&"drop-oldest".into(), &4321.into()), "{node}");
+        let bridge = &node["bridge"];
+        assert_eq!((&bridge["dead_letters"], &bridge["dropped"]), (&57.0.into(), &4444.0.into()), "{node}");
     }
 
     async fn the_first_data_of_a_bridge_is_news_when_it_is_in_kafka_and_no_other_is(test: TestDatabase) {

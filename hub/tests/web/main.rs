@@ -255,6 +255,9 @@ impl Site {
                 name: "trends".into(),
                 overflow: "drop-oldest".into(),
                 dropped: 4_321,
+                first: 4_000,
+                last: 4_320,
+                reason: "too old".into(),
                 ..ClassStatus::default()
             }],
         };
@@ -264,6 +267,8 @@ impl Site {
             (metrics::BRIDGE_LAG, 125_000),
             (metrics::BRIDGE_DELIVERED, delivered),
             (metrics::BRIDGE_FILTERED, 77),
+            (metrics::BRIDGE_REFUSED, 57),
+            (metrics::BRIDGE_DROPPED, 4_444),
             (metrics::BRIDGE_UNMAPPED, 0),
         ];
         let schema = known.map(|(metric, _)| (metric.into(), vec!["".into()])).to_vec();

@@ -38,9 +38,9 @@ pub struct Bridge {
     /// Sparkplug messages by which a host application would ask for a birth, since it started.
     pub births_wanted: Option<f64>,
     /// Records that became dead letters since it started.
+    pub dead_letters: Option<f64>,
+    /// Records, and dead letters, dropped because their room was used up, or they were too old, since its logs began.
     pub dropped: Option<f64>,
-    /// Records dropped because their class's room was used up, or they were too old, since its logs began.
-    pub overflowed: Option<f64>,
     /// Connections to MQTT brokers that are up.
     pub connected: Option<f64>,
     /// Its routes, in the order of its configuration.
@@ -159,8 +159,8 @@ impl Bridge {
             filtered: value(metrics::BRIDGE_FILTERED),
             unmapped: value(metrics::BRIDGE_UNMAPPED),
             births_wanted: value(metrics::BRIDGE_BIRTHS_WANTED),
-            dropped: value(metrics::BRIDGE_REFUSED),
-            overflowed: value(metrics::BRIDGE_DROPPED),
+            dead_letters: value(metrics::BRIDGE_REFUSED),
+            dropped: value(metrics::BRIDGE_DROPPED),
             connected: value(metrics::BRIDGE_CONNECTED),
             routes: status.routes.iter().map(Route::from).collect(),
             classes: status.classes.iter().map(TopicClass::from).collect(),
