@@ -11,7 +11,7 @@ use protocol::Timestamp;
 use protocol::message::{BridgeStatus, ClassStatus, KafkaState, RouteStatus};
 use protocol::metrics::{self, Known};
 use protocol::telemetry::{Row, Schema};
-use spool::LostRange;
+use spool::{LostRange, Status};
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 use tokio::time::MissedTickBehavior;
@@ -37,6 +37,8 @@ const DRAIN: Duration = Duration::from_secs(8);
 
 /// Routes that the hub is told of.
 const MOST_ROUTES: usize = 64;
+/// What the log is told as that is of no class: no class has a name with a space.
+const NO_CLASS: &str = "the log";
 
 /// What the hub is told of.
 pub struct Told {
@@ -249,10 +251,12 @@ impl Told {
         }
     }
 
-    /// What is dropped of each class, and of dead letters.
+    /// What is dropped of each class, what is lost of the log of none, and what is gone of dead letters.
     fn classes(&self) -> Vec<ClassStatus> {
-        let classes = self.logs.iter().filter(|(class, _)| !class.name.is_empty()).map(class_status);
-        classes.chain(self.gone.iter().filter_map(gone_status)).collect()
+        let (classes, none): (Vec<_>, Vec<_>) =
+            self.logs.iter().map(class_status).partition(|class| class.name != NO_CLASS);
+        let none = none.into_iter().filter(|log| log.dropped > 0 || !log.fault.is_empty());
+        classes.into_iter().chain(none).chain(self.gone.iter().filter_map(gone_status)).collect()
     }
 }
 
@@ -267,7 +271,12 @@ fn gone_status((class, gone): &(Class, Gone)) -> Option<ClassStatus> {
 fn class_status((class, log): &(Class, Log)) -> ClassStatus {
     // The disk may be at work; it is told with the next look then.
     let range = log.try_spool().and_then(|spool| spool.lost().last().copied());
-    dropped_status(class.name.clone(), class.overflow.to_string(), log.status().lost, range)
+    let name = if class.name.is_empty() { NO_CLASS } else { &class.name };
+    let Status { lost, fault, .. } = log.status();
+    ClassStatus {
+        fault: fault.map(|fault| fault.message).unwrap_or_default(),
+        ..dropped_status(name.to_owned(), class.overflow.to_string(), lost, range)
+    }
 }
 
 fn dropped_status(name: String, overflow: String, dropped: u64, range: Option<LostRange>) -> ClassStatus {
@@ -278,6 +287,7 @@ fn dropped_status(name: String, overflow: String, dropped: u64, range: Option<Lo
         first: range.map_or(0, |range| range.first),
         last: range.map_or(0, |range| range.last),
         reason: range.map_or_else(String::new, |range| range.reason.to_string()),
+        fault: String::new(),
     }
 }
 
@@ -324,6 +334,41 @@ mod tests {
     }
 
     #[test]
+    fn damage_to_the_log_of_no_class_is_told_with_its_range_and_what_to_do() {
+        let folder = tempfile::tempdir().unwrap();
+        let config = Config { state_dir: folder.path().to_owned(), ..Config::default() };
+        let class = Class::all(&config).remove(0);
+        let told = |log: Log| Told {
+            logs: Logs::new(vec![(class.clone(), log)]),
+            gone: Vec::new(),
+            counters: Arc::default(),
+            passed: watch::Sender::<Arc<Passed>>::default().subscribe(),
+        };
+        let whole = told(Log::open(class.options()).unwrap().0);
+        {
+            let mut spool = whole.logs.iter().next().unwrap().1.spool();
+            for _ in 0..9 {
+                spool.append(&[7; 1000], true).unwrap();
+            }
+            spool.sync().unwrap();
+        }
+        assert!(whole.classes().is_empty());
+        drop(whole);
+        let segments = std::fs::read_dir(&class.log_dir).unwrap().map(|entry| entry.unwrap().path());
+        let segment = segments.filter(|path| path.extension().is_some_and(|ending| ending == "seg")).min().unwrap();
+        let mut bytes = std::fs::read(&segment).unwrap();
+        let at = bytes.windows(1000).position(|window| window == [7; 1000]).unwrap();
+        bytes[at + 1500] ^= 1;
+        std::fs::write(&segment, bytes).unwrap();
+        let damaged = told(Log::open(class.options()).unwrap().0);
+        crate::show::walk(&mut damaged.logs.iter().next().unwrap().1.spool(), |_| {}).unwrap();
+        let [log] = damaged.classes().try_into().unwrap();
+        assert_eq!((log.name.as_str(), log.overflow.as_str(), log.dropped), ("the log", "block", 1));
+        assert_eq!((log.first, log.last, log.reason.as_str()), (2, 2, "damaged on disk"));
+        assert!(log.fault.contains("were damaged and are lost; check the disk"), "{}", log.fault);
+    }
+
+    #[test]
     fn dead_letters_that_gave_way_are_told_beside_what_classes_drop() {
         let folder = tempfile::tempdir().unwrap();
         let config = Config { state_dir: folder.path().to_owned(), ..Config::default() };
@@ -345,7 +390,7 @@ mod tests {
         assert!(told.classes().is_empty());
         put(2000);
         let [classes] = told.classes().try_into().unwrap();
-        let ClassStatus { name, overflow, dropped, first, last, reason } = classes;
+        let ClassStatus { name, overflow, dropped, first, last, reason, .. } = classes;
         assert_eq!(
             (name.as_str(), overflow.as_str(), reason.as_str()),
             ("dead letters", "drop-oldest", "the spool was full")

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use prost::Message;
-use protocol::message::{BatchBody, BridgeStatus, Engine, NodeStatus, Service, ServiceKey, SpoolStatus};
+use protocol::message::{BatchBody, BridgeStatus, ClassStatus, Engine, NodeStatus, Service, ServiceKey, SpoolStatus};
 use protocol::session::ClockReading;
 use protocol::telemetry::{Encoder, Row, Schema};
 use tokio::sync::watch;
@@ -346,7 +346,9 @@ impl Gathered {
 
 /// What of it is a state: when records last passed, and how many are dropped, may change with every look.
 fn without_progress(status: BridgeStatus) -> BridgeStatus {
-    BridgeStatus { routes: Vec::new(), classes: Vec::new(), ..status }
+    let faulty = status.classes.into_iter().filter(|class| !class.fault.is_empty());
+    let classes = faulty.map(|ClassStatus { name, fault, .. }| ClassStatus { name, fault, ..ClassStatus::default() });
+    BridgeStatus { routes: Vec::new(), classes: classes.collect(), ..status }
 }
 
 /// Whether a status is worth telling: depth and size of the spool change with every batch and are series of their own.

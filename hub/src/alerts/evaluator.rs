@@ -61,10 +61,26 @@ struct Node {
     judged: Option<Arc<Services>>,
     /// Since when its services are watched without a break.
     watched_since: Option<Timestamp>,
-    lost_batches: Option<u64>,
-    loss_at: Option<Timestamp>,
+    batches: Loss,
+    records: Loss,
     /// When it must be looked at even if it does not change.
     due: Option<Timestamp>,
+}
+
+/// A count of what is lost, and when it last grew.
+#[derive(Default)]
+struct Loss {
+    known: Option<u64>,
+    grown_at: Option<Timestamp>,
+}
+
+impl Loss {
+    /// Takes the count as it is now; what was lost before the first look is no news.
+    fn take(&mut self, count: u64, now: Timestamp) {
+        if self.known.replace(count).is_some_and(|before| count > before) {
+            self.grown_at = Some(now);
+        }
+    }
 }
 
 /// One thing that is, or may become, an alert.
@@ -275,18 +291,23 @@ impl Look<'_> {
     }
 
     fn spool_loss(&mut self) {
-        let Some(spool) = &self.view.status.spool else { return };
-        let lost = spool.lost_batches;
-        if self.node.lost_batches.is_some_and(|before| lost > before) {
-            self.node.loss_at = Some(self.now);
+        let (batches, records) =
+            (self.view.status.spool.as_ref().map(|spool| spool.lost_batches), rules::lost_records(self.view));
+        if batches.is_none() && records.is_none() {
+            return;
         }
-        self.node.lost_batches = Some(lost);
-        let until = self.node.loss_at.map(|at| at.plus(self.policy.loss_for));
-        let recent = until.is_some_and(|until| until > self.now);
-        if let Some(until) = until.filter(|_| recent) {
+        let now = self.now;
+        batches.inspect(|count| self.node.batches.take(*count, now));
+        records.iter().for_each(|lost| self.node.records.take(lost.count, now));
+        let ends =
+            [&self.node.batches, &self.node.records].map(|loss| loss.grown_at.map(|at| at.plus(self.policy.loss_for)));
+        let [lately, of_records] = ends.map(|until| until.filter(|until| *until > now));
+        for until in [lately, of_records].into_iter().flatten() {
             self.look_again(until);
         }
-        self.judge(Rule::SpoolLoss, "", rules::spool_loss(lost, recent));
+        let judgement =
+            rules::spool_loss(batches.filter(|_| lately.is_some()), records.filter(|_| of_records.is_some()));
+        self.judge(Rule::SpoolLoss, "", judgement);
     }
 
     fn services(&mut self) {

@@ -24,9 +24,9 @@ pub enum Rule {
     EngineUnreachable,
     /// The node's clock is off.
     ClockSkew,
-    /// The node's spool gave up batches.
+    /// The node's spool gave up batches, or a bridge's log on disk records that were to stay.
     SpoolLoss,
-    /// The node's spool can't write.
+    /// The node's spool can't write, or a bridge's log.
     SpoolFault,
     /// Two machines have had its key.
     NodeCloned,
@@ -139,6 +139,11 @@ pub(super) fn clock(view: &NodeView, policy: &Policy) -> Judgement {
 }
 
 pub(super) fn spool_fault(view: &NodeView) -> Judgement {
+    let classes = view.status.bridge.iter().flat_map(|bridge| &bridge.classes);
+    let faulty = classes.filter(|_| view.presence.is_online()).find(|class| !class.fault.is_empty());
+    if let Some(class) = faulty {
+        return wrong(Level::Warning, format!("a bridge's records on disk, {}: {}", class.name, class.fault));
+    }
     let Some(spool) = view.status.spool.as_ref().filter(|_| view.presence.is_online()) else {
         return Judgement::Unclear;
     };
@@ -150,14 +155,38 @@ pub(super) fn spool_fault(view: &NodeView) -> Judgement {
     }
 }
 
-pub(super) fn spool_loss(lost: u64, recent: bool) -> Judgement {
-    if !recent {
-        return Judgement::Well;
+/// What was lost lately: batches, and records of a bridge.
+pub(super) fn spool_loss(batches: Option<u64>, records: Option<LostRecords>) -> Judgement {
+    if let Some(LostRecords { count, last }) = records {
+        let advice = "look at its disk, and stop it for hyperfactory-bridge log verify";
+        return wrong(Level::Critical, format!("{count} records that the bridge had on disk are lost{last}: {advice}"));
     }
-    wrong(
-        Level::Warning,
-        format!("{lost} batches were lost at the node: give its spool more room, or look at its disk"),
-    )
+    match batches {
+        Some(lost) => wrong(
+            Level::Warning,
+            format!("{lost} batches were lost at the node: give its spool more room, or look at its disk"),
+        ),
+        None => Judgement::Well,
+    }
+}
+
+/// Records that a bridge has lost of logs that drop none.
+pub(super) struct LostRecords {
+    /// How many, since its logs began.
+    pub(super) count: u64,
+    /// The last of them, where it says so, as the end of a sentence.
+    last: String,
+}
+
+/// What a bridge tells of that; `None` when the node is none.
+pub(super) fn lost_records(view: &NodeView) -> Option<LostRecords> {
+    let bridge = view.status.bridge.as_ref()?;
+    let lost = bridge.classes.iter().filter(|class| class.overflow == "block");
+    let count = lost.clone().fold(0_u64, |count, class| count.saturating_add(class.dropped));
+    let last = lost.filter(|class| class.first > 0).next_back().map(|class| {
+        format!(", the last of them {} to {} of {} ({})", class.first, class.last, class.name, class.reason)
+    });
+    Some(LostRecords { count, last: last.unwrap_or_default() })
 }
 
 pub(super) fn certificate(view: &NodeView, policy: &Policy, now: Timestamp) -> Judgement {

@@ -12,7 +12,9 @@ use super::layout::Section;
 use super::pages::{framed, still};
 use super::session::Visitor;
 use crate::access::Principal;
-use crate::api::resource::{Bridge, KafkaAccess, KafkaAccessState, KafkaState, Kind, Node, PresenceState, Route, Time};
+use crate::api::resource::{
+    Bridge, KafkaAccess, KafkaAccessState, KafkaState, Kind, Node, PresenceState, Route, Time, TopicClass,
+};
 use crate::web::App;
 
 /// A certificate that ends within so many days should have been renewed.
@@ -112,7 +114,7 @@ fn row(node: &Node, clock: Clock) -> Markup {
         tr id={ "b-" (node.id) } {
             th scope="row" { a href={ "/nodes/" (node.id) } { (node.name) } span.sub { (node.tenant) } }
             td.wide {
-                @if gone { (format::node(node).show()) } @else if let Some(bridge) = bridge { (kafka(bridge)) }
+                @if gone { (format::node(node).show()) } @else if let Some(bridge) = bridge { (kafka(bridge)) (faults(bridge)) }
                 @else { span.quiet { "not told yet" } }
             }
             @if let Some(bridge) = bridge {
@@ -138,6 +140,15 @@ fn row(node: &Node, clock: Clock) -> Markup {
 /// How it stands with its brokers.
 fn kafka(bridge: &Bridge) -> Markup {
     html! { (standing(bridge.kafka).show()) @if !bridge.message.is_empty() { span.sub { (format::sentence("", &bridge.message)) } } }
+}
+
+/// What is wrong with its logs on disk.
+fn faults(bridge: &Bridge) -> Markup {
+    html! {
+        @for class in bridge.classes.iter().filter(|class| !class.fault.is_empty()) {
+            span.sub.warning { (format::sentence(&class.name, &class.fault)) }
+        }
+    }
 }
 
 fn standing(state: KafkaState) -> Standing {
@@ -201,6 +212,11 @@ fn certificate(bridge: &Bridge, clock: Clock) -> Markup {
     }
 }
 
+/// What a class's count is: what drops nothing loses something only by damage.
+fn lost(class: &TopicClass) -> String {
+    format!("{} of {}", if class.overflow == "block" { "Lost" } else { "Dropped" }, class.name)
+}
+
 /// What its routes made of messages, where there is any of it.
 fn figures(bridge: &Bridge) -> impl Iterator<Item = (&'static str, f64)> {
     let figures =
@@ -228,12 +244,13 @@ pub(super) fn section(node: &Node, clock: Clock) -> Markup {
                                 @if let Some(dropped) = bridge.dropped { dt { "Dropped" } dd { (format::thousands(dropped as u64)) } }
                                 @for (name, count) in figures(bridge) { dt { (name) } dd { (format::thousands(count as u64)) " messages" } }
                                 @for class in &bridge.classes {
-                                    dt { "Dropped of " (class.name) }
+                                    dt { (lost(class)) }
                                     dd {
                                         (format::thousands(class.dropped)) span.sub { (class.overflow) }
                                         @if let Some((first, last)) = class.first.zip(class.last) {
                                             span.sub { "last " (format::thousands(first)) "–" (format::thousands(last)) ": " (class.reason) }
                                         }
+                                        @if !class.fault.is_empty() { span.sub.warning { (format::sentence("", &class.fault)) } }
                                     }
                                 }
                             }

@@ -349,6 +349,7 @@ on_both_engines! {
         for (name, count) in [("Dead letters", "57"), ("Dropped", "4,444")] {
             assert!(view.contains(&format!("data-name=\"{name}\">{count}<")), "{name}: {view}");
         }
+        assert!(view.contains("rends: the disk is full: free some space"), "{view}");
         let page = browser.get("/bridges").await.body;
         assert!(page.contains("in 30 d") && page.contains("1 min ago"), "{page}");
         assert!(!view.contains("others-plant") && !view.contains(&agent.to_string()), "{view}");

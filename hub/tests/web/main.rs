@@ -258,6 +258,7 @@ impl Site {
                 first: 4_000,
                 last: 4_320,
                 reason: "too old".into(),
+                fault: "the disk is full: free some space".into(),
                 ..ClassStatus::default()
             }],
         };

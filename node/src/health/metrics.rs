@@ -64,7 +64,7 @@ pub(super) fn exposition(vitals: &Vitals) -> prometheus::Result<String> {
         let ends = bridge.certificate_not_after_ms as f64 / 1e3;
         seconds("hyperfactory_kafka_certificate_not_after_seconds", "When the Kafka certificate ends; 0: none", ends)?;
         for class in bridge.classes {
-            let help = "Records dropped because their class's room was used up, or they were too old";
+            let help = "Records dropped because their class's room was used up, or they were too old, or lost on disk";
             let labels = Opts::new("hyperfactory_class_dropped_total", help).const_label("class", class.name);
             let counter = IntCounter::with_opts(labels.const_label("overflow", class.overflow))?;
             counter.inc_by(class.dropped);

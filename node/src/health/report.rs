@@ -83,6 +83,9 @@ pub struct ClassReport {
     pub dropped: u64,
     /// The last range of them that is not told in Kafka yet, and why; absent when there is none.
     pub last: Option<String>,
+    /// What is wrong with its log on disk and what to do; absent when nothing is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trouble: Option<String>,
 }
 
 impl Report {
@@ -143,9 +146,10 @@ fn kafka(status: &BridgeStatus) -> KafkaReport {
 }
 
 impl From<&ClassStatus> for ClassReport {
-    fn from(ClassStatus { name, overflow, dropped, first, last, reason }: &ClassStatus) -> Self {
+    fn from(ClassStatus { name, overflow, dropped, first, last, reason, fault }: &ClassStatus) -> Self {
         let range = (*first > 0).then(|| format!("{first}–{last} ({reason})"));
-        Self { name: name.clone(), overflow: overflow.clone(), dropped: *dropped, last: range }
+        let trouble = (!fault.is_empty()).then(|| fault.clone());
+        Self { name: name.clone(), overflow: overflow.clone(), dropped: *dropped, last: range, trouble }
     }
 }
 

@@ -122,6 +122,7 @@ async fn a_bridge_tells_what_it_drops_of_each_class() {
         first,
         last: first + 9,
         reason: "too old".into(),
+        fault: if first > 0 { String::new() } else { "the disk is full".into() },
     };
     let classes = vec![class("trends", 31), class("events", 0)];
     probed.bridge.send_replace(BridgeStatus { classes, ..BridgeStatus::default() });
@@ -131,9 +132,10 @@ async fn a_bridge_tells_what_it_drops_of_each_class() {
         assert!(metrics.contains(&sample), "{metrics}");
     }
     let report: Report = serde_json::from_str(&probed.get("/status").await.1).expect("a report");
-    let told: Vec<_> =
-        report.kafka.expect("a bridge").classes.into_iter().map(|class| (class.name, class.last)).collect();
-    assert_eq!(told, [("trends".into(), Some("31–40 (too old)".into())), ("events".into(), None)]);
+    let classes = report.kafka.expect("a bridge").classes;
+    let told: Vec<_> = classes.into_iter().map(|class| (class.name, class.last, class.trouble)).collect();
+    let (last, trouble) = (Some("31–40 (too old)".into()), Some("the disk is full".into()));
+    assert_eq!(told, [("trends".into(), last, None), ("events".into(), None, trouble)]);
     probed.stop().await;
 }
 

@@ -1,8 +1,8 @@
 //! Stories of nodes, told in seconds: what opens, what closes, and what must do neither.
 
 use protocol::message::{
-    BridgeStatus, ClockReport, Engine, EngineState, KafkaState, ServiceHealth, ServiceKey, ServiceState, SpoolFault,
-    SpoolStatus,
+    BridgeStatus, ClassStatus, ClockReport, Engine, EngineState, KafkaState, ServiceHealth, ServiceKey, ServiceState,
+    SpoolFault, SpoolStatus,
 };
 use protocol::{NodeKind, SessionId};
 
@@ -389,6 +389,46 @@ fn a_loss_is_shown_for_a_while_and_a_fault_while_it_lasts() {
         (20, "opened", "spool.loss"),
         (30, "closed", "spool.fault"),
         (620, "closed", "spool.loss"),
+    ]);
+}
+
+#[test]
+fn damage_to_records_that_were_to_stay_is_told_and_what_a_class_may_drop_is_not() {
+    let class = |name: &str, overflow: &str, dropped, fault: &str| ClassStatus {
+        name: name.into(),
+        overflow: overflow.into(),
+        dropped,
+        first: 3,
+        last: 4,
+        reason: "damaged on disk".into(),
+        fault: fault.into(),
+    };
+    fn tell(classes: Vec<ClassStatus>) -> impl FnOnce(&mut NodeView) {
+        let bridge = BridgeStatus { classes, ..BridgeStatus::default() };
+        move |view| {
+            let status = Arc::make_mut(&mut view.status);
+            (status.bridge, status.spool) = (Some(Box::new(bridge)), Some(SpoolStatus::default()));
+        }
+    }
+    let mut story = Story::new();
+    story.change(10, tell(vec![class("trends", "drop-oldest", 10, "")]));
+    story.change(20, tell(vec![class("trends", "drop-oldest", 90, "")]));
+    story.tells(&[]);
+    story
+        .change(30, tell(vec![class("trends", "drop-oldest", 90, ""), class("the log", "block", 2, "check the disk")]));
+    let attention = story.evaluator.attention(story.view.node);
+    let said: Vec<_> = attention.reasons.iter().map(|reason| reason.message.as_str()).collect();
+    assert!(attention.level == Level::Critical && said.iter().any(|said| said.contains("2 records")), "{said:?}");
+    assert!(said.iter().any(|said| said.contains("3 to 4 of the log (damaged on disk)")), "{said:?}");
+    assert!(said.iter().any(|said| said.contains("the log: check the disk")), "{said:?}");
+    // It stays lost, and is no news for ever.
+    story.change(40, tell(vec![class("the log", "block", 2, "")]));
+    story.until(1000);
+    story.tells(&[
+        (30, "opened", "spool.fault"),
+        (30, "opened", "spool.loss"),
+        (40, "closed", "spool.fault"),
+        (630, "closed", "spool.loss"),
     ]);
 }
 

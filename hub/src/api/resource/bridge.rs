@@ -45,7 +45,8 @@ pub struct Bridge {
     pub connected: Option<f64>,
     /// Its routes, in the order of its configuration.
     pub routes: Vec<Route>,
-    /// Its classes of topics, in the order of its configuration.
+    /// Its classes of topics, in the order of its configuration; then `the log`, which is of no class, where something is lost of
+    /// it or wrong with it, and `dead letters` that gave way.
     pub classes: Vec<TopicClass>,
 }
 
@@ -131,6 +132,8 @@ pub struct TopicClass {
     pub last: Option<u64>,
     /// Why.
     pub reason: String,
+    /// What is wrong with its log on disk, and what to do; empty when nothing is.
+    pub fault: String,
 }
 
 impl Bridge {
@@ -176,9 +179,9 @@ impl From<&message::RouteStatus> for Route {
 
 impl From<&message::ClassStatus> for TopicClass {
     fn from(class: &message::ClassStatus) -> Self {
-        let message::ClassStatus { name, overflow, dropped, first, last, reason } = class.clone();
+        let message::ClassStatus { name, overflow, dropped, first, last, reason, fault } = class.clone();
         let number = |number: u64| (number > 0).then_some(number);
-        Self { name, overflow, dropped, first: number(first), last: number(last), reason }
+        Self { name, overflow, dropped, first: number(first), last: number(last), reason, fault }
     }
 }
 
