@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::class::{self, Class};
 use crate::config::{Config, ConfigError, KafkaConfig};
+use crate::connection::Connection;
 use crate::counters::Counters;
 use crate::dead_letter::DeadLetters;
 use crate::enroll;
@@ -91,11 +92,12 @@ pub async fn run(config: Config, stop: CancellationToken, mut reloads: Reloads) 
 
     let counters = Arc::<Counters>::default();
     let passed = watch::Sender::new(routes.passed());
+    let standings: Vec<Connection> = config.mqtt.iter().map(|mqtt| Connection::new(&mqtt.name)).collect();
     let report = match identity {
         Some(identity) => {
             tracing::info!(node = %identity.node, tenant = %identity.tenant, hub = identity.hub, "reporting to the hub");
             let (logs, counters) = (logs.clone(), Arc::clone(&counters));
-            let told = Told { logs, gone, counters, passed: passed.subscribe() };
+            let told = Told { logs, gone, counters, passed: passed.subscribe(), mqtt: standings.clone() };
             Some(Report::start(&config, store, identity, told).await?)
         }
         None => {
@@ -116,7 +118,7 @@ pub async fn run(config: Config, stop: CancellationToken, mut reloads: Reloads) 
     let (mut sources, sources_stop) = (Vec::new(), CancellationToken::new());
     let inbound = watch::Sender::new(Arc::new(Routes::new(&config.route)?));
     let mut connections = Vec::new();
-    for ((index, mqtt), acknowledged) in config.mqtt.iter().enumerate().zip(heard) {
+    for (((index, mqtt), acknowledged), standing) in config.mqtt.iter().enumerate().zip(heard).zip(standings) {
         let filters = routes.filters(&mqtt.name);
         if filters.is_empty() {
             tracing::warn!(mqtt = mqtt.name, "no route is for this connection");
@@ -130,6 +132,7 @@ pub async fn run(config: Config, stop: CancellationToken, mut reloads: Reloads) 
             lanes: Arc::clone(&lanes),
             acknowledged,
             counters: Arc::clone(&counters),
+            standing,
             clock: clock.clone(),
             longest,
         };

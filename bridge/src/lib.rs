@@ -8,6 +8,7 @@ pub mod bridge;
 pub mod class;
 pub mod complaint;
 pub mod config;
+pub mod connection;
 pub mod counters;
 pub mod dead_letter;
 pub mod dry_run;

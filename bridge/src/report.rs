@@ -22,6 +22,7 @@ use transport::Endpoint;
 use crate::bridge::SOFTWARE;
 use crate::class::{Class, Overflow};
 use crate::config::{Config, KafkaConfig};
+use crate::connection::Connection;
 use crate::counters::Counters;
 use crate::dead_letter::Gone;
 use crate::host;
@@ -37,6 +38,8 @@ const DRAIN: Duration = Duration::from_secs(8);
 
 /// Routes that the hub is told of.
 const MOST_ROUTES: usize = 64;
+/// Connections that it is told of.
+const MOST_CONNECTIONS: usize = 64;
 /// What the log is told as that is of no class: no class has a name with a space.
 const NO_CLASS: &str = "the log";
 
@@ -50,6 +53,8 @@ pub struct Told {
     pub counters: Arc<Counters>,
     /// When routes were last taken.
     pub passed: watch::Receiver<Arc<Passed>>,
+    /// How connections to MQTT brokers stand.
+    pub mqtt: Vec<Connection>,
 }
 
 /// A session that comes back by itself, and the task that samples.
@@ -210,6 +215,7 @@ impl Sampler {
             certificate_trouble: certificate.trouble.unwrap_or_default(),
             routes: routes.collect(),
             classes: self.told.classes(),
+            mqtt: self.told.mqtt.iter().take(MOST_CONNECTIONS).map(Connection::status).collect(),
         }
     }
 
@@ -314,6 +320,7 @@ mod tests {
             gone: Vec::new(),
             counters: Arc::default(),
             passed: watch::Sender::<Arc<Passed>>::default().subscribe(),
+            mqtt: Vec::new(),
         };
         let now = Timestamp::from_millis(10_000_000);
         let before = |millis| Timestamp::from_millis(now.millis() - millis);
@@ -343,6 +350,7 @@ mod tests {
             gone: Vec::new(),
             counters: Arc::default(),
             passed: watch::Sender::<Arc<Passed>>::default().subscribe(),
+            mqtt: Vec::new(),
         };
         let whole = told(Log::open(class.options()).unwrap().0);
         {
@@ -379,6 +387,7 @@ mod tests {
             gone: vec![(class, letters.gone())],
             counters: Arc::default(),
             passed: watch::Sender::<Arc<Passed>>::default().subscribe(),
+            mqtt: Vec::new(),
         };
         let mut put = |count| {
             (0..count).for_each(|sequence| {

@@ -18,6 +18,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::complaint::Complaint;
 use crate::config::MqttConfig;
+use crate::connection::Connection;
 use crate::counters::Counters;
 use crate::filter::Filter;
 use crate::intake::Submission;
@@ -78,6 +79,7 @@ pub struct Source {
     /// Whether a ping waits for its answer.
     pinged: bool,
     up: bool,
+    standing: Connection,
 }
 
 /// What a connection works with.
@@ -98,6 +100,8 @@ pub struct Parts {
     pub acknowledged: watch::Receiver<u64>,
     /// What to count in.
     pub counters: Arc<Counters>,
+    /// Where to tell how it stands.
+    pub standing: Connection,
     /// The time of day.
     pub clock: Clock,
     /// Longest record that any log takes.
@@ -131,7 +135,8 @@ impl Source {
     /// When the authority's certificate can't be used.
     pub fn new(config: MqttConfig, parts: Parts) -> anyhow::Result<Self> {
         let dialer = Dialer::new(&config, &parts.bridge)?;
-        let Parts { index, subscriptions, mapping, routes, lanes, acknowledged, counters, clock, longest, .. } = parts;
+        let Parts { index, subscriptions, mapping, routes, lanes, acknowledged, .. } = parts;
+        let Parts { counters, standing, clock, longest, .. } = parts;
         Ok(Self {
             index,
             config,
@@ -155,6 +160,7 @@ impl Source {
             repetitions: Repetitions::default(),
             pinged: false,
             up: false,
+            standing,
         })
     }
 
@@ -188,6 +194,7 @@ impl Source {
                 Err(error) => error.into(),
             };
             self.is_up(false);
+            self.standing.down(&down.to_string());
             self.wire = None;
             // An acknowledgement that is late would be taken for another message's. These come again.
             self.repetitions.left(self.unacknowledged.drain(..).map(|owed| (owed.packet_id, owed.message)));
@@ -208,6 +215,7 @@ impl Source {
     async fn session(&mut self, welcome: Welcome, stop: &CancellationToken) -> Result<(), Down> {
         self.counters.connections.add(1);
         self.is_up(true);
+        self.standing.up();
         let resumed = welcome.resumed;
         if !resumed {
             self.repetitions.forget();
@@ -272,6 +280,7 @@ impl Source {
         }
         for filter in self.subscriptions.stale().to_vec() {
             tracing::info!(mqtt = self.config.name, filter, "no longer subscribed to");
+            self.standing.given_up(&filter);
             packets.push(Outgoing::Unsubscribe { packet_id: self.next_id(), filter });
         }
         self.write(packets).await
@@ -317,6 +326,7 @@ impl Source {
                 mqtt = name, %filter, why,
                 "the broker refused the subscription: allow this client to read these topics there"
             );
+            self.standing.refused(filter.as_str(), why);
         }
     }
 

@@ -1,6 +1,7 @@
 //! A connection by itself, and with a broker that does what the test says.
 
 use futures_util::{SinkExt, StreamExt};
+use protocol::message::MqttStatus;
 use rumqttc::mqttbytes::{QoS, v4};
 use tempfile::TempDir;
 use tokio::net::{TcpListener, TcpStream};
@@ -21,6 +22,7 @@ struct Rig {
     lane: Arc<Lane>,
     told: Arc<Told>,
     counters: Arc<Counters>,
+    standing: Connection,
     stop: CancellationToken,
     thread: Option<JoinHandle<()>>,
     /// Payloads that came to the log, in their order.
@@ -43,6 +45,7 @@ impl Rig {
         let mut lanes = Lanes::new(&Class::all(&config));
         let (acknowledged, told) = lanes.connect(folder.path(), "m", Ways::of("m", &routes, &config)).unwrap();
         let (lane, counters) = (lanes.lane(0).unwrap(), Arc::<Counters>::default());
+        let standing = Connection::new("m");
         let parts = Parts {
             index: 0,
             bridge: "b".into(),
@@ -52,17 +55,24 @@ impl Rig {
             lanes: Arc::new(lanes),
             acknowledged,
             counters: Arc::clone(&counters),
+            standing: standing.clone(),
             clock: Clock::system(),
             longest: 1 << 20,
         };
         let stop = CancellationToken::new();
         let source = Source::new(mqtt, parts).unwrap();
         let thread = source.start(stop.clone(), CancellationToken::new().drop_guard()).unwrap();
-        Self { listener, lane, told, counters, stop, thread: Some(thread), stored: Vec::new(), _folder: folder }
+        let (thread, stored) = (Some(thread), Vec::new());
+        Self { listener, lane, told, counters, standing, stop, thread, stored, _folder: folder }
     }
 
     /// The bridge connects, and the broker knows its session.
     async fn accept(&self) -> Broker {
+        self.accept_with(v4::SubscribeReasonCode::Success(QoS::ExactlyOnce)).await
+    }
+
+    /// The same, and subscriptions are answered so.
+    async fn accept_with(&self, code: v4::SubscribeReasonCode) -> Broker {
         let (stream, _) = self.listener.accept().await.unwrap();
         let codec = v4::Codec { max_incoming_size: 1 << 20, max_outgoing_size: 1 << 20 };
         let mut broker = Framed::new(stream, codec);
@@ -70,9 +80,19 @@ impl Rig {
         let welcome = v4::ConnAck::new(v4::ConnectReturnCode::Success, true);
         broker.send(v4::Packet::ConnAck(welcome)).await.unwrap();
         let v4::Packet::Subscribe(asked) = next(&mut broker).await else { panic!("no subscription") };
-        let codes = vec![v4::SubscribeReasonCode::Success(QoS::ExactlyOnce); asked.filters.len()];
+        let codes = vec![code; asked.filters.len()];
         broker.send(v4::Packet::SubAck(v4::SubAck::new(asked.pkid, codes))).await.unwrap();
         broker
+    }
+
+    /// Waits until the connection stands so.
+    async fn stands(&self, so: impl Fn(&MqttStatus) -> bool) {
+        let wait = async {
+            while !so(&self.standing.status()) {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        assert!(tokio::time::timeout(LONG, wait).await.is_ok(), "{:?}", self.standing.status());
     }
 
     /// Waits until so many messages came to the log; gives the last number.
@@ -187,6 +207,18 @@ async fn a_bridge_that_stops_while_there_is_no_room_acknowledges_what_is_due_and
         drop(broker);
         assert_eq!(rig.finish().len(), usize::from(ROOM), "the other comes again");
     }
+}
+
+#[tokio::test]
+async fn how_a_connection_stands_is_told_and_what_its_broker_refuses() {
+    let rig = Rig::start(1).await;
+    let broker = rig.accept_with(v4::SubscribeReasonCode::Failure).await;
+    rig.stands(|status| status.connected && status.refused.iter().any(|refused| refused.starts_with("# ("))).await;
+    drop(broker);
+    rig.stands(|status| !status.connected && !status.trouble.is_empty()).await;
+    let _broker = rig.accept().await;
+    rig.stands(|status| status.connected && status.trouble.is_empty() && status.refused.is_empty()).await;
+    rig.finish();
 }
 
 #[tokio::test]

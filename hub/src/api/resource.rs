@@ -24,7 +24,7 @@ use utoipa::{PartialSchema, ToSchema};
 pub use alert::Alert;
 pub use api_token::{ApiToken, NewApiToken, Role};
 pub use audit::{AuditEntry, AuditHead};
-pub use bridge::{Bridge, KafkaAccess, KafkaAccessState, KafkaState, Route, TopicClass};
+pub use bridge::{Bridge, KafkaAccess, KafkaAccessState, KafkaState, MqttConnection, Route, TopicClass};
 pub use command::{Command, CommandDetail, CommandState, Ordered, OrderedCommand};
 pub use coverage::{Coverage, LostRange};
 pub use figures::{Disk, Figures, Used};

@@ -60,7 +60,7 @@ pub(super) fn view(bridges: &[Arc<Node>], clock: Clock) -> Markup {
                         caption.visually-hidden { "Bridges by tenant and name" }
                         thead {
                             tr {
-                                th scope="col" { "Bridge" } th scope="col" { "Kafka" } th.num scope="col" { "Waiting" } th.num scope="col" { "Lag" }
+                                th scope="col" { "Bridge" } th scope="col" { "MQTT" } th scope="col" { "Kafka" } th.num scope="col" { "Waiting" } th.num scope="col" { "Lag" }
                                 th.num scope="col" { "In" } th.num scope="col" { "Out" } th.num scope="col" { "Dead letters" }
                                 th.num scope="col" { "Dropped" } th scope="col" { "May write to" }
                                 th scope="col" { "Last record" } th scope="col" { "Certificate" }
@@ -113,6 +113,7 @@ fn row(node: &Node, clock: Clock) -> Markup {
     html! {
         tr id={ "b-" (node.id) } {
             th scope="row" { a href={ "/nodes/" (node.id) } { (node.name) } span.sub { (node.tenant) } }
+            td data-name="MQTT" { @if !gone { @if let Some(bridge) = bridge { (mqtt(bridge)) } } }
             td.wide {
                 @if gone { (format::node(node).show()) } @else if let Some(bridge) = bridge { (kafka(bridge)) (faults(bridge)) }
                 @else { span.quiet { "not told yet" } }
@@ -132,6 +133,27 @@ fn row(node: &Node, clock: Clock) -> Markup {
                 td data-name="Certificate" { (certificate(bridge, clock)) }
             } @else {
                 td.wide colspan="9" { span.quiet { "Its figures come with its first session." } }
+            }
+        }
+    }
+}
+
+/// How its connections to MQTT brokers stand.
+fn mqtt(bridge: &Bridge) -> Markup {
+    let (up, all) = (bridge.mqtt.iter().filter(|mqtt| mqtt.connected).count(), bridge.mqtt.len());
+    let refused = bridge.mqtt.iter().any(|mqtt| !mqtt.refused.is_empty());
+    let class = if up == all && !refused { "ok" } else { "warning" };
+    html! {
+        @if all > 0 {
+            span class={ "state " (class) } { (format::mark(class)) (up) " of " (all) }
+            @for mqtt in &bridge.mqtt {
+                @if !mqtt.connected {
+                    @let why = if mqtt.trouble.is_empty() { "not connected yet" } else { mqtt.trouble.as_str() };
+                    span.sub.warning { (format::sentence(&mqtt.name, why)) }
+                } @else if !mqtt.refused.is_empty() {
+                    @let advice = "allow this bridge to read there what its broker refuses it";
+                    span.sub.warning { (format::sentence(&mqtt.name, &format!("{advice}: {}", mqtt.refused.join(", ")))) }
+                }
             }
         }
     }
@@ -235,6 +257,7 @@ pub(super) fn section(node: &Node, clock: Clock) -> Markup {
                         div.card {
                             h3 { "Brokers" }
                             dl {
+                                @if !bridge.mqtt.is_empty() { dt { "MQTT" } dd { (mqtt(bridge)) } }
                                 dt { "State" } dd { (kafka(bridge)) }
                                 dt { "Certificate" } dd { (certificate(bridge, clock)) }
                                 dt { "May write to" } dd { (may(node)) }

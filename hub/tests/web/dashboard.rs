@@ -349,6 +349,9 @@ on_both_engines! {
         for (name, count) in [("Dead letters", "57"), ("Dropped", "4,444")] {
             assert!(view.contains(&format!("data-name=\"{name}\">{count}<")), "{name}: {view}");
         }
+        for shown in ["1 of 2", "line: no such host", "secret/# (not authorized)"] {
+            assert!(view.contains(shown), "{shown}: {view}");
+        }
         assert!(view.contains("rends: the disk is full: free some space"), "{view}");
         let page = browser.get("/bridges").await.body;
         assert!(page.contains("in 30 d") && page.contains("1 min ago"), "{page}");
@@ -376,6 +379,7 @@ on_both_engines! {
         let class = &node["bridge"]["classes"][0];
         assert_eq!((&class["overflow"], &class["dropped"]), (&"drop-oldest".into(), &4321.into()), "{node}");
         let bridge = &node["bridge"];
+        assert_eq!((&bridge["mqtt"][0]["connected"], &bridge["mqtt"][1]["trouble"]), (&true.into(), &"no such host".into()));
         assert_eq!((&bridge["dead_letters"], &bridge["dropped"]), (&57.0.into(), &4444.0.into()), "{node}");
     }
 

@@ -45,8 +45,8 @@ use hyperfactory_hub::tenants::Tenants;
 use hyperfactory_hub::web::{self, AppState};
 use pki::PrivateKey;
 use protocol::message::{
-    BridgeStatus, ClassStatus, EnrollRequest, KafkaState, NodeFacts, NodeStatus, RouteStatus, Service, ServiceHealth,
-    ServiceKey, ServiceState,
+    BridgeStatus, ClassStatus, EnrollRequest, KafkaState, MqttStatus, NodeFacts, NodeStatus, RouteStatus, Service,
+    ServiceHealth, ServiceKey, ServiceState,
 };
 use protocol::telemetry::Schema;
 use protocol::{NodeId, NodeKind, SessionId, TenantId, Timestamp, metrics, version};
@@ -261,6 +261,15 @@ impl Site {
                 fault: "the disk is full: free some space".into(),
                 ..ClassStatus::default()
             }],
+            mqtt: vec![
+                MqttStatus {
+                    name: "plant".into(),
+                    connected: true,
+                    refused: vec!["secret/# (not authorized)".into()],
+                    ..MqttStatus::default()
+                },
+                MqttStatus { name: "line".into(), trouble: "no such host".into(), ..MqttStatus::default() },
+            ],
         };
         let known = [
             (metrics::BRIDGE_PENDING, 1_240),

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use protocol::Timestamp;
-use protocol::message::{BridgeStatus, ClassStatus, ClockState, KafkaState, SpoolFault, SpoolStatus};
+use protocol::message::{BridgeStatus, ClassStatus, ClockState, KafkaState, MqttStatus, SpoolFault, SpoolStatus};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -70,6 +70,24 @@ pub struct KafkaReport {
     /// What is dropped, by the classes of topics that may be.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub classes: Vec<ClassReport>,
+    /// Its connections to MQTT brokers.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub mqtt: Vec<MqttReport>,
+}
+
+/// How a connection to an MQTT broker stands.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct MqttReport {
+    /// Its name.
+    pub name: String,
+    /// Whether it is up.
+    pub connected: bool,
+    /// Why it is not; absent when it is, or was not tried yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trouble: Option<String>,
+    /// Filters of subscriptions that the broker refuses, and why.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub refused: Vec<String>,
 }
 
 /// What is dropped of a class of topics.
@@ -142,6 +160,14 @@ fn kafka(status: &BridgeStatus) -> KafkaReport {
         certificate_not_after: ends.map(|ends| Timestamp::from_millis(ends).to_string()),
         certificate_trouble: said(&status.certificate_trouble),
         classes: status.classes.iter().map(ClassReport::from).collect(),
+        mqtt: status.mqtt.iter().map(MqttReport::from).collect(),
+    }
+}
+
+impl From<&MqttStatus> for MqttReport {
+    fn from(MqttStatus { name, connected, trouble, refused }: &MqttStatus) -> Self {
+        let trouble = (!trouble.is_empty()).then(|| trouble.clone());
+        Self { name: name.clone(), connected: *connected, trouble, refused: refused.clone() }
     }
 }
 

@@ -343,6 +343,7 @@ fn messages() -> Vec<(&'static str, Vec<u8>)> {
                 certificate_trouble: "busy".into(),
                 routes: vec![RouteStatus { from: "a/#".into(), to: "a".into(), last_ms: 1_790_000_000_006 }],
                 classes: Vec::new(),
+                mqtt: Vec::new(),
             },
         ),
         bytes(

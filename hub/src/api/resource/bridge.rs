@@ -43,11 +43,26 @@ pub struct Bridge {
     pub dropped: Option<f64>,
     /// Connections to MQTT brokers that are up.
     pub connected: Option<f64>,
+    /// Its connections to MQTT brokers, in the order of its configuration.
+    pub mqtt: Vec<MqttConnection>,
     /// Its routes, in the order of its configuration.
     pub routes: Vec<Route>,
     /// Its classes of topics, in the order of its configuration; then `the log`, which is of no class, where something is lost of
     /// it or wrong with it, and `dead letters` that gave way.
     pub classes: Vec<TopicClass>,
+}
+
+/// A bridge's connection to an MQTT broker.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct MqttConnection {
+    /// Its name.
+    pub name: String,
+    /// Whether it is up.
+    pub connected: bool,
+    /// Why it is not; empty when it is, or was not tried yet.
+    pub trouble: String,
+    /// Filters of subscriptions that the broker refuses, each with the reason in brackets.
+    pub refused: Vec<String>,
 }
 
 /// How a bridge stands with its brokers.
@@ -165,6 +180,7 @@ impl Bridge {
             dead_letters: value(metrics::BRIDGE_REFUSED),
             dropped: value(metrics::BRIDGE_DROPPED),
             connected: value(metrics::BRIDGE_CONNECTED),
+            mqtt: status.mqtt.iter().map(MqttConnection::from).collect(),
             routes: status.routes.iter().map(Route::from).collect(),
             classes: status.classes.iter().map(TopicClass::from).collect(),
         })
@@ -174,6 +190,13 @@ impl Bridge {
 impl From<&message::RouteStatus> for Route {
     fn from(route: &message::RouteStatus) -> Self {
         Self { from: route.from.clone(), to: route.to.clone(), last_at: time(route.last_ms) }
+    }
+}
+
+impl From<&message::MqttStatus> for MqttConnection {
+    fn from(mqtt: &message::MqttStatus) -> Self {
+        let message::MqttStatus { name, connected, trouble, refused } = mqtt.clone();
+        Self { name, connected, trouble, refused }
     }
 }
 
