@@ -4,7 +4,7 @@ use std::fmt::Write;
 use std::time::Duration;
 
 use node::check::{Check, Outcome, Subject};
-use node::health::{self, Report};
+use node::health;
 use node::{Clock, IdentityStore};
 
 use crate::agent::Endpoints;
@@ -104,36 +104,7 @@ pub async fn status(config: &Config, json: bool) -> Result<(String, bool), Failu
             identity.name, identity.node, identity.tenant, identity.hub
         )
     });
-    Ok((who.unwrap_or_default() + &words(&report), report.session_up))
-}
-
-fn words(report: &Report) -> String {
-    let clock = report.clock_offset_seconds.map_or_else(
-        || "not compared with the hub's yet".to_owned(),
-        |offset| format!("{}, {offset:+.3} s against the hub's", report.clock),
-    );
-    let mut text = String::new();
-    let mut line = |name: &str, value: &str| {
-        let _ = writeln!(text, "{name:<12} {value}");
-    };
-    line("software", &report.software);
-    line("session", &format!("{}, since {}", report.link, report.since));
-    line("clock", &clock);
-    line("certificate", &format!("until {}, due to be renewed at {}", report.certificate_not_after, report.renew_at));
-    line(
-        "spool",
-        &format!("{} batches, {} KiB, {} lost", report.batches_pending, report.spool_bytes / 1024, report.batches_lost),
-    );
-    if let (Some(pending), Some(lost)) = (report.log_batches_pending, report.log_batches_lost) {
-        line("log spool", &format!("{pending} batches, {lost} lost"));
-    }
-    line("last sample", &format!("{:.0} s ago", report.last_sample_seconds));
-    let troubles =
-        [&report.renewal_trouble, &report.spool_trouble, &report.log_spool_trouble, &report.sampling_trouble];
-    for trouble in troubles.into_iter().flatten() {
-        line("trouble", trouble);
-    }
-    text
+    Ok((format!("{}{report}", who.unwrap_or_default()), report.session_up))
 }
 
 #[cfg(test)]

@@ -38,6 +38,7 @@ pub mod sink;
 pub mod source;
 pub mod sparkplug;
 pub mod standing;
+pub mod status;
 pub mod step;
 pub mod subscriptions;
 pub mod template;

@@ -8,7 +8,7 @@ use anyhow::Context;
 use clap::{Parser, Subcommand};
 use hyperfactory_bridge::bridge::Reloads;
 use hyperfactory_bridge::config::{Config, ConfigError};
-use hyperfactory_bridge::{audit, bridge, dry_run, enroll, rehearsal, repair, show};
+use hyperfactory_bridge::{audit, bridge, dry_run, enroll, rehearsal, repair, show, status};
 use node::{EnrollError, TokenArguments, TokenReadError};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
@@ -50,6 +50,12 @@ enum Verb {
     },
     /// Carry messages until told to stop (SIGTERM or SIGINT); SIGHUP has it go on with the routes that are configured then
     Run,
+    /// Show the running bridge's state; fails when it has no session with the hub
+    Status {
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
     /// Judge the configuration, and say what to do
     Check {
         /// Rehearse a rotation: have the hub give another Kafka certificate now (or read the files again), and try it at the
@@ -149,6 +155,10 @@ fn run(cli: Cli) -> anyhow::Result<bool> {
                 bridge::run(config, stop, Reloads { signals, load: Box::new(load) }).await
             })?;
             Ok(true)
+        }
+        Verb::Status { json } => {
+            let (text, well) = runtime()?.block_on(status::run(&config, json))?;
+            show(&text).map(|()| well)
         }
         Verb::Check { rotate: true, .. } => {
             let config = enroll::settled(config)?;

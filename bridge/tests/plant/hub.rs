@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use hyperfactory_tests::rig::{Front, Hub, kafka_server, kafka_server_that_trusts};
+use hyperfactory_tests::rig::{Front, Hub, free_port, kafka_server, kafka_server_that_trusts};
 use pki::{CertificateDer, pem};
 use rdkafka::mocking::MockCluster;
 use serde_json::{Value, json};
@@ -141,6 +141,35 @@ fn a_bridge_has_its_certificate_from_the_hub_and_goes_from_one_root_to_the_next_
     front.replace(broker(&plant.hub));
     front.cut();
     rig::until("a broker that refuses it", || front.refused().iter().any(|why| why.contains("evoked")).then_some(()));
+    plant.bridge.stop();
+}
+
+#[test]
+fn how_a_bridge_stands_with_mqtt_brokers_is_told_by_itself_and_by_the_hub() {
+    let (hub, cluster, mosquitto) = (hub(), MockCluster::new(1).unwrap(), Mosquitto::start());
+    cluster.create_topic("machines", 1, 1).unwrap();
+    let front = Front::before(&cluster.bootstrap_servers(), broker(&hub)).unwrap();
+    let settings = format!("interval = \"200ms\"\nhealth-listen = \"127.0.0.1:{}\"", free_port());
+    let routes = format!("[[mqtt]]\nname = \"line\"\naddress = \"127.0.0.1:{}\"\n{ROUTES}", free_port());
+    let bridge = Bridge::prepare(&mosquitto, front.address(), &routes, &settings);
+    assert!(bridge.refused(&["status"]).contains("not enrolled"));
+    assert!(bridge.refused(&["check", "--rotate"]).contains("this bridge is not enrolled"));
+    let mut plant = Plant::enroll(hub, bridge);
+    assert!(plant.bridge.refused(&["status"]).contains("the bridge does not run"));
+    plant.bridge.start_again();
+    let connections = || plant.hub.node(&plant.node).unwrap()["bridge"]["mqtt"].clone();
+    rig::until("its connections at the hub", || {
+        let [first, second] = [0, 1].map(|place| connections()[place].clone());
+        let up = (&first["name"], &first["connected"]) == (&"plant".into(), &true.into());
+        let down = second["connected"] == false && second["trouble"].as_str().is_some_and(|why| !why.is_empty());
+        (up && down).then_some(())
+    });
+    let (said, well) = plant.bridge.ask(&["status"]);
+    assert!(well && said.contains("plant connected") && said.contains("line not connected"), "{said}");
+    assert!(said.contains("trouble      mqtt line: "), "{said}");
+    let (json, well) = plant.bridge.ask(&["status", "--json"]);
+    let report: Value = serde_json::from_str(&json).unwrap();
+    assert!(well && report["kafka"]["mqtt"][0]["connected"] == true, "{json}");
     plant.bridge.stop();
 }
 

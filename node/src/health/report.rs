@@ -1,5 +1,6 @@
 //! A running node's state as JSON, and how another process on the same machine asks for it.
 
+use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -137,6 +138,51 @@ impl Report {
             sampling_trouble: vitals.health().err(),
             kafka: vitals.bridge.as_ref().map(|bridge| kafka(&bridge.borrow())),
         }
+    }
+}
+
+/// In words, a line each.
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut line = |name: &str, value: &str| writeln!(f, "{name:<12} {value}");
+        let clock = self.clock_offset_seconds.map_or_else(
+            || "not compared with the hub's yet".to_owned(),
+            |offset| format!("{}, {offset:+.3} s against the hub's", self.clock),
+        );
+        line("software", &self.software)?;
+        line("session", &format!("{}, since {}", self.link, self.since))?;
+        line("clock", &clock)?;
+        line("certificate", &format!("until {}, due to be renewed at {}", self.certificate_not_after, self.renew_at))?;
+        let (pending, kibibytes, lost) = (self.batches_pending, self.spool_bytes / 1024, self.batches_lost);
+        line("spool", &format!("{pending} batches, {kibibytes} KiB, {lost} lost"))?;
+        if let (Some(pending), Some(lost)) = (self.log_batches_pending, self.log_batches_lost) {
+            line("log spool", &format!("{pending} batches, {lost} lost"))?;
+        }
+        if let Some(kafka) = &self.kafka {
+            let until = kafka.certificate_not_after.as_ref().map(|until| format!(", its certificate until {until}"));
+            line("kafka", &format!("{}{}", kafka.state, until.unwrap_or_default()))?;
+            for mqtt in &kafka.mqtt {
+                line("mqtt", &format!("{} {}", mqtt.name, if mqtt.connected { "connected" } else { "not connected" }))?;
+            }
+            for class in &kafka.classes {
+                let last = class.last.as_ref().map(|last| format!(", the last {last}")).unwrap_or_default();
+                line("dropped", &format!("{} of {}{last}", class.dropped, class.name))?;
+            }
+        }
+        line("last sample", &format!("{:.0} s ago", self.last_sample_seconds))?;
+        let troubles = [&self.renewal_trouble, &self.spool_trouble, &self.log_spool_trouble, &self.sampling_trouble];
+        troubles.into_iter().flatten().try_for_each(|trouble| line("trouble", trouble))?;
+        let Some(kafka) = &self.kafka else { return Ok(()) };
+        let troubles = [&kafka.trouble, &kafka.certificate_trouble].into_iter().flatten();
+        troubles
+            .chain(kafka.classes.iter().filter_map(|class| class.trouble.as_ref()))
+            .try_for_each(|trouble| line("trouble", trouble))?;
+        for mqtt in &kafka.mqtt {
+            mqtt.trouble.iter().try_for_each(|trouble| line("trouble", &format!("mqtt {}: {trouble}", mqtt.name)))?;
+            let refused = mqtt.refused.iter().map(|refused| format!("mqtt {} refuses {refused}", mqtt.name));
+            refused.into_iter().try_for_each(|trouble| line("trouble", &trouble))?;
+        }
+        Ok(())
     }
 }
 
