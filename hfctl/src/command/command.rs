@@ -1,19 +1,17 @@
 //! `hfctl command` and `hfctl service`: has nodes do something, and tells what came of it.
 
 use std::path::PathBuf;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use clap::{ArgGroup, Args, Subcommand};
-use data_encoding::BASE64;
-use pki::OperatorKey;
-use protocol::Timestamp;
-use protocol::command::{Action, ActionError, Name, Signature};
+use protocol::command::{Action, ActionError, Name};
 use serde_json::{Value, json};
 use settings::Period;
 
 use super::node::find;
 use super::operator_key::read;
 use super::order::{Order, Why, confirm, somebody, what};
+use super::signing::Signing;
 use crate::client::{Client, patiently};
 use crate::failure::Failure;
 use crate::output::{Output, complain, counted, text, time};
@@ -22,9 +20,6 @@ use crate::output::{Output, complain, counted, text, time};
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// Nodes that are named before they are only counted.
 const NAMED: usize = 10;
-/// Most commands that are signed at once: a hub takes requests of up to 64 KiB, and each needs some 200 bytes, and 40 more where
-/// its node is named.
-const SIGNED: usize = 250;
 
 #[derive(Subcommand)]
 pub(crate) enum Command {
@@ -81,7 +76,8 @@ pub(crate) struct Send {
     lines: Option<u32>,
     #[command(flatten)]
     why: Why,
-    /// Sign each command with the operator's private key in this file, for nodes that ask for it: at most 250 nodes at once.
+    /// Sign each command with the operator's private key in this file, for nodes that ask for it: at most 250 nodes at once. For
+    /// which nodes is shown first.
     #[arg(long, value_name = "FILE")]
     sign_with: Option<PathBuf>,
     /// Only say who is meant.
@@ -231,13 +227,21 @@ impl Send {
             return if output.is_json() { output.json(&preview) } else { announce(&preview, output) };
         }
         somebody(&preview)?;
-        if !self.yes && self.order.nodes.is_empty() {
-            complain(&format!("{}: {}", what(&preview), names(&preview)));
+        let signing = match &self.sign_with {
+            Some(file) => Some((read(file)?, Signing::of(&preview, &asked, self.action()?)?)),
+            None => None,
+        };
+        match &signing {
+            Some((_, signing)) => signing.show(),
+            None if self.asks() => complain(&format!("{}: {}", what(&preview), names(&preview))),
+            None => {}
+        }
+        if self.asks() {
             confirm()?;
         }
         asked["expected_nodes"] = preview["nodes"].clone();
-        if let Some(file) = &self.sign_with {
-            asked["signed"] = self.signed(&read(file)?, &preview)?;
+        if let Some((key, signing)) = &signing {
+            asked["signed"] = signing.sign(key, self.order.valid_for.get());
         }
         let ordered: Value = client.post_once("commands", &asked, "hfctl command list")?;
         if !self.wait {
@@ -265,34 +269,9 @@ impl Send {
 }
 
 impl Send {
-    /// Signs what was asked for, as it is understood here: of the hub, only the ids are taken.
-    fn signed(&self, key: &OperatorKey, preview: &Value) -> Result<Value, Failure> {
-        let meant = preview["commands"].as_array().map_or(0, Vec::len);
-        if meant > SIGNED {
-            return Err(Failure::Usage(format!(
-                "{meant} nodes are meant, and at most {SIGNED} commands are signed at once: narrow it down"
-            )));
-        }
-        let arguments = self.action()?.to_bytes();
-        let now: Timestamp = SystemTime::now().into();
-        let not_after = now.plus(self.order.valid_for.get());
-        let commands = preview["commands"].as_array().into_iter().flatten().map(|command| {
-            let (node, id) = (text(command, "/node"), text(command, "/id"));
-            let wrong =
-                |_| Failure::Failed("the hub's preview has ids that are none: is it of another version?".into());
-            let message =
-                Signature::message(node.parse().map_err(wrong)?, id.parse().map_err(wrong)?, &arguments, not_after);
-            let signature = BASE64.encode(&key.sign(&message));
-            complain(&format!("signed for {} ({node})", text(command, "/name")));
-            Ok(json!({ "node": node, "id": id, "signature": signature }))
-        });
-        let commands = commands.collect::<Result<Vec<Value>, Failure>>()?;
-        Ok(json!({
-            "key": key.public().to_string(),
-            "not_after_ms": not_after.millis(),
-            "arguments": BASE64.encode(&arguments),
-            "commands": commands,
-        }))
+    /// Whether somebody is asked first: not about nodes they have named themselves.
+    fn asks(&self) -> bool {
+        !self.yes && self.order.nodes.is_empty()
     }
 
     /// What is asked for, as nodes take it.
@@ -458,41 +437,6 @@ fn show(command: &Value, output: &mut Output) -> Result<(), Failure> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn as_many_as_may_be_signed_at_once_fit_in_a_request() {
-        let key = OperatorKey::generate().expect("a key");
-        let send = Send {
-            order: Order {
-                action: "drain".into(),
-                service: None,
-                interval: None,
-                script: None,
-                nodes: Vec::new(),
-                tenant: None,
-                labels: Vec::new(),
-                search: None,
-                all: true,
-                valid_for: Period::seconds(60),
-                priority: 0,
-            },
-            lines: None,
-            why: Why { reason: "\u{1F3ED}".repeat(500) },
-            sign_with: None,
-            dry_run: false,
-            yes: true,
-            wait: false,
-        };
-        let node = "019ab0c2-7f00-7000-8000-000000000000";
-        let preview = |count| json!({ "commands": vec![json!({ "node": node, "id": node, "name": "press" }); count] });
-        let signed = send.signed(&key, &preview(SIGNED)).expect("signed");
-        // Named one by one they take the most.
-        let target = json!({ "nodes": vec![node; SIGNED] });
-        let asked = json!({ "action": "drain", "reason": send.why.reason, "target": target, "signed": signed });
-        assert!(asked.to_string().len() < 64 * 1024 - 1024, "{}", asked.to_string().len());
-        let refused = send.signed(&key, &preview(SIGNED + 1)).expect_err("too many");
-        assert!(refused.to_string().starts_with("251 nodes are meant, and at most 250"), "{refused}");
-    }
 
     #[test]
     fn what_is_put_out_is_told_once_by_whole_lines_and_all_of_it_at_the_end() {

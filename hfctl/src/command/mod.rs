@@ -14,6 +14,7 @@ pub(crate) mod operator_key;
 mod order;
 pub(crate) mod policy;
 pub(crate) mod rollout;
+mod signing;
 pub(crate) mod tenant;
 pub(crate) mod token;
 pub(crate) mod trust;

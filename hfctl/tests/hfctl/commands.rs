@@ -3,6 +3,8 @@
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
 
+use serde_json::{Value, json};
+
 use crate::site::Site;
 
 #[test]
@@ -59,18 +61,93 @@ fn a_whole_request_is_taken_back() {
     assert_eq!(listed.matches("taken back: not now").count(), 2, "{listed}");
 }
 
+#[test]
+fn nothing_is_signed_for_nodes_that_a_hub_adds_to_those_that_were_named() {
+    let site = Site::start();
+    site.admin(&["tenant", "create", "acme"]).ok();
+    for name in ["press", "mill"] {
+        site.node("acme", name);
+    }
+    let nodes: Value = serde_json::from_str(&site.admin(&["-o", "json", "node", "list"]).ok()).expect("JSON");
+    let id = |name: &str| {
+        let node = nodes.as_array().into_iter().flatten().find(|node| node["name"] == name);
+        node.and_then(|node| node["id"].as_str()).expect("a node").to_owned()
+    };
+    let key = site.home.path().join("key");
+    let key = key.to_str().expect("text");
+    site.admin(&["operator-key", "create", key]).ok();
+    site.admin(&["operator-key", "register", key, "--name", "ann", "--reason", "on call"]).ok();
+    let send = |url: &str, which: &[&str]| {
+        let mut arguments = vec!["command", "send", "drain", "--reason", "a test", "--sign-with", key];
+        arguments.extend(which);
+        site.with(url, &site.admin, &arguments)
+    };
+    let commands = || site.admin(&["command", "list"]).ok().lines().filter(|line| line.contains("queued")).count();
+    let url = adding(&site.url, id("mill"));
+    for named in ["press".to_owned(), id("press")] {
+        send(&url, &["--node", &named])
+            .fails(1, &["nothing was signed", &format!("{} (mill of acme) was not named", id("mill"))]);
+    }
+    // Nobody can be asked here, and without an answer nothing is signed for whom the hub has chosen.
+    let chosen = send(&site.url, &["--tenant", "acme"]);
+    for said in [format!("{}  press of acme", id("press")), format!("{}  mill of acme", id("mill"))] {
+        assert!(chosen.err.contains(&said), "{said}: {chosen:?}");
+    }
+    chosen.fails(2, &["to be signed", "nobody can be asked"]);
+    assert_eq!(commands(), 0);
+    let signed = send(&site.url, &["--node", "press"]);
+    assert!(
+        signed.err.contains(&format!(
+            "to be signed: hand over all telemetry that is held on 1 node\n  {}  press of acme",
+            id("press")
+        )),
+        "{signed:?}"
+    );
+    signed.ok();
+    send(&site.url, &["--all", "--yes"]).ok();
+    assert_eq!(commands(), 3);
+}
+
 /// The address of a way to a hub, on which the first `count` answers to what is sent under a key are lost.
 fn losing(url: &str, mut count: usize) -> String {
+    between(url, move |head, answer| {
+        let lost = head.contains("\r\nidempotency-key:") && count > 0;
+        count -= usize::from(lost);
+        (!lost).then_some(answer)
+    })
+}
+
+/// The address of a way to a hub, on which previews of commands are for `node` as well.
+fn adding(url: &str, node: String) -> String {
+    between(url, move |head, answer| {
+        if !head.starts_with("post /api/v1/commands/preview ") {
+            return Some(answer);
+        }
+        let answer = String::from_utf8(answer).expect("text");
+        let (_, body) = answer.split_once("\r\n\r\n").expect("a body");
+        let mut preview: Value = serde_json::from_str(body).expect("JSON");
+        let commands = preview["commands"].as_array_mut().expect("commands");
+        commands.push(json!({ "id": node, "node": node, "name": "mill", "tenant": "acme", "online": true }));
+        let body = preview.to_string();
+        Some(
+            format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}", body.len())
+                .into_bytes(),
+        )
+    })
+}
+
+/// The address of a way to a hub, on which `change` makes of each answer what is given back: it has the request's head in small
+/// letters, and the answer.
+fn between(url: &str, mut change: impl FnMut(&str, Vec<u8>) -> Option<Vec<u8>> + Send + 'static) -> String {
     let hub = url.strip_prefix("http://").expect("an address").to_owned();
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     let address = format!("http://{}", listener.local_addr().expect("an address"));
     std::thread::spawn(move || {
         for client in listener.incoming() {
             let mut client = BufReader::new(client.expect("a connection"));
-            let (mut head, mut length, mut keyed) = (String::new(), 0, false);
+            let (mut head, mut length) = (String::new(), 0);
             while !head.ends_with("\r\n\r\n") && client.read_line(&mut head).expect("a line") > 0 {
                 let line = head.trim_end().rsplit('\n').next().unwrap_or_default().to_ascii_lowercase();
-                keyed |= line.starts_with("idempotency-key:");
                 if let Some(value) = line.strip_prefix("content-length:") {
                     length = value.trim().parse().expect("a length");
                 }
@@ -82,9 +159,7 @@ fn losing(url: &str, mut count: usize) -> String {
             to_hub.write_all(&[once.as_bytes(), &body].concat()).expect("sent");
             let mut answer = Vec::new();
             to_hub.read_to_end(&mut answer).expect("an answer");
-            if keyed && count > 0 {
-                count -= 1;
-            } else {
+            if let Some(answer) = change(&head.to_ascii_lowercase(), answer) {
                 client.get_mut().write_all(&answer).expect("answered");
             }
         }
