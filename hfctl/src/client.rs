@@ -1,6 +1,6 @@
 //! The hub's API over HTTP: requests, pages, streams, and its errors as ours.
 
-use std::io::BufReader;
+use std::io::{BufReader, ErrorKind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -298,7 +298,7 @@ impl Client {
             ureq::Error::Timeout(_) => {
                 Failure::Away(format!("{url} does not answer in time: is the hub running, and the way to it open?"))
             }
-            ureq::Error::Io(error) if error.kind() == std::io::ErrorKind::ConnectionRefused => {
+            ureq::Error::Io(error) if error.kind() == ErrorKind::ConnectionRefused => {
                 Failure::Away(format!("nothing listens at {url}: is the hub running? (hyperfactory-hub serve)"))
             }
             ureq::Error::Io(error) => match error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
@@ -342,11 +342,19 @@ pub(crate) fn insecure(url: &str, error: &rustls::Error) -> String {
     }
 }
 
-/// Whether the hub may have done what it was asked for.
-fn may_have_arrived(answer: &Result<Response<Body>, ureq::Error>) -> bool {
+/// Whether the hub may have done what it was asked for: there was a connection to it.
+fn may_have_arrived<T>(answer: &Result<T, ureq::Error>) -> bool {
     match answer {
-        Err(ureq::Error::Io(error)) => error.kind() != std::io::ErrorKind::ConnectionRefused,
+        Err(ureq::Error::Io(error)) => !matches!(
+            error.kind(),
+            ErrorKind::ConnectionRefused
+                | ErrorKind::HostUnreachable
+                | ErrorKind::NetworkUnreachable
+                | ErrorKind::NetworkDown
+                | ErrorKind::AddrNotAvailable
+        ),
         Err(ureq::Error::Timeout(during)) => !matches!(during, ureq::Timeout::Resolve | ureq::Timeout::Connect),
+        Err(ureq::Error::HostNotFound | ureq::Error::ConnectionFailed) => false,
         _ => true,
     }
 }
@@ -372,4 +380,35 @@ pub(crate) fn escaped(text: &str) -> String {
         }
     }
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_never_reached_the_hub_can_not_have_been_done() {
+        let arrived = |error: ureq::Error| may_have_arrived::<()>(&Err(error));
+        let io = |kind: ErrorKind| ureq::Error::Io(kind.into());
+        for kind in [ErrorKind::ConnectionRefused, ErrorKind::HostUnreachable, ErrorKind::NetworkUnreachable] {
+            assert!(!arrived(io(kind)), "{kind}");
+        }
+        for error in [
+            ureq::Error::HostNotFound,
+            ureq::Error::ConnectionFailed,
+            ureq::Error::Timeout(ureq::Timeout::Resolve),
+            ureq::Error::Timeout(ureq::Timeout::Connect),
+        ] {
+            assert!(!arrived(error));
+        }
+        for error in [
+            io(ErrorKind::ConnectionReset),
+            io(ErrorKind::UnexpectedEof),
+            ureq::Error::Timeout(ureq::Timeout::RecvResponse),
+            ureq::Error::Timeout(ureq::Timeout::Global),
+        ] {
+            assert!(arrived(error));
+        }
+        assert!(may_have_arrived(&Ok(())));
+    }
 }
