@@ -26,6 +26,7 @@ use crate::gateway::Registry;
 
 pub use cancel::{CancelError, TakenBack};
 pub use clock::SteadyClock;
+pub(crate) use request::Places;
 pub use request::{NewRequest, RequestError, Requested, Signed};
 
 use said::Word;

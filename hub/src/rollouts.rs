@@ -169,7 +169,7 @@ impl Rollouts {
     }
 
     /// The task that takes the steps until `stop`; `wall` is the wall clock.
-    pub fn keep<C: Fn() -> Timestamp + Send>(
+    pub fn keep<C: Fn() -> Timestamp + Send + Sync>(
         &self,
         wall: C,
         stop: CancellationToken,

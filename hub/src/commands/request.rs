@@ -135,6 +135,13 @@ pub(crate) struct Places {
     by_node: HashMap<NodeId, Reserved>,
 }
 
+impl Places {
+    /// No place anywhere: sessions look at the rows. `steady`: when the request came, by the clock that deadlines are of.
+    pub(crate) fn none(steady: Timestamp) -> Self {
+        Self { steady, by_node: HashMap::new() }
+    }
+}
+
 impl Commands {
     /// An id for a command that may be made soon: what an operator signs.
     pub fn propose(&self) -> CommandId {
@@ -191,9 +198,9 @@ impl Commands {
         Places { by_node: new.nodes.iter().filter_map(|(node, _)| reserve(*node)).collect(), ..self.no_places() }
     }
 
-    /// No place anywhere: sessions look at the rows.
+    /// No place anywhere, for a request that comes now.
     pub(crate) fn no_places(&self) -> Places {
-        Places { steady: self.0.clock.now(), by_node: HashMap::new() }
+        Places::none(self.0.clock.now())
     }
 
     /// The same as part of a transaction, which is to end with the audit records that this gives. Once it has committed,

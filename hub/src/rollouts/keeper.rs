@@ -16,7 +16,7 @@ use super::window::LONGEST_WAIT;
 use super::{Participant, Rollout, RolloutError, Rollouts, rows};
 use crate::alerts::Change;
 use crate::audit::{self, Actor, Record, action};
-use crate::commands::{NewRequest, RequestError, Requested};
+use crate::commands::{NewRequest, Places, RequestError, Requested};
 
 /// How often it is looked while a rollout runs.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -30,12 +30,12 @@ const STEPS: usize = 32;
 const NAMED: usize = 5;
 
 /// Takes steps until `stop`.
-pub(super) async fn keep(rollouts: Rollouts, wall: impl Fn() -> Timestamp, stop: CancellationToken) {
+pub(super) async fn keep(rollouts: Rollouts, wall: impl Fn() -> Timestamp + Sync, stop: CancellationToken) {
     let began = Instant::now();
     loop {
         let fresh = began.elapsed() < COME_BACK_WITHIN;
         let looking = Instant::now();
-        let wait = match rollouts.look(wall(), fresh).await {
+        let wait = match rollouts.look(&wall, fresh).await {
             Ok(0) => LONGEST_WAIT,
             Ok(_) => LOOK_EVERY.max(looking.elapsed() * REST).min(LONGEST_WAIT),
             Err(error) => {
@@ -53,11 +53,12 @@ pub(super) async fn keep(rollouts: Rollouts, wall: impl Fn() -> Timestamp, stop:
 }
 
 impl Rollouts {
-    /// Takes every step that is due; gives how many rollouts run. `fresh`: the hub has just started.
+    /// Takes every step that is due, each by what the wall clock `wall` shows then; gives how many rollouts run. `fresh`: the
+    /// hub has just started.
     ///
     /// # Errors
     /// When the database does not answer.
-    pub async fn look(&self, now: Timestamp, fresh: bool) -> Result<usize, StoreError> {
+    pub async fn look(&self, wall: impl Fn() -> Timestamp + Sync, fresh: bool) -> Result<usize, StoreError> {
         self.follow().await?;
         let running = sqlx::query("SELECT id FROM rollouts WHERE state = 'running' ORDER BY id")
             .fetch_all(self.database.reader())
@@ -65,7 +66,7 @@ impl Rollouts {
         for row in &running {
             let id: i64 = row.try_get(0)?;
             for _ in 0..STEPS {
-                match self.step(id, now, fresh).await {
+                match self.step(id, &wall, fresh).await {
                     Ok(Act::Wait(_)) => break,
                     Ok(_) => {}
                     Err(error) => {
@@ -90,11 +91,12 @@ impl Rollouts {
     ///
     /// # Errors
     /// [`RolloutError`]; nothing has changed then.
-    pub async fn step(&self, id: i64, now: Timestamp, fresh: bool) -> Result<Act, RolloutError> {
+    pub async fn step(&self, id: i64, wall: impl Fn() -> Timestamp + Sync, fresh: bool) -> Result<Act, RolloutError> {
+        // The steady clock first: what is left of a window is then rather too little, and no deadline is after its end.
+        let moment = || Moment { steady: self.commands.clock().now(), wall: wall(), fresh };
         // Most looks find nothing to do, and need not keep others from writing.
         let (seen, participants) = self.get(id).await?;
-        let moment = self.moment(now, fresh);
-        if let wait @ Act::Wait(_) = plan::step(&seen.position, &seen.limits, &members(&participants), moment) {
+        if let wait @ Act::Wait(_) = plan::step(&seen.position, &seen.limits, &members(&participants), moment()) {
             return Ok(wait);
         }
         let bound = self.within(seen.tenant.as_ref());
@@ -102,6 +104,9 @@ impl Rollouts {
         let rollout = rows::take(&mut transaction, id, None).await?;
         let mut rollout = rollout.ok_or(RolloutError::Unknown(id))?;
         let participants = self.participants(&mut transaction, &rollout).await?;
+        // Others may have written for long.
+        let moment = moment();
+        let now = moment.wall;
         let act = plan::step(&rollout.position, &rollout.limits, &members(&participants), moment);
         let (mut asked, mut halted) = (None, None);
         let mut records = match &act {
@@ -212,7 +217,7 @@ impl Rollouts {
             signed: None,
         };
         let actor = Actor::again(&rollout.started_by);
-        let places = self.commands.no_places();
+        let places = Places::none(now.steady);
         let (requested, records) = self.commands.place(transaction, &new, &places, &actor, now.wall).await?;
         for (command, node) in &requested.commands {
             let health = asked.iter().find(|one| one.member.node == *node).map(|one| one.member.health);

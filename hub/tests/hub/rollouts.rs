@@ -27,14 +27,14 @@ on_both_engines! {
             // Killed at every point of a step: a future that is dropped goes no further.
             for micros in [0, 100, 300, 700, 1_500, 3_000, 6_000] {
                 let desk = site.open().await;
-                let step = desk.rollouts.step(id, site.now(), false);
+                let step = desk.rollouts.step(id, || site.now(), false);
                 drop(tokio::time::timeout(Duration::from_micros(micros), step).await);
             }
             // Two hubs at once, each of which sees that a step is due.
             let (one, other) = (site.open().await, site.open().await);
             let (one, other) = tokio::join!(
-                one.rollouts.step(id, site.now(), false),
-                other.rollouts.step(id, site.now(), false)
+                one.rollouts.step(id, || site.now(), false),
+                other.rollouts.step(id, || site.now(), false)
             );
             one.and(other).expect("a step");
             let asked = site.asked(&site.open().await).await;
@@ -196,11 +196,11 @@ on_both_engines! {
             for step in 0..steps {
                 site.act(id, Verb::Pause).await.expect("held");
                 let before = site.shown(id).await;
-                let held = site.open().await.rollouts.step(id, site.now(), false).await.expect("a step");
+                let held = site.open().await.rollouts.step(id, || site.now(), false).await.expect("a step");
                 assert!(matches!(held, Act::Wait(_)), "held, it does nothing: {held:?}");
                 assert_eq!(site.shown(id).await.1, before.1);
                 site.act(id, Verb::Resume).await.expect("resumed");
-                site.open().await.rollouts.step(id, site.now(), false).await.expect("a step");
+                site.open().await.rollouts.step(id, || site.now(), false).await.expect("a step");
                 if step % 2 == 1 {
                     site.answer(&site.open().await, CommandState::Succeeded).await;
                     site.pass(seconds(30));
@@ -436,6 +436,27 @@ on_both_engines! {
         assert_eq!((rollout.position.state, standing(&nodes, never)), (State::Done, Standing::Asked(Stands::Expired)));
         let asked = site.asked(&desk).await;
         assert_eq!((asked[&away].len(), asked[&never].len(), asked[&site.nodes[0]].len()), (2, 2, 1));
+        site.world.close().await;
+    }
+
+    async fn no_command_may_start_after_its_window_however_long_a_look_takes(database: TestDatabase) {
+        // Now is 14:13:20.
+        let site = Site::new(database, 6).await;
+        let desk = site.open().await;
+        for node in 0..6 {
+            let mut new = site.new_rollout(&[&[node]]);
+            new.limits.windows = vec!["14:00-14:15 UTC".parse().expect("a window")];
+            desk.rollouts.start(new, &ann(), NOW).await.expect("started");
+        }
+        site.slow(seconds(6));
+        desk.rollouts.look(|| site.now(), false).await.expect("looked");
+        site.slow(seconds(0));
+        let closes = NOW.plus(seconds(100));
+        let commands = desk.commands.list(&Filter { limit: 100, ..Filter::default() }, site.now()).await.expect("a list");
+        assert!((1..6).contains(&commands.len()), "the window has closed meanwhile: {commands:?}");
+        for command in commands {
+            assert!(command.deadline <= closes, "{command:?}");
+        }
         site.world.close().await;
     }
 

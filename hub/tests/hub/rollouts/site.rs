@@ -29,6 +29,8 @@ pub(super) const MANY: usize = 200;
 pub(super) struct Site {
     pub(super) world: World,
     steady: Arc<AtomicI64>,
+    /// What passes whenever a hub looks at it, milliseconds.
+    passes: Arc<AtomicI64>,
     /// What the wall clock is ahead of it, milliseconds.
     ahead: AtomicI64,
     pub(super) nodes: Vec<NodeId>,
@@ -48,7 +50,7 @@ impl Site {
     pub(super) async fn new(database: &TestDatabase, count: usize) -> Self {
         let world = World::new(database).await;
         let (steady, ahead) = (Arc::new(AtomicI64::new(NOW.millis())), AtomicI64::new(0));
-        let mut site = Self { world, steady, ahead, nodes: vec![], sessions: HashMap::new() };
+        let mut site = Self { world, steady, passes: Arc::default(), ahead, nodes: vec![], sessions: HashMap::new() };
         for number in 0..count {
             let token = site.world.token(NodeKind::Agent, Some(&format!("plant-{number}"))).await;
             let enrolled = site.world.enroll(&token, &key(), NOW).await.expect("enrolled");
@@ -62,8 +64,10 @@ impl Site {
 
     /// As a hub that starts.
     pub(super) async fn open(&self) -> Desk {
-        let steady = Arc::clone(&self.steady);
-        let clock = SteadyClock::new(move || Timestamp::from_millis(steady.load(Ordering::Relaxed)));
+        let (steady, passes) = (Arc::clone(&self.steady), Arc::clone(&self.passes));
+        let clock = SteadyClock::new(move || {
+            Timestamp::from_millis(steady.fetch_add(passes.load(Ordering::Relaxed), Ordering::Relaxed))
+        });
         let (database, stop) = (self.world.database.clone(), CancellationToken::new());
         let (commands, task) = Commands::start(database.clone(), Arc::default(), clock, || NOW, stop);
         let mut tasks = JoinSet::new();
@@ -86,6 +90,11 @@ impl Site {
     /// Somebody sets the wall clock.
     pub(super) fn set(&self, days: i64) {
         self.ahead.fetch_add(days * 86_400_000, Ordering::Relaxed);
+    }
+
+    /// So much time passes from now on whenever a hub looks at its steady clock: it has a lot to do.
+    pub(super) fn slow(&self, time: Duration) {
+        self.passes.store(time.as_millis() as i64, Ordering::Relaxed);
     }
 
     pub(super) fn pass(&self, time: Duration) {
@@ -199,7 +208,7 @@ impl Site {
         for _ in 0..MANY {
             let rollouts = self.open().await.rollouts;
             rollouts.follow().await.expect("looked");
-            let act = rollouts.step(id, self.now(), false).await.expect("a step");
+            let act = rollouts.step(id, || self.now(), false).await.expect("a step");
             if matches!(act, Act::Wait(_)) {
                 return act;
             }
