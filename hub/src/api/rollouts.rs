@@ -302,9 +302,7 @@ fn words(waiting: Waiting, shown: impl Fn(Timestamp) -> Timestamp) -> (Option<&'
         Waiting::Window(opens) => (Some("its maintenance window"), opens),
         Waiting::Rate(until) => (Some("its rate to allow another command"), Some(shown(until))),
         Waiting::Answers(until) => (Some("nodes to answer"), Some(shown(until))),
-        Waiting::Away(until) => {
-            (Some("nodes that are away, which are asked when a window is open"), Some(shown(until)))
-        }
+        Waiting::Away(until) => (Some("nodes that are away"), Some(shown(until))),
         Waiting::Soak(until) => (Some("the end of the time in which the wave is watched"), Some(shown(until))),
     }
 }

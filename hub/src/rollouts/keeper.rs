@@ -146,7 +146,7 @@ impl Rollouts {
                 let (wave, waves) = (rollout.position.wave, rollout.position.waves);
                 let detail = match wave <= waves {
                     true => json!({ "wave": wave, "of": waves }),
-                    false => json!({ "of": waves, "waits_for": "nodes that were away while a window was open" }),
+                    false => json!({ "of": waves, "waits_for": "nodes that were away" }),
                 };
                 vec![rollout.record(action::ROLLOUT_ADVANCED, &Actor::system(), detail)]
             }

@@ -229,7 +229,7 @@ pub enum Waiting {
     Answers(Timestamp),
     /// The end of the time in which a wave is watched.
     Soak(Timestamp),
-    /// Nodes that were away while a window was open, until then at the latest.
+    /// Nodes that are away, until then at the latest.
     Away(Timestamp),
 }
 
@@ -298,13 +298,15 @@ pub fn step(position: &Position, limits: &Limits, members: &[Member], now: Momen
             Err(_) => {}
         }
     }
-    let away = || reached().filter(|member| member.may_join(limits, now)).filter_map(|member| member.open_until).max();
+    let away = || reached().filter(|member| member.may_join(now)).filter_map(|member| member.open_until).max();
     if let Some(end) = position.soaks_until(limits) {
+        // Also who was away while its own wave was under way, and is at it now.
+        let at_it = || reached().filter_map(|member| member.until(limits.settle)).any(|until| now.steady < until);
         return match position.wave < position.waves {
             _ if now.steady < end => Act::Wait(Waiting::Soak(end)),
             _ if unknown => Act::Wait(Waiting::Sessions),
             true => Act::Next,
-            false if away().is_some() => Act::Next,
+            false if away().is_some() || at_it() => Act::Next,
             false => Act::Finish,
         };
     }
@@ -408,10 +410,9 @@ impl Member {
         self.standing == Standing::Asked(Command::Expired) && away && again
     }
 
-    /// It is away, and will be asked anew if it does not come while this window is open.
-    fn may_join(&self, limits: &Limits, now: Moment) -> bool {
-        let queued = Self { standing: Standing::Asked(Command::Expired), ..*self };
-        !limits.windows.is_empty() && (self.missed(now) || self.waits() && queued.missed(now))
+    /// It is away, and may still do it: it has its command until the deadline of that, or is asked anew in another window.
+    fn may_join(&self, now: Moment) -> bool {
+        self.health != Health::Gone && self.waits() || self.missed(now)
     }
 
     /// For how long its command may still start, where that is less than the rollout says: not when no window is open any more,

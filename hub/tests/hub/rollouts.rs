@@ -259,6 +259,33 @@ on_both_engines! {
         site.world.close().await;
     }
 
+    async fn until_nobody_may_join_any_more_it_is_not_done_and_can_be_given_up(database: TestDatabase) {
+        let mut site = Site::new(database, 2).await;
+        let away = site.nodes[1];
+        site.lose(away);
+        let through = async |id| {
+            for wait in [0, 0, 60, 30] {
+                site.pass(seconds(wait));
+                site.until_it_waits(id).await;
+                site.answer(&site.open().await, CommandState::Succeeded).await;
+            }
+            assert!(matches!(site.until_it_waits(id).await, Act::Wait(Waiting::Away(_))));
+            assert_eq!(site.state(id).await, (State::Running, 2), "past the last wave");
+        };
+        let standing = async |id| site.shown(id).await.1[1].member.standing;
+        let id = site.start(&[&[0, 1]]).await;
+        through(id).await;
+        site.act(id, Verb::Abort).await.expect("given up");
+        assert_eq!(standing(id).await, Standing::Asked(Stands::Cancelled), "its command is taken back");
+        let id = site.start(&[&[0, 1]]).await;
+        through(id).await;
+        site.pass(seconds(3_600));
+        site.open().await.commands.judge(site.now(), true).await.expect("judged");
+        site.until_it_waits(id).await;
+        assert_eq!((site.state(id).await.0, standing(id).await), (State::Done, Standing::Asked(Stands::Expired)));
+        site.world.close().await;
+    }
+
     async fn one_that_halts_takes_back_what_nobody_was_told_and_resumed_it_asks_anew(database: TestDatabase) {
         let mut site = Site::new(database, 6).await;
         let away = [site.nodes[1], site.nodes[4], site.nodes[5]];

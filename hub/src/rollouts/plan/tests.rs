@@ -260,6 +260,32 @@ fn who_was_away_in_a_window_is_asked_in_the_next_one_and_holds_nobody_up() {
 }
 
 #[test]
+fn who_is_away_is_waited_for_until_its_own_deadline() {
+    let mut members =
+        vec![asked(0, 1, Command::Succeeded), asked(1, 1, Command::Queued), asked(2, 2, Command::Succeeded)];
+    members[1] = Member { health: Health::Away, was_there: false, open_until: Some(at(3_600)), ..members[1] };
+    let (last, beyond) = (position(2, 2, Some(100)), position(3, 2, None));
+    assert_eq!(step(&position(1, 2, Some(70)), &limits(), &members, now(100)), Act::Next, "it holds nobody up");
+    assert_eq!(step(&last, &limits(), &members, now(130)), Act::Next, "all are through, and one may still join");
+    for seconds in [130, 3_599] {
+        assert_eq!(step(&beyond, &limits(), &members, now(seconds)), Act::Wait(Waiting::Away(at(3_600))));
+    }
+    let mut late = members.clone();
+    late[1].standing = Standing::Asked(Command::Expired);
+    assert_eq!(step(&last, &limits(), &late, now(3_600)), Act::Finish);
+    assert_eq!(step(&beyond, &limits(), &late, now(3_600)), Act::Finish);
+    members[1].health = Health::Gone;
+    assert_eq!(step(&last, &limits(), &members, now(130)), Act::Finish, "it does not come back");
+    // It came while the last wave was under way.
+    members[1] = Member { told_at: Some(at(125)), health: Health::Well, ..asked(1, 1, Command::Running) };
+    assert_eq!(step(&last, &limits(), &members, now(130)), Act::Next);
+    assert_eq!(step(&beyond, &limits(), &members, now(130)), Act::Wait(Waiting::Answers(at(185))));
+    assert_eq!(halted(step(&beyond, &limits(), &members, now(185))).wave, 1, "what it does is judged");
+    members[1].standing = Standing::Asked(Command::Succeeded);
+    assert_eq!(step(&beyond, &limits(), &members, now(140)), Act::Finish);
+}
+
+#[test]
 fn whose_command_was_taken_back_is_asked_before_it_goes_on() {
     let mut members = vec![asked(0, 1, Command::Succeeded), fresh(1, 1), asked(2, 2, Command::Succeeded), fresh(3, 3)];
     members[1].asked_at = Some(at(0));
@@ -319,6 +345,7 @@ proptest! {
                         prop_assert!(member.standing == Standing::Pending && member.wave <= position.wave);
                         member.standing = Standing::Asked(Command::Queued);
                         (member.asked_at, member.was_there) = (Some(at(clock)), member.health.is_there());
+                        member.open_until = Some(at(clock + 100));
                     }
                     let recent = |asked: Timestamp| at(clock).since(asked) < Duration::from_secs(60);
                     let recent = members.iter().filter_map(|member| member.asked_at).filter(|at| recent(*at)).count();
@@ -340,7 +367,7 @@ proptest! {
                     position.soaking_since = None;
                 }
                 Act::Finish => {
-                    prop_assert!(members.iter().all(|member| !member.pending()));
+                    prop_assert!(members.iter().all(|member| !member.pending() && !member.waits()));
                     return Ok(());
                 }
                 Act::Halt(cause) => {
@@ -355,7 +382,9 @@ proptest! {
                         member.accepted = true;
                     }
                     // What nobody was told is taken back.
-                    members.iter_mut().filter(|member| member.waits()).for_each(|member| member.standing = Standing::Pending);
+                    members.iter_mut().filter(|member| member.waits()).for_each(|member| {
+                        (member.standing, member.open_until) = (Standing::Pending, None);
+                    });
                     let to_ask = members.iter().any(|member| member.wave == position.wave && member.pending());
                     position.soaking_since = position.soaking_since.filter(|_| !to_ask);
                 }
@@ -365,6 +394,10 @@ proptest! {
                     for (member, fate) in members.iter_mut().zip(&fates) {
                         let Standing::Asked(state) = member.standing else { continue };
                         let next = match (fate, state) {
+                            (_, Command::Queued) if member.open_until.is_some_and(|until| until <= at(clock)) => {
+                                member.standing = Standing::Asked(Command::Expired);
+                                continue;
+                            }
                             (Fate::Away, _) => continue,
                             (_, Command::Queued) => Command::Running,
                             (Fate::Succeeds | Fate::Sickens | Fate::Leaves, Command::Running) => Command::Succeeded,
