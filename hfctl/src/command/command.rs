@@ -239,7 +239,7 @@ impl Send {
         if self.asks() {
             confirm()?;
         }
-        asked["expected_nodes"] = preview["nodes"].clone();
+        asked["expected"] = preview["digest"].clone();
         if let Some((key, signing)) = &signing {
             asked["signed"] = signing.sign(key, self.order.valid_for.get());
         }

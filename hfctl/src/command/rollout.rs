@@ -167,7 +167,7 @@ impl Start {
             confirm()?;
         }
         asked["preview"] = json!(false);
-        asked["command"]["expected_nodes"] = preview["nodes"].clone();
+        asked["command"]["expected"] = preview["digest"].clone();
         let started: Value = client.post_once("rollouts", &asked, "hfctl rollout list")?;
         if self.wait {
             return watch(client, &text(&started, "/id"), output);

@@ -108,6 +108,29 @@ fn nothing_is_signed_for_nodes_that_a_hub_adds_to_those_that_were_named() {
     assert_eq!(commands(), 3);
 }
 
+#[test]
+fn what_is_asked_for_is_what_the_preview_has_shown() {
+    let site = Site::start();
+    site.admin(&["tenant", "create", "acme"]).ok();
+    site.node("acme", "press");
+    // What a preview shows is no more when it is asked for.
+    let url = between(&site.url, |_, answer| {
+        let text = String::from_utf8(answer).expect("text");
+        Some(match text.split_once("\"digest\":\"") {
+            Some((before, rest)) => {
+                format!("{before}\"digest\":\"{}{}", "0".repeat(64), rest.get(64..).expect("a digest"))
+            }
+            None => text,
+        })
+        .map(String::into_bytes)
+    });
+    for verb in [["command", "send"], ["rollout", "start"]] {
+        let arguments = [&verb[..], &["drain", "--all", "--yes", "--reason", "a test"]].concat();
+        site.with(&url, &site.admin, &arguments).fails(1, &["look at it again", "Nothing was done"]);
+        site.admin(&arguments).ok();
+    }
+}
+
 /// The address of a way to a hub, on which the first `count` answers to what is sent under a key are lost.
 fn losing(url: &str, mut count: usize) -> String {
     between(url, move |head, answer| {

@@ -19,6 +19,7 @@ use utoipa::{IntoParams, ToSchema};
 use super::extract::{Caller, Json, Path, Query};
 use super::idempotency::{IdempotencyKey, REPLAYED};
 use super::list::{Paging, bad_cursor};
+use super::meant::{as_seen, digest_of, ids};
 use super::nodes::unknown;
 use super::problem::Problem;
 use super::resource::{Command, CommandDetail, CommandState, Kind, Node, Ordered, OrderedCommand, Page, PresenceState};
@@ -60,8 +61,8 @@ pub(crate) struct CommandRequest {
     /// What is greater goes first; 0 unless told otherwise.
     #[serde(default)]
     pub(crate) priority: u32,
-    /// How many nodes are meant, from a preview: with another number by now, nothing is done.
-    pub(crate) expected_nodes: Option<usize>,
+    /// The `digest` of a preview: when other nodes are meant by now, or in other waves, nothing is done (409).
+    pub(crate) expected: Option<String>,
     /// An operator's signatures, for nodes that ask for one.
     pub(crate) signed: Option<SignedRequest>,
 }
@@ -161,7 +162,8 @@ pub(crate) async fn preview(
     let (action, nodes) = (asked.action()?, asked.target.nodes(&app, &caller.0).await?);
     asked.reason.parse::<Reason>()?;
     let commands = nodes.iter().map(|node| ordered(node, app.state.commands.propose())).collect::<Vec<_>>();
-    Ok(axum::Json(Ordered { request: None, what: action.to_string(), nodes: commands.len(), commands }))
+    let digest = Some(digest_of([ids(&nodes)]));
+    Ok(axum::Json(Ordered { request: None, what: action.to_string(), nodes: commands.len(), digest, commands }))
 }
 
 /// Has nodes do something. The commands are stored when the answer comes; a node that is away gets its own when it is back,
@@ -300,7 +302,7 @@ pub(crate) async fn order(
             },
         })
         .collect();
-    Ok((Ordered { request: Some(id), what, nodes: commands.len(), commands }, replayed))
+    Ok((Ordered { request: Some(id), what, nodes: commands.len(), digest: None, commands }, replayed))
 }
 
 /// Who is meant. What is refused by now may have been done under `key` when it was asked for first: then nobody is meant, which
@@ -350,21 +352,11 @@ pub(super) fn meant(node: &Node) -> Result<(NodeId, TenantId), Problem> {
 }
 
 impl CommandRequest {
-    /// The nodes that are meant, as many as were expected.
+    /// The nodes that are meant, as they were seen.
     async fn nodes(&self, app: &App, who: &Principal) -> Result<Vec<Arc<Node>>, Problem> {
         let nodes = self.target.nodes(app, who).await?;
-        self.expects(nodes.len())?;
+        as_seen(self.expected.as_deref(), &digest_of([ids(&nodes)]))?;
         Ok(nodes)
-    }
-
-    /// Refuses another number of nodes than was expected.
-    pub(super) fn expects(&self, count: usize) -> Result<(), Problem> {
-        match self.expected_nodes.filter(|expected| *expected != count) {
-            Some(expected) => Err(Problem::conflict(format!(
-                "{expected} nodes were expected to be meant, and {count} are by now: look at the preview again. Nothing was done."
-            ))),
-            None => Ok(()),
-        }
     }
 
     /// For how long it may still start.

@@ -17,6 +17,7 @@ pub(crate) mod kept_logs;
 mod labels;
 pub(crate) mod list;
 pub(crate) mod logs;
+pub(crate) mod meant;
 pub(crate) mod nodes;
 mod operator_keys;
 pub(crate) mod problem;

@@ -17,6 +17,7 @@ use super::commands::{CommandRequest, meant, unless_done};
 use super::extract::{Caller, Json, Path, Query};
 use super::idempotency::IdempotencyKey;
 use super::list::{Paging, slice};
+use super::meant::{as_seen, digest_of, ids};
 use super::problem::Problem;
 use super::resource::{Node, Page, PresenceState, Rollout, RolloutNode, RolloutPreview, Time, Wave, WavePreview};
 use crate::access::{Principal, Role};
@@ -215,6 +216,7 @@ pub(crate) async fn preview(app: &App, who: &Principal, asked: &RolloutRequest) 
     Ok(RolloutPreview {
         what: action.to_string(),
         nodes: waves.iter().map(Vec::len).sum(),
+        digest: digest_of(waves.iter().map(|wave| ids(wave))),
         waves: waves.iter().enumerate().map(wave).collect(),
     })
 }
@@ -340,10 +342,10 @@ impl RolloutRequest {
         })
     }
 
-    /// The nodes that are meant, by wave, as many as were expected.
+    /// The nodes that are meant, by wave, as they were seen.
     async fn waves(&self, app: &App, who: &Principal) -> Result<Vec<Vec<Arc<Node>>>, Problem> {
         let waves = self.divided(app, who).await?;
-        self.command.expects(waves.iter().map(Vec::len).sum())?;
+        as_seen(self.command.expected.as_deref(), &digest_of(waves.iter().map(|wave| ids(wave))))?;
         Ok(waves)
     }
 

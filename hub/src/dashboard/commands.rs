@@ -448,7 +448,7 @@ fn request(node: NodeId, wanted: &Wanted, reason: &str) -> CommandRequest {
         reason: reason.to_owned(),
         valid_for_seconds: Some(VALID_FOR),
         priority: 0,
-        expected_nodes: None,
+        expected: None,
         signed: None,
     }
 }

@@ -21,6 +21,7 @@ use super::session::{Ours, Sent, Visitor, capital};
 use super::{OrShown as _, Shown};
 use crate::access::{self, Principal};
 use crate::api::commands::{self, CommandRequest, Target};
+use crate::api::meant::digest_of;
 use crate::api::problem::Problem;
 use crate::api::resource::{Kind, Node, PresenceState};
 use crate::api::select::NodeQuery;
@@ -130,7 +131,7 @@ impl<'a> Wanted<'a> {
         )
     }
 
-    fn request(&self, nodes: &[Chosen], reason: &str, expected_nodes: Option<usize>) -> CommandRequest {
+    fn request(&self, nodes: &[Chosen], reason: &str, expected: Option<String>) -> CommandRequest {
         let (stack, service) = self.of.split_once('/').unwrap_or((self.of, ""));
         let given = |text: &str| Some(text.to_owned()).filter(|text| !text.is_empty());
         CommandRequest {
@@ -144,7 +145,7 @@ impl<'a> Wanted<'a> {
             reason: reason.to_owned(),
             valid_for_seconds: Some(VALID_FOR),
             priority: 0,
-            expected_nodes,
+            expected,
             signed: None,
         }
     }
@@ -306,7 +307,7 @@ fn confirm(wanted: &Wanted<'_>, what: &str, chosen: &[Chosen], once: &str, visit
                 input type="hidden" name="of" value=(wanted.of);
                 input type="hidden" name="script" value=(wanted.script);
                 input type="hidden" name="interval" value=(wanted.interval);
-                input type="hidden" name="expected" value=(chosen.len());
+                input type="hidden" name="expected" value=(digest_of([chosen.iter().map(|(node, _)| node.id.as_str()).collect()]));
                 input type="hidden" name="once" value=(once);
                 p { (consequence(wanted.action)) " All of them are told at once." }
                 (absent(wanted.action, wanted.of, chosen, "ten minutes"))
@@ -343,7 +344,7 @@ pub(super) async fn order(State(app): State<App>, sent: Sent<Fields>) -> Result<
     may(&visitor, access::Role::Operator).or_shown(&app)?;
     let chosen = chosen(&app, visitor.principal(), &fields).or_shown(&app)?;
     let (reason, once) = (fields.one("reason"), fields.one("once").to_owned());
-    let asked = Wanted::read(&fields).request(&chosen, reason, fields.one("expected").parse().ok());
+    let asked = Wanted::read(&fields).request(&chosen, reason, Some(fields.one("expected").to_owned()));
     let (ordered, _) = commands::order(&app, visitor.principal(), &asked, Some(once)).await.or_shown(&app)?;
     let to = ordered.request.map_or_else(|| "/".to_owned(), |request| format!("/requests/{request}"));
     Ok(Redirect::to(&to).into_response())

@@ -7,7 +7,7 @@ use protocol::message::ServiceHealth;
 use serde_json::{Value, json};
 use store::on_both_engines;
 
-use crate::dashboard::Browser;
+use crate::dashboard::{Browser, hidden};
 use crate::{Answer, Site};
 
 const PATH: &str = "/api/v1/commands";
@@ -42,9 +42,10 @@ on_both_engines! {
 
         let ask = async |key: &str, body: Value| site.post_keyed(PATH, &operator, key, body).await;
         let mut expecting = restart(json!({ "tenant": "acme" }));
-        expecting["expected_nodes"] = json!(3);
+        let other = site.post(&format!("{PATH}/preview"), &operator, restart(json!({ "nodes": [press.to_string()] }))).await;
+        expecting["expected"] = other.json()["digest"].clone();
         says(&ask("k0", expecting.clone()).await, 409, "Nothing was done");
-        expecting["expected_nodes"] = json!(2);
+        expecting["expected"] = shown["digest"].clone();
         let made = ask("k1", expecting.clone()).await;
         assert_eq!(made.status, StatusCode::CREATED, "{}", made.body);
         let again = ask("k1", expecting).await;
@@ -84,7 +85,8 @@ on_both_engines! {
         let (press, mill) = (site.node("acme", "press").await, site.node("acme", "mill").await);
         let operator = site.token(Role::Operator, Some("acme")).await;
         let mut counted = restart(json!({ "tenant": "acme" }));
-        counted["expected_nodes"] = json!(2);
+        let preview = site.post(&format!("{PATH}/preview"), &operator, counted.clone()).await;
+        counted["expected"] = preview.json()["digest"].clone();
         let asked = [
             ("counted", counted),
             ("named", restart(json!({ "nodes": [press.to_string(), mill.to_string()] }))),
@@ -446,15 +448,15 @@ on_both_engines! {
 
         // A node that is ticked and carried on is one, and one that was revoked since the list was shown is none.
         let mut both = with(&[("action", "drain"), ("nodes", &format!("{press} {oven}"))]);
-        let said = post("/selection", &both).await.body;
-        assert!(said.contains("on 3 nodes?"), "{said}");
+        let three = post("/selection", &both).await.body;
+        assert!(three.contains("on 3 nodes?"), "{three}");
         let admin = site.token(Role::Admin, None).await;
         let revoked = site.post(&format!("/api/v1/nodes/{oven}/revoke"), &admin, json!({ "reason": "unspecified" })).await;
         assert!(revoked.status.is_success(), "{}", revoked.body);
         assert_eq!(boxes(&browser.get("/").await.body), 2);
         let said = post("/selection", &all("tenant%3Dacme")).await.body;
         assert!(said.contains("on 1 node?") && !said.contains("oven"), "{said}");
-        both.extend([("reason", "a leak".to_owned()), ("expected", "3".to_owned()), ("once", "2".to_owned())]);
+        both.extend([("reason", "a leak".to_owned()), ("expected", hidden(&three, "expected")), ("once", "2".to_owned())]);
         assert_eq!(post("/requests", &both).await.status, StatusCode::CONFLICT, "of a revoked node nothing is asked");
 
         let order = |reason: &str, expected: &str| {
@@ -462,12 +464,14 @@ on_both_engines! {
             fields.extend([("reason", reason.to_owned()), ("expected", expected.to_owned())]);
             fields
         };
-        assert_eq!(post("/requests", &order("", "2")).await.status, StatusCode::UNPROCESSABLE_ENTITY, "no reason");
-        assert_eq!(post("/requests", &order("a leak", "3")).await.status, StatusCode::CONFLICT, "another number");
-        let sent = post("/requests", &order("a leak", "2")).await;
+        let two = hidden(&post("/selection", &order("", "")).await.body, "expected");
+        assert_eq!(post("/requests", &order("", &two)).await.status, StatusCode::UNPROCESSABLE_ENTITY, "no reason");
+        let others = post("/requests", &order("a leak", &hidden(&three, "expected"))).await;
+        assert_eq!(others.status, StatusCode::CONFLICT, "others than were shown");
+        let sent = post("/requests", &order("a leak", &two)).await;
         assert_eq!(sent.status, StatusCode::SEE_OTHER, "{}", sent.body);
         let request = sent.header("location").to_owned();
-        assert_eq!(post("/requests", &order("a leak", "2")).await.header("location"), request, "sent twice, done once");
+        assert_eq!(post("/requests", &order("a leak", &two)).await.header("location"), request, "sent twice, done once");
         let shown = browser.get(&request).await.body;
         for part in ["0 of 2 done, 2 under way", "a leak", "press", "mill", "Waits for the node"] {
             assert!(shown.contains(part), "{part} is not in {shown}");

@@ -66,6 +66,11 @@ fn live_url(page: &str) -> String {
     between(page, "data-live=\"", "\"").replace("&amp;", "&")
 }
 
+/// What a page's form carries on.
+pub(crate) fn hidden(page: &str, name: &str) -> String {
+    between(page, &format!("name=\"{name}\" value=\""), "\"").to_owned()
+}
+
 pub(crate) fn html(update: &str, id: &str) -> Option<String> {
     let update: Value = serde_json::from_str(update).expect("JSON");
     update["html"][id].as_str().map(str::to_owned)

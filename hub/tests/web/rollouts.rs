@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use store::on_both_engines;
 
 use crate::Site;
-use crate::dashboard::{Browser, html};
+use crate::dashboard::{Browser, hidden, html};
 
 const PATH: &str = "/api/v1/rollouts";
 
@@ -38,9 +38,7 @@ on_both_engines! {
         assert_eq!(site.get(PATH, &operator).await.ids(), [""; 0], "a preview does nothing");
 
         asked["preview"] = json!(false);
-        asked["command"]["expected_nodes"] = json!(3);
-        assert_eq!(site.post(PATH, &operator, asked.clone()).await.status, StatusCode::CONFLICT);
-        asked["command"]["expected_nodes"] = json!(2);
+        asked["command"]["expected"] = shown["digest"].clone();
         let made = site.post(PATH, &operator, asked).await;
         assert_eq!(made.status, StatusCode::CREATED, "{}", made.body);
         let id = made.json()["id"].as_i64().expect("a number");
@@ -62,6 +60,32 @@ on_both_engines! {
         assert_eq!(acts, ["rollout.aborted", "rollout.resumed", "rollout.paused", "rollout.started"]);
     }
 
+    async fn the_first_wave_is_who_was_shown_or_nothing_begins(test: TestDatabase) {
+        let site = Site::open(test).await;
+        site.tenant("acme").await;
+        let (press, mill) = (site.node("acme", "press").await, site.node("acme", "mill").await);
+        site.connect(press);
+        let operator = site.token(Role::Operator, Some("acme")).await;
+        let asked = |preview: bool, expected: Value| {
+            let mut command = restart(json!({ "tenant": "acme" }))["command"].clone();
+            command["expected"] = expected;
+            json!({ "waves": ["1", "100%"], "command": command, "preview": preview })
+        };
+        let preview = async || site.post(PATH, &operator, asked(true, json!(null))).await.json();
+        let seen = preview().await;
+        assert_eq!(seen["waves"][0]["first"], json!(["press"]), "it is there");
+        // As many, and another one is the first.
+        site.connect(mill);
+        let refused = site.post(PATH, &operator, asked(false, seen["digest"].clone())).await;
+        assert_eq!(refused.status, StatusCode::CONFLICT, "{}", refused.body);
+        assert!(refused.body.contains("look at it again. Nothing was done"), "{}", refused.body);
+        assert_eq!(site.get(PATH, &operator).await.ids(), [""; 0]);
+        let seen = preview().await;
+        assert_eq!(seen["waves"][0]["first"], json!(["mill"]));
+        let made = site.post(PATH, &operator, asked(false, seen["digest"].clone())).await;
+        assert_eq!(made.status, StatusCode::CREATED, "{}", made.body);
+    }
+
     async fn one_that_was_started_is_told_again_whoever_would_be_meant_by_now(test: TestDatabase) {
         let site = Site::open(test).await;
         site.tenant("acme").await;
@@ -69,7 +93,10 @@ on_both_engines! {
         let operator = site.token(Role::Operator, Some("acme")).await;
         let asked = |target: Value| json!({ "waves": ["100%"], "command": restart(target)["command"] });
         let mut counted = asked(json!({ "tenant": "acme" }));
-        counted["command"]["expected_nodes"] = json!(2);
+        counted["preview"] = json!(true);
+        let digest = site.post(PATH, &operator, counted.clone()).await.json()["digest"].clone();
+        counted["preview"] = json!(false);
+        counted["command"]["expected"] = digest;
         let named = asked(json!({ "nodes": [press.to_string(), mill.to_string()] }));
         let all = [("counted", counted), ("named", named), ("found", asked(json!({ "query": "press" })))];
         let mut started = Vec::new();
@@ -167,12 +194,16 @@ on_both_engines! {
         for said in ["Of acme, in 2 waves", "nobody is served by it", "watched for 5 min", "over 10 % of a wave", "change=1&amp;action=service.restart"] {
             assert!(asked.contains(said), "{said}: {asked}");
         }
+        let digest = hidden(&asked, "expected");
         let other = browser.get(&form.replace("service=web", "service=mill")).await.body;
         assert!(other.contains("2 nodes do not have it now"), "{other}");
         let fields = [
             ("action", "service.restart"), ("stack", "shop"), ("service", "web"), ("waves", "1,100%25"), ("reason", "image"),
-            ("expected", "2"), ("once", "1"),
+            ("expected", &*digest), ("once", "1"),
         ];
+        let mut unseen = fields;
+        unseen[5].1 = "2";
+        assert_eq!(browser.post(form, "/rollouts", &unseen).await.status, StatusCode::CONFLICT, "others than were shown");
         let sent = browser.post(form, "/rollouts", &fields).await;
         assert_eq!(sent.status, StatusCode::SEE_OTHER, "{}", sent.body);
         let page = sent.header("location").to_owned();

@@ -31,6 +31,8 @@ pub(super) struct Site {
     pub(super) agent_node: String,
     /// Nodes of all kinds.
     pub(super) nodes: usize,
+    /// The digest of all of them.
+    all: String,
     scripts: TempDir,
     folder: TempDir,
 }
@@ -111,8 +113,13 @@ impl Site {
             herd.run()?;
         }
         let (nodes, agent_node) = (stores.len() + 1, agent.node()?);
-        let site = Self { hub, relay, herds, agent, agent_node, nodes, scripts, folder };
+        let all = String::new();
+        let mut site = Self { hub, relay, herds, agent, agent_node, nodes, all, scripts, folder };
         site.all_are_there()?;
+        let any = json!({ "action": "drain", "reason": "an ordeal", "target": { "tenant": TENANT } });
+        let preview = site.hub.api().post("/api/v1/commands/preview", &any)?.ok()?;
+        ensure!(preview["nodes"] == json!(nodes), "not all are meant: {preview}");
+        site.all = preview["digest"].as_str().context("no digest")?.to_owned();
         Ok(site)
     }
 
@@ -133,7 +140,7 @@ impl Site {
             "script": errand.as_str(),
             "reason": "an ordeal",
             "target": { "tenant": TENANT },
-            "expected_nodes": self.nodes,
+            "expected": self.all,
             "valid_for_seconds": valid_for.as_secs(),
         })
     }

@@ -46,7 +46,7 @@ fn sick_wave(mut hub: Hub) -> Result<()> {
     })?;
 
     let asked = json!({
-        "command": { "action": "drain", "reason": "a new image", "target": { "tenant": "acme" }, "expected_nodes": NODES },
+        "command": { "action": "drain", "reason": "a new image", "target": { "tenant": "acme" } },
         "waves": [REACH[0].to_string(), REACH[1].to_string(), "100%"],
         "soak_seconds": 4,
     });

@@ -128,6 +128,9 @@ pub struct Ordered {
     pub what: String,
     /// How many nodes are meant.
     pub nodes: usize,
+    /// Which they are, in a preview: asked for with it as `expected`, nothing is done once others are meant.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub digest: Option<String>,
     /// One for each node.
     pub commands: Vec<OrderedCommand>,
 }

@@ -181,6 +181,8 @@ pub struct RolloutPreview {
     pub what: String,
     /// How many nodes are meant.
     pub nodes: usize,
+    /// Which they are, and in which waves: started with it as the command's `expected`, nothing is done once others are meant.
+    pub digest: String,
     /// In which waves.
     pub waves: Vec<WavePreview>,
 }

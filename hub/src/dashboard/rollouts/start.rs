@@ -79,7 +79,7 @@ impl Wanted {
         })
     }
 
-    fn request(&self, expected_nodes: Option<usize>) -> Result<RolloutRequest, Problem> {
+    fn request(&self, expected: Option<String>) -> Result<RolloutRequest, Problem> {
         let given = |text: &str| Some(text.trim().to_owned()).filter(|text| !text.is_empty());
         let list = |text: &str, at: char| text.split(at).filter_map(given).collect::<Vec<String>>();
         let all = self.tenant.is_empty() && self.labels.trim().is_empty() && self.query.trim().is_empty();
@@ -102,7 +102,7 @@ impl Wanted {
                 valid_for_seconds: number("Hours for nodes that are away", &self.valid_for)?
                     .map(|hours: u64| hours * 3600),
                 priority: 0,
-                expected_nodes,
+                expected,
                 signed: None,
             },
             waves: list(&self.waves, ','),
@@ -248,7 +248,7 @@ fn confirm(
         form.form.pad method="post" action="/rollouts" {
             (csrf(&viewer.csrf))
             @for (name, value) in wanted.fields() { input type="hidden" name=(name) value=(value); }
-            input type="hidden" name="expected" value=(preview.nodes);
+            input type="hidden" name="expected" value=(preview.digest);
             input type="hidden" name="once" value=(once);
             p { (consequence(&wanted.action)) }
             (absent(&wanted.action, &of, chosen, &long(asked.command.valid_for())))
@@ -269,7 +269,7 @@ pub(in crate::dashboard) struct StartForm {
     csrf: String,
     #[serde(flatten)]
     wanted: Wanted,
-    /// As text: what is flattened comes as text.
+    /// What the page has shown.
     expected: String,
     once: String,
 }
@@ -278,7 +278,7 @@ pub(in crate::dashboard) struct StartForm {
 pub(in crate::dashboard) async fn start(State(app): State<App>, sent: Sent<StartForm>) -> Result<Response, Shown> {
     let Sent { visitor, form } = sent;
     may(&visitor, access::Role::Operator).or_shown(&app)?;
-    let asked = form.wanted.request(form.expected.parse().ok()).or_shown(&app)?;
+    let asked = form.wanted.request(Some(form.expected)).or_shown(&app)?;
     let rollout = rollouts::start(&app, visitor.principal(), &asked, Some(form.once)).await.or_shown(&app)?;
     Ok(Redirect::to(&format!("/rollouts/{}", rollout.id)).into_response())
 }
