@@ -39,7 +39,7 @@ pub struct Upkeep {
 /// What a tenant has to lose.
 struct Due {
     tenant: String,
-    /// The newest batch whose time is over.
+    /// The newest batch whose time is over, among those before the first whose time is not.
     through: i64,
     /// Bytes over the bound.
     over: i64,
@@ -61,7 +61,7 @@ impl Upkeep {
     /// # Errors
     /// When the database does not answer.
     pub async fn run_once(&self, now: Timestamp) -> Result<usize, StoreError> {
-        let mut due = self.due(now.minus(self.bounds.retention)).await?;
+        let mut due = self.due(now).await?;
         let (mut steps, mut missed) = (0, 0);
         while let Some(mut next) = due.pop_front() {
             if let Some(more) = self.step(&mut next).await? {
@@ -79,15 +79,20 @@ impl Upkeep {
         Ok(steps)
     }
 
-    async fn due(&self, horizon: Timestamp) -> Result<VecDeque<Due>, StoreError> {
+    async fn due(&self, now: Timestamp) -> Result<VecDeque<Due>, StoreError> {
         let most = i64::try_from(self.bounds.bytes).unwrap_or(i64::MAX);
-        // Batches have their numbers as they came. One that has its time from a clock that was ahead goes with those after it.
+        // Batches have their numbers as they came, and not all their times need be right: of a clock that was ahead, one goes
+        // with those after it; of a clock that was behind, it takes none with it that came before and is to be kept.
         let rows = sqlx::query(
-            "SELECT tenant, bytes, COALESCE((SELECT id FROM log_batches AS old
-                 WHERE old.tenant = sums.tenant AND old.received_at < $1 ORDER BY old.received_at DESC, old.id DESC LIMIT 1), 0)
-             FROM (SELECT tenant, CAST(SUM(bytes) AS BIGINT) AS bytes FROM log_batches GROUP BY tenant) AS sums",
+            "SELECT tenant, bytes, COALESCE((SELECT MAX(id) FROM log_batches AS old
+                 WHERE old.tenant = sums.tenant AND old.id < sums.kept AND old.received_at < $1), 0)
+             FROM (SELECT tenant, CAST(SUM(bytes) AS BIGINT) AS bytes,
+                     COALESCE(MIN(CASE WHEN received_at BETWEEN $1 AND $2 THEN id END), $3) AS kept
+                 FROM log_batches GROUP BY tenant) AS sums",
         )
-        .bind(horizon.millis())
+        .bind(now.minus(self.bounds.retention).millis())
+        .bind(now.millis())
+        .bind(i64::MAX)
         .fetch_all(self.database.reader())
         .await?;
         let due = |row: &sqlx::any::AnyRow| {

@@ -351,6 +351,30 @@ on_both_engines! {
         world.close().await;
     }
 
+    async fn lines_of_a_clock_that_was_behind_take_no_others_with_them(database: TestDatabase) {
+        let world = World::new(database).await;
+        let (node, _) = world.node().await;
+        let logs = Logs::start(&world.database).await;
+        let mut intake = logs.open(&acme(), node).await;
+        for number in 1..=4 {
+            // The third, while the hub's clock stood where it begins.
+            let now = if number == 3 { protocol::Timestamp::from_millis(0) } else { at(number) };
+            intake.receive(batch(number, vec![source("web")], vec![line(number as i64, &format!("{number}"))]), now).expect("taken in");
+            intake.commit(now).await.expect("stored");
+        }
+        let bounds = Bounds { retention: seconds(100), bytes: 1_000_000 };
+        let upkeep = Upkeep::new(world.database.clone(), bounds, None);
+        let kept = async |now| {
+            upkeep.run_once(now).await.expect("kept up");
+            texts(&world.database, Filter::default()).await
+        };
+        assert_eq!(kept(at(20)).await, ["4", "3", "2", "1"], "none that is to be kept has gone");
+        assert_eq!(kept(protocol::Timestamp::from_millis(0)).await, ["4", "3", "2", "1"], "while it is behind, none goes");
+        assert_eq!(kept(at(103)).await, ["4"], "it goes with those before it");
+        assert_eq!(kept(at(1_000)).await, [""; 0]);
+        world.close().await;
+    }
+
     async fn small_batches_go_many_at_a_time(database: TestDatabase) {
         let world = World::new(database).await;
         let other: TenantId = "other".parse().expect("a tenant");
