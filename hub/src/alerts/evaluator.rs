@@ -141,9 +141,13 @@ impl Evaluator {
         self.nodes.remove(&node);
     }
 
-    /// The nodes whose time has come. When the clock was set back it has for all: by it, their times may be far away.
+    /// The nodes whose time has come. When the clock was set back it has for all: by it, their times may be far away. What was
+    /// to come then is as if it were now.
     pub fn due(&mut self, now: Timestamp) -> Vec<NodeId> {
         let set_back = now < std::mem::replace(&mut self.asked_at, now);
+        if set_back {
+            self.nodes.values_mut().for_each(|node| node.set_back(now));
+        }
         let due = |node: &Node| node.due.is_some_and(|due| set_back || due <= now);
         self.nodes.iter().filter(|(_, node)| due(node)).map(|(id, _)| *id).collect()
     }
@@ -164,6 +168,14 @@ impl Evaluator {
             .collect();
         reasons.sort_by(|a, b| b.level.cmp(&a.level).then_with(|| (a.rule, &a.subject).cmp(&(b.rule, &b.subject))));
         Attention { level: reasons.first().map_or(Level::Ok, |reason| reason.level), reasons }
+    }
+}
+
+impl Node {
+    /// The clock was set back to `now`: nothing has happened after it.
+    fn set_back(&mut self, now: Timestamp) {
+        let times = self.restarts.values_mut().flatten().chain(&mut self.watched_since).chain(&mut self.loss_at);
+        times.for_each(|at| *at = now.min(*at));
     }
 }
 

@@ -205,6 +205,30 @@ fn a_clock_that_is_set_back_makes_nobody_wait_for_it() {
 }
 
 #[test]
+fn what_restarts_or_is_lost_around_a_clock_that_is_set_back_is_over_in_its_time() {
+    let lost = |lost_batches| {
+        move |view: &mut NodeView| {
+            Arc::make_mut(&mut view.status).spool = Some(SpoolStatus { lost_batches, ..SpoolStatus::default() });
+        }
+    };
+    let mut story = Story::new();
+    story.change(7_000, runs(WEB));
+    story.change(7_001, lost(0));
+    story.change(7_100, lost(1));
+    story.change(7_110, runs(Container { restarts: 1, ..WEB }));
+    story.now = 100;
+    story.change(110, runs(Container { restarts: 2, ..WEB }));
+    story.change(120, runs(Container { restarts: 3, ..WEB }));
+    story.until(2_000);
+    story.tells(&[
+        (7_100, "opened", "spool.loss"),
+        (120, "opened", "service.restarting"),
+        (240, "closed", "service.restarting"),
+        (701, "closed", "spool.loss"),
+    ]);
+}
+
+#[test]
 fn a_service_is_unhealthy_after_half_a_minute() {
     let mut story = Story::new();
     story.change(1, runs(WEB));
