@@ -38,9 +38,14 @@ struct Failures {
 }
 
 impl Failures {
+    /// Whether its window is over. One that has yet to begin is of a clock that was set back.
+    fn over(&self, now: Timestamp) -> bool {
+        now < self.since || now.since(self.since) >= WINDOW
+    }
+
     /// Counts one more within the window.
     fn count(&mut self, now: Timestamp) -> u32 {
-        if now.since(self.since) >= WINDOW {
+        if self.over(now) {
             *self = Self { since: now, count: 0 };
         }
         self.count = self.count.saturating_add(1);
@@ -63,7 +68,7 @@ impl Limiter {
         let mut known = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
         let Known { of: failures, audited } = &mut *known;
         if failures.len() >= ADDRESSES {
-            failures.retain(|_, failed| now.since(failed.since) < WINDOW);
+            failures.retain(|_, failed| !failed.over(now));
             if failures.len() >= ADDRESSES {
                 failures.clear();
             }
@@ -74,5 +79,29 @@ impl Limiter {
         }
         let all = audited.get_or_insert(Failures { since: now, count: 0 });
         Failed { wait: None, audited: all.count(now) <= AUDITED }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_failed_while_the_clock_was_ahead_is_free_again_when_it_is_set_back() {
+        let (limiter, remote) = (Limiter::default(), "192.0.2.7".parse().expect("an address"));
+        let at = |second| Timestamp::from_millis(0).plus(Duration::from_secs(second));
+        let fails = |now| {
+            let failed = limiter.failed(remote, now);
+            (failed.wait.is_some(), failed.audited)
+        };
+        for _ in 0..FREE {
+            assert_eq!(fails(at(86_400)), (false, true));
+        }
+        assert_eq!(fails(at(86_401)), (true, false), "one too many");
+        for _ in 0..FREE {
+            assert_eq!(fails(at(100)), (false, true), "the clock is right again");
+        }
+        assert_eq!(fails(at(101)), (true, false));
+        assert_eq!(fails(at(400)), (false, true), "the window is over");
     }
 }
