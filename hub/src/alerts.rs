@@ -326,8 +326,8 @@ impl Watcher {
         }
     }
 
-    /// Writes what is not written yet; what fails is tried again at the next look. Of what the database refuses, fewer are
-    /// tried until the culprit stands alone, and that one is left out: others do not wait for it.
+    /// Writes what is not written yet; what fails is tried again at the next look. Where the database refuses what is in a row,
+    /// fewer are tried until the culprit stands alone, and that one is left out: others do not wait for it.
     async fn write(&mut self) {
         let mut most = AT_ONCE;
         while !self.unwritten.is_empty() {
@@ -339,8 +339,8 @@ impl Watcher {
                     self.alerts.announce(written);
                     most = AT_ONCE;
                 }
-                Err(StoreError::Statement(_)) if few > 1 => most = few / 2,
-                Err(error @ StoreError::Statement(_)) => {
+                Err(error) if error.is_about_row() && few > 1 => most = few / 2,
+                Err(error) if error.is_about_row() => {
                     let (error, change) = (rows::chain(&error), &changes[0]);
                     tracing::error!(error, ?change, "an alert's change is left out: the database does not take it");
                     self.unwritten.pop_front();

@@ -57,6 +57,15 @@ impl StoreError {
             _ => false,
         }
     }
+
+    /// Whether the engine refused what was to be written, such as a value it does not take or a row that breaks a constraint:
+    /// another row may be written, and this one never.
+    pub fn is_about_row(&self) -> bool {
+        match self {
+            Self::Statement(SqlxError::Database(error)) => is_about_row(error.code().as_deref()),
+            _ => false,
+        }
+    }
 }
 
 impl From<SqlxError> for StoreError {
@@ -125,6 +134,16 @@ fn class(code: Option<&str>) -> Class {
     }
 }
 
+fn is_about_row(code: Option<&str>) -> bool {
+    match code {
+        // Data exception, integrity constraint violation, and program_limit_exceeded: it is too long for an index.
+        Some(code) if code.len() == 5 => matches!(code.get(..2), Some("22" | "23")) || code == "54000",
+        // SQLITE_TOOBIG, CONSTRAINT, MISMATCH.
+        Some(code) => code.parse::<u32>().is_ok_and(|code| matches!(code & 0xff, 18..=20)),
+        None => false,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -154,5 +173,18 @@ mod tests {
         for (code, expected) in cases {
             assert_eq!(class(code), expected, "{code:?}");
         }
+    }
+
+    #[test]
+    fn what_is_about_the_row_is_told_from_what_is_about_the_database() {
+        // SQLITE_CONSTRAINT_FOREIGNKEY, SQLITE_TOOBIG, character_not_in_repertoire, foreign_key_violation.
+        for code in ["787", "18", "22021", "23503", "54000"] {
+            assert!(is_about_row(Some(code)), "{code}");
+        }
+        // SQLITE_ERROR, NOMEM, deadlock_detected, serialization_failure, insufficient_privilege, undefined_table.
+        for code in ["1", "7", "40P01", "40001", "42501", "42P01"] {
+            assert!(!is_about_row(Some(code)), "{code}");
+        }
+        assert!(!is_about_row(None));
     }
 }

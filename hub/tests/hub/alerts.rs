@@ -13,6 +13,7 @@ use store::sqlx::{self, Row};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use crate::audit::owner;
 use crate::setup::{NOW, World, acme, at, seconds, service};
 
 /// A clock that stands until it is set.
@@ -196,6 +197,26 @@ on_both_engines! {
         clock.set(at(40));
         let written = listed(&alerts, 2).await;
         assert!(written.iter().all(|alert| alert.rule == "node.lost" && alert.node != Some(nodes[1])), "{written:?}");
+        world.close().await;
+    }
+
+    async fn an_alert_is_written_as_soon_as_the_database_takes_statements_again(database: TestDatabase) {
+        let world = World::new(database).await;
+        let nodes = [world.node().await.0, world.node().await.0];
+        let clock = Clock::at(NOW);
+        let (alerts, _stop, _tasks) = start(&world, &clock, Policy::default()).await;
+        let mut owner = owner(database).await;
+        sqlx::query("ALTER TABLE alerts RENAME TO mended").execute(&mut owner).await.expect("gone");
+        for (node, second) in nodes.into_iter().zip([10, 50]) {
+            connect(&world, node, 1);
+            world.fleet.session_closed(node, session(1), Ended::Lost, at(second));
+            clock.set(at(second + 30));
+            // What is seen of the second comes after the first could not be written.
+            let judged = async { while world.fleet.node(node).expect("a node").attention.level == Level::Ok { short().await } };
+            tokio::time::timeout(seconds(30), judged).await.expect("it is seen to be lost");
+        }
+        sqlx::query("ALTER TABLE mended RENAME TO alerts").execute(&mut owner).await.expect("back");
+        listed(&alerts, 2).await;
         world.close().await;
     }
 
