@@ -24,6 +24,9 @@ pub(crate) enum Node {
         /// Only those whose name, host name, tenant or id holds this text.
         #[arg(long, value_name = "TEXT")]
         search: Option<String>,
+        /// Only those with this label; can be given several times, for those with all.
+        #[arg(long = "label", value_name = "NAME=VALUE")]
+        labels: Vec<String>,
         /// Order; a leading '-' turns it round.
         #[arg(long, allow_hyphen_values = true, value_name = "ORDER",
               value_parser = ["attention", "name", "tenant", "cpu", "memory", "disk", "seen",
@@ -72,12 +75,14 @@ pub(crate) enum Node {
 impl Node {
     pub(crate) fn run(self, client: &Client, output: &mut Output) -> Result<(), Failure> {
         match self {
-            Self::List { tenant, state, kind, search, sort } => {
+            Self::List { tenant, state, kind, search, labels, sort } => {
+                let labels = (!labels.is_empty()).then(|| labels.join(","));
                 let query = [
                     ("tenant", tenant.as_deref()),
                     ("state", state.as_deref()),
                     ("kind", kind.map(Kind::as_str)),
                     ("q", search.as_deref()),
+                    ("label", labels.as_deref()),
                     ("sort", sort.as_deref()),
                 ];
                 let filtered = query.iter().any(|(_, value)| value.is_some());

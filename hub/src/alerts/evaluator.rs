@@ -174,7 +174,8 @@ impl Evaluator {
 impl Node {
     /// The clock was set back to `now`: nothing has happened after it.
     fn set_back(&mut self, now: Timestamp) {
-        let times = self.restarts.values_mut().flatten().chain(&mut self.watched_since).chain(&mut self.loss_at);
+        let losses = [&mut self.batches, &mut self.records].into_iter().filter_map(|loss| loss.grown_at.as_mut());
+        let times = self.restarts.values_mut().flatten().chain(&mut self.watched_since).chain(losses);
         times.for_each(|at| *at = now.min(*at));
     }
 }

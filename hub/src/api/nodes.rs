@@ -50,7 +50,9 @@ pub(crate) async fn list(
 ) -> Result<axum::Json<Page<Node>>, Problem> {
     let scope = caller.scope(&app, query.tenant.as_deref()).await?;
     let cursor = paging.cursor.as_deref().map(|text| Cursor::decode(text).ok_or_else(bad_cursor)).transpose()?;
-    let nodes = app.roster.of(&caller.0, scope.as_ref());
+    let labelled = query.labelled(&app, &caller.0).await?;
+    let mut nodes = app.roster.of(&caller.0, scope.as_ref());
+    nodes.retain(|node| labelled.holds(node));
     let (page, next) = query.select(&nodes).page(cursor.as_ref(), paging.limit()? as usize);
     let items = page.iter().map(|node| (**node).clone()).collect();
     Ok(axum::Json(Page { items, next_cursor: next.map(|cursor| cursor.encode()) }))

@@ -1,13 +1,19 @@
 //! Which nodes a list shows, in which order, and where a page of it ends.
 
 use std::cmp::Ordering;
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use data_encoding::BASE64URL_NOPAD;
+use protocol::NodeId;
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
+use super::problem::Problem;
 use super::resource::{AttentionLevel, Kind, Node, PresenceState};
+use crate::access::Principal;
+use crate::labels::{self, Label};
+use crate::web::App;
 
 /// Filter and order of a list of nodes.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, IntoParams)]
@@ -26,6 +32,9 @@ pub struct NodeQuery {
     /// Only those whose name, host name, tenant or id holds this text.
     #[serde(deserialize_with = "filled")]
     pub q: Option<String>,
+    /// Only those with this label, as in `ring=canary`; of several, with a comma between them, those with all.
+    #[serde(deserialize_with = "filled")]
+    pub label: Option<String>,
     /// Order; the default is what needs attention first.
     #[serde(deserialize_with = "filled")]
     pub sort: Option<Sort>,
@@ -219,6 +228,20 @@ impl Sort {
     }
 }
 
+/// The nodes that have the labels of a filter, where it asks for any.
+pub(crate) struct Labelled(Option<HashSet<NodeId>>);
+
+impl Labelled {
+    /// No node at all.
+    pub(crate) fn none() -> Self {
+        Self(Some(HashSet::new()))
+    }
+
+    pub(crate) fn holds(&self, node: &Node) -> bool {
+        self.0.as_ref().is_none_or(|nodes| node.id.parse().is_ok_and(|id| nodes.contains(&id)))
+    }
+}
+
 /// A list of nodes, filtered and in order.
 #[derive(Debug)]
 pub struct Selected {
@@ -232,7 +255,14 @@ impl NodeQuery {
         self.sort.unwrap_or(Sort::Attention)
     }
 
-    /// Whether a node passes the filter.
+    /// Who has the labels of the filter, of those whom somebody sees.
+    pub(crate) async fn labelled(&self, app: &App, who: &Principal) -> Result<Labelled, Problem> {
+        let Some(text) = &self.label else { return Ok(Labelled(None)) };
+        let wanted = text.split(',').map(|label| label.trim().parse::<Label>()).collect::<Result<Vec<_>, _>>()?;
+        Ok(Labelled(Some(labels::nodes(&app.state.database, who.tenant.as_ref(), &wanted).await?)))
+    }
+
+    /// Whether a node passes the filter, but for its labels: see [`NodeQuery::labelled`].
     pub fn holds(&self, node: &Node) -> bool {
         self.tenant.as_ref().is_none_or(|tenant| *tenant == node.tenant)
             && self.state.is_none_or(|state| state.holds(node))
@@ -240,7 +270,7 @@ impl NodeQuery {
             && self.q.as_ref().is_none_or(|q| mentions(node, q))
     }
 
-    /// Filters and sorts.
+    /// Filters, but for the labels, and sorts.
     pub fn select<'a>(&self, nodes: impl IntoIterator<Item = &'a Arc<Node>>) -> Selected {
         let sort = self.order();
         let mut rows: Vec<(String, Arc<Node>)> =

@@ -16,7 +16,7 @@ pub fn page(
     clock: Clock,
 ) -> Markup {
     html! {
-        div.head { div { h1 { "API tokens" } p { "For hfctl and for programs. A token has a role, and may be bound to one tenant." } } }
+        div.head { div { h1 { "API tokens" } p { "For hfctl and for programs. A token has a role, and may be bound to one tenant. Who may sign commands has a key instead: see " a href="/operator-keys" { "operator keys" } "." } } }
         @if let Some(fresh) = fresh {
             section aria-label="The new token" {
                 p { b { (fresh.info.name) } ": copy it now, it is not shown again." }

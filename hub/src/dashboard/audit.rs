@@ -9,13 +9,14 @@ use crate::api::resource::AuditEntry;
 use crate::audit::action;
 
 /// Kinds of act to choose from: the start of the action's name, and the word for it.
-const KINDS: [(&str, &str); 17] = [
+const KINDS: [(&str, &str); 18] = [
     ("", "Everything"),
     ("tenant.", "Tenants"),
     ("token.", "Join tokens"),
     ("enrollment.", "Refused enrollments"),
     ("node.", "Nodes"),
     ("command.", "Commands"),
+    ("operator_key.", "Operator keys"),
     ("rollout.", "Rollouts"),
     ("tail.", "Logs read live"),
     ("logs.", "Logs searched"),
@@ -95,6 +96,7 @@ fn subject(entry: &AuditEntry) -> Markup {
         },
         "rotation" => Some(format!("/trust/rotations/{subject}")),
         "tenant" => Some(format!("/tenants/{subject}")),
+        "operator_key" => Some("/operator-keys".to_owned()),
         "node" | "certificate" | "renewal" | "session" | "tail" | "logs" | "kafka_access" => {
             subject.parse::<NodeId>().is_ok().then(|| format!("/nodes/{subject}"))
         }

@@ -149,6 +149,8 @@ fn tools(view: &View<'_>) -> Markup {
                     placeholder="Filter by name, host or tenant" autocomplete="off" spellcheck="false" maxlength="100";
                 kbd aria-hidden="true" { "/" }
             }
+            input.label type="text" name="label" value=[view.query.label.as_deref()] aria-label="Filter by label"
+                placeholder="Label, as site=north" autocomplete="off" spellcheck="false" maxlength="500";
             @if let Some(state) = view.query.state { input type="hidden" name="state" value=(state.as_str()); }
             @if let Some(sort) = view.query.sort { input type="hidden" name="sort" value=(sort.as_str()); }
             noscript { button type="submit" { "Filter" } }
@@ -288,6 +290,7 @@ pub fn encode(query: &NodeQuery) -> String {
     add("tenant", query.tenant.as_deref());
     add("state", query.state.map(StateFilter::as_str));
     add("kind", query.kind.map(|kind| kind.as_str()));
+    add("label", query.label.as_deref());
     add("sort", query.sort.map(Sort::as_str));
     parts.join("&")
 }

@@ -342,7 +342,7 @@ impl Live {
         out.put("alert-count", layout::alert_pill(self.open_alerts));
         match &self.watched {
             Watched::Fleet { tenant, query, more } => {
-                let listed = Listed::new(app, who, tenant.as_ref(), query, *more);
+                let listed = Listed::new(app, who, tenant.as_ref(), query, *more).await?;
                 let path = tenant.as_ref().map_or_else(|| "/".to_owned(), |tenant| format!("/tenants/{tenant}"));
                 let view = listed.view(&path, query, tenant.is_some(), who);
                 if listed.counts.total == 0 {
@@ -373,7 +373,7 @@ impl Live {
                 out.put("services", node::services(&seen.detail, acts(&self.visitor, &seen.detail), clock));
                 let viewer = self.visitor.viewer();
                 out.put("commands", commands::history(&seen.detail, &seen.commands, &viewer, clock));
-                out.put("facts", node::facts(&seen.detail, &seen.coverage, clock));
+                out.put("facts", node::facts(&seen.detail, &seen.labels, &seen.coverage, clock));
                 out.put("node-alerts", alerts::of_node(&seen.alerts, clock));
                 if self.charts.is_none_or(|drawn| drawn.elapsed() >= CHARTS_EVERY) {
                     let charts = history::charts(app, *id, &seen.detail.node, *range).await?;

@@ -16,6 +16,7 @@ pub mod layout;
 mod live;
 mod logs;
 pub mod node;
+mod operator_keys;
 mod pages;
 mod pki;
 mod renewal;
@@ -78,6 +79,7 @@ pub(crate) fn router() -> Router<App> {
         .route("/join", get(pages::join).post(pages::create_token))
         .route("/api-tokens", get(pages::api_tokens).post(pages::create_api_token))
         .route("/api-tokens/{id}/revoke", post(pages::revoke_api_token))
+        .route("/operator-keys", get(operator_keys::list))
         .route("/sign-in", get(session::page).post(session::sign_in))
         .route("/sign-out", post(session::sign_out))
         .route("/live", get(live::stream))

@@ -1,5 +1,6 @@
 //! One node: what it needs, its figures over time, its services, and how it is connected.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use maud::{Markup, html};
@@ -260,8 +261,8 @@ fn service(node: &NodeDetail, s: &Service, acts: bool, clock: Clock) -> Markup {
     }
 }
 
-/// Session, certificate, clock, spool and batches.
-pub fn facts(node: &NodeDetail, coverage: &[Coverage], clock: Clock) -> Markup {
+/// Session, identity with its labels, clock, spool and batches.
+pub fn facts(node: &NodeDetail, labels: &BTreeMap<String, String>, coverage: &[Coverage], clock: Clock) -> Markup {
     let n = &node.node;
     html! {
         section #facts aria-label="Connection and identity" {
@@ -281,6 +282,14 @@ pub fn facts(node: &NodeDetail, coverage: &[Coverage], clock: Clock) -> Markup {
                     dl {
                         dt { "Node" } dd.mono.small { (n.id) }
                         dt { "Enrolled" } dd { (clock.ago(n.enrolled_at)) }
+                        dt { "Labels" }
+                        dd {
+                            @if labels.is_empty() { span.quiet { "none" } }
+                            @for (name, value) in labels {
+                                @let label = format!("{name}={value}");
+                                a.tag href={ "/?label=" (format::escaped(&label)) } { (label) } " "
+                            }
+                        }
                         @match &node.certificate {
                             Some(certificate) => {
                                 dt { "Certificate" } dd.mono.small { (certificate.serial) }

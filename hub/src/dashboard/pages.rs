@@ -2,6 +2,7 @@
 
 mod tokens;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use axum::extract::State;
@@ -30,9 +31,10 @@ use crate::api::list::Window;
 use crate::api::problem::Problem;
 use crate::api::resource::{Alert, AuditEntry, Coverage, Node, NodeCounts, NodeDetail, Tenant, Time, Token};
 use crate::api::rotations::{self, Rotation};
-use crate::api::select::{NodeQuery, Selected};
+use crate::api::select::{Labelled, NodeQuery, Selected};
 use crate::audit::{self, Filter};
 use crate::certificate_policy::Source;
+use crate::labels;
 use crate::web::App;
 
 pub(super) use tokens::{api_tokens, create_api_token, create_token, join, revoke_api_token};
@@ -71,15 +73,26 @@ pub(super) struct Listed {
 }
 
 impl Listed {
-    pub(super) fn new(app: &App, who: &Principal, tenant: Option<&TenantId>, query: &NodeQuery, more: More) -> Self {
+    pub(super) async fn new(
+        app: &App,
+        who: &Principal,
+        tenant: Option<&TenantId>,
+        query: &NodeQuery,
+        more: More,
+    ) -> Result<Self, Problem> {
+        let labelled = match query.labelled(app, who).await {
+            // Somebody is still typing: no node has what is no label yet.
+            Err(problem) if problem.status().is_client_error() => Labelled::none(),
+            labelled => labelled?,
+        };
         let nodes = app.roster.of(who, tenant);
-        let selected: Selected = query.select(&nodes);
-        Self {
+        let selected: Selected = query.select(nodes.iter().filter(|node| labelled.holds(node)));
+        Ok(Self {
             counts: NodeCounts::of(nodes.iter().map(|node| &**node)),
             rows: selected.page(None, more.rows()).0,
             worst: fleet_views::worst(&nodes),
             matched: selected.len(),
-        }
+        })
     }
 
     pub(super) fn view<'a>(
@@ -112,7 +125,7 @@ pub(super) async fn fleet(
 ) -> Result<Response, Shown> {
     let (Query(query), Query(more)) = (query.or_shown(&app)?, more.or_shown(&app)?);
     let tenants = tenant_list(&app, visitor.principal()).await.or_shown(&app)?;
-    let listed = Listed::new(&app, visitor.principal(), None, &query, more);
+    let listed = Listed::new(&app, visitor.principal(), None, &query, more).await.or_shown(&app)?;
     let view =
         fleet_views::View { no_tenants: tenants.is_empty(), ..listed.view("/", &query, false, visitor.principal()) };
     let content = html! { (fleet_views::heading(&view, tenants.len())) (fleet_views::view(&view, still(&app))) (selection::bar(&visitor.viewer())) };
@@ -173,7 +186,7 @@ pub(super) async fn tenant(
     let (Query(query), Query(more)) = (query.or_shown(&app)?, more.or_shown(&app)?);
     let query = NodeQuery { tenant: Some(id.to_string()), ..query };
     let tenant = one_tenant(&app, visitor.principal(), &id).await.or_shown(&app)?;
-    let listed = Listed::new(&app, visitor.principal(), Some(&id), &query, more);
+    let listed = Listed::new(&app, visitor.principal(), Some(&id), &query, more).await.or_shown(&app)?;
     let tokens = join_tokens(&app, &id).await.or_shown(&app)?;
     let path = format!("/tenants/{id}");
     let clock = still(&app);
@@ -213,7 +226,7 @@ pub(super) async fn node(
             (bridges::section(&seen.detail.node, clock))
             (commands::history(&seen.detail, &seen.commands, &visitor.viewer(), clock))
             (node_views::charts(&seen.detail, range, &charts))
-            (node_views::facts(&seen.detail, &seen.coverage, clock))
+            (node_views::facts(&seen.detail, &seen.labels, &seen.coverage, clock))
             (alert_views::of_node(&seen.alerts, clock))
             (trust::section(&seen.detail, &visitor.viewer(), clock))
         }
@@ -225,6 +238,7 @@ pub(super) async fn node(
 /// A node's page without its charts.
 pub(super) struct Seen {
     pub(super) detail: NodeDetail,
+    pub(super) labels: BTreeMap<String, String>,
     pub(super) coverage: Vec<Coverage>,
     pub(super) alerts: Vec<Alert>,
     pub(super) commands: commands::Listed,
@@ -233,13 +247,14 @@ pub(super) struct Seen {
 impl Seen {
     pub(super) async fn of(app: &App, who: &Principal, id: NodeId) -> Result<Self, Problem> {
         let (node, view) = app.roster.node(who, id).ok_or_else(unknown)?;
+        let labels = labels::of(&app.state.database, id, &view.tenant).await?;
         let coverage = app.state.ingest.coverage(&view.tenant, id).await?;
         let coverage = coverage.into_iter().map(Coverage::from).rev().collect();
         let tenant = Some(view.tenant.clone());
         let filter = alerts::Filter { tenant, node: Some(id), limit: OF_NODE, ..alerts::Filter::default() };
         let alerts = alert_resources(app, who, app.state.alerts.list(&filter).await?);
         let commands = commands::of_node(app, who, id).await?;
-        Ok(Self { detail: NodeDetail::of(&node, &view), coverage, alerts, commands })
+        Ok(Self { detail: NodeDetail::of(&node, &view), labels, coverage, alerts, commands })
     }
 
     pub(super) fn open(&self) -> Vec<Alert> {

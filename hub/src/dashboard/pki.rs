@@ -26,7 +26,7 @@ pub(super) fn page(
     clock: Clock,
 ) -> Markup {
     html! {
-        div.head { div { h1 { "Trust" } p { "Who issues certificates, and how long they last. The hub follows an intermediate by a new one well before it ends, and tells each node when to renew." } } }
+        div.head { div { h1 { "Trust" } p { "Who issues certificates, and how long they last. The hub follows an intermediate by a new one well before it ends, and tells each node when to renew." } } div.actions { a href="/operator-keys" { "Operator keys" } } }
         @if !awaited.is_empty() { (waiting(awaited, clock)) }
         @for group in authorities.chunk_by(|a, b| a.tenant == b.tenant) {
             @let tenant = group.first().and_then(|one| one.tenant.as_deref());

@@ -154,7 +154,7 @@ impl<'a> Wanted<'a> {
 pub(super) type Chosen = (Arc<Node>, Arc<NodeView>);
 
 /// The nodes that a form means: those that are ticked or named, or all agents that pass the filter.
-fn chosen(app: &App, who: &Principal, fields: &Fields) -> Result<Vec<Chosen>, Problem> {
+async fn chosen(app: &App, who: &Principal, fields: &Fields) -> Result<Vec<Chosen>, Problem> {
     let mut chosen: Vec<Chosen> = if fields.one("all").is_empty() {
         let named = fields.all("nodes").flat_map(str::split_ascii_whitespace);
         let ids = fields.all("node").chain(named).map(str::parse::<NodeId>).collect::<Result<Vec<_>, _>>();
@@ -167,8 +167,9 @@ fn chosen(app: &App, who: &Principal, fields: &Fields) -> Result<Vec<Chosen>, Pr
         let tenant = query.tenant.as_deref().map(str::parse::<TenantId>).transpose();
         let tenant = tenant.map_err(|error| Problem::invalid(error.to_string()))?;
         let query = NodeQuery { kind: Some(Kind::Agent), ..query };
+        let labelled = query.labelled(app, who).await?;
         let nodes = app.roster.of(who, tenant.as_ref());
-        let nodes = nodes.iter().filter(|node| node.revoked_at.is_none() && query.holds(node));
+        let nodes = nodes.iter().filter(|node| node.revoked_at.is_none() && query.holds(node) && labelled.holds(node));
         nodes.filter_map(|node| app.roster.node(who, node.id.parse().ok()?)).collect()
     };
     chosen.sort_by(|(a, _), (b, _)| (&a.tenant, &a.name, &a.id).cmp(&(&b.tenant, &b.name, &b.id)));
@@ -188,7 +189,7 @@ fn chosen(app: &App, who: &Principal, fields: &Fields) -> Result<Vec<Chosen>, Pr
 pub(super) async fn ask(State(app): State<App>, sent: Sent<Fields>) -> Result<Response, Shown> {
     let Sent { visitor, form: fields } = sent;
     may(&visitor, access::Role::Operator).or_shown(&app)?;
-    let chosen = chosen(&app, visitor.principal(), &fields).or_shown(&app)?;
+    let chosen = chosen(&app, visitor.principal(), &fields).await.or_shown(&app)?;
     let wanted = Wanted::read(&fields);
     let content = if wanted.is_open() {
         missing(&wanted, &chosen, None, &visitor.viewer())
@@ -342,7 +343,7 @@ fn confirm(wanted: &Wanted<'_>, what: &str, chosen: &[Chosen], once: &str, visit
 pub(super) async fn order(State(app): State<App>, sent: Sent<Fields>) -> Result<Response, Shown> {
     let Sent { visitor, form: fields } = sent;
     may(&visitor, access::Role::Operator).or_shown(&app)?;
-    let chosen = chosen(&app, visitor.principal(), &fields).or_shown(&app)?;
+    let chosen = chosen(&app, visitor.principal(), &fields).await.or_shown(&app)?;
     let (reason, once) = (fields.one("reason"), fields.one("once").to_owned());
     let asked = Wanted::read(&fields).request(&chosen, reason, Some(fields.one("expected").to_owned()));
     let (ordered, _) = commands::order(&app, visitor.principal(), &asked, Some(once)).await.or_shown(&app)?;

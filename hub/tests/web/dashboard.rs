@@ -12,7 +12,7 @@ use hyperfactory_hub::telemetry::state::Member;
 use protocol::message::{KafkaState, ServiceHealth};
 use protocol::{NodeId, NodeKind};
 use serde_json::Value;
-use store::on_both_engines;
+use store::{on_both_engines, sqlx};
 
 use crate::{Answer, Site, now};
 
@@ -79,7 +79,7 @@ pub(crate) fn html(update: &str, id: &str) -> Option<String> {
 on_both_engines! {
     async fn nobody_gets_in_without_signing_in(test: TestDatabase) {
         let site = Site::open(test).await;
-        for path in ["/", "/tenants", "/alerts", "/audit", "/join", "/api-tokens", "/tenants/acme"] {
+        for path in ["/", "/tenants", "/alerts", "/audit", "/join", "/api-tokens", "/operator-keys", "/tenants/acme"] {
             let answer = send(&site, Method::GET, path, "hyperfactory_session=hfs_x", &[]).await;
             assert_eq!(answer.status, StatusCode::SEE_OTHER, "{path}");
             assert!(answer.header("location").starts_with("/sign-in"), "{path}");
@@ -177,7 +177,7 @@ on_both_engines! {
         let (of_node, day) = (format!("/nodes/{node}"), format!("/nodes/{node}?range=24h"));
         for path in [
             "/", "/?q=nothing", "/?sort=-cpu&state=online", "/tenants", "/tenants/acme", &of_node, &day, "/alerts",
-            "/alerts?state=all", "/audit", "/audit?action=tenant.", "/join?tenant=acme", "/api-tokens", "/nowhere",
+            "/alerts?state=all", "/audit", "/audit?action=tenant.", "/join?tenant=acme", "/api-tokens", "/operator-keys", "/?label=a%3Db", "/?label=a", "/nowhere",
             "/sign-in",
         ] {
             let page = browser.get(path).await;
@@ -329,6 +329,86 @@ on_both_engines! {
         assert!(page.contains("Fleet root") && !page.contains("Renew certificates of"), "{page}");
         let admin = Browser::sign_in(&site, Role::Admin, None).await;
         assert!(admin.get("/trust").await.body.contains("Renew certificates of the fleet"));
+    }
+
+    async fn nodes_are_found_and_selected_by_their_labels(test: TestDatabase) {
+        let site = Site::open(test).await;
+        site.tenant("acme").await;
+        site.tenant("zeta").await;
+        let (press, mill) = (site.node("acme", "press").await, site.node("acme", "mill").await);
+        let oven = site.node("zeta", "oven").await;
+        let labels = [(press, "ring", "canary"), (press, "site", "north"), (mill, "site", "north"), (oven, "site", "north")];
+        let mut transaction = site.database.begin_write().await.expect("a transaction");
+        for (node, name, value) in labels {
+            let tenant = if node == oven { "zeta" } else { "acme" };
+            let put = sqlx::query("INSERT INTO node_labels (node, tenant, name, value) VALUES ($1, $2, $3, $4)");
+            put.bind(node.to_string()).bind(tenant).bind(name).bind(value).execute(&mut *transaction).await.expect("a label");
+        }
+        transaction.commit().await.expect("labels");
+        let browser = Browser::sign_in(&site, Role::Operator, Some("acme")).await;
+        let viewer = site.token(Role::Viewer, Some("acme")).await;
+        for (label, whom) in [
+            ("site%3Dnorth", &["mill", "press"][..]),
+            ("site%3Dnorth,+ring%3Dcanary", &["press"]),
+            ("ring%3Drest", &[]),
+            // Not a label yet.
+            ("ring", &[]),
+        ] {
+            let page = browser.get(&format!("/?label={label}")).await.body;
+            let named = |name: &str| page.contains(&format!(r#"aria-label="Select {name}""#));
+            let found: Vec<&str> = ["mill", "oven", "press"].into_iter().filter(|name| named(name)).collect();
+            assert_eq!(found, whom, "{label}");
+            assert!(page.contains(&format!(r#"name="label" value="{}""#, label.replace("%3D", "=").replace('+', " "))), "{page}");
+            let filter = format!("label%3D{}", label.replace('%', "%25").replace('+', "%2520"));
+            let said = browser.post("/", "/selection", &[("action", "drain"), ("all", "1"), ("filter", &filter)]).await;
+            match whom.len() {
+                0 => assert_eq!(said.status, StatusCode::UNPROCESSABLE_ENTITY, "{label}"),
+                _ => assert!(whom.iter().all(|name| said.body.contains(name)), "{label}: {}", said.body),
+            }
+            let listed = site.get(&format!("/api/v1/nodes?label={label}&sort=name"), &viewer).await;
+            match label {
+                "ring" => assert_eq!(listed.status, StatusCode::UNPROCESSABLE_ENTITY, "{}", listed.body),
+                _ => assert_eq!(listed.ids().len(), whom.len(), "{label}: {}", listed.body),
+            }
+        }
+        let mut live = browser.live("/?label=ring%3Dcanary").await;
+        let (_, first) = live.next().await.expect("a first update");
+        assert!(html(&first, &format!("n-{press}")).is_some() && html(&first, &format!("n-{mill}")).is_none(), "{first}");
+        let page = browser.get(&format!("/nodes/{press}")).await.body;
+        for label in ["ring%3Dcanary", "site%3Dnorth"] {
+            assert!(page.contains(&format!(r#"href="/?label={label}""#)), "{label} is not on {page}");
+        }
+    }
+
+    async fn the_page_operator_keys_shows_whose_signatures_are_passed_on(test: TestDatabase) {
+        let site = Site::open(test).await;
+        site.tenant("acme").await;
+        site.tenant("zeta").await;
+        let browser = Browser::sign_in(&site, Role::Viewer, Some("acme")).await;
+        assert!(browser.get("/trust").await.body.contains(r#"href="/operator-keys""#));
+        assert!(browser.get("/operator-keys").await.body.contains("No operator keys"));
+        let mut transaction = site.database.begin_write().await.expect("a transaction");
+        for (id, tenant, name, revoked) in
+            [("1", Some("acme"), "Ada", None), ("2", Some("acme"), "Bob", Some(now().millis())), ("3", Some("zeta"), "Eve", None), ("4", None, "Max", None)]
+        {
+            let put = "INSERT INTO operator_keys (id, tenant, name, public_key, created_at, created_by, revoked_at)
+                VALUES ($1, $2, $3, $4, $5, 'operator:Grace', $6)";
+            let key = vec![id.as_bytes()[0]; 32];
+            let put = sqlx::query(put).bind(id).bind(tenant).bind(name).bind(key).bind(now().millis()).bind(revoked);
+            put.execute(&mut *transaction).await.expect("a key");
+        }
+        transaction.commit().await.expect("keys");
+        let page = browser.get("/operator-keys").await.body;
+        let ada = pki::OperatorPublicKey::from_bytes([b'1'; 32]).to_string();
+        for part in ["Ada", "Bob", "Grace", "Valid", "Revoked", &ada] {
+            assert!(page.contains(part), "{part} is not on {page}");
+        }
+        assert!(!page.contains("Eve") && !page.contains("Max"), "another tenant's, and the fleet's: {page}");
+        let all = Browser::sign_in(&site, Role::Admin, None).await;
+        let page = all.get("/operator-keys").await.body;
+        assert!(["Ada", "Eve", "Max"].iter().all(|name| page.contains(name)), "{page}");
+        assert!(all.get("/api-tokens").await.body.contains(r#"href="/operator-keys""#));
+        assert!(all.get("/audit").await.body.contains(r#"value="operator_key.""#));
     }
 
     async fn the_page_bridges_shows_what_waits_where_it_went_and_what_brokers_say(test: TestDatabase) {
