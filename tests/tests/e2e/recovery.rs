@@ -2,6 +2,7 @@
 //! yesterday.
 
 use std::fs;
+use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use hyperfactory_tests::rig::{Agent, Hub, SOON, until};
@@ -76,34 +77,47 @@ fn an_agent_that_was_away_for_three_weeks_comes_back_by_itself_and_a_copy_of_its
 
 #[test]
 fn a_hub_that_is_restored_from_before_a_renewal_has_its_agent_back_without_anybodys_help() -> Result<()> {
-    let (mut hub, backup) = (Hub::start()?, tempfile::tempdir()?);
+    let (mut hub, backup, right) = (Hub::start()?, tempfile::tempdir()?, tempfile::tempdir()?);
     hub.tenant("acme")?;
     let agent = Agent::create()?.set("interval", "1s").join(&hub, "acme")?;
     let id = online(&hub)?;
     let serial = |hub: &Hub| Ok::<_, anyhow::Error>(hub.node(&id)?["certificate"]["serial"].clone());
     let first = serial(&hub)?;
     hub.stop()?;
-    for file in fs::read_dir(hub.state_dir())? {
-        let file = file?;
-        fs::copy(file.path(), backup.path().join(file.file_name()))?;
-    }
+    replace(backup.path(), hub.state_dir())?;
     hub.restart()?;
     online(&hub)?;
     hub.api().post("/api/v1/renewals", &json!({ "all": true, "within_seconds": 1, "reason": "drill" }))?.ok()?;
     until("a session after the renewal", SOON, || Ok((serial(&hub)? != first).then_some(())))?;
+    let second = serial(&hub)?;
     hub.stop()?;
+    replace(right.path(), hub.state_dir())?;
 
-    for file in fs::read_dir(hub.state_dir())? {
-        fs::remove_file(file?.path())?;
-    }
-    for file in fs::read_dir(backup.path())? {
-        let file = file?;
-        fs::copy(file.path(), hub.state_dir().join(file.file_name()))?;
-    }
+    replace(hub.state_dir(), backup.path())?;
     hub.restart()?;
     assert_eq!(online(&hub)?, id);
     assert_eq!(serial(&hub)?, first);
     assert_eq!((audited(&hub, "node.enrolled")?, audited(&hub, "node.frozen")?), (1, 0));
+
+    // It was the wrong backup, and the right database is put back.
+    hub.stop()?;
+    replace(hub.state_dir(), right.path())?;
+    hub.restart()?;
+    until("a session after the recovery", SOON, || Ok((serial(&hub)? != second).then_some(())))?;
+    assert_eq!(online(&hub)?, id);
+    assert_eq!((audited(&hub, "node.recovered")?, audited(&hub, "node.frozen")?), (1, 0));
     drop(agent);
+    Ok(())
+}
+
+/// Replaces the files in one folder by those of another.
+fn replace(files: &Path, by: &Path) -> Result<()> {
+    for file in fs::read_dir(files)? {
+        fs::remove_file(file?.path())?;
+    }
+    for file in fs::read_dir(by)? {
+        let file = file?;
+        fs::copy(file.path(), files.join(file.file_name()))?;
+    }
     Ok(())
 }
