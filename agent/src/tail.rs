@@ -14,7 +14,7 @@ use bollard::query_parameters::{InspectContainerOptions, LogsOptions};
 use futures_util::stream::{SelectAll, select_all};
 use futures_util::{Stream, StreamExt, stream};
 use node::tails::{Lines, Source};
-use protocol::message::TailEndReason;
+use protocol::message::{TailEndReason, TailLine};
 use protocol::tail::Tail;
 use regex::bytes::{Regex, RegexBuilder};
 use tokio::sync::watch;
@@ -28,10 +28,12 @@ use crate::entry::{Entry, Moment};
 
 /// Most bytes that an expression may take once compiled, and most that its search may remember.
 const GREP_SIZE: usize = 256 * 1024;
-/// Containers of one service that are read at once; of more, only the first.
+/// Containers of one service that are read at once; of more, only the first, and the reader is told.
 const CONTAINERS: usize = 8;
 /// Between two looks whether a service has other containers by now, at least.
 const LOOK_AGAIN: Duration = Duration::from_millis(500);
+/// Until the next look when the engine did not say all.
+const ASK_AGAIN: Duration = Duration::from_secs(2);
 
 /// Reads logs.
 pub struct Tailer {
@@ -89,8 +91,10 @@ impl Tailer {
             newest: BTreeMap::new(),
             resumed: BTreeMap::new(),
             attached: BTreeMap::new(),
+            unread: 0,
             logs: select_all([]),
         };
+        reading.say_unread(containers.len(), lines).await;
         for container in containers.iter().take(CONTAINERS) {
             reading.attach(container).await?;
         }
@@ -113,6 +117,8 @@ struct Reading<'a> {
     resumed: BTreeMap<u32, Moment>,
     /// The containers that are being read.
     attached: BTreeMap<u32, String>,
+    /// Those that are not, for they are too many, as the reader was told.
+    unread: usize,
     logs: SelectAll<Log>,
 }
 
@@ -136,8 +142,8 @@ impl Reading<'_> {
                 () = lines.due() => lines.flush().await,
                 () = &mut over => return Ok(()),
                 () = at(look_at) => {
-                    look_at = None;
-                    self.look_again().await;
+                    let all = self.look_again(lines).await;
+                    look_at = (!all).then(|| Instant::now() + ASK_AGAIN);
                 }
                 output = self.logs.next(), if !self.logs.is_empty() => match output {
                     Some((number, Some(Ok(output)))) => self.take(number, &output, lines).await,
@@ -150,7 +156,8 @@ impl Reading<'_> {
                 },
                 changed = followed.changed(), if self.tail.follow => {
                     changed.map_err(|_| failed("the agent is stopping"))?;
-                    look_at.get_or_insert(Instant::now() + LOOK_AGAIN);
+                    let soon = Instant::now() + LOOK_AGAIN;
+                    look_at = Some(look_at.map_or(soon, |at: Instant| at.min(soon)));
                 }
             }
         }
@@ -174,17 +181,37 @@ impl Reading<'_> {
         }
     }
 
-    /// Goes on with a container that was started or replaced.
-    async fn look_again(&mut self) {
-        // None for a moment, while it is created anew: the next change tells.
-        let Ok(containers) = service::find(&self.engine, &self.tail.stack, &self.tail.service).await else { return };
-        for container in containers.iter().filter(|container| container.running).take(CONTAINERS) {
+    /// Goes on with containers that were started or replaced; false when that is not all of them yet.
+    async fn look_again(&mut self, lines: &mut Lines) -> bool {
+        // None for a moment, while it is created anew.
+        let Ok(containers) = service::find(&self.engine, &self.tail.stack, &self.tail.service).await else {
+            return false;
+        };
+        let running: Vec<&Container> = containers.iter().filter(|container| container.running).collect();
+        self.say_unread(running.len(), lines).await;
+        let mut all = true;
+        for container in running.into_iter().take(CONTAINERS) {
             if self.attached.get(&container.number) != Some(&container.id)
                 && let Err((_, why)) = self.attach(container).await
             {
                 tracing::debug!("a container's log is not read: {why}");
+                all = false;
             }
         }
+        all
+    }
+
+    /// Tells the reader when there are more containers than are read.
+    async fn say_unread(&mut self, containers: usize, lines: &mut Lines) {
+        let unread = containers.saturating_sub(CONTAINERS);
+        if unread > self.unread {
+            let Tail { stack, service, .. } = self.tail;
+            let text =
+                format!("--- only {CONTAINERS} of the {containers} containers of {stack}/{service} are read ---");
+            let at_ms = Moment::of(SystemTime::now().into()).millis();
+            lines.earlier(TailLine { at_ms, text: text.into_bytes(), ..TailLine::default() }).await;
+        }
+        self.unread = unread;
     }
 
     async fn attach(&mut self, container: &Container) -> Result<(), End> {

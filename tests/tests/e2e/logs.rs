@@ -300,6 +300,22 @@ fn a_log_is_read_searched_and_followed_through_restarts_on_postgresql() -> Resul
 }
 
 #[test]
+fn a_reader_of_a_service_with_more_containers_than_are_read_at_once_is_told() -> Result<()> {
+    let site = Site::start(Hub::start()?, "logs-many", |agent| agent)?;
+    site.project.compose(&["up", "--detach", "--no-recreate", "--scale", "web=9", "web"])?;
+    let said = String::from_utf8(site.hfctl("web", &["--grep", "7 bar"])?.output()?.stdout)?;
+    assert_eq!(said.matches("pressure 7 bar").count(), 8, "{said}");
+    assert_eq!(said.matches("--- only 8 of the 9 containers of logs-many/web are read ---").count(), 1, "{said}");
+
+    // Also when there are more by and by.
+    let reader = site.read("web", &["--follow"])?;
+    reader.says("--- only 8 of the 9 ")?;
+    site.project.compose(&["up", "--detach", "--no-recreate", "--scale", "web=11", "web"])?;
+    reader.says("--- only 8 of the 11 ")?;
+    Ok(())
+}
+
+#[test]
 fn a_log_that_the_owner_keeps_to_themselves_is_refused_by_the_agent_and_audited_at_the_hub() -> Result<()> {
     let site = Site::start(Hub::start()?, "logs-refused", |agent| agent.set("commands-projects", "other"))?;
     let refused = site.hfctl("web", &["--follow"])?.output()?;
