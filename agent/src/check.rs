@@ -8,9 +8,10 @@ use node::health;
 use node::{Clock, IdentityStore};
 
 use crate::agent::Endpoints;
-use crate::config::Config;
+use crate::config::{Config, Logs};
 use crate::engine::{Address, Trouble};
 use crate::failure::Failure;
+use crate::shipper;
 
 /// How long the engine may take to answer.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -21,6 +22,7 @@ pub async fn check(config: &Config) -> Result<(String, bool), Failure> {
     let store = IdentityStore::directory(&config.state_dir);
     let clock = Clock::system();
     let mut checks = vec![engine(&address).await];
+    checks.extend(logs(&config.logs, &address).await);
     checks.extend(
         node::check::check(&Subject {
             store: &store,
@@ -47,6 +49,24 @@ async fn engine(address: &Address) -> Check {
         Ok(Err(error)) => engine_trouble(&address.trouble(&error)),
         Err(_) => engine_trouble(&address.trouble(&bollard::errors::Error::RequestTimeoutError)),
     }
+}
+
+/// Whether all logs that are chosen can be shipped; `None` where none are, or the engine does not say.
+async fn logs(config: &Logs, address: &Address) -> Option<Check> {
+    if !config.is_on() {
+        return None;
+    }
+    let engine = address.connect(PATIENCE).await.ok()?;
+    shipper::running(config, &engine).await.ok().map(shipped)
+}
+
+fn shipped(running: usize) -> Check {
+    let most = shipper::CONTAINERS;
+    if running > most {
+        let said = format!("{running} containers that run are chosen, and {most} at most are shipped at once");
+        return Check::warn("logs", said, "choose fewer services in agent.toml, [logs], or the others are not kept");
+    }
+    Check::ok("logs", format!("{running} containers that run are chosen to be shipped"))
 }
 
 /// A host without an engine is still worth watching; one whose engine doesn't work is not as it should be.
@@ -110,6 +130,13 @@ pub async fn status(config: &Config, json: bool) -> Result<(String, bool), Failu
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn more_containers_than_are_shipped_at_once_are_said() {
+        assert_eq!(shipped(128).outcome, Outcome::Ok);
+        let over = shipped(130);
+        assert!(over.outcome == Outcome::Warn && over.said.contains("130 ") && over.said.contains("128 "), "{over:?}");
+    }
 
     #[test]
     fn each_line_says_how_it_is_and_what_to_do() {

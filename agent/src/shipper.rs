@@ -38,7 +38,7 @@ use reader::{Item, Reader};
 /// Lines between the readers and the spool. When full, readers wait in turn, and lines stay in the engine's log.
 const ITEMS_BOUND: usize = 256;
 /// Containers that are read at once; of more, the first by their ids, until one of them ends.
-const CONTAINERS: usize = 128;
+pub(crate) const CONTAINERS: usize = 128;
 /// Between two looks whether there are other containers by now, at least and at most.
 const LOOK_AGAIN: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(60));
 /// Until the engine is asked again when it did not answer, or ended a log that goes on.
@@ -77,6 +77,7 @@ struct Chosen {
     /// As people call it.
     name: String,
     key: Key,
+    running: bool,
 }
 
 impl Shipper {
@@ -139,7 +140,7 @@ impl Shipper {
     async fn look(&mut self, items: &mpsc::Sender<Item>) -> Duration {
         let looked = async {
             let engine = self.engine.connect(ANSWER).await.map_err(|trouble| trouble.to_string())?;
-            let mut chosen = self.chosen(&engine).await.map_err(|error| error.to_string())?;
+            let mut chosen = chosen(&self.config, &engine).await.map_err(|error| error.to_string())?;
             self.positions.retain(|id, _| chosen.iter().any(|chosen| chosen.id.as_str() == id));
             self.lives.retain(|id, _| chosen.iter().any(|chosen| chosen.id == *id));
             self.troubled.retain(|id| chosen.iter().any(|chosen| chosen.id == *id));
@@ -184,24 +185,6 @@ impl Shipper {
                 ASK_AGAIN
             }
         }
-    }
-
-    async fn chosen(&self, engine: &Docker) -> Result<Vec<Chosen>, EngineError> {
-        let filters = Some(HashMap::from([("label".to_owned(), vec![PROJECT_LABEL.to_owned()])]));
-        let options = ListContainersOptions { all: true, filters, ..ListContainersOptions::default() };
-        let asked = timeout(ANSWER, engine.list_containers(Some(options)));
-        let found = asked.await.unwrap_or(Err(EngineError::RequestTimeoutError))?;
-        let mut chosen: Vec<Chosen> = found.into_iter().filter_map(|summary| self.choose(summary)).collect();
-        chosen.sort_by(|a, b| a.id.cmp(&b.id));
-        Ok(chosen)
-    }
-
-    fn choose(&self, summary: ContainerSummary) -> Option<Chosen> {
-        let key = Key::of(summary.labels.as_ref()?)?;
-        let id = ContainerId::from(summary.id?);
-        let name = summary.names.unwrap_or_default().into_iter().next();
-        let name = name.map_or_else(|| id.as_str().to_owned(), |name| name.trim_start_matches('/').to_owned());
-        self.config.chooses(&key.stack, &key.service).then_some(Chosen { id, name, key })
     }
 
     async fn attach(&mut self, engine: &Docker, chosen: Chosen, items: &mpsc::Sender<Item>) -> Result<(), EngineError> {
@@ -282,6 +265,30 @@ impl Shipper {
         }
         self.positions = after;
     }
+}
+
+/// How many containers that run are chosen.
+pub(crate) async fn running(config: &Logs, engine: &Docker) -> Result<usize, EngineError> {
+    Ok(chosen(config, engine).await?.iter().filter(|chosen| chosen.running).count())
+}
+
+async fn chosen(config: &Logs, engine: &Docker) -> Result<Vec<Chosen>, EngineError> {
+    let filters = Some(HashMap::from([("label".to_owned(), vec![PROJECT_LABEL.to_owned()])]));
+    let options = ListContainersOptions { all: true, filters, ..ListContainersOptions::default() };
+    let asked = timeout(ANSWER, engine.list_containers(Some(options)));
+    let found = asked.await.unwrap_or(Err(EngineError::RequestTimeoutError))?;
+    let mut chosen: Vec<Chosen> = found.into_iter().filter_map(|summary| choose(config, summary)).collect();
+    chosen.sort_by(|a, b| a.id.cmp(&b.id));
+    Ok(chosen)
+}
+
+fn choose(config: &Logs, summary: ContainerSummary) -> Option<Chosen> {
+    let key = Key::of(summary.labels.as_ref()?)?;
+    let id = ContainerId::from(summary.id?);
+    let name = summary.names.unwrap_or_default().into_iter().next();
+    let name = name.map_or_else(|| id.as_str().to_owned(), |name| name.trim_start_matches('/').to_owned());
+    let running = summary.state.is_some_and(|state| state.to_string() == "running");
+    config.chooses(&key.stack, &key.service).then_some(Chosen { id, name, key, running })
 }
 
 /// Whether others may fare better with the engine than the container that was asked about.
