@@ -74,6 +74,11 @@ pub(super) struct Saved {
     /// What containers without a position wrote before is not shipped.
     #[serde(default)]
     chosen: Chosen,
+    /// As earlier releases wrote that: one time, for these services.
+    #[serde(default, skip_serializing)]
+    began: Option<Moment>,
+    #[serde(default, skip_serializing)]
+    services: Vec<String>,
     epoch: u64,
     /// The batch that leads from one to the other.
     sequence: u64,
@@ -100,7 +105,7 @@ impl Journal {
             .ok()
         });
         let (before, positions) = match saved {
-            Some(mut saved) => (std::mem::take(&mut saved.chosen), saved.positions(epoch, last)),
+            Some(mut saved) => (saved.chosen(), saved.positions(epoch, last)),
             None => (Chosen::new(), Positions::new()),
         };
         // What was not chosen before begins now.
@@ -130,7 +135,8 @@ impl Journal {
 
     /// What to write for the next batch.
     pub(super) fn next(&self, before: &Positions, after: &Positions) -> Saved {
-        Saved { chosen: self.chosen.clone(), epoch: 0, sequence: 0, before: before.clone(), after: after.clone() }
+        let (chosen, before, after) = (self.chosen.clone(), before.clone(), after.clone());
+        Saved { chosen, began: None, services: Vec::new(), epoch: 0, sequence: 0, before, after }
     }
 }
 
@@ -145,6 +151,14 @@ impl Saved {
         let saved = Self { epoch: epoch.0, sequence: sequence.0, ..self };
         // Nothing in it can't be written as JSON.
         file::replace(path, &serde_json::to_vec(&saved).unwrap_or_default())
+    }
+
+    fn chosen(&mut self) -> Chosen {
+        let mut chosen = std::mem::take(&mut self.chosen);
+        if let Some(began) = self.began {
+            chosen.extend(self.services.drain(..).map(|service| (service, began)));
+        }
+        chosen
     }
 
     /// With another spool, nobody knows what became of the batch: its lines are shipped again rather than not at all.
@@ -185,6 +199,24 @@ mod tests {
         for (epoch, last, expected) in [(7, 3, at(10)), (7, 4, at(20)), (7, 9, at(20)), (8, 9, at(10))] {
             write();
             assert_eq!(open(epoch, last).unwrap().1, expected, "epoch {epoch}, last {last}");
+        }
+    }
+
+    #[test]
+    fn the_file_of_an_earlier_release_says_since_when_its_services_are_chosen() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("positions");
+        let marks = serde_json::to_value(at(20)).unwrap();
+        let saved = serde_json::json!({
+            "began": moment(5), "services": ["shop"], "epoch": 7, "sequence": 4, "before": {}, "after": marks,
+        });
+        std::fs::write(&path, saved.to_string()).unwrap();
+        let chosen = ["shop".to_owned(), "press".to_owned()];
+        for now in [90, 91] {
+            let opened = Journal::open(path.clone(), (SpoolEpoch(7), Sequence(4)), &chosen, moment(now));
+            let (journal, positions) = opened.unwrap();
+            assert_eq!((positions, journal.began(&key("shop/web"))), (at(20), moment(5)));
+            assert_eq!(journal.began(&key("press/plc")), moment(90));
         }
     }
 
