@@ -267,6 +267,7 @@ fn node_page(engine: EngineState, presence: PresenceState) -> Html<String> {
         },
         session: Some("019ab0c2-7f00-7000-8000-0000000000aa".into()),
     };
+    let labels = [("ring".to_owned(), "canary".to_owned()), ("site".to_owned(), "north".to_owned())].into();
     let coverage = vec![Coverage {
         opened_at: ago(9 * DAY),
         missing: vec![],
@@ -344,7 +345,7 @@ fn node_page(engine: EngineState, presence: PresenceState) -> Html<String> {
         Section::Fleet,
         &html! {
             (node::heading(&detail, clock())) (node::notes(&detail, &[], clock())) (node::tiles(&detail, clock()))
-            (node::services(&detail, true, clock())) (node::charts(&detail, node::Span::Hour, &charts)) (node::facts(&detail, &coverage, clock()))
+            (node::services(&detail, true, clock())) (node::charts(&detail, node::Span::Hour, &charts)) (node::facts(&detail, &labels, &coverage, clock()))
             (alerts::of_node(&some_alerts(), clock()))
         },
     )

@@ -116,13 +116,10 @@ fn what_is_asked_for_is_what_the_preview_has_shown() {
     // What a preview shows is no more when it is asked for.
     let url = between(&site.url, |_, answer| {
         let text = String::from_utf8(answer).expect("text");
-        Some(match text.split_once("\"digest\":\"") {
-            Some((before, rest)) => {
-                format!("{before}\"digest\":\"{}{}", "0".repeat(64), rest.get(64..).expect("a digest"))
-            }
-            None => text,
-        })
-        .map(String::into_bytes)
+        let other = text.split_once("\"digest\":\"").map(|(before, rest)| {
+            format!("{before}\"digest\":\"{}{}", "0".repeat(64), rest.get(64..).expect("a digest"))
+        });
+        Some(other.unwrap_or(text).into_bytes())
     });
     for verb in [["command", "send"], ["rollout", "start"]] {
         let arguments = [&verb[..], &["drain", "--all", "--yes", "--reason", "a test"]].concat();

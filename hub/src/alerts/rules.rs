@@ -181,9 +181,9 @@ pub(super) struct LostRecords {
 /// What a bridge tells of that; `None` when the node is none.
 pub(super) fn lost_records(view: &NodeView) -> Option<LostRecords> {
     let bridge = view.status.bridge.as_ref()?;
-    let lost = bridge.classes.iter().filter(|class| class.overflow == "block");
+    let mut lost = bridge.classes.iter().filter(|class| class.overflow == "block");
     let count = lost.clone().fold(0_u64, |count, class| count.saturating_add(class.dropped));
-    let last = lost.filter(|class| class.first > 0).next_back().map(|class| {
+    let last = lost.rfind(|class| class.first > 0).map(|class| {
         format!(", the last of them {} to {} of {} ({})", class.first, class.last, class.name, class.reason)
     });
     Some(LostRecords { count, last: last.unwrap_or_default() })

@@ -8,6 +8,7 @@ use hyperfactory_hub::operators;
 use pki::OperatorKey;
 use serde_json::json;
 use store::on_both_engines;
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::setup::{NOW, World, acme, at};
@@ -18,7 +19,8 @@ on_both_engines! {
         let clock = SteadyClock::new(|| NOW);
         let (commands, task) =
             Commands::start(world.database.clone(), Arc::default(), clock, || NOW, CancellationToken::new());
-        let task = tokio::spawn(task);
+        let mut tasks = JoinSet::new();
+        tasks.spawn(task);
         let (ann, bob) = (Actor::operator("ann"), Actor::operator("bob"));
         let (key, why) = (OperatorKey::generate().expect("a key").public(), "on call".parse().expect("a reason"));
         let key = operators::register(&world.database, "ann", key, Some(&acme()), &why, &ann, NOW).await.expect("taken");
@@ -30,7 +32,6 @@ on_both_engines! {
         let found: Vec<_> = found.iter().map(|entry| (&*entry.action, &*entry.actor, &entry.detail["reason"])).collect();
         let revoked = ("operator_key.revoked", "operator:bob", &json!("ann has left"));
         assert_eq!(found, [revoked, ("operator_key.registered", "operator:ann", &json!("on call"))]);
-        task.abort();
         world.close().await;
     }
 }

@@ -259,7 +259,6 @@ impl Site {
                 last: 4_320,
                 reason: "too old".into(),
                 fault: "the disk is full: free some space".into(),
-                ..ClassStatus::default()
             }],
             mqtt: vec![
                 MqttStatus {

@@ -28,11 +28,13 @@ on_both_engines! {
             .execute(&mut *other)
             .await
             .expect("its word");
-        let (commands, mut changes) = (desk.commands.clone(), desk.commands.changes());
-        let judging = tokio::spawn(async move { commands.judge(at(62), true).await });
-        waited_for(&mut other, world.database.engine()).await;
-        other.commit().await.expect("told");
-        judging.await.expect("an end").expect("judged");
+        let mut changes = desk.commands.changes();
+        let back = async {
+            waited_for(&mut other, world.database.engine()).await;
+            other.commit().await.expect("told");
+        };
+        let (judged, ()) = tokio::join!(desk.commands.judge(at(62), true), back);
+        judged.expect("judged");
         let command = desk.one(id).await;
         assert_eq!((command.state, &*command.message, command.told), (State::Succeeded, "web restarted", true));
         assert_eq!(command.ended_at, Some(at(61)));
@@ -55,22 +57,22 @@ on_both_engines! {
             .execute(&mut *other)
             .await
             .expect("its row");
-        let (database, commands, by) = (world.database.clone(), desk.commands.clone(), bob.clone());
-        let key = registered.id.clone();
-        let revoking =
-            tokio::spawn(async move { operators::revoke(&database, &commands, &key, None, &why, &by, at(1)).await });
-        waited_for(&mut other, world.database.engine()).await;
         let record = Record {
-            actor: bob,
+            actor: bob.clone(),
             action: "command.cancelled",
             tenant: Some(acme()),
             subject: id.to_string(),
             detail: json!({}),
             remote: None,
         };
-        audit::append(&mut other, at(1), record).await.expect("its record");
-        other.commit().await.expect("taken back");
-        revoking.await.expect("an end").expect("revoked");
+        let taking = async {
+            waited_for(&mut other, world.database.engine()).await;
+            audit::append(&mut other, at(1), record).await.expect("its record");
+            other.commit().await.expect("taken back");
+        };
+        let revoking = operators::revoke(&world.database, &desk.commands, &registered.id, None, &why, &bob, at(1));
+        let (revoked, ()) = tokio::join!(revoking, taking);
+        revoked.expect("revoked");
         let keys = operators::list(&world.database, None).await.expect("keys");
         assert_eq!((&keys[0].id, keys[0].revoked_at), (&registered.id, Some(at(1))));
         assert_eq!(world.audited("operator_key.revoked").await.len(), 1);
@@ -92,12 +94,13 @@ on_both_engines! {
         let mut other = world.database.begin_write().await.expect("a transaction");
         let take = "UPDATE commands SET cancelled_by = 'operator:bob', state = 'cancelled' WHERE id = $1";
         sqlx::query(take).bind(first.to_string()).execute(&mut *other).await.expect("the first");
-        let commands = desk.commands.clone();
-        let delivering = tokio::spawn(async move { commands.deliver(node, due, NOW).await });
-        waited_for(&mut other, world.database.engine()).await;
-        sqlx::query(take).bind(urgent.to_string()).execute(&mut *other).await.expect("the second");
-        other.commit().await.expect("taken back");
-        let handed = delivering.await.expect("an end").expect("stored");
+        let taking = async {
+            waited_for(&mut other, world.database.engine()).await;
+            sqlx::query(take).bind(urgent.to_string()).execute(&mut *other).await.expect("the second");
+            other.commit().await.expect("taken back");
+        };
+        let (handed, ()) = tokio::join!(desk.commands.deliver(node, due, NOW), taking);
+        let handed = handed.expect("stored");
         assert!(handed.is_empty(), "nobody is told any more: {handed:?}");
         assert_eq!((desk.state(first).await, desk.state(urgent).await), (State::Cancelled, State::Cancelled));
         world.close().await;
