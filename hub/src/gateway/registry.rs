@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use protocol::message::{Command, Trust};
 use protocol::{NodeId, SessionId};
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, mpsc, oneshot};
 use transport::CloseCode;
 
 /// Directives that may wait for one session. A session that lets them fill up is stuck and is cut off.
@@ -18,14 +18,15 @@ const RESERVED_BOUND: usize = DIRECTIVES_BOUND / 2;
 /// What a node hears that is revoked while its session lasts.
 pub(super) const REVOKED: &str = "this node has been revoked; to have it back, enroll it with a new token";
 
+/// What a node hears that has opened another session.
+const DISPLACED: &str = "another session of this node has taken over; if you did not start it, revoke the node";
+
 /// What a node hears that is frozen while its session lasts.
 const FROZEN: &str = "this node is frozen: two machines have had its key; see `hfctl alert list` at the hub";
 
 /// What the rest of the hub asks of a session.
 #[derive(Debug)]
 pub enum Directive {
-    /// End the connection with this code and reason.
-    Close(CloseCode, &'static str),
     /// Someone looks at the node: have it send every sample at once for this long.
     Pace(Duration),
     /// Have it trust these roots.
@@ -53,13 +54,19 @@ pub struct Registry {
 
 struct Live {
     session: SessionId,
+    ending: oneshot::Sender<Ending>,
     directives: mpsc::Sender<Directive>,
     commands: Arc<Notify>,
     tails: Arc<Notify>,
 }
 
+/// Why the hub ends a session, as its node is told.
+pub(super) type Ending = (CloseCode, &'static str);
+
 /// A session's place in the registry.
 pub(super) struct Registered {
+    /// Tells when the session is to end, whatever it waits for, and why; an error, that it let its queue fill up.
+    pub(super) ending: oneshot::Receiver<Ending>,
     /// Where the session receives directives.
     pub(super) directives: mpsc::Receiver<Directive>,
     /// Notified when the node's commands have changed, however often.
@@ -74,17 +81,21 @@ impl Registry {
     /// Puts a new session in its node's place and ends the one that was there.
     pub(super) fn register(&self, node: NodeId, session: SessionId) -> Registered {
         let (sender, directives) = mpsc::channel(DIRECTIVES_BOUND);
+        let (end, ending) = oneshot::channel();
         let (commands, tails) = (Arc::<Notify>::default(), Arc::<Notify>::default());
-        let live = Live { session, directives: sender, commands: Arc::clone(&commands), tails: Arc::clone(&tails) };
+        let live = Live {
+            session,
+            ending: end,
+            directives: sender,
+            commands: Arc::clone(&commands),
+            tails: Arc::clone(&tails),
+        };
         let displaced = self.live().insert(node, live).map(|old| {
-            // A full queue means the old session is stuck; dropping its sender ends it as well.
-            let _ = old.directives.try_send(Directive::Close(
-                CloseCode::Displaced,
-                "another session of this node has taken over; if you did not start it, revoke the node",
-            ));
-            old.session
+            let session = old.session;
+            old.end(CloseCode::Displaced, DISPLACED);
+            session
         });
-        Registered { directives, commands, tails, displaced }
+        Registered { ending, directives, commands, tails, displaced }
     }
 
     /// Takes a session out, unless another has taken its place. True when it was the node's current one.
@@ -164,16 +175,14 @@ impl Registry {
     /// Ends the session of a node that is frozen.
     pub fn freeze(&self, node: NodeId) {
         if let Some(entry) = self.live().remove(&node) {
-            let _ = entry.directives.try_send(Directive::Close(CloseCode::Refused, FROZEN));
+            entry.end(CloseCode::Refused, FROZEN);
         }
     }
 
     /// Ends the session of a node that has been revoked.
     pub fn end(&self, node: NodeId) {
-        let mut live = self.live();
-        if let Some(entry) = live.remove(&node) {
-            // A full queue means that the session is stuck; dropping its sender ends it as well.
-            let _ = entry.directives.try_send(Directive::Close(CloseCode::Revoked, REVOKED));
+        if let Some(entry) = self.live().remove(&node) {
+            entry.end(CloseCode::Revoked, REVOKED);
         }
     }
 
@@ -189,6 +198,14 @@ impl Registry {
 
     fn live(&self) -> MutexGuard<'_, HashMap<NodeId, Live>> {
         self.live.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Live {
+    /// Not through the queue, which a session does not read while its node takes nothing.
+    fn end(self, code: CloseCode, reason: &'static str) {
+        // One that is ending by itself needs no telling.
+        let _ = self.ending.send((code, reason));
     }
 }
 
@@ -210,7 +227,7 @@ mod tests {
         let mut old = registry.register(node, first);
         let new = registry.register(node, second);
         assert_eq!(new.displaced, Some(first));
-        assert!(matches!(old.directives.recv().await, Some(Directive::Close(CloseCode::Displaced, _))));
+        assert_eq!(old.ending.await, Ok((CloseCode::Displaced, DISPLACED)));
         assert!(old.directives.recv().await.is_none(), "the old session can no longer be reached");
         assert!(!registry.remove(node, first), "the displaced session must not take the new one out");
         assert_eq!(registry.len(), 1);
@@ -258,10 +275,8 @@ mod tests {
         for _ in 0..DIRECTIVES_BOUND {
             assert!(registry.direct(node, Directive::Pace(Duration::from_secs(1))));
         }
+        assert!((&mut stuck.ending).now_or_never().is_none(), "a queue that is full is not yet one too many");
         assert!(!registry.direct(node, Directive::Pace(Duration::from_secs(1))));
-        for _ in 0..DIRECTIVES_BOUND {
-            assert!(stuck.directives.recv().await.is_some());
-        }
-        assert!(stuck.directives.recv().await.is_none(), "the channel closes, which ends the session");
+        assert!(stuck.ending.await.is_err());
     }
 }

@@ -1,5 +1,6 @@
 //! One node's session: its control stream and its telemetry stream, side by side in one task.
 
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -11,6 +12,7 @@ use protocol::session::{HELLO_DEADLINE, HubOutput, HubSession, NodeHello, Sessio
 use protocol::{NodeKind, SessionId, Timestamp, version};
 use rand::RngExt;
 use serde_json::json;
+use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 use transport::{CloseCode, Connection, FrameReader, FrameWriter, StreamError};
@@ -37,6 +39,10 @@ const SHIPMENTS: Rate = Rate(50.0);
 const WITHOUT_LOGS: Duration = Duration::from_secs(30);
 /// After a restart of the hub, or trouble with its database, nodes come back spread over this long.
 const COME_BACK_WITHIN: Duration = Duration::from_secs(3);
+/// How long a node may take nothing of what the hub tells it. What it is told fits into its window many times.
+const TAKES_WITHIN: Duration = Duration::from_secs(30);
+/// What a node hears that takes nothing.
+const NOT_TAKEN: &str = "the node does not take what the hub tells it";
 /// How long a node may take to acknowledge that the hub says goodbye.
 const GOODBYE_DEADLINE: Duration = Duration::from_secs(2);
 
@@ -90,9 +96,15 @@ pub(super) async fn run(
         warn!(%node, %error, "the use of a certificate was not recorded");
     }
 
+    let Registered { ending, mut directives, commands, tails, .. } = registered;
     let over = tokio::select! {
         biased;
-        over = attend(&gateway, &identity, session, &mut control, registered, &shutdown) => over,
+        ending = ending => {
+            let (code, reason) = ending.unwrap_or((CloseCode::Timeout, NOT_TAKEN));
+            Over::Close(code, reason.into())
+        }
+        () = shutdown.cancelled() => Over::Goodbye("the hub stops or restarts"),
+        Err(over) = attend(&gateway, &identity, session, &mut control, &mut directives, &commands, &tails) => over,
         over = streams(&gateway, &connection, &identity, session, &mut intakes) => over,
     };
     let ended = Box::pin(end(&connection, control, over)).await;
@@ -115,6 +127,17 @@ struct Control {
     writer: FrameWriter,
     reader: FrameReader,
     machine: HubSession,
+}
+
+impl Control {
+    /// Sends one message of a running session. A node that does not take it in time is cut off.
+    async fn send(&mut self, message: &ToNode) -> Result<(), Over> {
+        match tokio::time::timeout(TAKES_WITHIN, self.writer.send(message)).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(_)) => Err(Over::Node(Ended::Lost)),
+            Err(_) => Err(Over::Close(CloseCode::Timeout, NOT_TAKEN.into())),
+        }
+    }
 }
 
 /// Hello, the decision, and Welcome.
@@ -249,16 +272,16 @@ async fn record_displacement(
     }
 }
 
-/// The control stream, until one side ends the session.
+/// The control stream, until the node or a failure ends the session.
 async fn attend(
     gateway: &Gateway,
     identity: &NodeIdentity,
     session: SessionId,
     control: &mut Control,
-    registered: Registered,
-    shutdown: &CancellationToken,
-) -> Over {
-    let Registered { mut directives, commands, tails, .. } = registered;
+    directives: &mut mpsc::Receiver<Directive>,
+    commands: &Notify,
+    tails: &Notify,
+) -> Result<Infallible, Over> {
     let mut courier = Courier::new(&gateway.commands, identity.node);
     let mut words = Words::new(&gateway.commands, identity.node);
     // What waited for the node, and what an earlier session handed over.
@@ -269,86 +292,56 @@ async fn attend(
     loop {
         let message = tokio::select! {
             biased;
-            () = shutdown.cancelled() => return Over::Goodbye("the hub stops or restarts"),
-            directive = directives.recv() => match directive {
-                Some(Directive::Pace(live_for)) => {
-                    if let Some(pace) = control.machine.live(live_for) && control.writer.send(&pace).await.is_err() {
-                        return Over::Node(Ended::Lost);
+            directive = directives.recv() => {
+                let message = match directive {
+                    Some(Directive::Pace(live_for)) => control.machine.live(live_for),
+                    Some(Directive::Trust(trust)) => control.machine.trust((*trust).clone()),
+                    Some(Directive::Renew(reason)) => {
+                        control.machine.advise(gateway.enrollment.renew_at(identity), &reason)
                     }
-                    continue;
-                }
-                Some(Directive::Trust(trust)) => {
-                    if let Some(trust) = control.machine.trust((*trust).clone()) && control.writer.send(&trust).await.is_err() {
-                        return Over::Node(Ended::Lost);
+                    Some(Directive::Kafka(reason)) if identity.kind == NodeKind::Bridge => {
+                        control.machine.kafka_news(&reason)
                     }
-                    continue;
+                    Some(Directive::Kafka(_)) => None,
+                    Some(Directive::Command(command)) => courier.handed(*command, &control.machine),
+                    // The session is no longer in the registry: why, its end says.
+                    None => std::future::pending().await,
+                };
+                if let Some(message) = message {
+                    control.send(&message).await?;
                 }
-                Some(Directive::Renew(reason)) => {
-                    let renew_at = gateway.enrollment.renew_at(identity);
-                    if let Some(advice) = control.machine.advise(renew_at, &reason) && control.writer.send(&advice).await.is_err() {
-                        return Over::Node(Ended::Lost);
-                    }
-                    continue;
-                }
-                Some(Directive::Kafka(reason)) => {
-                    if identity.kind == NodeKind::Bridge
-                        && let Some(news) = control.machine.kafka_news(&reason)
-                        && control.writer.send(&news).await.is_err()
-                    {
-                        return Over::Node(Ended::Lost);
-                    }
-                    continue;
-                }
-                Some(Directive::Command(command)) => {
-                    if let Some(command) = courier.handed(*command, &control.machine)
-                        && control.writer.send(&command).await.is_err()
-                    {
-                        return Over::Node(Ended::Lost);
-                    }
-                    continue;
-                }
-                Some(Directive::Close(code, reason)) => return Over::Close(code, reason.into()),
-                None => return Over::Close(CloseCode::Displaced, "this session no longer takes part".into()),
-            },
-            () = courier.due(&commands) => {
+                continue;
+            }
+            () = courier.due(commands) => {
                 for message in Box::pin(courier.collect(&control.machine, now())).await {
-                    if control.writer.send(&message).await.is_err() {
-                        return Over::Node(Ended::Lost);
-                    }
+                    control.send(&message).await?;
                 }
                 continue;
             }
             () = tails.notified() => {
                 for message in relay.collect(identity, &control.machine) {
-                    if control.writer.send(&message).await.is_err() {
-                        return Over::Node(Ended::Lost);
+                    control.send(&message).await?;
+                }
+                continue;
+            }
+            stored = words.stored() => {
+                if let Some(ended) = stored? {
+                    courier.ended(ended);
+                    if let Some(stored) = control.machine.outcome_stored(ended) {
+                        control.send(&stored).await?;
                     }
                 }
                 continue;
             }
-            stored = words.stored() => match stored {
-                Ok(Some(ended)) => {
-                    courier.ended(ended);
-                    if let Some(stored) = control.machine.outcome_stored(ended) && control.writer.send(&stored).await.is_err() {
-                        return Over::Node(Ended::Lost);
-                    }
-                    continue;
-                }
-                Ok(None) => continue,
-                Err(over) => return over,
-            },
             message = control.reader.recv::<ToHub>(), if words.have_room() => message,
         };
-        let outputs = match message {
-            Ok(Some(message)) => control.machine.receive(message, now()),
-            Ok(None) | Err(StreamError::Closed(_)) => return Over::Node(Ended::Lost),
-            Err(error) => return Over::Close(CloseCode::Malformed, error.to_string()),
+        let malformed = |error: &dyn std::error::Error| Over::Close(CloseCode::Malformed, error.to_string());
+        let message = match message {
+            Ok(Some(message)) => message,
+            Ok(None) | Err(StreamError::Closed(_)) => return Err(Over::Node(Ended::Lost)),
+            Err(error) => return Err(malformed(&error)),
         };
-        let outputs = match outputs {
-            Ok(outputs) => outputs,
-            Err(error) => return Over::Close(CloseCode::Malformed, error.to_string()),
-        };
-        for output in outputs {
+        for output in control.machine.receive(message, now()).map_err(|error| malformed(&error))? {
             let answer = match output {
                 HubOutput::Send(answer) => answer,
                 HubOutput::Renew { certificate_request, sequence } => {
@@ -370,25 +363,23 @@ async fn attend(
                     gateway.fleet.clock(identity.node, reading.into());
                     continue;
                 }
-                HubOutput::Outcome(word) => match words.word(word, now()) {
-                    Ok(()) => continue,
-                    Err(over) => return over,
-                },
-                HubOutput::Output(piece) => match words.piece(piece) {
-                    Ok(()) => continue,
-                    Err(over) => return over,
-                },
+                HubOutput::Outcome(word) => {
+                    words.word(word, now())?;
+                    continue;
+                }
+                HubOutput::Output(piece) => {
+                    words.piece(piece)?;
+                    continue;
+                }
                 HubOutput::Unsupported(what) => {
                     debug!(node = %identity.node, what, "the node is older and did not know a message");
                     relay.unsupported();
                     continue;
                 }
-                HubOutput::Over(reason) => return Over::Node(Ended::Goodbye(reason)),
+                HubOutput::Over(reason) => return Err(Over::Node(Ended::Goodbye(reason))),
                 HubOutput::Hello(_) => continue,
             };
-            if control.writer.send(&answer).await.is_err() {
-                return Over::Node(Ended::Lost);
-            }
+            control.send(&answer).await?;
         }
     }
 }

@@ -10,8 +10,11 @@ use protocol::message::{Acknowledge, Batch, BatchBody, ClockReport, Goodbye, Upl
 use tokio::task::JoinSet;
 use transport::CloseCode;
 
-use super::intruder::{EPOCH, NO_LIMIT, Raw, Scene, answer, end, hello};
+use super::intruder::{EPOCH, NO_LIMIT, Raw, Scene, Session, answer, end, hello};
 use super::{agent, coverage, running};
+
+/// What a node's QUIC takes of a stream that nobody reads.
+const WINDOW: u64 = 128 * 1024;
 
 /// A key batch with nothing in it.
 fn batch(sequence: u64) -> Upload {
@@ -204,6 +207,41 @@ async fn a_node_that_never_says_hello_is_closed() -> Result<()> {
         assert_eq!((closed.code, closed.reason.as_str()), (CloseCode::Timeout, "no Hello came in time"));
     }
     assert_eq!(scene.hub.node(&intruder.node())?["presence"]["state"], "never_seen");
+    scene.undisturbed()
+}
+
+/// A session whose node takes nothing more of the control stream: the hub's answers wait for room.
+async fn stuck(mut session: Session) -> Result<Session> {
+    let before = session.connection.stats().received_bytes;
+    // To each the hub answers with some fifty bytes.
+    let unknown: Vec<_> = (0..4_000).map(|_| Raw::of([0x9a, 0x06, 0x00])).collect();
+    session.writer.send_all(&unknown).await?;
+    let mut last = 0;
+    until("the node's window to be full", SOON, || {
+        let received = session.connection.stats().received_bytes - before;
+        ensure!(received > WINDOW && received == std::mem::replace(&mut last, received), "{received} bytes came");
+        Ok(Some(()))
+    })?;
+    Ok(session)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_takes_nothing_is_cut_off_as_any_other() -> Result<()> {
+    let mut scene = Scene::new()?;
+    let intruder = scene.intruder().await?;
+    let displaced = stuck(intruder.session().await?).await?;
+    let session = intruder.session().await?;
+    assert_eq!(end(&displaced.connection).await?.code, CloseCode::Displaced);
+
+    let (mut writer, mut reader) = session.connection.open(NO_LIMIT).await?;
+    writer.send(&batch(1)).await?;
+    assert_eq!(reader.recv::<Acknowledge>().await?.context("no acknowledgement")?.through, 1);
+    let session = stuck(session).await?;
+    let revoke = format!("/api/v1/nodes/{}/revoke", intruder.node());
+    scene.hub.api().post(&revoke, &serde_json::json!({ "reason": "key_compromise" }))?.ok()?;
+    let _ = writer.send(&batch(2)).await;
+    assert_eq!(end(&session.connection).await?.code, CloseCode::Revoked);
+    assert_eq!(coverage(&scene.hub, &intruder.node())?["through"], 1);
     scene.undisturbed()
 }
 
