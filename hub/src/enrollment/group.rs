@@ -100,11 +100,14 @@ impl Apply for Writer {
         let Some(inner) = self.0.upgrade() else { return };
         for (operation, outcome) in operations.iter().zip(outcomes) {
             let Ok(Given { member, issued, sequence, record: Some(_) }) = outcome else { continue };
-            inner.registry.issued(&issued.identity, *sequence, issued.authority);
-            if matches!(operation, Operation::Enroll(_)) {
-                let certificate = Certificate::from(&issued.identity);
-                inner.fleet.enrolled(member.clone());
-                inner.fleet.certificate(member.node, certificate);
+            match operation {
+                Operation::Enroll(_) => {
+                    inner.registry.enrolled(&issued.identity, *sequence, issued.authority);
+                    let certificate = Certificate::from(&issued.identity);
+                    inner.fleet.enrolled(member.clone());
+                    inner.fleet.certificate(member.node, certificate);
+                }
+                Operation::Renew(_) => inner.registry.issued(&issued.identity, *sequence, issued.authority),
             }
         }
     }

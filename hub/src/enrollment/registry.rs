@@ -236,12 +236,20 @@ impl Registry {
         self.0.write().unwrap_or_else(PoisonError::into_inner).remove(&node);
     }
 
-    /// A certificate has been issued: it is good, beside those before it.
-    pub(super) fn issued(&self, identity: &NodeIdentity, sequence: u64, authority: i64) {
+    /// A node has been enrolled, with this certificate.
+    pub(super) fn enrolled(&self, identity: &NodeIdentity, sequence: u64, authority: i64) {
         let mut known = self.0.write().unwrap_or_else(PoisonError::into_inner);
         let known = known.entry(identity.node).or_insert_with(|| Known::of(identity.tenant.clone()));
-        let certificate = identity.into();
-        known.good.push(Good { certificate, spki_sha256: identity.spki_sha256, sequence, authority });
+        known.good.push(Good::of(identity, sequence, authority));
+    }
+
+    /// A certificate has been issued to a node: it is good, beside those before it. A node that has been removed meanwhile
+    /// does not come back by it.
+    pub(super) fn issued(&self, identity: &NodeIdentity, sequence: u64, authority: i64) {
+        let mut known = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = known.get_mut(&identity.node) {
+            known.good.push(Good::of(identity, sequence, authority));
+        }
     }
 
     /// A session has used this certificate: those before it are good no more.
@@ -256,6 +264,10 @@ impl Registry {
 }
 
 impl Good {
+    fn of(identity: &NodeIdentity, sequence: u64, authority: i64) -> Self {
+        Self { certificate: identity.into(), spki_sha256: identity.spki_sha256, sequence, authority }
+    }
+
     fn is_of(&self, identity: &NodeIdentity) -> bool {
         self.certificate.serial == identity.serial && self.spki_sha256 == identity.spki_sha256
     }
@@ -288,5 +300,31 @@ pub(super) fn unknown(node: NodeId) -> Refusal {
              enroll the node with a new token"
         ),
         retry_after_ms: 0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_that_was_removed_does_not_come_back_by_a_certificate_that_was_under_way() {
+        let now = Timestamp::from_millis(1);
+        let identity = NodeIdentity {
+            node: NodeId::new(now, [1; 10]),
+            kind: protocol::NodeKind::Agent,
+            tenant: "acme".parse().unwrap(),
+            serial: "01".repeat(16).parse().unwrap(),
+            spki_sha256: [2; 32],
+            issuer_sha256: [3; 32],
+            not_before: now,
+            not_after: now,
+        };
+        let registry = Registry(RwLock::default());
+        registry.enrolled(&identity, 1, 1);
+        assert!(registry.authorize(&identity).is_ok());
+        registry.removed(identity.node);
+        registry.issued(&identity, 2, 1);
+        assert_eq!(registry.authorize(&identity).unwrap_err().code(), RefusalCode::NodeUnknown);
     }
 }

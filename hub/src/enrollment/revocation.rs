@@ -74,7 +74,7 @@ pub enum RevokeError {
     /// The comment is not one line of reasonable length.
     #[error("a comment is one line of at most {COMMENT_MAX} characters")]
     Comment,
-    /// The database failed; nothing was revoked.
+    /// The database failed; nothing was revoked, or it did not say.
     #[error(transparent)]
     Store(#[from] StoreError),
 }
@@ -88,10 +88,10 @@ impl From<sqlx::Error> for RevokeError {
 impl Enrollment {
     /// Takes a node's trust away: in one transaction its certificates are denied by issuer and serial and by key, the
     /// removal of its rights at the tenant's broker is queued, and the act is in the audit log. Its session ends before
-    /// this returns, and none begins any more. Asked again, it changes nothing.
+    /// this returns, and none begins any more. Asked again, it changes no row; whoever does not know of it yet is told.
     ///
     /// # Errors
-    /// [`RevokeError`]; nothing is revoked then.
+    /// [`RevokeError`]; nothing is revoked then, or the database did not say: the node is kept out until it does.
     pub async fn revoke(
         &self,
         node: NodeId,
@@ -104,8 +104,11 @@ impl Enrollment {
             return Err(RevokeError::Comment);
         }
         let mut transaction = self.writing(node).await?;
-        let found = Found::take(&mut transaction, node).await?;
+        let found = self.found(&mut transaction, node).await?;
         if let Some(at) = found.revoked_at {
+            // Perhaps by another hub, or by a commit whose answer was lost.
+            drop(Cut::of(&self.0, node));
+            self.0.fleet.revoked(node, at);
             return Ok(Revoked { at, certificates: 0 });
         }
         let certificates = deny(&mut transaction, &found, reason, now).await?;
@@ -121,13 +124,18 @@ impl Enrollment {
         };
         audit::append(&mut transaction, now, record).await?;
         let cut = Cut::of(&self.0, node);
-        match transaction.commit().await {
-            Ok(()) => drop(cut),
-            Err(error) => {
-                cut.undo();
-                return Err(error.into());
+        if let Err(error) = transaction.commit().await {
+            // A connection may break after the commit, too.
+            match self.revoked_at(node).await {
+                Ok(Some(_)) => {}
+                Ok(None) => {
+                    cut.undo();
+                    return Err(error.into());
+                }
+                Err(_) => return Err(error.into()),
             }
         }
+        drop(cut);
         self.0.fleet.revoked(node, now);
         let certificates = certificates.len();
         tracing::info!(%node, %reason, certificates, "node revoked");
@@ -142,7 +150,7 @@ impl Enrollment {
     pub async fn remove(&self, node: NodeId, actor: &Actor, now: Timestamp) -> Result<(), RevokeError> {
         self.revoke(node, Reason::CessationOfOperation, "removed", actor, now).await?;
         let mut transaction = self.writing(node).await?;
-        let found = Found::take(&mut transaction, node).await?;
+        let found = self.found(&mut transaction, node).await?;
         sqlx::query("UPDATE nodes SET removed_at = $2 WHERE id = $1")
             .bind(node.to_string())
             .bind(now.millis())
@@ -163,15 +171,38 @@ impl Enrollment {
         };
         audit::append(&mut transaction, now, record).await?;
         transaction.commit().await?;
-        self.0.registry.removed(node);
-        self.0.fleet.removed(node);
+        self.0.forget(node);
         Ok(())
+    }
+
+    /// When a node was revoked, once whatever is under way with its row is over.
+    async fn revoked_at(&self, node: NodeId) -> Result<Option<Timestamp>, RevokeError> {
+        let mut transaction = self.writing(node).await?;
+        Ok(self.found(&mut transaction, node).await?.revoked_at)
+    }
+
+    /// A node's row, held. A node that the database no longer has, for another hub has removed it, is out here as well.
+    async fn found(&self, transaction: &mut Transaction, node: NodeId) -> Result<Found, RevokeError> {
+        let found = Found::take(transaction, node).await;
+        if matches!(found, Err(RevokeError::Unknown(_))) {
+            self.0.forget(node);
+        }
+        found
     }
 
     /// A transaction for the tenant of `node` alone.
     pub(super) async fn writing(&self, node: NodeId) -> Result<Transaction, StoreError> {
         let tenant = self.0.registry.tenant(node);
         self.0.database.within(tenant.as_ref().map(TenantId::as_str)).begin_write().await
+    }
+}
+
+impl Inner {
+    /// A node is no longer part of the fleet.
+    fn forget(&self, node: NodeId) {
+        self.registry.removed(node);
+        self.sessions.end(node);
+        self.fleet.removed(node);
     }
 }
 

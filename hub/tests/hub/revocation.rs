@@ -7,9 +7,11 @@ use hyperfactory_hub::enrollment::{Reason, RevokeError};
 use hyperfactory_hub::revocation_lists::RevocationLists;
 use protocol::message::RefusalCode;
 use protocol::{NodeId, NodeKind};
-use store::on_both_engines;
-use store::sqlx;
+use store::sqlx::{self, Connection as _};
+use store::testing::TestDatabase;
+use store::{Engine, on_both_engines};
 
+use crate::audit::owner;
 use crate::setup::{NOW, World, acme, at, first_renewal, identity, key, seconds};
 
 on_both_engines! {
@@ -71,6 +73,38 @@ on_both_engines! {
         world.close().await;
     }
 
+    async fn what_another_hub_has_revoked_or_removed_is_out_here_once_it_is_asked_for_again(database: TestDatabase) {
+        let world = World::new(database).await;
+        let ((node, identity), (gone, removed)) = (world.node().await, world.node().await);
+        let other = World::open(database).await;
+        let admin = Actor::operator("ann");
+        other.enrollment.revoke(node, Reason::KeyCompromise, "", &admin, at(20)).await.expect("revoked");
+        other.enrollment.remove(gone, &admin, at(20)).await.expect("removed");
+        for identity in [&identity, &removed] {
+            world.enrollment.authorize(identity).expect("nobody has said so here");
+        }
+        let again = world.enrollment.revoke(node, Reason::KeyCompromise, "", &admin, at(30)).await.expect("nothing to do");
+        assert_eq!((again.at, again.certificates), (at(20), 0));
+        assert_eq!(world.enrollment.authorize(&identity).expect_err("out").code(), RefusalCode::NodeRevoked);
+        assert_eq!(world.fleet.node(node).expect("listed").revoked_at, Some(at(20)));
+        let again = world.enrollment.revoke(gone, Reason::KeyCompromise, "", &admin, at(30)).await.expect_err("gone");
+        assert!(matches!(again, RevokeError::Unknown(_)));
+        assert_eq!(world.enrollment.authorize(&removed).expect_err("out").code(), RefusalCode::NodeUnknown);
+        assert!(world.fleet.node(gone).is_none());
+        other.close().await;
+        world.close().await;
+    }
+
+    async fn a_revocation_that_was_not_committed_leaves_the_node_in(database: TestDatabase) {
+        let world = World::new(database).await;
+        let (node, identity) = world.node().await;
+        fail_commits(database, world.database.engine()).await;
+        world.enrollment.revoke(node, Reason::Superseded, "", &Actor::operator("ann"), at(1)).await.expect_err("failed");
+        world.enrollment.authorize(&identity).expect("still in");
+        assert_eq!(world.fleet.node(node).expect("listed").revoked_at, None);
+        world.close().await;
+    }
+
     async fn what_cannot_be_revoked_is_said(database: TestDatabase) {
         let world = World::new(database).await;
         let stranger = NodeId::new(NOW, [3; 10]);
@@ -120,6 +154,25 @@ on_both_engines! {
         assert!(!text.contains(&other.serial.to_string().to_uppercase()), "{text}");
         world.close().await;
     }
+}
+
+/// From here on no revocation is committed: the engine finds what is wrong with it at the commit.
+async fn fail_commits(test: &TestDatabase, engine: Engine) {
+    let table = "CREATE TABLE fails (node TEXT REFERENCES nodes (id) DEFERRABLE INITIALLY DEFERRED)";
+    let postgresql = [
+        table,
+        "CREATE FUNCTION fail() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS
+            'BEGIN INSERT INTO fails VALUES (''nobody''); RETURN NEW; END'",
+        "CREATE TRIGGER fail AFTER INSERT ON revocations FOR EACH ROW EXECUTE FUNCTION fail()",
+    ];
+    let sqlite =
+        [table, "CREATE TRIGGER fail AFTER INSERT ON revocations BEGIN INSERT INTO fails VALUES ('nobody'); END"];
+    let statements: &[&str] = if engine == Engine::Sqlite { &sqlite } else { &postgresql };
+    let mut owner = owner(test).await;
+    for statement in statements {
+        sqlx::query(*statement).execute(&mut owner).await.expect("done");
+    }
+    owner.close().await.expect("closed");
 }
 
 fn path(path: &std::path::Path) -> &str {
