@@ -29,6 +29,7 @@ pub mod rollouts;
 pub mod rotation;
 mod rows;
 pub mod schema;
+mod seats;
 pub mod service;
 mod streams;
 pub mod tails;

@@ -15,6 +15,8 @@ pub struct Metrics {
     pub handshakes: IntCounter,
     /// Handshakes that did not.
     pub handshakes_failed: IntCounter,
+    /// Handshakes, enrollments and recoveries put off because the places, or their source's share, are taken.
+    pub put_off: IntCounter,
     /// Connections asked to prove their address first.
     pub retries: IntCounter,
     /// Enrollments put off by the rate limit.
@@ -126,6 +128,10 @@ impl Metrics {
             rotations: rotation::Gauges::new(&registry)?,
             handshakes: counter("hyperfactory_hub_handshakes_total", "QUIC handshakes that ended well.")?,
             handshakes_failed: counter("hyperfactory_hub_handshakes_failed_total", "QUIC handshakes that failed.")?,
+            put_off: counter(
+                "hyperfactory_hub_put_off_total",
+                "Handshakes, enrollments and recoveries put off because the places, or their source's share, were taken.",
+            )?,
             retries: counter("hyperfactory_hub_retries_total", "Connections asked to prove their address first.")?,
             enrollments_limited: counter(
                 "hyperfactory_hub_enrollments_limited_total",

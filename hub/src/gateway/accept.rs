@@ -1,6 +1,6 @@
 //! Admission: who may start a handshake, who may enroll, and who becomes a session.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -11,7 +11,7 @@ use protocol::message::{
     Challenge, EnrollReply, EnrollRequest, RecoverProof, RecoverReply, RecoverRequest, Refusal, RefusalCode,
     enroll_reply, recover_reply,
 };
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
@@ -19,17 +19,19 @@ use transport::{Alpn, CloseCode, Connection, Endpoint, Incoming};
 
 use super::Gateway;
 use super::pulse::Asked;
-use super::rate::{Rate, RateLimit};
+use super::rate::{Rate, RateLimit, network};
 use super::session;
+use crate::seats::{Seat, Seats};
 
 /// How admission works. The defaults suit one hub on two cores.
 #[derive(Clone, Copy, Debug)]
 pub struct Admission {
     /// Handshakes under way at once. More would take longer in all: the receive buffer overflows, packets are sent again.
+    /// One source, an IPv4 address or an IPv6 /64, has at most a quarter of them.
     pub handshakes: usize,
     /// A handshake that takes longer is dropped.
     pub handshake_deadline: Duration,
-    /// Connections that may be enrolling at once.
+    /// Connections that may be enrolling at once. One source has at most a quarter of them.
     pub enrolling: usize,
     /// An enrollment that takes longer is dropped.
     pub enrollment_deadline: Duration,
@@ -61,16 +63,7 @@ pub(crate) async fn accept(
     mut pulse: Asked,
     shutdown: CancellationToken,
 ) {
-    let admission = gateway.admission;
-    let door = Arc::new(Door {
-        handshakes: Arc::new(Semaphore::new(admission.handshakes)),
-        enrolling: Arc::new(Semaphore::new(admission.enrolling)),
-        rate: RateLimit::new(
-            Rate(admission.enrollments_per_second.into()),
-            Rate(admission.enrollments_per_source.into()),
-            Instant::now(),
-        ),
-    });
+    let door = Arc::new(Door::new(gateway.admission));
     loop {
         // The permit comes first: what waits for one stays in the endpoint's own bounded queue.
         let permit = tokio::select! {
@@ -87,27 +80,95 @@ pub(crate) async fn accept(
             incoming = endpoint.accept() => incoming,
         };
         let Some(incoming) = incoming else { return };
-        // Under load an address must prove itself first (RFC 9000, section 8.1.2), so that forged ones cost us no handshake.
-        if door.handshakes.available_permits() < admission.handshakes / 2 && !incoming.validated() {
-            gateway.metrics.retries.inc();
-            incoming.retry();
-            continue;
+        match door.entry(incoming.remote_address().ip(), incoming.validated()) {
+            Entry::Handshake(seat) => {
+                let place = (permit, seat);
+                tasks.spawn(admit(gateway.clone(), door.clone(), incoming, place, tasks.clone(), shutdown.clone()));
+            }
+            Entry::Retry => {
+                gateway.metrics.retries.inc();
+                incoming.retry();
+            }
+            Entry::Later => {
+                gateway.metrics.put_off.inc();
+                incoming.refuse();
+            }
         }
-        tasks.spawn(admit(gateway.clone(), door.clone(), incoming, permit, tasks.clone(), shutdown.clone()));
     }
 }
 
 struct Door {
+    admission: Admission,
     handshakes: Arc<Semaphore>,
-    enrolling: Arc<Semaphore>,
+    enrolling: Semaphore,
+    /// Who has how many places for a handshake, and for an enrollment.
+    shaking: Seats<IpAddr>,
+    seated: Seats<IpAddr>,
     rate: RateLimit,
+}
+
+/// What a client is told that would like to connect.
+enum Entry {
+    /// To go on; it has a place of its source's.
+    Handshake(Seat<IpAddr>),
+    /// To prove its address first (RFC 9000, section 8.1.2).
+    Retry,
+    /// To come again: its source has its share.
+    Later,
+}
+
+impl Door {
+    fn new(admission: Admission) -> Self {
+        Self {
+            admission,
+            handshakes: Arc::new(Semaphore::new(admission.handshakes)),
+            enrolling: Semaphore::new(admission.enrolling),
+            shaking: Seats::default(),
+            seated: Seats::default(),
+            rate: RateLimit::new(
+                Rate(admission.enrollments_per_second.into()),
+                Rate(admission.enrollments_per_source.into()),
+                Instant::now(),
+            ),
+        }
+    }
+
+    /// Under load, in all or of its source, an address must prove itself first: so forged ones cost no handshake, and nobody
+    /// their share.
+    fn entry(&self, address: IpAddr, validated: bool) -> Entry {
+        let share = share(address, self.admission.handshakes);
+        let is_crowded = self.handshakes.available_permits() < self.admission.handshakes / 2;
+        let most = if validated {
+            share
+        } else if is_crowded {
+            0
+        } else {
+            share.div_ceil(2)
+        };
+        match self.shaking.seat(network(address), most) {
+            Some(seat) => Entry::Handshake(seat),
+            None if validated => Entry::Later,
+            None => Entry::Retry,
+        }
+    }
+
+    /// A place for an enrollment or a recovery; `None` when all are taken, or the share of its source.
+    fn seat(&self, address: IpAddr) -> Option<(SemaphorePermit<'_>, Seat<IpAddr>)> {
+        let seat = self.seated.seat(network(address), share(address, self.admission.enrolling))?;
+        Some((self.enrolling.try_acquire().ok()?, seat))
+    }
+}
+
+/// How many of `places` one source may have, so that nobody has them all. A proxy on loopback brings everybody's.
+fn share(source: IpAddr, places: usize) -> usize {
+    if source.to_canonical().is_loopback() { usize::MAX } else { places.div_ceil(4) }
 }
 
 async fn admit(
     gateway: Arc<Gateway>,
     door: Arc<Door>,
     incoming: Incoming,
-    permit: OwnedSemaphorePermit,
+    place: (OwnedSemaphorePermit, Seat<IpAddr>),
     tasks: TaskTracker,
     shutdown: CancellationToken,
 ) {
@@ -125,7 +186,7 @@ async fn admit(
             return;
         }
     };
-    drop(permit);
+    drop(place);
     gateway.metrics.handshakes.inc();
     match (connection.alpn(), connection.peer().node().cloned()) {
         // A task of its own: a session need not carry what admission took for as long as it lasts.
@@ -138,7 +199,8 @@ async fn admit(
 }
 
 async fn enroll(gateway: &Gateway, door: &Door, connection: Connection, remote: SocketAddr) {
-    let Ok(_place) = door.enrolling.try_acquire() else {
+    let Some(_place) = door.seat(remote.ip()) else {
+        gateway.metrics.put_off.inc();
         connection.close(CloseCode::Draining, "too many enrollments at once; try again");
         return;
     };
@@ -171,7 +233,8 @@ async fn enroll(gateway: &Gateway, door: &Door, connection: Connection, remote: 
 
 /// Recovery shares places and limits with enrollment: both are for strangers, and cost about the same.
 async fn recover(gateway: &Gateway, door: &Door, connection: Connection, remote: SocketAddr) {
-    let Ok(_place) = door.enrolling.try_acquire() else {
+    let Some(_place) = door.seat(remote.ip()) else {
+        gateway.metrics.put_off.inc();
         connection.close(CloseCode::Draining, "too many recoveries at once; try again");
         return;
     };
@@ -237,5 +300,51 @@ async fn judge(gateway: &Gateway, request: EnrollRequest, remote: SocketAddr) ->
             warn!(%remote, reason = %refusal.message, "enrollment refused");
             enroll_reply::Reply::Refusal(refusal)
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn address(text: &str) -> IpAddr {
+        text.parse().unwrap()
+    }
+
+    /// Those who come from `address` until they are told something else.
+    fn shaking(door: &Door, address: IpAddr, validated: bool) -> (Vec<Seat<IpAddr>>, Entry) {
+        let mut seats = Vec::new();
+        loop {
+            match door.entry(address, validated) {
+                Entry::Handshake(seat) if seats.len() < 1_000 => seats.push(seat),
+                entry => return (seats, entry),
+            }
+        }
+    }
+
+    #[test]
+    fn one_source_has_a_quarter_of_the_handshakes_and_must_prove_its_address_for_half_of_that() {
+        let door = Door::new(Admission::default());
+        let (forged, said) = shaking(&door, address("2001:db8::1"), false);
+        assert!(forged.len() == 8 && matches!(said, Entry::Retry));
+        let (there, said) = shaking(&door, address("2001:db8::2"), true);
+        assert!(there.len() == 8 && matches!(said, Entry::Later), "one /64 is one source");
+        assert!(matches!(door.entry(address("192.0.2.1"), false), Entry::Handshake(_)), "nobody else's");
+        drop(there);
+        assert!(matches!(door.entry(address("2001:db8::2"), true), Entry::Handshake(_)), "it comes again");
+        let (proxied, _) = shaking(&door, address("::ffff:127.0.0.1"), true);
+        assert_eq!(proxied.len(), 1_000);
+    }
+
+    #[test]
+    fn one_source_has_a_quarter_of_the_places_for_enrollment() {
+        let door = Door::new(Admission::default());
+        let mut seats: Vec<_> = std::iter::from_fn(|| door.seat(address("192.0.2.1"))).take(64).collect();
+        assert_eq!(seats.len(), 16);
+        assert!(door.seat(address("192.0.2.2")).is_some());
+        seats.pop();
+        assert!(door.seat(address("192.0.2.1")).is_some());
+        let proxied: Vec<_> = std::iter::from_fn(|| door.seat(address("127.0.0.1"))).collect();
+        assert_eq!(proxied.len(), 64 - seats.len());
     }
 }
