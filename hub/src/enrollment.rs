@@ -9,6 +9,7 @@ mod issued;
 mod kafka;
 mod keys;
 mod name;
+mod patience;
 mod recovery;
 mod registry;
 mod renewal;
@@ -38,6 +39,7 @@ use crate::telemetry::state::{Certificate, Fleet};
 use failure::{Failure, internal, malformed, refused};
 use group::Writer;
 use issued::Issued;
+use patience::Use;
 use registry::Registry;
 
 pub use advice::{ADVICE_WITHIN_MAX, ADVISED_PER_SECOND, AdviseError, Advised, Whom};
@@ -218,6 +220,13 @@ impl Enrollment {
         let issued_at = Certificate::from(identity).issued_at;
         let regular = terms.renew_at(issued_at, identity.not_after, pki::renewal::jitter(&identity.serial));
         self.0.registry.advice(identity).map_or(regular, |advised| advised.min(regular))
+    }
+
+    /// What a node is told that asks too often for certificates of this use. It is not in the audit log, which it would fill.
+    fn too_often(&self, node: NodeId, of: Use, now: Timestamp) -> Option<Refusal> {
+        let refusal = self.0.registry.too_often(node, of, now)?;
+        self.0.metrics.refusals_unaudited.inc();
+        Some(refusal)
     }
 
     /// The refusal of somebody who has shown neither a token nor a key: of a flood, the start alone is audited.

@@ -21,7 +21,7 @@ pub struct Metrics {
     pub retries: IntCounter,
     /// Enrollments put off by the rate limit.
     pub enrollments_limited: IntCounter,
-    /// Refusals of strangers that are not in the audit log.
+    /// Refusals that are not in the audit log, because they are too many.
     pub refusals_unaudited: IntCounter,
     /// Sessions ended by another one of the same node.
     pub displaced: IntCounter,
@@ -139,7 +139,8 @@ impl Metrics {
             )?,
             refusals_unaudited: counter(
                 "hyperfactory_hub_refusals_unaudited_total",
-                "Refusals of strangers who wanted to enroll or recover that were too many for the audit log.",
+                "Refusals that were too many for the audit log: of strangers who wanted to enroll or recover, and of nodes that \
+                 asked for certificates again and again.",
             )?,
             displaced: counter(
                 "hyperfactory_hub_sessions_displaced_total",

@@ -9,6 +9,7 @@ use serde_json::json;
 use store::Transaction;
 use store::sqlx::{self, AssertSqlSafe, Row};
 
+use super::patience::Use;
 use super::{Enrollment, Failure, internal, keys, malformed, refused, registry};
 use crate::audit::{self, Actor, Record, action};
 use crate::certificate_policy::Kind;
@@ -32,7 +33,7 @@ impl Enrollment {
     /// those before it are retired.
     ///
     /// # Errors
-    /// What to tell the node. Every refusal is in the audit log.
+    /// What to tell the node. A refusal is in the audit log, but for those of a node that asks again and again.
     pub async fn kafka(
         &self,
         identity: &NodeIdentity,
@@ -40,9 +41,13 @@ impl Enrollment {
         in_use: bool,
         now: Timestamp,
     ) -> Result<KafkaGrant, Refusal> {
+        if let Some(refusal) = self.too_often(identity.node, Use::Kafka, now) {
+            return Err(refusal);
+        }
         match self.try_kafka(identity, request, in_use, now).await {
             Ok(grant) => Ok(grant),
             Err(Failure::Refused(refusal)) => {
+                self.0.registry.asked(identity.node, Use::Kafka);
                 let record = Record {
                     actor: Actor::node(identity.node),
                     action: action::CERTIFICATE_REFUSED,

@@ -10,6 +10,7 @@ use store::sqlx::{self, Row};
 use store::{Database, StoreError};
 
 use super::advice::{Advice, Whom};
+use super::patience::{Patience, Use};
 use crate::telemetry::state::Certificate;
 
 /// Every node with the certificates that are good for it.
@@ -28,6 +29,8 @@ struct Known {
     /// The one a session has used last.
     current: Option<Serial>,
     advice: Option<Advice>,
+    renewals: Patience,
+    kafka: Patience,
 }
 
 /// A certificate this hub issued. Whoever has a tenant's authority can issue another with the same serial, but not for
@@ -51,6 +54,15 @@ impl Known {
             good: Vec::new(),
             current: None,
             advice: None,
+            renewals: Patience::new(),
+            kafka: Patience::new(),
+        }
+    }
+
+    fn patience(&mut self, of: Use) -> &mut Patience {
+        match of {
+            Use::Session => &mut self.renewals,
+            Use::Kafka => &mut self.kafka,
         }
     }
 }
@@ -190,6 +202,20 @@ impl Registry {
         let known = known.get(&identity.node)?;
         let sequence = known.good.iter().find(|good| good.is_of(identity))?.sequence;
         known.advice.filter(|advice| sequence <= advice.through).map(|advice| advice.at)
+    }
+
+    /// What a node is told that asks too often. Nothing of one that is not known: it is refused anyway.
+    pub(super) fn too_often(&self, node: NodeId, of: Use, now: Timestamp) -> Option<Refusal> {
+        let mut known = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        known.get_mut(&node)?.patience(of).lost(now)
+    }
+
+    /// A node has asked for something that is in the audit log.
+    pub(super) fn asked(&self, node: NodeId, of: Use) {
+        let mut known = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = known.get_mut(&node) {
+            known.patience(of).spend();
+        }
     }
 
     /// Keeps a node out for this reason, or lets it in again.

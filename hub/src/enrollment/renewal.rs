@@ -10,6 +10,7 @@ use store::Transaction;
 use store::sqlx::{self, AssertSqlSafe, Row};
 
 use super::group::{Given, Operation, Renew};
+use super::patience::Use;
 use super::{Enrollment, Failure, Issued, internal, keys, malformed, refused, registry};
 use crate::audit::{Actor, Record, action};
 use crate::rows;
@@ -24,14 +25,21 @@ impl Enrollment {
     /// certificate while that is fresh.
     ///
     /// # Errors
-    /// What to tell the node. Every refusal is in the audit log.
+    /// What to tell the node. A refusal is in the audit log, but for those of a node that asks again and again.
     pub async fn renew(
         &self,
         identity: &NodeIdentity,
         request: &RenewRequest,
         now: Timestamp,
     ) -> Result<Renewed, Refusal> {
-        match self.try_renew(identity, request, now).await {
+        if let Some(refusal) = self.too_often(identity.node, Use::Session, now) {
+            return Err(refusal);
+        }
+        let given = self.try_renew(identity, request, now).await;
+        if matches!(given, Ok(Given { record: Some(_), .. }) | Err(Failure::Refused(_))) {
+            self.0.registry.asked(identity.node, Use::Session);
+        }
+        match given {
             Ok(Given { issued, sequence, .. }) => {
                 let renew_at_ms = self.renew_at(&issued.identity).millis();
                 Ok(Renewed { certificate_chain: issued.chain, renew_at_ms, refusal: None, sequence })

@@ -31,6 +31,11 @@ use crate::telemetry::state::Ended;
 /// Uploads of one session: a node in its daily life sends one in 10 to 60 s, and one that was away hands over an hour
 /// of them in a second.
 const UPLOADS: Rate = Rate(500.0);
+/// Messages of one session on its control stream: a node says a few an hour, and one that has carried out a window of
+/// commands some hundred in a second.
+const WORDS: Rate = Rate(500.0);
+/// As so many messages counts a report of the roots a node trusts, which is written each time it says something else.
+const TRUSTS: usize = 250;
 /// Questions of one session about its Kafka certificate: one at its start, and a few when something has changed.
 const KAFKA: Rate = Rate(3.0);
 /// Batches of shipped logs of one session: a node that ships without a backlog sends one a second.
@@ -288,7 +293,9 @@ async fn attend(
     commands.notify_one();
     let mut relay = Relay::new(&gateway.tails, session);
     tails.notify_one();
-    let mut kafka = Budget::new(KAFKA, Instant::now());
+    let (mut budget, mut kafka) = (Budget::new(WORDS, Instant::now()), Budget::new(KAFKA, Instant::now()));
+    // Until then nothing more is read, and the node waits.
+    let mut rests_until = None;
     loop {
         let message = tokio::select! {
             biased;
@@ -333,7 +340,12 @@ async fn attend(
                 }
                 continue;
             }
-            message = control.reader.recv::<ToHub>(), if words.have_room() => message,
+            message = async {
+                if let Some(until) = rests_until {
+                    Box::pin(tokio::time::sleep_until(until)).await;
+                }
+                control.reader.recv::<ToHub>().await
+            }, if words.have_room() => message,
         };
         let malformed = |error: &dyn std::error::Error| Over::Close(CloseCode::Malformed, error.to_string());
         let message = match message {
@@ -341,6 +353,7 @@ async fn attend(
             Ok(None) | Err(StreamError::Closed(_)) => return Err(Over::Node(Ended::Lost)),
             Err(error) => return Err(malformed(&error)),
         };
+        let mut cost = 1;
         for output in control.machine.receive(message, now()).map_err(|error| malformed(&error))? {
             let answer = match output {
                 HubOutput::Send(answer) => answer,
@@ -356,6 +369,7 @@ async fn attend(
                     Box::pin(certify_for_kafka(gateway, identity, control, (&certificate_request, in_use), wait)).await
                 }
                 HubOutput::Trusts { roots, trouble } => {
+                    cost = TRUSTS;
                     Box::pin(trusting(gateway, identity, &roots, &trouble)).await;
                     continue;
                 }
@@ -381,6 +395,8 @@ async fn attend(
             };
             control.send(&answer).await?;
         }
+        let wait = budget.spend(cost, Instant::now());
+        rests_until = (!wait.is_zero()).then(|| tokio::time::Instant::now() + wait);
     }
 }
 

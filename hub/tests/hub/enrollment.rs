@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::FutureExt;
 use hyperfactory_hub::audit::{Actor, action};
@@ -9,7 +10,7 @@ use hyperfactory_hub::enrollment::{NewToken, TokenError};
 use hyperfactory_hub::tenants::TenantError;
 use pki::JoinToken;
 use protocol::NodeKind;
-use protocol::message::{RefusalCode, VersionRange};
+use protocol::message::{RefusalCode, RenewRequest, VersionRange};
 use store::{on_both_engines, sqlx};
 use tokio::task::JoinSet;
 
@@ -304,6 +305,29 @@ on_both_engines! {
         }
         assert_eq!(renew(at(6)).await, Err(RefusalCode::Busy));
         renew(at(3700)).await.expect("an hour later");
+        world.close().await;
+    }
+
+    async fn a_node_that_asks_wrongly_again_and_again_does_not_fill_the_log_and_is_heard_later(database: TestDatabase) {
+        let world = World::new(database).await;
+        let (_, agent) = world.node().await;
+        let (_, bridge) = world.enrolled_as(NodeKind::Bridge, NOW).await;
+        let bridge = identity(&bridge.certificate_chain);
+        let right = first_renewal(&key().certificate_request().expect("a request"));
+        let wrong = RenewRequest { sequence: 7, ..right.clone() };
+        let mut heard = Vec::new();
+        for _ in 0..30 {
+            heard.push(world.enrollment.renew(&agent, &wrong, NOW).await.expect_err("a wrong number").code());
+            heard.push(world.enrollment.kafka(&bridge, b"no request", false, NOW).await.expect_err("malformed").code());
+        }
+        assert_eq!(heard, [[RefusalCode::Malformed; 40].as_slice(), [RefusalCode::Busy; 20].as_slice()].concat());
+        assert_eq!(world.audited(action::RENEWAL_REFUSED).await.len(), 20);
+        assert_eq!(world.audited(action::CERTIFICATE_REFUSED).await.len(), 20);
+        assert_eq!(world.metrics.refusals_unaudited.get(), 20);
+        let refusal = world.enrollment.renew(&agent, &right, NOW).await.expect_err("as the others");
+        let later = NOW.plus(Duration::from_millis(refusal.retry_after_ms));
+        assert!(later > NOW);
+        world.enrollment.renew(&agent, &right, later).await.expect("renewed");
         world.close().await;
     }
 
