@@ -4,7 +4,6 @@ mod connections;
 mod door;
 mod https;
 mod pair;
-mod seats;
 
 use std::collections::HashMap;
 use std::ops::Deref;
@@ -36,6 +35,7 @@ use crate::kafka_access::KafkaAccess;
 use crate::revocation_lists::RevocationLists;
 use crate::rollouts::Rollouts;
 use crate::rotation::Rotations;
+use crate::seats::{Seat, Seats};
 use crate::tails::Tails;
 use crate::telemetry::history::History;
 use crate::telemetry::ingest::Ingest;
@@ -49,7 +49,6 @@ pub use https::{HttpAuthority, http_authority};
 pub(crate) use https::{Https, base_url};
 pub(crate) use pair::Pair;
 pub use pair::PairError;
-use seats::{Seat, Seats};
 
 /// Largest request body, bytes.
 pub(crate) const BODY_LIMIT: usize = 64 * 1024;

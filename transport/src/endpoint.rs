@@ -229,8 +229,7 @@ impl Endpoint {
     }
 }
 
-/// A client that would like to connect. Dropping it refuses it: it is told that there is no room, and comes back after its
-/// back-off.
+/// A client that would like to connect. Dropping it refuses it.
 #[derive(Debug)]
 pub struct Incoming {
     quic: quinn::Incoming,
@@ -254,6 +253,11 @@ impl Incoming {
         if let Err(error) = self.quic.retry() {
             error.into_incoming().refuse();
         }
+    }
+
+    /// Tells the client that there is no room; it comes back after its back-off.
+    pub fn refuse(self) {
+        self.quic.refuse();
     }
 
     /// Does the handshake, within the endpoint's deadline for it.

@@ -25,9 +25,9 @@ use tokio_util::sync::CancellationToken;
 use tower::ServiceExt as _;
 
 use super::door::Door;
-use super::seats::{Seat, Seats};
 use crate::gateway::network;
 use crate::metrics::Metrics;
+use crate::seats::{Seat, Seats};
 
 /// Connections at once. One more waits in the system's queue until another ends.
 const CONNECTIONS: usize = 1024;
@@ -189,8 +189,8 @@ fn until(data: BodyDataStream, deadline: Instant) -> impl Stream<Item = Result<B
 
 /// A place for `address`; `None` when its network has `most` already.
 fn seat(sources: &Seats<IpAddr>, address: IpAddr, most: usize) -> Option<Seat<IpAddr>> {
-    let source = network(address);
-    sources.seat(source, if source.is_loopback() { usize::MAX } else { most })
+    let most = if address.to_canonical().is_loopback() { usize::MAX } else { most };
+    sources.seat(network(address), most)
 }
 
 #[cfg(test)]
@@ -208,8 +208,10 @@ mod tests {
         assert!(seats.iter().all(Option::is_some));
         assert!(seated("2001:db8::3").is_none(), "the same /64");
         assert!(seated("2001:db8:0:1::1").is_some());
-        let proxied: Vec<_> = (0..5).map(|_| seated("127.0.0.1")).collect();
-        assert!(proxied.iter().all(Option::is_some));
+        for proxy in ["127.0.0.1", "::1"] {
+            let proxied: Vec<_> = (0..5).map(|_| seated(proxy)).collect();
+            assert!(proxied.iter().all(Option::is_some), "{proxy}");
+        }
     }
 
     #[tokio::test(start_paused = true)]

@@ -60,7 +60,7 @@ async fn a_client_refused_under_load_is_told_to_come_back() {
     let fleet = Fleet::new();
     let hub = listen(&fleet);
     let node = Endpoint::client().expect("a port");
-    let refuse = async { drop(hub.accept().await.expect("a client")) };
+    let refuse = async { hub.accept().await.expect("a client").refuse() };
     let (at_node, ()) =
         tokio::join!(node.connect(hub.local_addr().expect("bound"), fleet.node_config(&fleet.node())), refuse);
     let error = at_node.expect_err("refused");
