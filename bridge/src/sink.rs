@@ -286,7 +286,9 @@ impl Sink {
             }
             if let Some((end, since)) = ending.take() {
                 if window.under_way == 0 || since.elapsed() > DRAIN {
-                    self.ahead = window.ahead();
+                    // Of what this producer did not come to, Kafka has some by one before.
+                    self.ahead.extend(window.ahead());
+                    self.ahead = self.ahead.split_off(&self.parts.log.spool().first());
                     return end;
                 }
                 ending = Some((end, since));

@@ -22,6 +22,8 @@ mod power;
 mod promises;
 #[path = "plant/records.rs"]
 mod records;
+#[path = "plant/refused.rs"]
+mod refused;
 #[path = "plant/reload.rs"]
 mod reload;
 #[path = "plant/rig.rs"]

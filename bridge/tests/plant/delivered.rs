@@ -154,6 +154,16 @@ impl Delivered {
         self.once().filter(|record| !seen.insert((record.mqtt_topic.clone(), record.number))).cloned().collect()
     }
 
+    /// How many records there are.
+    pub(crate) fn records(&self) -> usize {
+        self.once().count()
+    }
+
+    /// How many came again, under their numbers.
+    pub(crate) fn again(&self) -> usize {
+        self.0.len() - self.records()
+    }
+
     /// How often each message came, but for records that came twice, and those that say themselves that they may be repetitions.
     pub(crate) fn times(&self) -> BTreeMap<(String, u64), usize> {
         let mut times = BTreeMap::new();

@@ -1,0 +1,45 @@
+//! What Kafka refuses: records in batches with others, and topics that take none.
+
+use rdkafka::mocking::MockCluster;
+use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
+
+use crate::ROUTES;
+use crate::delivered::Delivered;
+use crate::mosquitto::{Mosquitto, Publisher};
+use crate::rig::{Bridge, until};
+
+#[test]
+fn what_kafka_has_is_not_sent_again_and_no_dead_letter_is_written_twice_while_a_refused_record_is_looked_for() {
+    let (cluster, mosquitto) = (MockCluster::new(1).unwrap(), Mosquitto::start());
+    cluster.create_topic("machines", 4, 1).unwrap();
+    cluster.broker_down(1).unwrap();
+    let mut bridge = Bridge::start(&mosquitto, &cluster.bootstrap_servers(), ROUTES);
+    bridge.subscribed(1);
+    // Of many partitions, one after the other, and one in between that no route takes.
+    let client = Publisher::connect(&mosquitto);
+    for number in 1..=20 {
+        for machine in 1..=8 {
+            client.send(&format!("machines/{machine}"), number.to_string().as_bytes(), false);
+        }
+        if number == 10 {
+            client.send("umh/v1/acme", b"too short", false);
+        }
+    }
+    client.settle();
+    bridge.stored("machines/820");
+    // A partition's batch is refused, those of the three others are not; then the first record that is sent alone is.
+    let (taken, refused) =
+        (RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR, RDKafkaRespErr::RD_KAFKA_RESP_ERR_MSG_SIZE_TOO_LARGE);
+    cluster.request_errors(RDKafkaApiKey::Produce, &[refused, taken, taken, taken, refused]);
+    cluster.broker_up(1).unwrap();
+    let delivered = until("all but one", || {
+        let delivered = Delivered::now(&cluster, &["machines"]);
+        (delivered.records() == 159).then_some(delivered)
+    });
+    delivered.assert_in_order();
+    assert_eq!(delivered.again(), 0, "records came again under their numbers");
+    bridge.stop();
+    bridge.said("dead=2 ");
+    let letters = bridge.dead_letters();
+    assert_eq!(letters.lines().count(), 2, "{letters}");
+}
