@@ -10,7 +10,8 @@ use crate::complaint::Complaint;
 /// Longest reason, in characters.
 const LONGEST_REASON: usize = 500;
 
-/// The dead letters. When their room is used up, the oldest give way; when the disk is full, no more are taken.
+/// The dead letters. When their room is used up, the oldest give way, unless what comes is not to displace any; when the disk
+/// is full, no more are taken.
 #[derive(Debug)]
 pub struct DeadLetters {
     spool: Spool,
@@ -98,6 +99,17 @@ impl DeadLetters {
             }
             other => other.map(drop),
         }
+    }
+
+    /// Takes one if no older one has to give way to it.
+    ///
+    /// # Errors
+    /// [`SpoolError::Full`] when one would; otherwise as [`Self::put`].
+    pub fn put_beside(&mut self, letter: &DeadLetter) -> Result<(), SpoolError> {
+        if self.spool.fits(letter.encoded().len().min(self.spool.max_record())) {
+            return self.put(letter);
+        }
+        Err(SpoolError::Full { capacity: self.spool.status().capacity_bytes })
     }
 
     /// Makes durable what was taken.

@@ -72,6 +72,20 @@ impl Producer {
     /// # Errors
     /// When certificate or key can't be read, or don't fit each other.
     pub fn new(config: &KafkaConfig, bridge: &str) -> Result<Self, KafkaError> {
+        Self::with(config, bridge, |_| {})
+    }
+
+    /// One for a single record, by which a topic is asked: brokers that don't know the topic are soon believed.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn asking(config: &KafkaConfig, bridge: &str) -> Result<Self, KafkaError> {
+        Self::with(config, bridge, |settings| {
+            settings.set("topic.metadata.propagation.max.ms", "1000");
+        })
+    }
+
+    fn with(config: &KafkaConfig, bridge: &str, change: impl FnOnce(&mut ClientConfig)) -> Result<Self, KafkaError> {
         // Before they are read: what is replaced meanwhile is seen as new.
         let stamp = stamp(config);
         let mut settings = client(config)?;
@@ -93,6 +107,7 @@ impl Producer {
             .set("socket.timeout.ms", "15000")
             // By these it is seen that a connection is up, also while there is nothing to deliver.
             .set("statistics.interval.ms", LOOK.as_millis().to_string());
+        change(&mut settings);
         let reports = Reports { standing: config.standing.clone(), ..Reports::default() };
         Ok(Self { client: BaseProducer::from_config_and_context(&settings, reports)?, stamp })
     }

@@ -2,10 +2,13 @@
 //!
 //! There is one sender. What a producer was given and has not confirmed when it ends is sent again by the next, from the
 //! first such record on; the sequence in the headers tells what came twice. A record that is refused for good is found by
-//! sending those of its batch one by one, and becomes a dead letter.
+//! sending those of its batch one by one, and becomes a dead letter. So do those of a topic that takes none, as long as they
+//! displace no other there; one of them asks it again every two seconds.
 
 mod bookmark;
+mod burial;
 mod origin;
+mod probe;
 mod refusals;
 mod routing;
 mod window;
@@ -24,7 +27,7 @@ use crate::class::{self, Class};
 use crate::complaint::Complaint;
 use crate::config::KafkaConfig;
 use crate::counters::Counters;
-use crate::dead_letter::{DeadLetter, DeadLetters};
+use crate::dead_letter::DeadLetters;
 use crate::expiry::Expiry;
 use crate::header;
 use crate::lanes::Lane;
@@ -35,7 +38,9 @@ use crate::receipts::Receipts;
 use crate::record::Record;
 use crate::route::Target;
 use bookmark::Bookmark;
+use burial::{refused_by, takes_none};
 use origin::Origin;
+use probe::Probe;
 use refusals::{Refusals, is_about_record, is_about_topic};
 pub use routing::{Change, Routing};
 use window::Window;
@@ -59,8 +64,6 @@ const SUCCEED: Duration = Duration::from_secs(10);
 /// What is said of a record whose payload did not fit the log.
 const CUT: &str =
     "larger than its log takes, so that the beginning of its payload alone is kept: see log-size and class.size";
-/// Reasons for dead letters that are remembered as told.
-const MOST_TOLD: usize = 100;
 /// Pause after a producer failed, from and to.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(10));
 
@@ -70,6 +73,8 @@ pub struct Sink {
     origin: Origin,
     expiry: Option<Expiry>,
     refusals: Refusals,
+    /// The record by which a topic is asked that takes none.
+    probe: Option<Probe>,
     /// When it was last told that the class is behind.
     behind: Option<Instant>,
     /// Records whose batch was refused: each is sent alone.
@@ -156,6 +161,7 @@ impl Sink {
             origin,
             expiry,
             refusals: Refusals::default(),
+            probe: None,
             behind: None,
             suspects: BTreeSet::new(),
             condemned: BTreeMap::new(),
@@ -274,6 +280,7 @@ impl Sink {
             if let Some(complaint) = producer.complaint() {
                 tracing::warn!("Kafka: {complaint}");
             }
+            self.ask(&mut window);
             match self.let_go(&mut window) {
                 Ok(()) => drop(self.complaints.noting.is_over()),
                 Err(error) if self.complaints.noting.is_due() => {
@@ -289,6 +296,7 @@ impl Sink {
                     // Of what this producer did not come to, Kafka has some by one before.
                     self.ahead.extend(window.ahead());
                     self.ahead = self.ahead.split_off(&self.parts.log.spool().first());
+                    self.probe = None;
                     return end;
                 }
                 ending = Some((end, since));
@@ -324,7 +332,7 @@ impl Sink {
                 continue;
             }
             if let Some(reason) = self.condemned.get(&sequence).cloned() {
-                if !self.bury(window, sequence, reason, bytes) {
+                if !self.bury(window, sequence, reason, bytes, DeadLetters::put) {
                     return Ok(());
                 }
                 self.condemned.remove(&sequence);
@@ -345,7 +353,22 @@ impl Sink {
                 }
                 Err(Unsent::Failed(code)) => return Err(End::Failed(code)),
                 Err(Unsent::Refused(reason)) => {
-                    if !self.bury(window, sequence, reason, bytes) {
+                    if !self.bury(window, sequence, reason, bytes, DeadLetters::put) {
+                        return Ok(());
+                    }
+                }
+                Err(Unsent::Closed(target, received, code)) => {
+                    let due = self.probe.is_none() && self.refusals.is_due(&target.topic, Instant::now());
+                    if due && window.dropped.is_empty() {
+                        window.asks(sequence, received);
+                        self.probe = Some(Probe::new(sequence, target, bytes));
+                    } else if !self.bury(
+                        window,
+                        sequence,
+                        takes_none(&target.topic, code),
+                        bytes,
+                        DeadLetters::put_beside,
+                    ) {
                         return Ok(());
                     }
                 }
@@ -424,27 +447,46 @@ impl Sink {
             return Err(refused(&CUT));
         }
         let target = self.parts.routing.target(sequence, &record).map_err(|error| refused(&error))?;
-        if let Some(code) = self.refusals.of(&target.topic) {
-            return Err(Unsent::Refused(format!("Kafka's topic {} takes none: {code}", target.topic)));
+        if let Some(code) = self.refusals.of(&target.topic, Instant::now()) {
+            return Err(Unsent::Closed(target, record.received, code));
         }
-        let outgoing = Outgoing {
+        // What asks is not overtaken.
+        if self.probe.as_ref().is_some_and(|probe| probe.is_for(&target.topic)) {
+            return Err(Unsent::Full);
+        }
+        match producer.send(self.outgoing(sequence, dropped, &record, &target)) {
+            Ok(()) => Ok((target, record.received)),
+            Err(RDKafkaErrorCode::QueueFull) => Err(Unsent::Full),
+            Err(code) if is_about_record(code) => Err(Unsent::Refused(format!("{code}"))),
+            Err(code) if is_about_topic(code) && self.is_closed(&target.topic, code) => {
+                Err(Unsent::Closed(target, record.received, code))
+            }
+            Err(code) => Err(Unsent::Failed(code)),
+        }
+    }
+
+    fn outgoing<'a>(
+        &self,
+        sequence: u64,
+        dropped: &[(u64, u64)],
+        record: &Record<'a>,
+        target: &'a Target,
+    ) -> Outgoing<'a> {
+        Outgoing {
             sequence,
             topic: &target.topic,
             key: &target.key,
             payload: record.payload,
             timestamp: record.received.millis(),
-            headers: self.origin.headers(sequence, dropped, &record, &target),
-        };
-        match producer.send(outgoing) {
-            Ok(()) => Ok((target, record.received)),
-            Err(RDKafkaErrorCode::QueueFull) => Err(Unsent::Full),
-            Err(code) if is_about_record(code) => Err(Unsent::Refused(format!("{code}"))),
-            Err(code) if is_about_topic(code) => {
-                self.refusals.note(&target.topic, code);
-                Err(Unsent::Refused(format!("Kafka's topic {} takes none: {code}", target.topic)))
-            }
-            Err(code) => Err(Unsent::Failed(code)),
+            headers: self.origin.headers(sequence, dropped, record, target),
         }
+    }
+
+    /// A topic refused a record; gives whether its records are not to wait for it.
+    fn is_closed(&mut self, topic: &str, code: RDKafkaErrorCode) -> bool {
+        let now = Instant::now();
+        self.refusals.note(topic, code, now);
+        self.refusals.of(topic, now).is_some()
     }
 
     /// Takes a report; an error ends the producer.
@@ -462,11 +504,13 @@ impl Sink {
                 return Ok(());
             }
             Err(code) if is_about_topic(code) => {
-                self.refusals.note(&target.topic, code);
+                if !self.is_closed(&target.topic, code) {
+                    return Err(code);
+                }
             }
             // One that was suspected went alone, so it is the one.
             Err(code) if is_about_record(code) && self.suspects.remove(&sequence) => {
-                self.condemned.insert(sequence, format!("Kafka's topic {} refuses it: {code}", target.topic));
+                self.condemned.insert(sequence, refused_by(&target.topic, code));
             }
             Err(code) if is_about_record(code) => {
                 self.suspects.insert(sequence);
@@ -494,33 +538,6 @@ impl Sink {
         self.bookmark.keep(&self.parts.log);
         Ok(())
     }
-
-    /// Makes a dead letter of a record. One that can't be kept holds the record back: it stays in the log, and is tried again.
-    fn bury(&mut self, window: &mut Window, sequence: u64, reason: String, record: Vec<u8>) -> bool {
-        let letter = DeadLetter { sequence, reason: window.and_dropped(reason), record };
-        if let Err(error) = self.parts.dead_letters.put(&letter) {
-            if self.complaints.burying.is_due() {
-                tracing::error!(sequence, "records wait, for a dead letter can't be kept: {error}");
-            }
-            window.hold(sequence, letter.record);
-            return false;
-        }
-        if self.complaints.burying.is_over() {
-            tracing::info!("dead letters are kept again");
-        }
-        window.done(sequence);
-        self.parts.counters.refused.add(1);
-        let reason = letter.reason;
-        tracing::debug!(sequence, reason, "a record becomes a dead letter");
-        // The first of a kind is told; a topic that takes none would fill the log.
-        if self.told.insert(reason.clone()) {
-            tracing::warn!(sequence, "records become dead letters: {reason}");
-        }
-        if self.told.len() > MOST_TOLD {
-            self.told.clear();
-        }
-        true
-    }
 }
 
 /// Why a record was not handed over.
@@ -531,6 +548,8 @@ enum Unsent {
     Failed(RDKafkaErrorCode),
     /// It will never be delivered.
     Refused(String),
+    /// Where it is to go, nothing is taken; received then.
+    Closed(Arc<Target>, Timestamp, RDKafkaErrorCode),
 }
 
 fn is_older(received: Option<Timestamp>, age: Duration) -> bool {

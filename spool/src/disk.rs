@@ -109,6 +109,15 @@ impl DiskLog {
         self.options.max_record()
     }
 
+    /// Whether there is room for a key record of so many bytes beside all that is here.
+    pub(crate) fn fits(&self, length: usize) -> bool {
+        let (end, segment) = (self.planned_end(), self.options.segment_bytes);
+        let rolls = end + segment::record_size(length) > segment || end >= self.options.full_at();
+        // Without a segment that is written, the group begins one.
+        let wanted = u64::from(self.active.is_none()) + u64::from(rolls);
+        self.segment_bytes() + wanted * segment <= self.options.capacity_bytes
+    }
+
     /// Numbers a record and keeps it for the next sync; the caller has checked its length.
     pub(crate) fn append(&mut self, record: &[u8], key: bool) -> Result<u64, SpoolError> {
         if self.cursor.is_none() {

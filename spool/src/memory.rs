@@ -40,6 +40,10 @@ impl MemoryLog {
         self.records.is_empty() || self.since_key >= self.capacity / 8
     }
 
+    pub(crate) fn fits(&self, length: usize) -> bool {
+        self.bytes + length as u64 + OVERHEAD <= self.capacity
+    }
+
     pub(crate) fn append(&mut self, record: &[u8], key: bool) -> u64 {
         let sequence = self.ledger.take();
         let cost = record.len() as u64 + OVERHEAD;

@@ -86,6 +86,14 @@ impl Spool {
         }
     }
 
+    /// Whether there is room for a key record of so many bytes without an older one giving way; the disk may still be full.
+    pub fn fits(&self, length: usize) -> bool {
+        match &self.store {
+            Store::Disk(log) => log.fits(length),
+            Store::Memory(log) => log.fits(length),
+        }
+    }
+
     /// Whether the next record should be a key: it begins a segment, follows a loss, or is the first since the spool
     /// was opened. Segments then decode alone, and dropping the oldest costs only itself.
     pub fn needs_key(&self) -> bool {

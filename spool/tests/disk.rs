@@ -180,6 +180,37 @@ fn a_spool_that_drops_the_oldest_alone_refuses_on_a_full_disk_and_loses_nothing(
     assert_eq!(records + lost_count(&lost), spool.last());
 }
 
+#[test]
+fn a_record_that_fits_makes_none_give_way() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let options = Options { overflow: Overflow::OldestOrRefuse, ..Options::new(directory.path(), 1 << 20) };
+    let mut appended = 0;
+    // Also across restarts, and whether it waits in memory with others or not.
+    for (records, each) in [(200, 1), (300, 40), (2000, 7)] {
+        let (mut spool, _) = Spool::open(options.clone(), 1).expect("opened");
+        for _ in 0..records {
+            let number = spool.last() + 1;
+            if !spool.fits(1000) {
+                break;
+            }
+            spool.append(&[7; 1000], true).expect("there is room");
+            if number % each == 0 {
+                spool.sync().expect("there is room");
+            }
+            appended += 1;
+        }
+        spool.sync().expect("there is room");
+        assert_eq!((spool.last(), spool.status().lost), (appended, 0));
+    }
+    let (mut spool, _) = Spool::open(options, 1).expect("opened");
+    assert!(appended > 850 && !spool.fits(1000), "{appended}");
+    while spool.status().lost == 0 {
+        assert!(!spool.fits(1000) && spool.last() < appended + 100);
+        spool.append(&[7; 1000], true).expect("the oldest give way");
+        spool.sync().expect("there is room");
+    }
+}
+
 fn lost_count(lost: &[(u64, u64, LostReason)]) -> u64 {
     lost.iter().map(|(first, last, _)| last - first + 1).sum()
 }

@@ -42,6 +42,8 @@ enum State {
     Done,
     /// Given up by the producer; received then.
     Failed(Timestamp),
+    /// A topic is asked by it; received then.
+    Asks(Timestamp),
 }
 
 impl Window {
@@ -63,6 +65,19 @@ impl Window {
 
     pub(super) fn done(&mut self, last: u64) {
         self.slots.push_back(Slot { last, state: State::Done });
+    }
+
+    /// A topic is asked by this record: what comes after does not wait for that.
+    pub(super) fn asks(&mut self, sequence: u64, received: Timestamp) {
+        self.slots.push_back(Slot { last: sequence, state: State::Asks(received) });
+    }
+
+    /// The record by which a topic was asked is done.
+    pub(super) fn answered(&mut self, sequence: u64) {
+        let at = self.slots.partition_point(|slot| slot.last < sequence);
+        if let Some(slot) = self.slots.get_mut(at).filter(|slot| slot.last == sequence) {
+            slot.state = State::Done;
+        }
     }
 
     /// The reason for a dead letter, and what was dropped before it: it may be the only one to say so.
@@ -89,7 +104,7 @@ impl Window {
     /// When the first was received that waits for a report.
     pub(super) fn since(&self) -> Option<Timestamp> {
         self.slots.iter().find_map(|slot| match slot.state {
-            State::UnderWay(_, received) => Some(received),
+            State::UnderWay(_, received) | State::Asks(received) => Some(received),
             State::Done | State::Failed(_) => None,
         })
     }
@@ -102,7 +117,7 @@ impl Window {
     /// When the first was received that is not done: given up, under way or held.
     pub(super) fn oldest(&self) -> Option<Timestamp> {
         let sent = self.slots.iter().find_map(|slot| match slot.state {
-            State::UnderWay(_, received) | State::Failed(received) => Some(received),
+            State::UnderWay(_, received) | State::Failed(received) | State::Asks(received) => Some(received),
             State::Done => None,
         });
         sent.or_else(|| match self.held.front()? {

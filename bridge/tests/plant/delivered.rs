@@ -159,6 +159,11 @@ impl Delivered {
         self.once().count()
     }
 
+    /// Their numbers, in their order.
+    pub(crate) fn sequences(&self) -> Vec<u64> {
+        self.once().map(|record| record.sequence).collect()
+    }
+
     /// How many came again, under their numbers.
     pub(crate) fn again(&self) -> usize {
         self.0.len() - self.records()

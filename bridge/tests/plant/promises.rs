@@ -174,11 +174,12 @@ fn what_is_refused_waits_in_the_log_while_a_full_disk_takes_no_dead_letters() {
 
 #[test]
 fn dead_letters_that_give_way_are_told_with_their_numbers() {
-    let (cluster, mosquitto) = (refusing(), Mosquitto::start());
-    cluster.broker_up(1).unwrap();
+    let (cluster, mosquitto) = (MockCluster::new(1).unwrap(), Mosquitto::start());
+    cluster.create_topic("machines", 1, 1).unwrap();
     let mut bridge = Bridge::with(&mosquitto, &cluster.bootstrap_servers(), ROUTES, "dead-letter-size = \"1MiB\"");
     bridge.subscribed(1);
-    let refused = Publisher::publish_large(&mosquitto, "forbidden/x", 3000, 1000);
+    // No route takes these.
+    let refused = Publisher::publish_large(&mosquitto, "umh/v1/acme", 3000, 1000);
     bridge.said("dead letters gave way to newer ones, the last of them 1–");
     let published = [("machines/a".to_owned(), Publisher::publish(&mosquitto, "machines/a", 1..=1))];
     Delivered::wait(&cluster, &["machines"], &published);

@@ -43,3 +43,33 @@ fn what_kafka_has_is_not_sent_again_and_no_dead_letter_is_written_twice_while_a_
     let letters = bridge.dead_letters();
     assert_eq!(letters.lines().count(), 2, "{letters}");
 }
+
+#[test]
+fn a_topic_that_takes_none_displaces_no_dead_letter_and_is_written_to_once_it_may_be() {
+    let (cluster, mosquitto) = (MockCluster::new(1).unwrap(), Mosquitto::start());
+    cluster.create_topic("machines", 1, 1).unwrap();
+    cluster.create_topic("forbidden", 1, 1).unwrap();
+    cluster.topic_error("forbidden", RDKafkaRespErr::RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED).unwrap();
+    let mut bridge = Bridge::with(&mosquitto, &cluster.bootstrap_servers(), ROUTES, "dead-letter-size = \"1MiB\"");
+    bridge.subscribed(1);
+    // While there is room for dead letters it holds up nothing.
+    let first = Publisher::publish_large(&mosquitto, "forbidden/x", 100, 1000);
+    let before = [("machines/a".to_owned(), Publisher::publish(&mosquitto, "machines/a", 1..=1))];
+    Delivered::wait(&cluster, &["machines"], &before);
+    Publisher::publish_large(&mosquitto, "forbidden/y", 3000, 1000);
+    bridge.said("records wait, for dead-letter-size is used up");
+    let published = [("machines/a".to_owned(), Publisher::publish(&mosquitto, "machines/a", 2..=20))];
+    cluster.topic_error("forbidden", RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR).unwrap();
+    Delivered::wait(&cluster, &["machines"], &published).assert_complete_and_in_order(&published);
+    bridge.stop();
+    let letters = bridge.dead_letters();
+    assert!(!letters.contains("gone: "), "{letters}");
+    let mut numbers: Vec<u64> = letters.lines().map(|line| line.split(' ').next().unwrap().parse().unwrap()).collect();
+    numbers.sort_unstable();
+    // The record of the other topic has a number, too.
+    let kept = numbers.len() as u64 - first;
+    let expected: Vec<u64> = (1..=first).chain(first + 2..=first + 1 + kept).collect();
+    assert!(kept < 3000 && numbers == expected, "{letters}");
+    let delivered = Delivered::now(&cluster, &["forbidden"]).sequences();
+    assert_eq!(delivered, (first + 2 + kept..=first + 1 + 3000).collect::<Vec<_>>());
+}
