@@ -37,7 +37,7 @@ struct Shared {
     groups: Mutex<u64>,
     /// As it was when somebody last asked and the disk was not at work.
     status: Mutex<Status>,
-    /// When the oldest record was received that the sink has and Kafka has not confirmed; `None` before the first.
+    /// When the oldest record was received that the sink has and Kafka has not confirmed; `None` while it has none.
     oldest: Mutex<Option<Timestamp>>,
     grown: Condvar,
 }
@@ -83,14 +83,14 @@ impl Log {
         status.clone()
     }
 
-    /// When the oldest record was received that Kafka has not confirmed, as the sink saw last.
+    /// When the oldest record was received that the sink has and Kafka has not confirmed; `None` while it has none.
     pub fn oldest(&self) -> Option<Timestamp> {
         *self.0.oldest.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The oldest record that Kafka has not confirmed was received then.
-    pub fn waits_since(&self, received: Timestamp) {
-        *self.0.oldest.lock().unwrap_or_else(PoisonError::into_inner) = Some(received);
+    /// The oldest record that the sink has and Kafka has not confirmed was received then.
+    pub fn waits_since(&self, received: Option<Timestamp>) {
+        *self.0.oldest.lock().unwrap_or_else(PoisonError::into_inner) = received;
     }
 
     /// Waits until more than `seen` groups are durable, but not longer than `patience`; gives how many are.

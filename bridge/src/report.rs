@@ -248,7 +248,8 @@ impl Sampler {
 }
 
 impl Told {
-    /// How long the oldest record of all logs has waited, in milliseconds; `None` where a sink has not seen any of its log yet.
+    /// How long the oldest record of all logs has waited, in milliseconds; `None` where a sink has nothing of a log in
+    /// which something waits: nobody knows how old that is.
     fn lag(&self, now: Timestamp) -> Option<i64> {
         let behind = self.logs.iter().filter(|(_, log)| log.status().pending > 0);
         match behind.map(|(_, log)| log.oldest()).min() {
@@ -332,12 +333,15 @@ mod tests {
         assert_eq!(told.lag(now), Some(0));
         append(&behind);
         assert_eq!(told.lag(now), None, "nobody has seen how old it is");
-        behind.waits_since(before(3_600_000));
+        behind.waits_since(Some(before(3_600_000)));
         append(&live);
-        live.waits_since(before(5));
+        live.waits_since(Some(before(5)));
         assert_eq!(told.lag(now), Some(3_600_000));
         behind.spool().acknowledge(1).unwrap();
+        behind.waits_since(None);
         assert_eq!(told.lag(now), Some(5));
+        append(&behind);
+        assert_eq!(told.lag(now), None, "it is not as old as what was delivered before");
     }
 
     #[test]

@@ -288,15 +288,14 @@ impl Sink {
                 }
                 Err(_) => {}
             }
-            if let Some(received) = window.oldest() {
-                self.parts.log.waits_since(received);
-            }
+            self.parts.log.waits_since(window.oldest());
             if let Some((end, since)) = ending.take() {
                 if window.under_way == 0 || since.elapsed() > DRAIN {
                     // Of what this producer did not come to, Kafka has some by one before.
                     self.ahead.extend(window.ahead());
                     self.ahead = self.ahead.split_off(&self.parts.log.spool().first());
                     self.probe = None;
+                    self.parts.log.waits_since(None);
                     return end;
                 }
                 ending = Some((end, since));

@@ -120,9 +120,11 @@ impl Window {
             State::UnderWay(_, received) | State::Failed(received) | State::Asks(received) => Some(received),
             State::Done => None,
         });
-        sent.or_else(|| match self.held.front()? {
-            Entry::Record { bytes, .. } => Record::received(bytes),
-            Entry::Lost(_) => None,
+        sent.or_else(|| {
+            self.held.iter().find_map(|entry| match entry {
+                Entry::Record { bytes, .. } => Record::received(bytes),
+                Entry::Lost(_) => None,
+            })
         })
     }
 
@@ -166,6 +168,7 @@ impl Window {
 mod tests {
     use super::*;
     use crate::record::Notes;
+    use spool::LostRange;
 
     fn window() -> Window {
         let spool = spool::Spool::memory(1 << 20, 1);
@@ -231,6 +234,10 @@ mod tests {
         assert_eq!(window.oldest(), Some(at(1)), "what was given up waits for the next producer");
         window.forget(2);
         assert_eq!(window.oldest(), Some(at(9)));
+        window.held.push_front(Entry::Lost(LostRange { first: 3, last: 3, reason: spool::LostReason::Overflow }));
+        assert_eq!(window.oldest(), Some(at(9)), "what is lost does not wait");
+        window.held.clear();
+        assert_eq!(window.oldest(), None, "all is delivered");
     }
 
     #[test]
