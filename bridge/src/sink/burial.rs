@@ -11,7 +11,7 @@ use crate::dead_letter::{DeadLetter, DeadLetters};
 const MOST_TOLD: usize = 100;
 
 /// How a dead letter is put among the others.
-type Put = fn(&mut DeadLetters, &DeadLetter) -> Result<(), SpoolError>;
+pub(super) type Put = fn(&mut DeadLetters, &DeadLetter) -> Result<(), SpoolError>;
 
 impl Sink {
     /// Makes a dead letter of a record, put there so. One that can't be kept holds the record back: it stays in the log, and is

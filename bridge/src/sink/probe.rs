@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use rdkafka::error::RDKafkaErrorCode;
 
 use super::Sink;
-use super::burial::{refused_by, takes_none};
+use super::burial::{Put, refused_by, takes_none};
 use super::refusals::{ASK, is_about_record, is_about_topic};
 use super::window::Window;
 use crate::dead_letter::DeadLetters;
@@ -75,12 +75,12 @@ impl Sink {
             }
             Some(Err(code)) if is_about_topic(code) => {
                 self.refusals.note(topic, code, now);
-                self.refusals.of(topic, now).map(|code| takes_none(topic, code))
+                self.refusals.of(topic, now).map(|code| (takes_none(topic, code), DeadLetters::put_beside as Put))
             }
-            Some(Err(code)) => is_about_record(code).then(|| refused_by(topic, code)),
+            Some(Err(code)) => is_about_record(code).then(|| (refused_by(topic, code), DeadLetters::put as Put)),
         };
         let left = match refused {
-            Some(reason) => self.keep(probe.sequence, reason, probe.record, DeadLetters::put_beside).err(),
+            Some((reason, put)) => self.keep(probe.sequence, reason, probe.record, put).err(),
             None => Some(probe.record),
         };
         match left {
