@@ -2,7 +2,7 @@
 //!
 //! There is one sender. What a producer was given and has not confirmed when it ends is sent again by the next, from the
 //! first such record on; the sequence in the headers tells what came twice. A record that is refused for good is found by
-//! sending those of its batch one by one, and becomes a dead letter. So do those of a topic that takes none, as long as they
+//! sending its batch again in parts, and becomes a dead letter. So do those of a topic that takes none, as long as they
 //! displace no other there; one of them asks it again every two seconds.
 
 mod bookmark;
@@ -11,6 +11,7 @@ mod origin;
 mod probe;
 mod refusals;
 mod routing;
+mod suspects;
 mod window;
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
@@ -43,6 +44,7 @@ use origin::Origin;
 use probe::Probe;
 use refusals::{Refusals, is_about_record, is_about_topic};
 pub use routing::{Change, Routing};
+use suspects::Suspects;
 use window::Window;
 
 /// How long to wait for records while others are on their way, before their reports are looked at.
@@ -77,8 +79,7 @@ pub struct Sink {
     probe: Option<Probe>,
     /// When it was last told that the class is behind.
     behind: Option<Instant>,
-    /// Records whose batch was refused: each is sent alone.
-    suspects: BTreeSet<u64>,
+    suspects: Suspects,
     /// Records that are refused, and why; they become dead letters when it is their turn.
     condemned: BTreeMap<u64, String>,
     /// Records that Kafka has although one before them it has not.
@@ -163,7 +164,7 @@ impl Sink {
             refusals: Refusals::default(),
             probe: None,
             behind: None,
-            suspects: BTreeSet::new(),
+            suspects: Suspects::default(),
             condemned: BTreeMap::new(),
             ahead: BTreeSet::new(),
             learnt: false,
@@ -293,7 +294,9 @@ impl Sink {
                 if window.under_way == 0 || since.elapsed() > DRAIN {
                     // Of what this producer did not come to, Kafka has some by one before.
                     self.ahead.extend(window.ahead());
-                    self.ahead = self.ahead.split_off(&self.parts.log.spool().first());
+                    let first = self.parts.log.spool().first();
+                    self.ahead = self.ahead.split_off(&first);
+                    self.suspects.divide(first);
                     self.probe = None;
                     self.parts.log.waits_since(None);
                     return end;
@@ -337,14 +340,15 @@ impl Sink {
                 self.condemned.remove(&sequence);
                 continue;
             }
-            if window.must_wait(sequence, &self.suspects) || !self.is_open(&bytes) {
+            let group = self.suspects.group(sequence);
+            if window.must_wait(group) || !self.is_open(&bytes) {
                 window.hold(sequence, bytes);
                 return Ok(());
             }
             match self.send(producer, sequence, &window.dropped, &bytes) {
                 Ok((target, received)) => {
                     self.pace().spend(bytes.len());
-                    window.sent(sequence, target, received);
+                    window.sent(sequence, group, target, received);
                 }
                 Err(Unsent::Full) => {
                     window.hold(sequence, bytes);
@@ -499,7 +503,6 @@ impl Sink {
         match outcome {
             Ok(()) => {
                 self.parts.counters.delivered.add(1);
-                self.suspects.remove(&sequence);
                 return Ok(());
             }
             Err(code) if is_about_topic(code) => {
@@ -507,12 +510,10 @@ impl Sink {
                     return Err(code);
                 }
             }
-            // One that was suspected went alone, so it is the one.
-            Err(code) if is_about_record(code) && self.suspects.remove(&sequence) => {
-                self.condemned.insert(sequence, refused_by(&target.topic, code));
-            }
             Err(code) if is_about_record(code) => {
-                self.suspects.insert(sequence);
+                if self.suspects.refused(sequence) {
+                    self.condemned.insert(sequence, refused_by(&target.topic, code));
+                }
             }
             Err(code) => return Err(code),
         }

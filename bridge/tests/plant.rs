@@ -157,10 +157,13 @@ fn what_kafka_refuses_holds_up_nothing_else() {
     delivered.assert_complete_and_in_order(&published);
     assert_eq!(delivered.keys("umh.messages"), ["umh.v1.acme._raw.temp"]);
 
-    // A batch is refused, and then one of its records: the others are delivered.
+    // A batch is refused, a part of it, a part of that, and then one of its records: the others are delivered.
     let too_large = RDKafkaRespErr::RD_KAFKA_RESP_ERR_MSG_SIZE_TOO_LARGE;
-    cluster.request_errors(RDKafkaApiKey::Produce, &[too_large, too_large]);
+    cluster.broker_down(1).unwrap();
     Publisher::publish(&mosquitto, "machines/b", 1..=20);
+    bridge.stored("machines/b20");
+    cluster.request_errors(RDKafkaApiKey::Produce, &[too_large; 4]);
+    cluster.broker_up(1).unwrap();
     let published = [("machines/a".to_owned(), 2), ("machines/b".to_owned(), 20)];
     let missing = bridge.dead_letter_of("machines/b");
     let delivered = Delivered::wait_but(&cluster, &["machines"], &published, Some(("machines/b", missing)));

@@ -23,8 +23,8 @@ pub(super) struct Window {
     slots: VecDeque<Slot>,
     /// How many of them wait for a report.
     pub(super) under_way: usize,
-    /// The last that was given to the producer.
-    sent: Option<u64>,
+    /// The group of the last that was given to the producer.
+    group: Option<u64>,
     /// Ranges that were dropped as the class asks for; the next record that is sent says so, and they count as done with it.
     pub(super) dropped: Vec<(u64, u64)>,
 }
@@ -48,7 +48,7 @@ enum State {
 
 impl Window {
     pub(super) fn new(reader: Reader) -> Self {
-        Self { reader, held: VecDeque::new(), slots: VecDeque::new(), under_way: 0, sent: None, dropped: Vec::new() }
+        Self { reader, held: VecDeque::new(), slots: VecDeque::new(), under_way: 0, group: None, dropped: Vec::new() }
     }
 
     /// Keeps a record for later that was read and not sent.
@@ -56,9 +56,9 @@ impl Window {
         self.held.push_front(Entry::Record { sequence, key: true, bytes });
     }
 
-    pub(super) fn sent(&mut self, sequence: u64, target: Arc<Target>, received: Timestamp) {
+    pub(super) fn sent(&mut self, sequence: u64, group: Option<u64>, target: Arc<Target>, received: Timestamp) {
         self.under_way += 1;
-        self.sent = Some(sequence);
+        self.group = group;
         self.dropped.clear();
         self.slots.push_back(Slot { last: sequence, state: State::UnderWay(target, received) });
     }
@@ -94,11 +94,9 @@ impl Window {
         self.slots.len() >= MOST
     }
 
-    /// Whether a record may not be sent yet: one that is suspected travels alone, and what is after it waits for its report.
-    pub(super) fn must_wait(&self, sequence: u64, suspects: &BTreeSet<u64>) -> bool {
-        let suspected = |sequence: &u64| suspects.contains(sequence);
-        // Nothing is sent beside a suspect, so one that is under way was sent last.
-        self.under_way > 0 && (suspected(&sequence) || self.sent.as_ref().is_some_and(suspected))
+    /// Whether a record of this group may not be sent yet: a group travels alone, and what is after it waits for its reports.
+    pub(super) fn must_wait(&self, group: Option<u64>) -> bool {
+        self.under_way > 0 && self.group != group
     }
 
     /// When the first was received that waits for a report.
@@ -168,6 +166,7 @@ impl Window {
 mod tests {
     use super::*;
     use crate::record::Notes;
+    use crate::sink::suspects::Suspects;
     use spool::LostRange;
 
     fn window() -> Window {
@@ -183,7 +182,7 @@ mod tests {
     fn what_is_delivered_before_another_is_not_let_go_before_it() {
         let mut window = window();
         for sequence in 1..=4 {
-            window.sent(sequence, target(), Timestamp::from_millis(0));
+            window.sent(sequence, None, target(), Timestamp::from_millis(0));
         }
         window.done(9);
         assert!(window.settle(3, true).is_some() && window.settle(2, false).is_some());
@@ -198,16 +197,22 @@ mod tests {
     }
 
     #[test]
-    fn a_suspect_travels_alone_also_when_what_comes_next_is_delivered_already() {
-        let (mut window, suspects) = (window(), [5, 9].into());
-        assert!(!window.must_wait(5, &suspects));
-        window.sent(5, target(), Timestamp::from_millis(0));
-        window.done(6);
-        assert!(window.must_wait(7, &suspects));
+    fn suspects_travel_with_their_group_alone() {
+        let (mut window, mut suspects) = (window(), Suspects::default());
+        [5, 6, 7, 8, 9].into_iter().for_each(|sequence| assert!(!suspects.refused(sequence)));
+        suspects.divide(5);
+        let group = |sequence| suspects.group(sequence);
+        assert!(!window.must_wait(group(5)));
+        for sequence in [5, 6] {
+            window.sent(sequence, group(sequence), target(), Timestamp::from_millis(0));
+        }
+        assert!(!window.must_wait(group(6)) && window.must_wait(group(7)) && window.must_wait(group(10)));
+        window.settle(6, true);
+        assert!(window.must_wait(group(7)), "the other is still under way");
         window.settle(5, true);
-        assert!(!window.must_wait(7, &suspects));
-        window.sent(7, target(), Timestamp::from_millis(0));
-        assert!(!window.must_wait(8, &suspects) && window.must_wait(9, &suspects));
+        assert!(!window.must_wait(group(7)));
+        window.sent(10, group(10), target(), Timestamp::from_millis(0));
+        assert!(!window.must_wait(group(11)) && window.must_wait(group(9)));
     }
 
     #[test]
@@ -225,8 +230,8 @@ mod tests {
             notes: Notes::default(),
         };
         assert_eq!(window.oldest(), None);
-        window.sent(1, target(), at(1));
-        window.sent(2, target(), at(2));
+        window.sent(1, None, target(), at(1));
+        window.sent(2, None, target(), at(2));
         window.hold(3, record.encoded());
         window.settle(2, true);
         assert_eq!(window.oldest(), Some(at(1)));
@@ -243,7 +248,7 @@ mod tests {
     #[test]
     fn it_is_full_until_what_it_waits_for_is_done() {
         let mut window = window();
-        window.sent(1, target(), Timestamp::from_millis(0));
+        window.sent(1, None, target(), Timestamp::from_millis(0));
         (2..MOST as u64).for_each(|sequence| window.done(sequence));
         assert!(!window.is_full());
         window.done(MOST as u64);

@@ -27,10 +27,10 @@ fn what_kafka_has_is_not_sent_again_and_no_dead_letter_is_written_twice_while_a_
     }
     client.settle();
     bridge.stored("machines/820");
-    // A partition's batch is refused, those of the three others are not; then the first record that is sent alone is.
+    // A partition's batch is refused, those of the three others are not; then the first of its parts is, and the first of that.
     let (taken, refused) =
         (RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR, RDKafkaRespErr::RD_KAFKA_RESP_ERR_MSG_SIZE_TOO_LARGE);
-    cluster.request_errors(RDKafkaApiKey::Produce, &[refused, taken, taken, taken, refused]);
+    cluster.request_errors(RDKafkaApiKey::Produce, &[refused, taken, taken, taken, refused, refused, refused]);
     cluster.broker_up(1).unwrap();
     let delivered = until("all but one", || {
         let delivered = Delivered::now(&cluster, &["machines"]);
