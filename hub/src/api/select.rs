@@ -262,7 +262,7 @@ impl NodeQuery {
         Ok(Labelled(Some(labels::nodes(&app.state.database, who.tenant.as_ref(), &wanted).await?)))
     }
 
-    /// Whether a node passes the filter, but for its labels: see [`NodeQuery::labelled`].
+    /// Whether a node passes the filter, but for its labels, which stand in the database.
     pub fn holds(&self, node: &Node) -> bool {
         self.tenant.as_ref().is_none_or(|tenant| *tenant == node.tenant)
             && self.state.is_none_or(|state| state.holds(node))
