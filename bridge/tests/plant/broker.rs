@@ -78,7 +78,7 @@ fn kills_of_the_bridge_and_both_brokers_lose_nothing_and_reorder_nothing() {
 }
 
 #[test]
-#[ignore = "takes half an hour: cargo nextest run --workspace --run-ignored only -E 'test(thousand_kills)'; fewer kills by \
+#[ignore = "takes a quarter of an hour: cargo nextest run --workspace --run-ignored only -E 'test(thousand_kills)'; fewer kills by \
             HYPERFACTORY_TEST_KILLS=100"]
 fn a_thousand_kills_of_the_bridge_and_hundreds_of_both_brokers_lose_nothing_and_reorder_nothing() {
     let count = std::env::var("HYPERFACTORY_TEST_KILLS").map_or(1000, |count| count.parse().unwrap());
